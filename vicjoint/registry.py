@@ -1,0 +1,185 @@
+"""Name -> class or function, per family. Recipes speak in names; this is where a name finds its code.
+
+    @register("source", "video_folder")           # any family
+    class VideoFolder: ...
+
+    @register_encoder("clip", "conv_gru")         # encoders are keyed by (modality, name)
+    class ConvGRU(nn.Module): ...
+
+A component's options are the keyword parameters of its constructor; nothing else declares them.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import Any, Callable
+
+FAMILIES = ("modality", "source", "pair", "objective", "encoder", "predictor", "optimizer", "schedule", "probe")
+
+# The modules whose import fills the registry. Order is layer order.
+BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.objectives", "vicjoint.model", "vicjoint.optim",
+            "vicjoint.pairs", "vicjoint.probes")
+
+# A modality may use encoders registered for another: a next frame is an image.
+ACCEPTS = {"next_frame": ("next_frame", "image")}
+
+_components: dict[str, dict[str, Callable]] = {family: {} for family in FAMILIES}
+
+
+class ComponentError(ValueError):
+    """A name that is unknown, registered twice, or an option that its component does not take."""
+
+
+def nearest(name: str, known) -> str:
+    """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def register(family: str, name: str) -> Callable:
+    """Decorator: make a class or function known as `name` in `family`. Encoders: name is 'modality/name'."""
+    if family not in _components:
+        raise ComponentError(f"no family '{family}'.{nearest(family, FAMILIES)} Families: {', '.join(FAMILIES)}")
+
+    def add(component: Callable) -> Callable:
+        known = _components[family].get(name)
+        if known is not None and _origin(known) != _origin(component):
+            raise ComponentError(
+                f"{family} '{name}' is registered twice: by {_origin(known)} and by {_origin(component)}. Rename one of them."
+            )
+        _components[family][name] = component
+        return component
+
+    return add
+
+
+def register_encoder(modality: str, name: str) -> Callable:
+    """Decorator for an encoder class, or a function that returns a module.
+
+    The module states its representation's width as `dim` (set in `__init__`) and maps the modality's view to
+    y [B, dim]. Raises ComponentError when (modality, name) is taken by other code.
+    """
+    return register("encoder", f"{modality}/{name}")
+
+
+def _origin(component: Callable) -> str:
+    return f"{inspect.getsourcefile(inspect.unwrap(component))}:{component.__qualname__}"
+
+
+def names(family: str) -> list[str]:
+    load_built_in()
+    return sorted(_components[family])
+
+
+def find(family: str, name: str) -> Callable:
+    """The component registered as `name`. Raises ComponentError with the nearest known name."""
+    load_built_in()
+    known = _components[family]
+    if name in known:
+        return known[name]
+    if family == "encoder" and "/" in name:
+        return _find_encoder(*name.split("/", 1))
+    raise ComponentError(f"no {family} '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known)) or 'none'}.")
+
+
+def _find_encoder(modality: str, name: str) -> Callable:
+    for accepted in ACCEPTS.get(modality, (modality,)):
+        if (found := _components["encoder"].get(f"{accepted}/{name}")) is not None:
+            return found
+    known = list_encoders(modality)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean '{modality}/{close[0]}'?" if close else ""
+    raise ComponentError(f"no encoder '{modality}/{name}'.{hint} Known for {modality}: {', '.join(known) or 'none'}.")
+
+
+def options(component: Callable) -> dict[str, inspect.Parameter]:
+    """The options a component takes: its constructor's keyword parameters. Those before `*` or with an underscore
+    name are given by code, not by recipes."""
+    parameters = inspect.signature(component).parameters.values()
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not p.name.startswith("_")}
+
+
+def build(family: str, spec: dict, *args, **given) -> Any:
+    """Build `{name: ..., option: value}` from a recipe; `args` and `given` come from code."""
+    spec = dict(spec)
+    name = spec.pop("name")
+    component = find(family, name)
+    unknown = [key for key in spec if key not in options(component) and not takes_any_option(component)]
+    if unknown:
+        raise ComponentError(
+            f"{family} '{name}' takes no option '{unknown[0]}'.{nearest(unknown[0], options(component))} "
+            f"Options: {', '.join(options(component)) or 'none'}."
+        )
+    return component(*args, **spec, **given)
+
+
+def takes_any_option(component: Callable) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
+
+
+def list_encoders(modality: str) -> list[str]:
+    """Names of the encoders that branch views of this modality can use, sorted."""
+    load_built_in()
+    accepted = ACCEPTS.get(modality, (modality,))
+    return sorted({key.split("/", 1)[1] for key in _components["encoder"] if key.split("/", 1)[0] in accepted})
+
+
+def build_encoder(modality: str, name: str, **options):
+    """An encoder module by name, e.g. `build_encoder("clip", "conv_gru", width=16)`; its `dim` is the width of y [B, dim]."""
+    return build("encoder", {"name": f"{modality}/{name}", **options})
+
+
+# ---- loading: the project's own modules, every file of every encoders/ folder, and a recipe's `imports:` ----
+
+_loaded = False
+
+
+def load_built_in() -> None:
+    """Import everything that registers itself: once, on first use (and in each spawned worker)."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True  # set first: a component's module may ask the registry while it loads
+    try:
+        for module in BUILT_IN:
+            importlib.import_module(module)
+        load_encoder_folders()
+    except BaseException:
+        _loaded = False
+        raise
+
+
+def load_encoder_folders() -> None:
+    """Import each file of the namespace package `encoders`: the shipped folder and the user's own ./encoders."""
+    import sys
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # `python script.py` and pytest do not put the working folder on the path
+    package = importlib.import_module("encoders")
+    if getattr(package, "__file__", None):
+        raise ComponentError(
+            f"{package.__file__} hides vicjoint's own encoders. `encoders` is a namespace package: delete that __init__.py."
+        )
+    seen: dict[str, str] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        folder = str(info.module_finder.path)
+        if info.name in seen and Path(seen[info.name]).resolve() != Path(folder).resolve():
+            raise ComponentError(
+                f"{folder}/{info.name}.py has the same file name as {seen[info.name]}/{info.name}.py, so one would hide the other. "
+                f"Rename yours, e.g. my_{info.name}.py."
+            )
+        seen[info.name] = folder
+        importlib.import_module(f"encoders.{info.name}")
+
+
+def load_imports(modules: list[str]) -> None:
+    """Import the modules named by a recipe's `imports:` key."""
+    load_built_in()
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ComponentError(
+                f"imports: cannot import '{module}' ({error}). Expected an installed package or a module below {Path.cwd()}."
+            ) from None
