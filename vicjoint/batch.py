@@ -37,7 +37,7 @@ class Pair:
         return Pair(to_device(self.a, device), to_device(self.b, device), self.group.to(device, non_blocking=True), self.samples)
 
     def split(self, parts: int) -> list["Pair"]:
-        """Cut into `parts` micro-batches of whole groups' order (gradient accumulation)."""
+        """Cut into `parts` micro-batches of equal size, for gradient accumulation. The caller sees to it that no group is cut."""
         if parts == 1:
             return [self]
         bounds = [round(i * len(self) / parts) for i in range(parts + 1)]

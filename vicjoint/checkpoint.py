@@ -1,0 +1,39 @@
+"""Checkpoints: everything a run needs to go on, written under a temporary name and renamed, so a file is whole or absent."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+
+def save(folder: Path, step: int, state: dict, keep: int) -> Path:
+    """Write `state` as folder/step_<step>.pt and delete all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    for old in steps(folder)[:-keep]:
+        (folder / f"step_{old:08d}.pt").unlink()
+    return path
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending."""
+    found = (re.fullmatch(r"step_(\d+)\.pt", p.name) for p in folder.glob("step_*.pt"))
+    return sorted(int(m.group(1)) for m in found if m)
+
+
+def load_last(folder: Path) -> dict | None:
+    """The newest checkpoint that can be read (tensors and plain values only, never code), or None."""
+    for step in reversed(steps(folder)):
+        path = folder / f"step_{step:08d}.pt"
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a truncated zip, a foreign pickle: torch raises many types
+            print(f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before it")
+    return None

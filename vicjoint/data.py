@@ -1,0 +1,126 @@
+"""Batches of pairs. A sample is a function of (seed, epoch, index): neither workers nor processes change it.
+
+1. The stream: epoch after epoch, each a permutation of the training records drawn from (seed, epoch). Position p of the stream
+   is record permutation[p % records] in epoch p // records.
+2. Global batch s is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive share.
+3. A worker reads a record with random numbers from (seed, epoch, record). A bad one is replaced by the next draw from those
+   numbers, and named; the main process writes it down and stops the run when there are too many.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vicjoint import distributed
+from vicjoint.batch import Pair, concatenate
+
+READ_ERRORS = (ValueError, OSError)  # what a modality raises on bad input: its own messages, or the file system's
+
+
+class BadDataError(RuntimeError):
+    """More bad samples than the recipe allows."""
+
+
+class Stream(Dataset):
+    """Position in the stream -> (view a, view b, record number, 'record@epoch', bad samples met on the way)."""
+
+    MAX_REPLACEMENTS = 20
+
+    def __init__(self, records: list[dict], pair, seed: int):
+        self.records, self.pair, self.seed = records, pair, seed
+        self._permutation = (-1, None)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, len(self.records))
+        if self._permutation[0] != epoch:
+            self._permutation = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.records)))
+        return epoch, int(self._permutation[1][place])
+
+    def __getitem__(self, position: int):
+        epoch, index = self.locate(position)
+        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        bad = []
+        for _ in range(self.MAX_REPLACEMENTS):
+            record = self.records[index]
+            try:
+                a, b = self.pair.sample(record, rng)
+                return a, b, index, f"{record['id']}@{epoch}", bad
+            except READ_ERRORS as error:
+                bad.append((record["id"], str(error)))
+                index = int(rng.integers(len(self.records)))
+        raise BadDataError(f"{self.MAX_REPLACEMENTS} samples in a row cannot be read; the last: {bad[-1][0]}: {bad[-1][1]}")
+
+
+class Batches(Sampler):
+    """Positions of this process's share of each global batch, from batch `start` up to `end`."""
+
+    def __init__(self, records_per_batch: int, start: int, end: int):
+        self.records_per_batch, self.start, self.end = records_per_batch, start, end
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world = distributed.rank(), distributed.world_size()
+        first, last = (self.records_per_batch * r // world for r in (rank, rank + 1))
+        for batch in range(self.start, self.end):
+            yield list(range(batch * self.records_per_batch + first, batch * self.records_per_batch + last))
+
+
+def collate(samples: list) -> tuple[Pair, list]:
+    views_a, views_b, records, names, bad = zip(*samples)
+    per_record = len(views_b[0])
+    group = torch.tensor(records).repeat_interleave(per_record)
+    pair = Pair(concatenate(list(views_a)), concatenate(list(views_b)), group, [n for n in names for _ in range(per_record)])
+    return pair, [b for several in bad for b in several]
+
+
+class Quarantine:
+    """Bad samples: counted once each, named in `bad_samples.jsonl`, and at most a share of the records."""
+
+    def __init__(self, path: Path, source: str, records: int, max_bad_fraction: float):
+        self.path, self.source = path, source
+        self.allowed = math.ceil(max_bad_fraction * records)
+        self.fraction, self.records = max_bad_fraction, records
+        self.causes: dict[str, str] = {}
+        if path.exists():
+            lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+            self.causes = {line["sample"]: line["cause"] for line in lines}
+
+    def add(self, bad: list[tuple[str, str]]) -> None:
+        """Write down the new ones; raises BadDataError above the allowed number."""
+        for sample, cause in bad:
+            if sample in self.causes:
+                continue
+            self.causes[sample] = cause
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"source": self.source, "sample": sample, "cause": cause}) + "\n")
+        if len(self.causes) > self.allowed:
+            first = "\n".join(f"  {printable(sample)}: {printable(cause)}" for sample, cause in list(self.causes.items())[:10])
+            raise BadDataError(
+                f"{len(self.causes)} of {self.records} samples cannot be read; data.max_bad_fraction={self.fraction} allows {self.allowed}. "
+                f"Repair or remove them, or raise data.max_bad_fraction. The first ten (all in {self.path}):\n{first}"
+            )
+
+
+def printable(text: str) -> str:
+    """Text from data without control characters, so that it cannot steer the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def batches(stream: Stream, records_per_batch: int, workers: int, start: int, end: int) -> DataLoader:
+    """Yields (Pair, bad samples) for the global batches start..end-1. Workers are spawned, so decoders and torch's threads start clean."""
+    return DataLoader(
+        stream, batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
+        pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=4 if workers else None, worker_init_fn=_start_worker if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)  # workers decode side by side; the main process trains

@@ -1,0 +1,30 @@
+"""python -m vicjoint.evaluate RUN: the recipe's probes on the trained model of a run folder; rewrites its evaluation.json and report."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vicjoint.config import RecipeError, load_recipe
+from vicjoint.loop import build_parts, finish, resume
+from vicjoint.registry import ComponentError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vicjoint.evaluate", description="Evaluate the trained model of a run.")
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        if not (options.run / "recipe.yaml").exists():
+            raise RecipeError(f"{options.run} is not a run: it has no recipe.yaml.")
+        parts = build_parts(load_recipe(options.run / "recipe.yaml"))
+        if resume(parts, options.run) == 0:
+            raise RecipeError(f"{options.run} has no checkpoint that can be read.")
+        finish(parts, options.run)
+    except (RecipeError, ComponentError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Trained encoders out of a run: `vicjoint.load_encoder(folder, branch)`, and
+
+    python -m vicjoint.export RUN --to FOLDER      # safetensors weights and the recipe, without optimizer state
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vicjoint import checkpoint
+from vicjoint.config import RecipeError, load_recipe
+from vicjoint.model import build_model
+
+
+class RepresentationModel(nn.Module):
+    """Raw view (uint8 pixels, ...) -> representation y [B, dim]: the modality's normalisation and the encoder."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.modality, self.encoder, self.dim = branch.modality, branch.encoder, branch.encoder.dim
+
+    def forward(self, view):
+        return self.encoder(self.modality(view))
+
+
+def load_encoder(folder, branch: str = "a") -> RepresentationModel:
+    """The trained encoder of branch "a" or "b" of a run folder or an export, in evaluation mode. Its `dim` is the width of y.
+    Raises RecipeError where the folder is neither."""
+    folder = Path(folder)
+    if branch not in ("a", "b"):
+        raise RecipeError(f"branch: '{branch}' is unknown. Expected 'a' or 'b'.")
+    model, state = read_model(folder)
+    model.load_state_dict(state)
+    return RepresentationModel(getattr(model, branch)).eval()
+
+
+def read_model(folder: Path):
+    """(model as the recipe describes it, trained state) of a run folder or an export."""
+    if not (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} is neither a run nor an export: it has no recipe.yaml.")
+    if (folder / "model.safetensors").exists():
+        state = load_file(folder / "model.safetensors")
+    else:
+        saved = checkpoint.load_last(folder / "checkpoints")
+        if saved is None:
+            raise RecipeError(f"{folder} has no checkpoint that can be read. Run its recipe with out={folder} first.")
+        state = saved["model"]
+    recipe = load_recipe(folder / "recipe.yaml")
+    with torch.random.fork_rng(devices=[]):
+        return build_model(recipe), state
+
+
+def export(run: Path, to: Path) -> Path:
+    """Write model.safetensors and recipe.yaml of a run into the folder `to`."""
+    model, state = read_model(run)
+    model.load_state_dict(state)
+    to.mkdir(parents=True, exist_ok=True)
+    # `weights: same` makes b the same tensors as a; safetensors wants each tensor once, so they are written as copies
+    save_file({name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}, to / "model.safetensors")
+    shutil.copyfile(run / "recipe.yaml", to / "recipe.yaml")
+    return to
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vicjoint.export", description="Write a run's trained model into a folder.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--to", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        print(f"export: {export(options.run, options.to)}")
+    except (RecipeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Health of a run: the three failures of joint embedding, measured on a batch of embeddings and said in plain words.
+
+collapse: different inputs, the same embedding; misalignment: similar inputs, different embeddings; redundancy: dimensions
+that repeat each other.
+"""
+
+# N samples, D embedding dimensions
+
+import torch
+from torch import Tensor
+
+COLLAPSED_STD = 0.1  # mean standard deviation; the hinge asks for 1
+MISALIGNED = 0.8  # 1 means that pairs are no closer than strangers
+REDUNDANT = 0.05  # effective rank over the rank that N and D allow
+
+
+@torch.no_grad()
+def health(z_a: Tensor, z_b: Tensor) -> dict:
+    """{a: {std, dead, rank, redundancy}, b: {...}, alignment} of embeddings [N, D]; see `branch_health` and `alignment`."""
+    return {"a": branch_health(z_a), "b": branch_health(z_b), "alignment": alignment(z_a, z_b)}
+
+
+def branch_health(z: Tensor) -> dict[str, float]:
+    """std: mean standard deviation per dimension. dead: share of dimensions whose standard deviation is below the hinge's 1 by
+    more than a tenth. rank: effective rank (Roy and Vetterli 2007). redundancy: mean absolute off-diagonal correlation."""
+    centred = z.double() - z.double().mean(0)
+    std = (centred.square().sum(0) / max(1, len(z) - 1)).sqrt()
+    scaled = centred / std.clamp_min(1e-12) / max(1, len(z) - 1) ** 0.5
+    correlation = (scaled.T @ scaled).abs()
+    dim = z.shape[1]
+    redundancy = (correlation.sum() - correlation.diagonal().sum()) / max(1, dim * (dim - 1))
+    return {"std": float(std.mean()), "dead": float((std < 0.9).double().mean()), "rank": effective_rank(spectrum(z)),
+            "redundancy": float(redundancy)}
+
+
+def spectrum(z: Tensor) -> Tensor:
+    """Eigenvalues of the covariance matrix of z [N, D], descending, [min(N, D)] float64."""
+    centred = z.double() - z.double().mean(0)
+    return torch.linalg.svdvals(centred).square() / max(1, len(z) - 1)
+
+
+def effective_rank(eigenvalues: Tensor) -> float:
+    """exp of the entropy of the normalised eigenvalues: 1 for a line, D for a sphere."""
+    total = eigenvalues.sum()
+    if total <= 0:
+        return 0.0
+    p = (eigenvalues / total).clamp_min(1e-30)
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def alignment(z_a: Tensor, z_b: Tensor) -> float:
+    """Mean squared distance of a pair over that of two strangers: 0 when pairs agree, about 1 when they are unrelated."""
+    paired = (z_a - z_b).double().square().sum(1).mean()
+    strangers = z_a.double().var(0).sum() + z_b.double().var(0).sum() + (z_a.double().mean(0) - z_b.double().mean(0)).square().sum()
+    return float(paired / strangers.clamp_min(1e-12))
+
+
+def verdict(state: dict, samples: int, dim: int) -> str:
+    """One line in plain words for `health(...)` of `samples` x `dim` embeddings."""
+    troubles = []
+    for branch in ("a", "b"):
+        values = state[branch]
+        if values["std"] < COLLAPSED_STD or values["rank"] < 1.5:
+            troubles.append(f"collapsed: branch {branch} gives nearly the same embedding for different inputs "
+                            f"(mean std {values['std']:.3f}, effective rank {values['rank']:.1f}); raise the variance weight")
+        elif values["rank"] < REDUNDANT * min(samples - 1, dim):
+            troubles.append(f"redundant: the dimensions of branch {branch} repeat each other (effective rank {values['rank']:.1f} "
+                            f"of {min(samples - 1, dim)} possible); raise the covariance weight")
+    if state["alignment"] > MISALIGNED and not any(t.startswith("collapsed") for t in troubles):
+        troubles.append(f"misaligned: pairs are hardly closer than strangers (ratio {state['alignment']:.2f}, 1 = unrelated); "
+                        "train longer or raise the invariance weight")
+    return "; ".join(troubles) or "healthy: embeddings vary, agree in pairs and do not repeat themselves"

@@ -1,0 +1,119 @@
+"""Two branches: view -> modality -> encoder -> representation y -> expander -> embedding z, and an optional predictor a -> b."""
+
+# B batch, D representation, E embedding
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from vicjoint.batch import Pair
+from vicjoint.registry import build, register
+
+
+class Branch(nn.Module):
+    """`modality` and `encoder` are modules; `expander` lists the widths of its layers, the last is the embedding's."""
+
+    def __init__(self, modality: nn.Module, encoder: nn.Module, expander: list[int]):
+        super().__init__()
+        self.modality = modality
+        self.encoder = encoder
+        self.expander = make_expander(encoder.dim, expander)
+
+    def represent(self, view) -> Tensor:
+        """The representation y [B, D] of a raw view, which is what users keep."""
+        return self.encoder(self.modality(view))
+
+    def forward(self, view) -> Tensor:
+        return self.expander(self.represent(view))
+
+
+def make_expander(dim: int, widths: list[int]) -> nn.Sequential:
+    """Linear, batch norm, ReLU for each width but the last, which is linear without bias (VICReg, section 4.2)."""
+    layers: list[nn.Module] = []
+    for width in widths[:-1]:
+        layers += [nn.Linear(dim, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        dim = width
+    return nn.Sequential(*layers, nn.Linear(dim, widths[-1], bias=False))
+
+
+class JointModel(nn.Module):
+    """Branches a and b. `weights` of b: own | same (b is a) | ema (b follows a as an exponential moving average, no gradient)."""
+
+    def __init__(self, a: Branch, b: Branch | None, weights: str = "own", momentum: float = 0.996, predictor: nn.Module | None = None):
+        super().__init__()
+        self.weights, self.momentum = weights, momentum
+        self.a = a
+        self.b = {"own": lambda: b, "same": lambda: a, "ema": lambda: copy.deepcopy(a)}[weights]()
+        if weights == "ema":
+            self.b.requires_grad_(False)
+        self.predictor = predictor
+
+    def forward(self, view_a, view_b) -> tuple[Tensor, Tensor]:
+        """Embeddings z_a (after the predictor, where there is one) and z_b, [B, E] each."""
+        z_a = self.a(view_a)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights != "ema"):
+            z_b = self.b(view_b)
+        return self.predict(z_a), z_b
+
+    def predict(self, z_a: Tensor) -> Tensor:
+        return z_a if self.predictor is None else self.predictor(z_a)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Let an ema branch follow: parameters b <- momentum b + (1 - momentum) a; buffers are copied."""
+        if self.weights != "ema":
+            return
+        for target, source in zip(self.b.parameters(), self.a.parameters()):
+            target.lerp_(source, 1 - self.momentum)
+        for target, source in zip(self.b.buffers(), self.a.buffers()):
+            target.copy_(source)
+
+
+@register("predictor", "mlp")
+class MLP(nn.Module):
+    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU."""
+
+    def __init__(self, dim: int, /, hidden: int = 512, layers: int = 2):
+        super().__init__()
+        self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
+
+    def forward(self, z_a: Tensor) -> Tensor:
+        return self.net(z_a)
+
+
+def build_model(recipe) -> JointModel:
+    """The model a recipe describes, initialised from torch's current random state."""
+    a = build_branch(recipe.a)
+    weights = recipe.b.weights
+    if weights != "own" and modality_spec(recipe.a)["name"] != modality_spec(recipe.b)["name"]:
+        raise ValueError(
+            f"b.weights: {weights} needs one modality on both branches, got '{modality_spec(recipe.a)['name']}' on a and "
+            f"'{modality_spec(recipe.b)['name']}' on b. Use b.weights=own."
+        )
+    b = build_branch(recipe.b) if weights == "own" else None
+    width = recipe.a.expander[-1]
+    if b is not None and recipe.b.expander[-1] != width:
+        raise ValueError(f"a.expander ends with {width} and b.expander with {recipe.b.expander[-1]}: the two embeddings must have one width.")
+    predictor = build("predictor", as_spec(recipe.predictor), width) if recipe.predictor else None
+    return JointModel(a, b, weights, recipe.b.momentum, predictor)
+
+
+def build_branch(spec) -> Branch:
+    modality = modality_spec(spec)
+    encoder = as_spec(spec.encoder)
+    encoder["name"] = f"{modality['name']}/{encoder['name']}"
+    return Branch(build("modality", modality), build("encoder", encoder), list(spec.expander))
+
+
+def modality_spec(branch) -> dict:
+    return {"name": branch.modality} if isinstance(branch.modality, str) else as_spec(branch.modality)
+
+
+def as_spec(component) -> dict:
+    """A recipe's component as a plain `{name: ..., option: ...}`."""
+    return dict(component) if isinstance(component, dict) else component.model_dump()
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

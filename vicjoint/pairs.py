@@ -1,0 +1,126 @@
+"""Pairs: from one record of a source to the raw views of both branches.
+
+A pair class gives `sample(record, rng, train) -> (a, b)`, both with a leading dimension of `samples_per_record` (several
+windows of one video); all randomness comes from `rng`, so a sample is a function of (seed, epoch, index) alone.
+"""
+
+# W windows, T context frames, F frames of a video
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from vicjoint.registry import register
+from vicjoint.video import Video, VideoError, VideoInfo
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frame numbers of one window: the context, strictly increasing in time, and the target after it."""
+
+    context: list[int]
+    target: int
+
+
+@register("pair", "next_frame")
+class NextFrame:
+    """A clip of `frames` context frames and the frame that follows.
+
+    frames: context frames. stride: frames from one context frame to the next; or seconds: the same as a time, chosen by
+    timestamps (for mixed or variable frame rates; stride is then not used). gap: the target's distance after the last context
+    frame, in frames, or with `seconds` in multiples of it. size: side of the square views in pixels.
+    windows: windows of one video in a batch; they make a group, which lets the objective ask for change over time.
+
+    One spatial transform is drawn per video and used for every frame of both views: a crop of `area` (share of the centre
+    square: [least, most]; 1 is the whole square), and a horizontal flip with probability `flip`.
+    """
+
+    views = ("clip", "next_frame")
+
+    def __init__(self, frames: int = 8, stride: int = 2, seconds: float | None = None, gap: int = 1, size: int = 64,
+                 windows: int = 8, area: tuple[float, float] = (1.0, 1.0), flip: float = 0.5):
+        for name, value in {"frames": frames, "stride": stride, "gap": gap, "size": size, "windows": windows}.items():
+            if value < 1:
+                raise ValueError(f"pair.{name}: {value} is too small. Expected 1 or more.")
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"pair.seconds: {seconds} is not a time between frames. Expected a number above 0, or null to use stride.")
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"pair.area: {list(area)} is not a range. Expected [least, most] with 0 < least <= most <= 1.")
+        self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
+        self.size, self.windows, self.area, self.flip = size, windows, area, flip
+        self.samples_per_record = windows
+        self.backend = "auto"  # set from the recipe's data.video_backend
+
+    def sample(self, record: dict, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without replacement where the
+        video has enough. Raises VideoError where the video cannot be read or is too short."""
+        with Video(record["path"], self.backend) as video:
+            windows = self.draw(video.info, rng, record["path"])
+            wanted = sorted({n for w in windows for n in [*w.context, w.target]})
+            frames = self.transform(to_channels_first(video.read(wanted)), rng)
+        place = {n: i for i, n in enumerate(wanted)}
+        clips = torch.stack([frames[[place[n] for n in w.context]] for w in windows])
+        return clips.transpose(1, 2).contiguous(), frames[[place[w.target] for w in windows]]
+
+    def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
+        """`windows` random windows, spread over the video: one from each of as many equal stretches of possible starts."""
+        possible = self.possible_windows(info, path)
+        edges = np.linspace(0, len(possible), self.windows + 1)
+        picks = edges[:-1] + rng.random(self.windows) * np.diff(edges)
+        return [possible[min(int(p), len(possible) - 1)] for p in picks]
+
+    def possible_windows(self, info: VideoInfo, path: str) -> list[Window]:
+        """Every window of a video in order of its start. Raises VideoError where there is none."""
+        windows = [w for start in range(info.frames) if (w := self.window(info, start)) is not None]
+        if not windows:
+            need = f"{(self.frames - 1) * self.stride + self.gap + 1} frames" if self.seconds is None else f"{(self.frames - 1 + self.gap) * self.seconds:.2f} s"
+            has = f"{info.frames} frames" if self.seconds is None else f"{info.timestamps_seconds[-1] - info.timestamps_seconds[0]:.2f} s"
+            raise VideoError(f"{path}: too short for one window: it has {has}, {need} are needed (pair.frames, stride or seconds, gap)")
+        return windows
+
+    def window(self, info: VideoInfo, start: int) -> Window | None:
+        """The window whose first context frame is `start`, or None where the video ends before its target."""
+        if self.seconds is None:
+            last = start + (self.frames - 1) * self.stride
+            if last + self.gap >= info.frames:
+                return None
+            return Window(list(range(start, last + 1, self.stride)), last + self.gap)
+        times = info.timestamps_seconds
+        steps = [*range(self.frames), self.frames - 1 + self.gap]
+        asked = times[start] + np.array(steps) * self.seconds
+        if asked[-1] > times[-1] + self.seconds / 2:
+            return None
+        numbers = nearest_frames(times, asked)
+        if np.any(np.diff(numbers) < 1):  # frames further apart than `seconds`: the same one would be used twice
+            return None
+        return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
+
+    def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square, no flip."""
+        height, width = frames.shape[-2:]
+        square = min(height, width)
+        side, top, left, flip = square, (height - square) // 2, (width - square) // 2, False
+        if rng is not None:
+            side = max(1, round(square * rng.uniform(*self.area) ** 0.5))
+            top += int(rng.integers(0, square - side + 1))
+            left += int(rng.integers(0, square - side + 1))
+            flip = bool(rng.random() < self.flip)
+        frames = frames[..., top : top + side, left : left + side]
+        if side != self.size:
+            frames = F.resize(frames, [self.size, self.size], antialias=True)
+        return frames.flip(-1) if flip else frames
+
+
+def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to the times asked for."""
+    right = np.clip(np.searchsorted(times, asked), 1, len(times) - 1) if len(times) > 1 else np.zeros(len(asked), dtype=int)
+    left = np.maximum(right - 1, 0)
+    return np.where(asked - times[left] <= times[right] - asked, left, right)
+
+
+def to_channels_first(frames: np.ndarray) -> Tensor:
+    """uint8 [F, H, W, 3] -> [F, 3, H, W] without a copy."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)

@@ -1,0 +1,160 @@
+"""A run's folder on disk: which one, what stands in it, and the lines written while training (file, terminal, TensorBoard)."""
+
+import json
+import os
+import platform
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vicjoint import metrics
+from vicjoint.config import Recipe, RecipeError, differences, load_recipe, to_yaml
+
+
+def open_run(recipe: Recipe) -> Path:
+    """The folder of this run: `out`, or the next free runs/<name>/<number>. Raises RecipeError where `out` holds another recipe's run."""
+    if recipe.out is None:
+        folder = next_number(Path("runs") / recipe.name)
+    else:
+        folder = Path(recipe.out)
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError(f"out: {folder} is a file. Expected a folder, or a name that is free.")
+        if (folder / "recipe.yaml").exists():
+            changed = differences(load_recipe(folder / "recipe.yaml"), recipe)
+            if changed:
+                raise RecipeError(
+                    f"out: {folder} holds a run of a different recipe. It differs in:\n  " + "\n  ".join(changed)
+                    + "\nGive another out=FOLDER, or the recipe that started this run."
+                )
+            return folder
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RecipeError(f"out: {folder} holds files but no run (no recipe.yaml). Give an empty or a new folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", to_yaml(recipe))
+    return folder
+
+
+def next_number(parent: Path) -> Path:
+    """Make parent/<1 + the highest number there>; safe when two runs start at once."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(p.name) for p in parent.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        try:
+            (parent / str(number)).mkdir()
+            return parent / str(number)
+        except FileExistsError:
+            number += 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name and rename: the file is whole or absent."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_environment(folder: Path, recipe: Recipe, source: str, parameters: dict, terms: list[str]) -> None:
+    """What ran and where: versions, device, parameters per branch, and whether sample data stood in for the real ones."""
+    write_json(folder / "environment.json", {
+        "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
+        "source": source, "parameters": parameters, "terms": terms, "announcement": recipe.announcement,
+    })
+
+
+class MetricsLog:
+    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard. Lines after the step that a run resumes from are cut off."""
+
+    def __init__(self, folder: Path, start: int, steps: int, batch_size: int, tensorboard: bool):
+        self.folder, self.batch_size = folder, batch_size
+        for name in ("metrics.jsonl", "evaluation.jsonl"):
+            keep_lines_to(folder / name, start)
+        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+        self.bar = tqdm(total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True)
+        self.board = _tensorboard(folder) if tensorboard else None
+        self.verdict = ""
+
+    def step(self, step: int, loss, terms: dict, lr: float, seconds: float, waited: float, embeddings=None) -> None:
+        """One line for a step that was taken (1-based). `waited`: the part of `seconds` spent waiting for data. `embeddings`
+        (z_a, z_b) are given where health is due."""
+        values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
+        line = {"step": step, **values, "lr": lr, "seconds": seconds, "waited": waited, "samples_per_second": self.batch_size / seconds}
+        if embeddings is not None:
+            line["health"] = metrics.health(*embeddings)
+            line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape)
+            self._say(step, line["verdict"])
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.update()
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"samples/s": f"{self.batch_size / seconds:.0f}"})
+        if self.board:
+            self._to_board(step, line)
+
+    def _say(self, step: int, verdict: str) -> None:
+        """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""
+        kind = verdict.split(":")[0]
+        if kind != self.verdict:
+            tqdm.write(f"step {step}: {verdict}")
+        self.verdict = kind
+
+    def _to_board(self, step: int, line: dict) -> None:
+        flat = {k: v for k, v in line.items() if isinstance(v, float)}
+        for branch, values in line.get("health", {}).items():
+            flat |= {f"health_{branch}/{k}": v for k, v in values.items()} if isinstance(values, dict) else {f"health/{branch}": values}
+        for name, value in flat.items():
+            self.board.add_scalar(name, value, step)
+
+    def evaluation(self, step: int, results: dict) -> None:
+        with open(self.folder / "evaluation.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "results": results}) + "\n")
+        for probe, rows in results.items():
+            shown = " ".join(f"{metric}={value:.3f}" for metric, value in rows.get("model", {}).items())
+            tqdm.write(f"step {step}: {probe}: {shown}")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def keep_lines_to(path: Path, step: int) -> None:
+    """Drop the lines of a jsonl file that are later than `step` (written after the checkpoint that a run resumes from)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            break  # the line being written when the run was killed
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RecipeError("train.tensorboard: TensorBoard is not installed. Run: pip install 'vicjoint[tensorboard]'") from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """{row: {metric: number}} as aligned text."""
+    columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    width = max(len(row) for row in rows) + 2
+    lines = [" " * width + "".join(f"{c:>{max(9, len(c) + 2)}}" for c in columns)]
+    for name, row in rows.items():
+        cells = (f"{row[c]:.3f}" if c in row else "-" for c in columns)
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>{max(9, len(c) + 2)}}" for c, cell in zip(columns, cells)))
+    return "\n".join(lines)
