@@ -1,0 +1,18 @@
+"""Fixtures shared by the tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `benchmarks` and `encoders` of the checkout, also when vicjoint is installed
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real data beside the checkout, where there is any."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.exists():
+        pytest.skip("no shared data beside this checkout")
+    return folder

@@ -1,0 +1,159 @@
+"""The report page: self-contained, escaped, right numbers, pictures that decode, and no crash over a missing or broken file."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vicjoint import report
+from vicjoint.report import main, write_report
+
+NASTY = "<script>alert(1)</script>.mp4"
+FILES = ["recipe.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "evaluation.json", "spectrum.json", "pictures.npz",
+         "bad_samples.jsonl"]
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def health(step):
+    branch = {"std": 0.9 + step / 100, "dead": 0.1, "rank": 5.0 + step, "redundancy": 0.2}
+    return {"health": {"a": branch, "b": branch, "alignment": 0.3}, "verdict": f"healthy: <u>{step}</u>"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder in which every text that may come from data is hostile."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "recipe.yaml").write_text(f"name: 'world {NASTY}'\nsource: {{name: '</pre>{NASTY}'}}\n", encoding="utf-8")
+    (tmp_path / "environment.json").write_text(json.dumps({
+        "command": f"run {NASTY}", "torch": "2.14", "threads": 2, "source": f"320 videos of {NASTY}", "announcement": f"sample {NASTY}",
+        "terms": ["invariance", "weird$term<i>"], "parameters": {"a": {"encoder": 1234567, "expander": 89}}}))
+    lines(tmp_path / "metrics.jsonl", [
+        {"step": s, "loss": float("nan") if s == 7 else 20.0 / s, "invariance": 1.0, "weird$term<i>": 0.0, "lr": 1e-3, "seconds": s * 0.1,
+         "samples_per_second": 500.0, **(health(s) if s % 10 == 0 else {})} for s in range(1, 41)])
+    table = {"chance": {"r1": 0.042, "offset": 8.0}, "random_init": {"r1": 0.0526, "offset": 7.5, "novel": 0.7},
+             "model": {"r1": 0.58512, "offset": 1.25, "novel": 0.9, "skill": None}, NASTY: {"r1": 0.1, "offset": 0.5, "novel": 0.9}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({f"next {NASTY}": table}))
+    lines(tmp_path / "evaluation.jsonl", [{"step": s, "results": {f"next {NASTY}": table}} for s in (20, 40)])
+    (tmp_path / "spectrum.json").write_text(json.dumps({"a": [3.0, 0.1, 1e-19, 0.0], "b": [2.0, 1.0, 0.5]}))
+    np.savez(tmp_path / "pictures.npz", context=rng.integers(0, 256, (3, 4, 16, 24, 3), np.uint8),
+             retrieved=rng.integers(0, 256, (3, 16, 24, 3), np.uint8), target=rng.integers(0, 256, (3, 16, 24, 3), np.uint8),
+             title=np.array([NASTY, "二.mp4", "c"]), good=np.array([True, False, True]))
+    lines(tmp_path / "bad_samples.jsonl", [{"source": "video_folder", "sample": f"{i}{NASTY}\udcff", "cause": "cut <off>"} for i in range(25)])
+    return tmp_path
+
+
+def text(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def images(html):
+    return [(kind, base64.b64decode(content)) for kind, content in re.findall(r'src="data:image/([a-z+]+);base64,([^"]+)"', html)]
+
+
+def test_nothing_is_left_out_and_nothing_comes_from_outside(run):
+    html = text(run)
+    assert "left out" not in html
+    assert not re.search(r'(src|href|action)\s*=\s*["\']?(?!data:|")', html), "a source that is not inlined"
+    assert not re.search(r"<(script|link|iframe|object|base)\b|@import|https?://|url\(", html, re.IGNORECASE)
+    assert not list(run.glob("*.tmp")) and sorted(p.name for p in run.iterdir()) == sorted([*FILES, "report.html"])
+
+
+def test_text_from_data_is_escaped(run):
+    html = text(run)
+    assert "<script" not in html and "<u>40</u>" not in html and "<off>" not in html and "weird$term<i>" not in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;.mp4") >= 10, "shown, not dropped"
+    assert "healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html and 'badge green">healthy' in html
+    assert f'<p class="banner">sample {NASTY.replace("<", "&lt;").replace(">", "&gt;")}</p>' in html
+
+
+def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
+    html = text(run)
+    table = re.search(r'<table class="numbers">(.*?)</table>', html, re.S).group(1)
+    rows = re.findall(r"<tr[^>]*><th>(.*?)</th>(.*?)</tr>", table)[1:]
+    cells = {name: re.findall(r"<td([^>]*)>(.*?)</td>", row) for name, row in rows}
+    assert [name for name, _ in rows][:3] == ["model", "random_init", "chance"]
+    best, plain = ' class="best"', ""
+    assert cells["model"] == [(best, "0.585"), (plain, "1.250"), (best, "0.900"), (plain, "–")]
+    assert cells["random_init"] == [(plain, "0.053"), (plain, "7.500"), (plain, "0.700"), (plain, "–")]
+    assert rows[3][0].startswith("&lt;script") and cells[rows[3][0]][1:3] == [(best, "0.500"), (best, "0.900")]
+    assert "offset</abbr> ↓" in table and "r1</abbr> ↑" in table and "mean distance in frames" in html
+
+
+def test_pictures_decode_to_the_frames_and_stand_under_their_headings(run):
+    html = text(run)
+    good, bad = html.split("<h3>Good cases</h3>")[1].split("<h3>Bad cases</h3>")
+    bad = bad.split("<h2>")[0]
+    assert len(images(good)) == 2 * 6 and len(images(bad)) == 6 and "二.mp4" in bad
+    decoded = [np.asarray(Image.open(io.BytesIO(content))) for _, content in images(bad)]
+    arrays = np.load(run / "pictures.npz")
+    assert np.array_equal(decoded, [*arrays["context"][1], arrays["retrieved"][1], arrays["target"][1]])
+    assert 'class="crisp mark-red" width="144" height="96"' in bad and "mark-red" not in good
+
+
+def test_plots_are_svg_without_text_from_data(run):
+    plots = [content.decode() for kind, content in images(text(run)) if kind == "svg+xml"]
+    assert len(plots) == 11, "loss, terms, 4 branch healths, alignment, lr, speed, evaluation, spectrum"
+    assert all(p.rstrip().endswith("</svg>") and "currentColor" in p and "weird" not in p and "script" not in p for p in plots)
+    assert "prefers-color-scheme" in plots[0]
+
+
+def test_bad_samples_are_counted_and_the_first_twenty_shown(run):
+    section = text(run).split("<h2>Bad samples</h2>")[1].split("<h2>")[0]
+    assert "25 could not be read" in section and section.count("<tr>") == 1 + 20 and "cut &lt;off&gt;" in section
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, b"", b"\xff{[<i>broken", b"[1, 2]\n", b'{"step": 1, "results": 3, "a": 3}\n'])
+def test_a_missing_or_broken_file_costs_its_part_only(run, name, content):
+    (run / name).unlink() if content is None else (run / name).write_bytes(content)
+    html = text(run)
+    if content is None:
+        assert f"{name} is not there, so" in html
+    assert "<i>broken" not in html and html.count("left out.") <= 2 and html.endswith("</html>\n")
+    assert len(images(html)) >= 9, "the other parts are there"
+
+
+def test_an_empty_folder_gives_a_page_of_sentences(tmp_path):
+    html = text(tmp_path)
+    assert f"<h1>{tmp_path.name}</h1>" in html and all(f"{name} is not there" in html for name in FILES)
+
+
+@pytest.mark.parametrize("words, badge", [("healthy: fine", "green"), ("collapsed: branch a", "red"), ("redundant: a", "amber")])
+def test_badge_follows_the_last_verdict(tmp_path, words, badge):
+    lines(tmp_path / "metrics.jsonl", [{"step": 1, "verdict": "collapsed: at first"}, {"step": 2, "verdict": words}, {"step": 3}])
+    assert f'badge {badge}">' in text(tmp_path)
+
+
+def test_a_resumed_run_shows_each_step_once(tmp_path):
+    lines(tmp_path / "m.jsonl", [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 2, "loss": 3}])
+    with open(tmp_path / "m.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert report.series(report.read_steps(tmp_path / "m.jsonl"), "loss") == ([1, 2], [1, 3])
+
+
+def test_thinning_keeps_the_peaks():
+    y = np.zeros(50_000)
+    y[12_345], y[40_000], y[7] = 9.0, -3.0, np.inf
+    x, thinned = report.thin(np.arange(50_000), y)
+    assert len(x) <= report.MAX_POINTS and thinned[x == 12_345] == 9 and thinned[x == 40_000] == -3 and np.isnan(thinned[x == 7])
+
+
+def test_command_line(run, capsys):
+    assert main([str(run)]) == 0 and capsys.readouterr().out.strip() == str(run / "report.html")
+    assert main([str(run / "nowhere")]) == 2
+    assert "is not a folder. Expected a run folder" in capsys.readouterr().err
+
+
+def test_a_failed_write_keeps_the_old_page(run, monkeypatch):
+    (run / "report.html").write_text("old")
+    monkeypatch.setattr(report, "page", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(run)
+    assert (run / "report.html").read_text() == "old"
