@@ -13,8 +13,8 @@ from vicjoint import report
 from vicjoint.report import main, write_report
 
 NASTY = "<script>alert(1)</script>.mp4"
-FILES = ["recipe.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "evaluation.json", "spectrum.json", "pictures.npz",
-         "bad_samples.jsonl"]
+FILES = ["recipe.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "evaluation.json", "spectrum.json",
+         "pictures.npz", "bad_samples.jsonl"]
 
 
 def lines(path, rows):
@@ -32,20 +32,23 @@ def run(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "recipe.yaml").write_text(f"name: 'world {NASTY}'\nsource: {{name: '</pre>{NASTY}'}}\n", encoding="utf-8")
     (tmp_path / "environment.json").write_text(json.dumps({
-        "command": f"run {NASTY}", "torch": "2.14", "threads": 2, "source": f"320 videos of {NASTY}", "announcement": f"sample {NASTY}",
-        "terms": ["invariance", "weird$term<i>"], "parameters": {"a": {"encoder": 1234567, "expander": 89}}}))
+        "command": f"run {NASTY}", "torch": "2.14", "threads": 2, "source": f"320 videos of {NASTY}",
+        "announcement": f"sample {NASTY}", "terms": ["invariance", "weird$term<i>"],
+        "parameters": {"a": {"encoder": 1234567, "expander": 89}}}))
     lines(tmp_path / "metrics.jsonl", [
-        {"step": s, "loss": float("nan") if s == 7 else 20.0 / s, "invariance": 1.0, "weird$term<i>": 0.0, "lr": 1e-3, "seconds": s * 0.1,
-         "samples_per_second": 500.0, **(health(s) if s % 10 == 0 else {})} for s in range(1, 41)])
+        {"step": s, "loss": float("nan") if s == 7 else 20.0 / s, "invariance": 1.0, "weird$term<i>": 0.0, "lr": 1e-3,
+         "seconds": s * 0.1, "samples_per_second": 500.0, **(health(s) if s % 10 == 0 else {})} for s in range(1, 41)])
     table = {"chance": {"r1": 0.042, "offset": 8.0}, "random_init": {"r1": 0.0526, "offset": 7.5, "novel": 0.7},
-             "model": {"r1": 0.58512, "offset": 1.25, "novel": 0.9, "skill": None}, NASTY: {"r1": 0.1, "offset": 0.5, "novel": 0.9}}
+             "model": {"r1": 0.58512, "offset": 1.25, "novel": 0.9, "skill": None},
+             NASTY: {"r1": 0.1, "offset": 0.5, "novel": 0.9}}
     (tmp_path / "evaluation.json").write_text(json.dumps({f"next {NASTY}": table}))
     lines(tmp_path / "evaluation.jsonl", [{"step": s, "results": {f"next {NASTY}": table}} for s in (20, 40)])
     (tmp_path / "spectrum.json").write_text(json.dumps({"a": [3.0, 0.1, 1e-19, 0.0], "b": [2.0, 1.0, 0.5]}))
-    np.savez(tmp_path / "pictures.npz", context=rng.integers(0, 256, (3, 4, 16, 24, 3), np.uint8),
-             retrieved=rng.integers(0, 256, (3, 16, 24, 3), np.uint8), target=rng.integers(0, 256, (3, 16, 24, 3), np.uint8),
+    context, (retrieved, target) = (rng.integers(0, 256, (n, m, 16, 24, 3), np.uint8) for n, m in ((3, 4), (2, 3)))
+    np.savez(tmp_path / "pictures.npz", context=context, retrieved=retrieved, target=target,
              title=np.array([NASTY, "二.mp4", "c"]), good=np.array([True, False, True]))
-    lines(tmp_path / "bad_samples.jsonl", [{"source": "video_folder", "sample": f"{i}{NASTY}\udcff", "cause": "cut <off>"} for i in range(25)])
+    bad = [{"source": "video_folder", "sample": f"{i}{NASTY}\udcff", "cause": "cut <off>"} for i in range(25)]
+    lines(tmp_path / "bad_samples.jsonl", bad)
     return tmp_path
 
 
@@ -97,6 +100,12 @@ def test_pictures_decode_to_the_frames_and_stand_under_their_headings(run):
     assert 'class="crisp mark-red" width="144" height="96"' in bad and "mark-red" not in good
 
 
+def test_large_frames_are_shrunk_and_not_pixelated():
+    tag = report.frame(np.zeros((360, 640, 3), np.uint8), 72)
+    assert 'class="" width="72" height="40"' in tag
+    assert Image.open(io.BytesIO(images(tag)[0][1])).size == (144, 80), "twice for dense screens"
+
+
 def test_plots_are_svg_without_text_from_data(run):
     plots = [content.decode() for kind, content in images(text(run)) if kind == "svg+xml"]
     assert len(plots) == 11, "loss, terms, 4 branch healths, alignment, lr, speed, evaluation, spectrum"
@@ -111,7 +120,8 @@ def test_bad_samples_are_counted_and_the_first_twenty_shown(run):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("content", [None, b"", b"\xff{[<i>broken", b"[1, 2]\n", b'{"step": 1, "results": 3, "a": 3}\n'])
-def test_a_missing_or_broken_file_costs_its_part_only(run, name, content):
+def test_a_missing_or_broken_file_costs_its_part_only(run, name, content, monkeypatch):
+    monkeypatch.setattr(report, "draw", lambda *_: b"<svg></svg>")  # drawing is slow and is tested above
     (run / name).unlink() if content is None else (run / name).write_bytes(content)
     html = text(run)
     if content is None:
@@ -123,6 +133,11 @@ def test_a_missing_or_broken_file_costs_its_part_only(run, name, content):
 def test_an_empty_folder_gives_a_page_of_sentences(tmp_path):
     html = text(tmp_path)
     assert f"<h1>{tmp_path.name}</h1>" in html and all(f"{name} is not there" in html for name in FILES)
+
+
+def test_direction_of_metrics():
+    lower = ("offset", "rmse", "copy_rate", "median_rank", "a_to_b_median_rank")
+    assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if report.lower_is_better(m)] == list(lower)
 
 
 @pytest.mark.parametrize("words, badge", [("healthy: fine", "green"), ("collapsed: branch a", "red"), ("redundant: a", "amber")])

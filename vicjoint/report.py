@@ -2,9 +2,9 @@
 
     python -m vicjoint.report runs/video_next_frame/1
 
-Pictures and plots are data URIs and nothing is fetched, so the page can be mailed or archived. Names, messages and titles come from
-users' data: they are escaped and stand in the HTML only; the plots hold nothing but numbers. A file that is missing or broken costs its own
-part of the page, never the page.
+Pictures and plots are data URIs and nothing is fetched, so the page can be mailed or archived. Names, messages and titles
+come from users' data: they are escaped and stand in the HTML only; the plots hold nothing but numbers. A file that is missing
+or broken costs its own part of the page, never the page.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from PIL import Image
 COLOURS = {"a": "#2f81f7", "b": "#e8842c"}
 MORE_COLOURS = ["#8957e5", "#2da44e", "#d6409f", "#12a594", "#b58a00", "#e5484d"]
 INK = "#102030"  # stands for the text colour in a plot; replaced by currentColor, which follows light and dark
-PLOT_STYLE = (f"svg{{color:#57606a}}@media(prefers-color-scheme:dark){{svg{{color:#9aa4b0}}}}").encode()
+PLOT_STYLE = b"svg{color:#57606a}@media(prefers-color-scheme:dark){svg{color:#9aa4b0}}"
 MAX_POINTS = 800  # per curve, so that a run of a million steps still makes a light page
 BAD_SHOWN = 20
 LOWER_IS_BETTER = ("offset", "rmse", "copy_rate", "median_rank")
@@ -40,7 +40,7 @@ METRICS = {
     "r5": "R@5: the same for the first five", "mrr": "mean of 1 / rank of the true partner, in the same list as r1",
     "same_r1": f"R@1: share of queries whose true next frame ranks first {SAME}",
     "same_r5": f"R@5: true next frame in the first five {SAME}", "same_mrr": f"mean of 1 / rank of the true next frame {SAME}",
-    "all_r1": "R@1 over all videos: share of queries whose true next frame ranks first among the frames of all test videos",
+    "all_r1": "R@1 over all videos: share of queries whose true next frame ranks first among next frames of all test videos",
     "all_r5": "R@5 over all videos", "all_mrr": "mean of 1 / rank over all videos",
     "offset": "mean distance in frames between the retrieved and the true frame",
     "copy_rate": "share of predictions that land on the last context frame",
@@ -49,8 +49,8 @@ METRICS = {
     "spearman": "rank correlation of prediction and truth", "auc": "area under the ROC curve (0.5: chance)",
 }
 HEALTH = {
-    "std": ("Standard deviation", "Mean over dimensions of z. The hinge (dashed) asks for 1; near 0 is collapse."),
-    "dead": ("Dead dimensions", "Share of dimensions below the hinge."),
+    "std": ("Standard deviation", "Mean over dimensions of z. The hinge (dashed) asks for 1; 0 is collapse."),
+    "dead": ("Dead dimensions", "Share of dimensions clearly below the hinge."),
     "rank": ("Effective rank", "How many directions z really uses. Higher is richer."),
     "redundancy": ("Redundancy", "Mean absolute correlation between dimensions. Lower is better."),
 }
@@ -81,13 +81,13 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .9rem;font-size:
 .facts th{font-weight:500;color:var(--soft);white-space:nowrap}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:.9rem}
 figure{margin:0} .plot img{display:block;width:100%;height:auto;margin:.3rem 0} .plot figcaption b{color:var(--fg)}
-.key{white-space:nowrap;margin-left:.7rem;font-size:.85rem} .key i{display:inline-block;width:.8rem;height:.2rem;margin-right:.3rem;
-  vertical-align:middle;border-radius:2px}
+.key{white-space:nowrap;margin-left:.7rem;font-size:.85rem}
+.key i{display:inline-block;width:.8rem;height:.2rem;margin-right:.3rem;vertical-align:middle;border-radius:2px}
 .case{margin:.6rem 0;padding:.6rem .8rem;border-radius:8px;background:var(--card)}
 .frames{display:flex;gap:1.4rem;align-items:flex-end;overflow-x:auto;padding-top:.3rem}
 .frames figure{flex:none} .frames figcaption{font-size:.82rem} .frames div{display:flex;gap:3px}
-.frames img{display:block} .crisp{image-rendering:pixelated} .mark-green{outline:3px solid #2da44e}.mark-red{outline:3px solid #e5484d}
-.mark-green,.mark-red{margin:3px}
+.frames img{display:block} .crisp{image-rendering:pixelated} .mark-green,.mark-red{margin:3px;outline:3px solid #2da44e}
+.mark-red{outline-color:#e5484d}
 pre{overflow-x:auto;padding:.8rem;border-radius:8px;background:var(--card);font-size:.85rem} summary{cursor:pointer}
 """
 
@@ -207,14 +207,14 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
     return target.getvalue().replace(INK.encode(), b"currentColor").replace(b"</style>", PLOT_STYLE + b"</style>", 1)
 
 
-def chart(title: str, note: str, curves: list[Curve], level: float | None = None) -> str:
-    """A plot with its legend and explanation in HTML; empty where no curve has a point. Wide positive ranges get a log scale."""
+def chart(title: str, note: str, curves: list[Curve], level: float | None = None, may_log: bool = False) -> str:
+    """A plot with its legend and explanation in HTML; empty where no curve has a point. `may_log`: log scale for a wide range."""
     curves = [c for c in curves if len(c.y)]
     if not curves:
         return ""
     values = np.concatenate([np.asarray(c.y, float) for c in curves])
     values = values[np.isfinite(values) & (values != 0)]
-    log = len(values) > 0 and values.min() > 0 and values.max() > 50 * values.min()
+    log = may_log and len(values) > 0 and values.min() > 0 and values.max() > 50 * values.min()
     key = "".join(f'<span class="key"><i style="background:{c.colour}"></i>{escape(c.label)}</span>' for c in curves if c.label)
     image = data_uri("svg+xml", draw(curves, level, log))
     note += " Log scale." if log else ""
@@ -229,8 +229,8 @@ def curves_section(rows: list[dict], terms: list[str]) -> str:
 
     neutral = MORE_COLOURS[0]
     term_curves = [Curve(t, MORE_COLOURS[i % len(MORE_COLOURS)], *series(rows, t)) for i, t in enumerate(terms)]
-    plots = [chart("Loss", "Sum of the weighted terms.", [Curve("", neutral, *series(rows, "loss"))]),
-             chart("Terms", "As weighted in the loss.", term_curves)]
+    plots = [chart("Loss", "Sum of the weighted terms.", [Curve("", neutral, *series(rows, "loss"))], may_log=True),
+             chart("Terms", "As weighted in the loss.", term_curves, may_log=True)]
     plots += [chart(title, note, branches(name), 1.0 if name == "std" else None) for name, (title, note) in HEALTH.items()]
     plots += [chart("Alignment", "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
                     [Curve("", neutral, *series(rows, "health", "alignment"))]),
@@ -260,7 +260,7 @@ def spectrum_section(spectra: dict) -> str:
         values = values[values > max(values.max(initial=0.0) * 1e-10, 0.0)]
         curves.append(Curve(branch, COLOURS[branch], list(range(1, len(values) + 1)), list(values)))
     note = "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows collapsed ones."
-    return f'<div class="plots">{chart("Covariance spectrum", note, curves)}</div>'
+    return f'<div class="plots">{chart("Covariance of z", note, curves, may_log=True)}</div>'
 
 
 def lower_is_better(metric: str) -> bool:
@@ -310,12 +310,13 @@ def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
     """uint8 [H, W, 3] as an <img> about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or shrunk smoothly."""
     width = pixels.shape[1]
     shown = width * max(1, round(wanted / width)) if width <= wanted else wanted
+    height = round(shown * pixels.shape[0] / width)
     image = Image.fromarray(pixels)
-    image.thumbnail((2 * shown, 2 * shown * image.height))  # twice for dense screens; the width decides
+    if width > 2 * shown:  # twice what is shown stays sharp on dense screens
+        image = image.resize((2 * shown, 2 * height))
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
     style = " ".join(c for c in ("crisp" if width <= wanted else "", mark) if c)
-    height = round(shown * pixels.shape[0] / width)
     return f'<img class="{style}" width="{shown}" height="{height}" alt="" src="{data_uri("png", target.getvalue())}">'
 
 
@@ -325,11 +326,12 @@ def pictures_section(arrays: dict[str, np.ndarray]) -> str:
     for i, good in enumerate(arrays["good"]):
         context = "".join(frame(pixels, 72) for pixels in arrays["context"][i])
         retrieved = frame(arrays["retrieved"][i], 144, "mark-green" if good else "mark-red")
+        target = frame(arrays["target"][i], 144, "mark-green")
         cases[bool(good)] += (
             f'<div class="case">{escape(str(arrays["title"][i]))}<div class="frames">'
             f"<figure><div>{context}</div><figcaption>context</figcaption></figure>"
             f"<figure>{retrieved}<figcaption>retrieved</figcaption></figure>"
-            f'<figure>{frame(arrays["target"][i], 144, "mark-green")}<figcaption>true next frame</figcaption></figure></div></div>')
+            f"<figure>{target}<figcaption>true next frame</figcaption></figure></div></div>")
     none = '<p class="soft">None among these pictures.</p>'
     return f"<h3>Good cases</h3>{cases[True] or none}<h3>Bad cases</h3>{cases[False] or none}"
 
@@ -339,7 +341,8 @@ def bad_samples_section(rows: list[dict]) -> str:
     if not rows:
         return "<p>Every sample could be read.</p>"
     columns = ("source", "sample", "cause")
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(row.get(c, '–')))}</td>" for c in columns) + "</tr>" for row in rows[:BAD_SHOWN])
+    cells = ("".join(f"<td>{escape(str(row.get(c, '–')))}</td>" for c in columns) for row in rows[:BAD_SHOWN])
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     more = f" The first {BAD_SHOWN}:" if len(rows) > BAD_SHOWN else ""
     head = "".join(f"<th>{c}</th>" for c in columns)
     return (f"<p>{len(rows)} could not be read and {'was' if len(rows) == 1 else 'were'} replaced.{more}</p>"

@@ -105,10 +105,9 @@ def _draw_background(rng: np.random.Generator) -> Background:
     tones = np.clip(level + rng.integers(-30, 31, (2, 3)) + [[-20], [20]], 0, 255)
     drift = rng.uniform(0.1, 0.4) if rng.random() < 0.5 else 0.0
     vx, vy = _polar(drift, rng.uniform(0, 2 * np.pi))
-    return Background(
-        pattern=str(rng.choice(list(PATTERNS))), tone_a=tuple(tones[0].tolist()), tone_b=tuple(tones[1].tolist()),
-        period=_number(rng.uniform(10, 28)), angle=_number(rng.uniform(0, np.pi)), vx=vx, vy=vy,
-    )
+    tone_a, tone_b = (tuple(tone.tolist()) for tone in tones)
+    period, angle = _number(rng.uniform(10, 28)), _number(rng.uniform(0, np.pi))
+    return Background(str(rng.choice(list(PATTERNS))), tone_a, tone_b, period, angle, vx, vy)
 
 
 def _draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
@@ -116,10 +115,8 @@ def _draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
     x, y = (_number(v) for v in rng.uniform(size / 2, SIDE - size / 2, 2))
     vx, vy = _polar(rng.uniform(1.5, 4), rng.uniform(0, 2 * np.pi))
     spin = rng.uniform(0.03, 0.12) * rng.choice([-1, 1]) if rng.random() < 0.5 else 0.0
-    return Sprite(
-        shape=str(rng.choice(SHAPES)), colour=colour, texture=str(rng.choice(list(TEXTURES))), size=size, x=x, y=y, vx=vx, vy=vy,
-        angle=_number(rng.uniform(0, 2 * np.pi)), spin=_number(spin),
-    )
+    shape, texture = str(rng.choice(SHAPES)), str(rng.choice(list(TEXTURES)))
+    return Sprite(shape, colour, texture, size, x, y, vx, vy, angle=_number(rng.uniform(0, 2 * np.pi)), spin=_number(spin))
 
 
 def _number(value: float) -> float:

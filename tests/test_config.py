@@ -1,0 +1,228 @@
+"""Recipes: overrides, every mistake with its message, the way back through YAML. Components are small fakes."""
+
+import json
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vicjoint import registry
+from vicjoint.config import RecipeError, differences, json_schema, load_recipe, parse_yaml, to_yaml
+
+GOOD = """
+name: small
+source: {name: sample_videos, train: 512}
+pair: {name: next_frame, frames: 8}
+a: {modality: clip, encoder: {name: conv_gru, width: 32}, expander: [64, 64]}
+b: {modality: next_frame, encoder: {name: conv}, expander: [64, 64]}
+objective: {name: vicreg, invariance: 25}
+optim: {name: adamw, lr: 1e-3, schedule: {name: cosine, warmup_steps: 5}}
+train: {steps: 60, batch_size: 16}
+evaluate: {every: 20, probes: [{name: retrieval}]}
+"""
+
+
+def sample_videos(train: int = 10, seed: int = 0): ...
+def video_folder(root: str, test_fraction: float = 0.15): ...
+def next_frame(frames: int = 8, area: tuple[float, float] = (1.0, 1.0)): ...
+def pixels(mean: list[float] = (0.5,)): ...
+def conv_gru(width: int = 32, pool: Literal["mean", "last"] = "mean"): ...
+def vicreg(invariance: float = 25.0, variance: "float | dict[str, float]" = 25.0): ...
+def adamw(model, batch, /, lr: float, betas: tuple[float, float] = (0.9, 0.999)): ...
+def lars(model, batch, /, lr: float, eta: float = 0.001): ...
+def cosine(step, total, /, warmup_steps: int = 0): ...
+def retrieval(queries: int = 4): ...
+
+
+class MLP:
+    given = ("dim",)
+
+    def __init__(self, dim: int, hidden: int = 8): ...
+
+
+@pytest.fixture(scope="module", autouse=True)
+def components():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_loaded", True)
+        patch.setattr(registry, "_components", {
+            "source": {"sample_videos": sample_videos, "video_folder": video_folder}, "pair": {"next_frame": next_frame},
+            "modality": {"clip": pixels, "next_frame": pixels, "image": pixels},
+            "encoder": {"clip/conv_gru": conv_gru, "image/conv": conv_gru}, "predictor": {"mlp": MLP},
+            "objective": {"vicreg": vicreg}, "optimizer": {"adamw": adamw, "lars": lars}, "schedule": {"cosine": cosine},
+            "probe": {"retrieval": retrieval},
+        })
+        yield
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def message(recipe, overrides=()) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+def test_values_are_typed_and_options_converted(good):
+    recipe = load_recipe(good, ["optim.lr=3e-4", "objective.invariance=1", "predictor={name: mlp}", "optim.betas=[0.9, 0.95]"])
+    assert recipe.optim.lr == 3e-4 and recipe.optim.betas == (0.9, 0.95) and recipe.optim.schedule.warmup_steps == 5
+    assert isinstance(recipe.objective.invariance, float) and recipe.predictor.name == "mlp"
+    assert recipe.train.precision == "fp32" and recipe.checkpoint.keep == 2 and recipe.announcement is None
+
+
+MISTAKES = [
+    ("train.batch_sise=4", "train.batch_sise: unknown key. Did you mean 'batch_size'? Known: steps, epochs, batch_size"),
+    ("sorce={name: x}", "sorce: unknown key. Did you mean 'source'?"),
+    ("train.steps=many", "train.steps: expected a whole number, got 'many'."),
+    ("train.steps=true", "train.steps: expected a whole number, got true."),
+    ("train.batch_size=0", "train.batch_size: expected a number above 0, got 0."),
+    ("train.batch_size=null", "train.batch_size: expected a whole number, got nothing (null)."),
+    ("train={steps: 1}", "train.batch_size: missing. Expected samples in a global batch"),
+    ("train.steps=null", "train: missing its length. Set train.steps or train.epochs."),
+    ("train.precision=bf61", "train.precision: expected one of 'fp32' or 'bf16', got 'bf61'. Did you mean 'bf16'?"),
+    ("data.max_bad_fraction=.nan", "data.max_bad_fraction: expected a"),
+    ("a.expander=[64, -1]", "a.expander.1: expected a number above 0, got -1."),
+    ("a.expander=[]", "a.expander: expected a list of 1 or more, got []."),
+    ("a.weights=ema", "a.weights: ema is for branch b only."),
+    ("b.momentum=0.9", "b.momentum: only used with weights: ema"),
+    ("b={encoder: {name: conv_gru, width: 3}, weights: same}", "b.encoder: differs from a.encoder, but weights: same"),
+    ("a.encoder.name=conv_gro", "a.encoder.name: no encoder 'clip/conv_gro'. Did you mean 'clip/conv_gru'?"),
+    ("a.encoder.widht=3", "a.encoder.widht: encoder 'clip/conv_gru' takes no option 'widht'. Did you mean 'width'? Options: width, pool."),
+    ("a.encoder.pool=max", "a.encoder.pool: expected one of 'mean' or 'last', got 'max'."),
+    ("a.modality=clib", "a.modality.name: no modality 'clib'. Did you mean 'clip'?"),
+    ("source.name=video_folder", "source.root: missing. source 'video_folder' needs it."),
+    ("source={name: video_folder, root: /no/such/place}", "source.root: /no/such/place does not exist"),
+    ("source={train: 3}", "source.name: missing."),
+    ("optim={name: adamw, schedule: {name: cosine}}", "optim.lr: missing. optimizer 'adamw' needs it."),
+    ("optim.lr=fast", "optim.lr: expected a number, got 'fast'."),
+    ("optim.lr=true", "optim.lr: expected a number, got true."),
+    ("optim.schedule.name=cosin", "optim.schedule.name: no schedule 'cosin'. Did you mean 'cosine'?"),
+    ("objective.variance=big", "objective.variance: expected a number or a mapping, got 'big'."),
+    ("predictor={name: mlp, dim: 3}", "predictor.dim: predictor 'mlp' takes no option 'dim'."),
+    ("evaluate.probes=[{name: retrieval, query: 3}]", "evaluate.probes.0.query: probe 'retrieval' takes no option 'query'. Did you mean 'queries'?"),
+    ("evaluate.probes=[{name: retrieval}, {name: retrieval}]", "evaluate.probes.1: 'retrieval' is listed twice."),
+    ("imports=[no_such_module]", "imports: cannot import 'no_such_module'"),
+    ("name=a/b", "name: expected a name of letters, digits"),
+    ("train.steps", "argument 'train.steps': expected key=value, such as train.steps=100."),
+    ("optim.lr={", "argument 'optim.lr={', line 1, column 2:"),
+    ("name.first=x", "name.first: 'name' is 'small', which has no keys."),
+]
+
+
+@pytest.mark.parametrize("override, expected", MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_a_mistake_gets_its_message(good, override, expected):
+    text = message(good, [override])
+    assert f"recipe {good} has 1 mistake:\n  {expected}" in text, text
+
+
+def test_all_mistakes_come_out_together(good):
+    overrides = ["train.steps=many", "source.trian=3", "nonsense", "optim.name=adam", "evaluate.evry=2"]
+    lines = message(good, overrides).splitlines()
+    assert lines[0] == f"recipe {good} has 5 mistakes:"
+    assert all(any(key in line for line in lines[1:]) for key in ("train.steps", "source.trian", "'nonsense'", "optim.name", "evaluate.evry"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_new_component_name_drops_the_old_options(good, tmp_path, order):
+    recipe = load_recipe(good, ["source.name=video_folder", f"source.root={tmp_path}", "optim.name=lars", "optim.lr=0.2"][::order])
+    assert recipe.source.model_dump() == {"name": "video_folder", "root": str(tmp_path)}
+    assert recipe.optim.lr == 0.2 and recipe.optim.schedule.name == "cosine"
+    assert load_recipe(good, ["source.name=sample_videos"]).source.train == 512  # the same name: nothing is dropped
+    assert "takes no option 'train'" in message(good, ["source.name=video_folder", f"source.root={tmp_path}", "source.train=3"][::order])
+
+
+def test_branch_b_takes_what_is_a(good):
+    recipe = load_recipe(good, ["b={weights: ema, momentum: 0.9}"])
+    assert recipe.b.encoder.width == 32 and recipe.b.expander == [64, 64] and recipe.b.modality == "clip" and recipe.b.momentum == 0.9
+    assert message(good, ["b={weights: same}", "a.encoder.widht=1"]).count("widht: ") == 1
+    assert load_recipe(good, ["a.modality.mean=[1]"]).a.modality.mean == [1.0]
+
+
+BLOCK = "without_data: {source: {name: sample_videos}, train.steps: 3, optim.lr: 1}\n"
+
+
+def test_without_data(good, tmp_path):
+    good.write_text(GOOD.replace("{name: sample_videos, train: 512}", "{name: video_folder, root: null}") + BLOCK)
+    sample = load_recipe(good, ["optim.lr=0.5"])
+    assert sample.announcement.startswith("SAMPLE DATA: source.root is not given") and "\n" not in sample.announcement
+    assert (sample.source.name, sample.train.steps, sample.optim.lr) == ("sample_videos", 3, 0.5)
+    (tmp_path / "resolved.yaml").write_text(to_yaml(sample))
+    assert load_recipe(tmp_path / "resolved.yaml") == sample
+    real = load_recipe(good, [f"source.root={tmp_path}"])
+    assert real.announcement is None and real.train.steps == 60
+    assert load_recipe(tmp_path / "resolved.yaml", ["source.name=video_folder", f"source.root={tmp_path}"]).announcement is None
+    assert "source.root: /no/such does not exist" in message(good, ["source.root=/no/such"])
+    assert load_recipe(good, ["source.root=/no/such"], check_paths=False).source.root == "/no/such"
+    # a source chosen by the user stands, and nothing claims otherwise
+    assert load_recipe(good, ["source.name=sample_videos"]).announcement is None
+
+
+def test_the_resolved_recipe_reads_back_the_same(good):
+    recipe = load_recipe(good, ["optim.betas=[0.9, 0.95]", "out='1e-6'", "optim.lr=1e-7"])
+    assert load_recipe(recipe.dump()) == recipe
+    assert yaml.safe_load(to_yaml(recipe))["name"] == "small"
+    good.write_text(to_yaml(recipe))
+    assert load_recipe(good) == recipe and recipe.out == "1e-6"
+
+
+def test_differences(good):
+    a, b = load_recipe(good), load_recipe(good, ["out=x", "data.workers=0"])
+    assert differences(a, b) == []
+    b = load_recipe(good, ["optim.lr=0.1", "source={name: sample_videos, seed: 1}"])
+    assert differences(a, b) == ["source.train: 512 -> absent", "optim.lr: 0.001 -> 0.1", "source.seed: absent -> 1"]
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("a: 1\nb: [", "line 2, column 5"), ("a: 1\nb: 2\na: 3\n", "line 3, column 1: key 'a' is given twice, first on line 1"),
+    ("- 1\n", "is not a mapping of keys"), ("", "it holds nothing (null)"), ("&a [*a]", "recursive"), ("[" * 3000, "nested too deeply"),
+    ("a: !!python/name:os.system x", "could not determine a constructor"),
+])
+def test_broken_files(good, text, expected):
+    good.write_text(text)
+    assert str(good) in message(good) and expected in message(good) and "\n" not in message(good)
+
+
+def test_missing_files(good, monkeypatch):
+    monkeypatch.chdir(good.parent)
+    assert load_recipe("small").name == "small"
+    assert "Did you mean 'video_next_frame'?" in message("video_nextframe")
+    assert "no recipe 'folder/none.yaml'" in message("folder/none.yaml")
+
+
+def test_yaml_scalars():
+    assert parse_yaml("[1e-6, 1e-3, 010, no, 2024-01-01, true, ~, 1:30, .5]", "x") == [1e-6, 1e-3, 10, "no", "2024-01-01", True, None, "1:30", 0.5]
+
+
+def test_schema_names_components_and_options():
+    schema = json.loads(json.dumps(json_schema()))
+    source = schema["properties"]["source"]
+    assert source["properties"]["name"]["enum"] == ["sample_videos", "video_folder"]
+    folder = next(one for one in source["oneOf"] if one["title"] == "video_folder")
+    assert folder["required"] == ["name", "root"] and folder["properties"]["test_fraction"] == {"type": "number", "default": 0.15}
+    assert folder["additionalProperties"] is False and schema["additionalProperties"] is False
+    assert all("description" in key for key in schema["properties"].values())
+    text = json.dumps(schema)
+    assert all(f'"#/$defs/{name}"' not in text or name in schema["$defs"] for name in ("Component", "Branch", "Train", "Optim"))
+
+
+KEYS = st.sampled_from(["name", "source", "a", "b", "train", "optim", "evaluate", "probes", "steps", "weights", "encoder", "without_data", "zzz"])
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["same", "clip", "conv", "adamw"]) | st.text(),
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=4), max_leaves=10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=40) | st.text("{}[]:-&*!#|>'\"? \nab1.", max_size=30), key=KEYS, value=VALUES)
+def test_anything_is_a_recipe_or_a_recipe_error(tmp_path_factory, text, key, value):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_text(GOOD + text, encoding="utf-8", errors="replace")
+    for recipe, overrides in ((path, ()), (parse_yaml(GOOD, "x"), {key: value}), (parse_yaml(GOOD, "x"), [text])):
+        try:
+            to_yaml(load_recipe(recipe, overrides))
+        except RecipeError as error:
+            assert str(error)

@@ -1,0 +1,47 @@
+"""The three failures, each made on purpose, and the words they get."""
+
+import math
+
+import pytest
+import torch
+
+from vicjoint.metrics import alignment, branch_health, effective_rank, health, spectrum, verdict
+
+
+def made(kind: str):
+    torch.manual_seed(0)
+    z = torch.randn(256, 32)
+    return {
+        "healthy": (z, z + 0.1 * torch.randn(256, 32)),
+        "collapsed": (1 + 1e-3 * z, 1 + 1e-3 * z),
+        "redundant": (z[:, :1].expand(-1, 32) + 1e-3 * z, z),
+        "misaligned": (z, torch.randn(256, 32)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["healthy", "collapsed", "misaligned"])
+def test_verdict_names_the_failure(kind):
+    z_a, z_b = made(kind)
+    said = verdict(health(z_a, z_b), 256, 32)
+    assert said.startswith(kind)
+    assert sum(word in said for word in ("healthy", "collapsed", "misaligned")) == 1
+
+
+def test_one_repeated_dimension_is_found():
+    values = branch_health(made("redundant")[0])
+    assert values["redundancy"] > 0.99 and values["rank"] < 1.1
+
+
+def test_spectrum_and_effective_rank():
+    z = torch.randn(50, 6, dtype=torch.float64) @ torch.diag(torch.tensor([5.0, 4, 3, 2, 1, 0.5], dtype=torch.float64))
+    expected = torch.linalg.eigvalsh(torch.cov(z.T)).flip(0)
+    assert torch.allclose(spectrum(z), expected, rtol=1e-10)
+    assert effective_rank(torch.ones(7)) == pytest.approx(7)
+    assert effective_rank(torch.tensor([3.0, 0.0])) == pytest.approx(1)
+    assert effective_rank(torch.tensor([0.75, 0.25])) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+
+
+def test_alignment_is_zero_for_equal_and_one_for_strangers():
+    z, other = torch.randn(4000, 8), torch.randn(4000, 8)
+    assert alignment(z, z) == 0
+    assert alignment(z, other) == pytest.approx(1, abs=0.02)
