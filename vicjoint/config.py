@@ -65,8 +65,10 @@ class Branch(Section):
         Discriminator(lambda value: MAPPING if isinstance(value, (dict, Component)) else TEXT),
     ] = Field(description="how views are read and batched: a name, or a component with options")
     encoder: Component = Field(description="an encoder registered for the modality")
-    expander: list[Annotated[Whole, Field(gt=0)]] = Field(min_length=1, description="widths of the expander's layers; the last is the embedding's")
-    weights: Literal["own", "same", "ema"] = Field("own", description="of b only: its own, a's (same), or a moving average of a's (ema)")
+    expander: list[Annotated[Whole, Field(gt=0)]] = Field(
+        min_length=1, description="widths of the expander's layers; the last is the embedding's")
+    weights: Literal["own", "same", "ema"] = Field(
+        "own", description="of b only: its own, a's (same), or a moving average of a's (ema)")
     momentum: Number = Field(0.996, ge=0, le=1, description="of the moving average, with weights: ema")
 
 
@@ -150,7 +152,8 @@ class _Dumper(yaml.SafeDumper):
     """Also quotes text that _Loader would read as a number."""
 
 
-_INT, _FLOAT = r"[-+]?[0-9]+$", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+_INT = r"[-+]?[0-9]+$"
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 _TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag in (_TAG + "null", _TAG + "merge")]
@@ -160,7 +163,9 @@ _Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"(?:true|True|TRUE|fals
 _Loader.add_implicit_resolver(_TAG + "int", re.compile(_INT), list("-+0123456789"))
 _Loader.add_implicit_resolver(_TAG + "float", re.compile(_FLOAT), list("-+.0123456789"))
 _Dumper.add_implicit_resolver(_TAG + "float", re.compile(_FLOAT), list("-+.0123456789"))
-_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_TAG + "null", _TAG + "bool", _TAG + "float", _TAG + "str", None)}
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_TAG + "null", _TAG + "bool", _TAG + "float", _TAG + "str", None)
+}
 _Loader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_scalar(node)))
 _Loader.add_constructor(_TAG + "map", _Loader.construct_whole_mapping)
 _Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
