@@ -68,16 +68,16 @@ class NextFrame:
     def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
         """`windows` random windows, spread over the video: one from each of as many equal stretches of possible starts."""
         possible = self.possible_windows(info, path)
-        edges = np.linspace(0, len(possible), self.windows + 1)
-        picks = edges[:-1] + rng.random(self.windows) * np.diff(edges)
-        return [possible[min(int(p), len(possible) - 1)] for p in picks]
+        edges = np.linspace(0, len(possible), self.windows + 1).astype(int)
+        return [possible[rng.integers(low, max(high, low + 1))] for low, high in zip(edges, edges[1:])]
 
     def possible_windows(self, info: VideoInfo, path: str) -> list[Window]:
         """Every window of a video in order of its start. Raises VideoError where there is none."""
         windows = [w for start in range(info.frames) if (w := self.window(info, start)) is not None]
         if not windows:
-            need = f"{(self.frames - 1) * self.stride + self.gap + 1} frames" if self.seconds is None else f"{(self.frames - 1 + self.gap) * self.seconds:.2f} s"
-            has = f"{info.frames} frames" if self.seconds is None else f"{info.timestamps_seconds[-1] - info.timestamps_seconds[0]:.2f} s"
+            has, need = f"{info.frames} frames", f"{(self.frames - 1) * self.stride + self.gap + 1}"
+            if self.seconds is not None:
+                has, need = f"{info.timestamps_seconds[-1] - info.timestamps_seconds[0]:.2f} s", f"{(self.frames - 1 + self.gap) * self.seconds:.2f} s"
             raise VideoError(f"{path}: too short for one window: it has {has}, {need} are needed (pair.frames, stride or seconds, gap)")
         return windows
 

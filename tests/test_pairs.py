@@ -1,0 +1,128 @@
+"""The pair of a clip and the frame that follows: right frames, increasing times, one transform, no leakage."""
+
+import numpy as np
+import pytest
+import torch
+
+from vicjoint import pairs, sample
+from vicjoint.pairs import NextFrame
+from vicjoint.video import VideoError, VideoInfo
+
+
+def info(times) -> VideoInfo:
+    times = np.asarray(times, dtype=float)
+    return VideoInfo(frames=len(times), fps=25.0, height=8, width=8, timestamps_seconds=times)
+
+
+class Memory:
+    """Stands in for a video file: an array of frames."""
+
+    frames_THWC = None
+
+    def __init__(self, path, backend="auto"):
+        self.info = info(np.arange(len(self.frames_THWC)) / 25)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read(self, frames):
+        return self.frames_THWC[list(frames)]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    monkeypatch.setattr(pairs, "Video", Memory)
+    Memory.frames_THWC = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+    return Memory
+
+
+def numbered(frames: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 12, 12, 3)).copy()
+
+
+@pytest.mark.parametrize("frames, stride, gap", [(8, 2, 1), (4, 1, 3), (2, 5, 2)])
+def test_context_and_target_are_the_asked_frames(memory, frames, stride, gap):
+    memory.frames_THWC = numbered(40)
+    pair = NextFrame(frames=frames, stride=stride, gap=gap, size=12, windows=6)
+    a, b = pair.sample({"path": "x"}, np.random.default_rng(1))
+    assert a.shape == (6, 3, frames, 12, 12) and b.shape == (6, 3, 12, 12) and a.dtype == b.dtype == torch.uint8
+    context, target = a[:, 0, :, 0, 0].int(), b[:, 0, 0, 0].int()
+    assert (context.diff(dim=1) == stride).all()
+    assert (target - context[:, -1] == gap).all()
+    assert len(set(context[:, 0].tolist())) == 6  # windows differ where the video has enough
+
+
+def test_windows_by_time_on_a_variable_frame_rate():
+    times = np.cumsum([0, 0.04, 0.04, 0.12, 0.04, 0.08, 0.04, 0.04, 0.04, 0.2, 0.04, 0.04, 0.04, 0.08])
+    pair = NextFrame(frames=3, seconds=0.1, gap=2, windows=1)
+    found = pair.possible_windows(info(times), "x")
+    for w in found:
+        numbers = [*w.context, w.target]
+        assert numbers == sorted(set(numbers))
+        asked = times[w.context[0]] + np.array([0, 1, 2, 4]) * 0.1
+        best = np.abs(times[None] - asked[:, None]).min(1)
+        assert np.abs(times[numbers] - asked) == pytest.approx(best)
+    assert found
+
+
+def test_a_short_video_is_named_with_what_is_needed():
+    with pytest.raises(VideoError, match=r"clip.mp4: too short for one window: it has 15 frames, 16 are needed"):
+        NextFrame().possible_windows(info(np.arange(15) / 25), "clip.mp4")
+    assert len(NextFrame().possible_windows(info(np.arange(16) / 25), "clip.mp4")) == 1
+    with pytest.raises(VideoError, match=r"it has 0.56 s, 1.60 s are needed"):
+        NextFrame(seconds=0.2).possible_windows(info(np.arange(15) / 25), "clip.mp4")
+
+
+def test_both_views_get_one_transform(memory):
+    memory.frames_THWC = np.broadcast_to(memory.frames_THWC[:1], memory.frames_THWC.shape).copy()  # a still: every frame the same
+    pair = NextFrame(size=6, area=(0.3, 0.9))
+    seen = set()
+    for seed in range(8):
+        a, b = pair.sample({"path": "x"}, np.random.default_rng(seed))
+        assert (a == b[:, :, None]).all()
+        seen.add(b[0].numpy().tobytes())
+    assert len(seen) > 5  # and it does change from draw to draw
+
+
+def test_no_frame_after_the_context_reaches_the_clip(memory):
+    """Changing every later frame leaves the clip, and so its embedding, bit-identical."""
+    from vicjoint.modalities.image import Pixels
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(Pixels(), torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.LazyLinear(5))
+    pair = NextFrame(frames=4, stride=2, gap=1, size=12, windows=1)
+    a, b = pair.sample({"path": "x"}, np.random.default_rng(3))
+    window = pair.draw(info(np.arange(40) / 25), np.random.default_rng(3), "x")[0]
+    z = encoder(a)
+    changed = memory.frames_THWC.copy()
+    changed[window.context[-1] + 1 :] = 255 - changed[window.context[-1] + 1 :]
+    memory.frames_THWC = changed
+    a_after, b_after = pair.sample({"path": "x"}, np.random.default_rng(3))
+    assert torch.equal(encoder(a_after), z) and not torch.equal(b_after, b)
+    memory.frames_THWC = 255 - changed  # and the test can fail: changing the context does change it
+    assert not torch.equal(encoder(pair.sample({"path": "x"}, np.random.default_rng(3))[0]), z)
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+def test_a_real_mp4_gives_its_frames(tmp_path, backend):
+    frames = np.zeros((30, 48, 64, 3), np.uint8)
+    for t in range(30):
+        frames[t, :, :, :] = 8 * t
+    sample.write_mp4(tmp_path / "grey.mp4", frames)
+    pair = NextFrame(frames=4, stride=3, gap=2, size=32, windows=3)
+    pair.backend = backend
+    a, b = pair.sample({"path": str(tmp_path / "grey.mp4")}, np.random.default_rng(0))
+    shown = torch.cat([a.float().mean((1, 3, 4)), b.float().mean((1, 2, 3))[:, None]], 1) / 8
+    steps = shown.round().diff(dim=1)
+    assert steps.tolist() == [[3, 3, 3, 2]] * 3
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"frames": 0}, "pair.frames: 0 is too small"), ({"seconds": 0.0}, "pair.seconds: 0.0 is not a time"),
+    ({"area": (0.5, 0.2)}, r"pair.area: \[0.5, 0.2\] is not a range"),
+])
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        NextFrame(**options)

@@ -1,0 +1,128 @@
+"""Next-frame retrieval on videos whose right answers are known by construction."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vicjoint import probes, sample
+from vicjoint.model import JointModel
+from vicjoint.pairs import NextFrame, Window
+from vicjoint.probes import NextFrameRetrieval, middle_rank
+
+FRAMES, LEVEL = 30, 4  # frame t of a video is grey with brightness LEVEL * t + 3 * video
+
+
+class Place(nn.Module):
+    """A branch that reads the brightness, and for a clip moves on by `ahead` frames."""
+
+    def __init__(self, ahead: float = 0.0):
+        super().__init__()
+        self.ahead = ahead
+
+    def forward(self, pixels):
+        x = pixels.float()
+        last = x[:, :, -1] if x.ndim == 5 else x
+        level = last.mean((1, 2, 3)) / LEVEL + (self.ahead if x.ndim == 5 else 0)
+        return torch.stack([level, level.square() / 30], 1)
+
+
+def model(ahead):
+    joint = JointModel.__new__(JointModel)
+    nn.Module.__init__(joint)
+    joint.a, joint.b, joint.predictor, joint.weights = Place(ahead), Place(), None, "own"
+    return joint
+
+
+class Source:
+    train, test = [], []
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    made = Source()
+    made.test = []
+    for v in range(4):
+        frames = np.zeros((FRAMES, 32, 32, 3), np.uint8)
+        frames += (LEVEL * np.arange(FRAMES) + 30 * v).astype(np.uint8)[:, None, None, None]
+        sample.write_mp4(folder / f"{v}.mp4", frames)
+        made.test.append({"id": f"{v}.mp4", "path": str(folder / f"{v}.mp4")})
+    return made
+
+
+def rows(ahead, source, **options):
+    found = {}
+    pair = NextFrame(frames=4, stride=2, gap=1, size=32, windows=2)
+    for key, value in NextFrameRetrieval(**options)(model(ahead), model(9), source, pair, "cpu"):
+        if key != "pictures":
+            row, metric = key.split("/")
+            found.setdefault(row, {})[metric] = value
+    return found
+
+
+def test_a_model_that_knows_the_future_is_perfect_and_baselines_are_not(source):
+    found = rows(1.0, source)
+    assert found["model"]["r1"] == 1 and found["model"]["copy_rate"] == 0 and found["model"]["offset"] == 0
+    assert found["model"]["skill"] > 0.9
+    assert found["copy_last"]["r1"] == 0 and found["copy_last"]["copy_rate"] == 1 and found["copy_last"]["skill"] == 0
+    assert found["copy_last"]["offset"] == 1
+    assert found["pixels"]["copy_rate"] == 1
+    assert found["extrapolation"]["r1"] > 0.9  # brightness grows evenly, so moving on by the last change is right
+    assert found["random_init"]["r1"] <= 0.25  # it looks nine frames ahead: right only where that is beyond the end
+    assert found["chance"]["r1"] == pytest.approx(1 / 24) and found["chance"]["all_r1"] == pytest.approx(1 / 4)
+
+
+def test_a_model_that_copies_is_seen_to_copy(source):
+    found = rows(0.0, source)
+    assert found["model"]["copy_rate"] == 1 and found["model"]["r1"] == 0 and found["model"]["r5"] == 1
+
+
+def test_candidates_hold_the_last_context_frame_and_the_target():
+    probe = NextFrameRetrieval(candidates=10)
+    for last, step, frames in ((7, 1, 24), (3, 1, 24), (22, 1, 24), (50, 3, 75), (4, 2, 9)):
+        candidates = probe._candidate_frames(Window([last - 1, last], last + step), frames)
+        assert last in candidates and last + step in candidates
+        assert len(candidates) <= 10 and set(np.diff(candidates)) == {step} and max(candidates) < frames
+
+
+def test_ties_get_the_middle_rank():
+    assert middle_rank(torch.tensor([1.0, 1.0, 1.0, 1.0]), 2) == 2.5
+    assert middle_rank(torch.tensor([0.0, 1.0, 2.0, 1.0]), 3) == 2.5
+    assert middle_rank(torch.tensor([0.5, 1.0, 2.0]), 0) == 1
+
+
+def test_collapsed_embeddings_score_as_chance_not_better(source):
+    collapsed = model(0.0)
+    collapsed.a.forward = collapsed.b.forward = lambda pixels: torch.zeros(len(pixels), 2)
+    pair = NextFrame(frames=4, stride=2, gap=1, size=32)
+    found = dict(NextFrameRetrieval(pictures=0)(collapsed, model(9), source, pair, "cpu"))
+    assert found["model/r1"] == 0 and found["model/mrr"] == pytest.approx(1 / 12.5)
+
+
+def test_pictures_show_context_retrieved_and_target(source):
+    pair = NextFrame(frames=4, stride=2, gap=1, size=32)
+    pictures = dict(NextFrameRetrieval(pictures=4)(model(0.0), model(9), source, pair, "cpu"))["pictures"]
+    assert pictures["context"].shape[1:] == (4, 32, 32, 3) and not pictures["good"].any()
+    assert np.array_equal(pictures["retrieved"], pictures["context"][:, -1])
+    assert len(pictures["title"]) == len(pictures["target"]) == len(pictures["context"])
+
+
+def test_unreadable_test_videos_are_named_and_left_out(source, tmp_path, capsys):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    both = Source()
+    both.test = [{"id": "bad\x1b.mp4", "path": str(tmp_path / "bad.mp4")}, *source.test]
+    videos = NextFrameRetrieval()._load(both, _pair())
+    assert len(videos) == 4 and "evaluation leaves out bad?.mp4" in capsys.readouterr().out
+    both.test = both.test[:1]
+    with pytest.raises(ValueError, match="none of the 1 test videos can be read"):
+        NextFrameRetrieval()._load(both, _pair())
+
+
+def _pair():
+    return NextFrame(frames=4, stride=2, gap=1, size=32)
+
+
+def test_coarse_averages_blocks():
+    pixels = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(probes.coarse(pixels.flatten(1)).view(2, 3, 16, 16)[:, :, 0, 0], pixels[:, :, :2, :2].mean((2, 3)), atol=1e-6)
