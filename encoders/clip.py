@@ -1,98 +1,134 @@
-"""Encoders of clips: two small ones for the CPU, torchvision's video models, and any image encoder with a transformer over time.
+"""Encoders of clips: view [B, C, T, H, W] float, normalised -> y [B, dim].
 
-A view is [B, 3, T, H, W] float, normalised; y is [B, dim].
+    encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on a CPU
+    encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN: quicker still
+    encoder: {name: r3d_18}                                           # torchvision's video models, random weights
+    encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
+    encoder: {name: frames_transformer, image: {name: resnet18}}      # any image encoder + a transformer over time
 """
 
+# B batch, C channels, T frames, H height, W width, D representation
+
 import torch
+import torchvision
 from einops import rearrange
 from torch import Tensor, nn
+from torchvision.models.video import MViT
 
-from encoders.image import ConvEncoder, WithoutHead, torchvision_model
+from encoders.image import ConvTrunk, expect_size, load_weights, remove_head, torchvision_encoder
 from vicjoint.registry import ComponentError, build_encoder, register_encoder
-
-TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "swin3d_t", "swin3d_s", "swin3d_b")
-MVIT = ("mvit_v1_b", "mvit_v2_s")
-
-
-@register_encoder("clip", "conv_stack")
-class ConvStack(nn.Module):
-    """The small `conv` on all frames at once, stacked as channels together with the differences from each frame to the next
-    (early fusion): motion is seen at full resolution, for about the price of one frame. `frames` is the pair's T."""
-
-    def __init__(self, frames: int = 8, width: int = 32, dim: int = 256):
-        super().__init__()
-        self.frames, self.dim = frames, dim
-        self.conv = ConvEncoder(width, dim, channels=3 * (2 * frames - 1))
-
-    def forward(self, view: Tensor) -> Tensor:
-        if view.shape[2] != self.frames:
-            raise ComponentError(f"conv_stack was built for {self.frames} frames and got a clip of {view.shape[2]}. Set its option frames to pair.frames.")
-        stacked = torch.cat([view, view.diff(dim=2)], 2)
-        return self.conv(rearrange(stacked, "b c t h w -> b (t c) h w"))
 
 
 @register_encoder("clip", "conv_gru")
 class ConvGRU(nn.Module):
-    """The small `conv` on each frame and a GRU over time. y is the last state beside the last frame's features, so `dim` of
-    the module is twice the option. Any T."""
+    """A small CNN on each frame, a GRU over time; y joins its last state (motion) with the last frame's feature (position),
+    which together say what comes next. The CNN is half as wide as the image encoder of the same `width`, since it runs T times."""
 
-    def __init__(self, width: int = 32, dim: int = 128):
+    def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
         super().__init__()
-        self.conv = ConvEncoder(width, dim)
+        self.dim = dim
+        self.trunk = ConvTrunk(channels, max(width // 2, 1))
+        self.project = nn.Linear(self.trunk.features, dim)
         self.gru = nn.GRU(dim, dim, batch_first=True)
-        self.dim = 2 * dim
+        self.join = nn.Linear(2 * dim, dim)
 
     def forward(self, view: Tensor) -> Tensor:
-        frames = self.conv(rearrange(view, "b c t h w -> (b t) c h w"))
-        states, _ = self.gru(rearrange(torch.relu(frames), "(b t) d -> b t d", b=len(view)))
-        return torch.cat([states[:, -1], rearrange(frames, "(b t) d -> b t d", b=len(view))[:, -1]], 1)
+        frames_BTD = rearrange(self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w"))), "(b t) d -> b t d", b=len(view))
+        _, state = self.gru(frames_BTD)
+        return self.join(torch.cat([state[-1], frames_BTD[:, -1]], 1))
+
+
+@register_encoder("clip", "conv_stack")
+class ConvStack(nn.Module):
+    """Early fusion: the `frames` frames and their successive differences (which show motion) are the channels of one small CNN."""
+
+    def __init__(self, width: int = 32, dim: int = 256, frames: int = 8, channels: int = 3):
+        super().__init__()
+        self.dim, self.frames = dim, frames
+        self.trunk = ConvTrunk(channels * (2 * frames - 1), width)
+        self.project = nn.Linear(self.trunk.features, dim)
+
+    def forward(self, view: Tensor) -> Tensor:
+        if view.shape[2] != self.frames:
+            raise ValueError(f"encoder 'conv_stack' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
+                             "Set the encoder's frames to the pair's frames.")
+        stacked = torch.cat([view, view.diff(dim=2)], 2)
+        return self.project(self.trunk(rearrange(stacked, "b c t h w -> b (c t) h w")))
 
 
 @register_encoder("clip", "frames_transformer")
 class FramesTransformer(nn.Module):
-    """Any image encoder on each frame (`image: {name: resnet18, ...}`) and a transformer over time with learned positions; y is
-    the state of the last frame, which sees all the others. `max_frames` bounds T."""
+    """Any image encoder on each frame, `image: {name: resnet18, ...}`, then a transformer over time with a learnt position for each
+    frame; y is its class token, normalised. Clips may have up to `max_frames` frames."""
 
-    def __init__(self, image: dict = {"name": "conv"}, dim: int = 256, layers: int = 2, heads: int = 4, max_frames: int = 64):
+    def __init__(self, image: dict, layers: int = 2, heads: int = 4, dim: int = 256, max_frames: int = 64):
         super().__init__()
-        options = dict(image)
-        if "name" not in options:
-            raise ComponentError(f"frames_transformer.image: {image} has no name. Expected e.g. {{name: resnet18}}.")
-        self.image = build_encoder("image", options.pop("name"), **options)
+        if "name" not in image:
+            raise ComponentError(f"encoder 'frames_transformer': image is {image}, expected an image encoder such as {{name: resnet18}}.")
+        if dim % heads:
+            raise ComponentError(f"encoder 'frames_transformer': dim {dim} cannot be shared by {heads} heads. Use a multiple of {heads}.")
         self.dim, self.max_frames = dim, max_frames
+        self.image = build_encoder("image", **image)
         self.project = nn.Linear(self.image.dim, dim)
-        self.positions = nn.Parameter(0.02 * torch.randn(max_frames, dim))
+        self.token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, max_frames, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-        self.time = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.transformer = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
 
     def forward(self, view: Tensor) -> Tensor:
-        frames = view.shape[2]
-        if frames > self.max_frames:
-            raise ComponentError(f"frames_transformer takes up to {self.max_frames} frames and got {frames}. Raise its option max_frames.")
-        tokens = self.project(self.image(rearrange(view, "b c t h w -> (b t) c h w")))
-        tokens = rearrange(tokens, "(b t) d -> b t d", t=frames) + self.positions[:frames]
-        return self.time(tokens)[:, -1]
+        B, _, T, _, _ = view.shape
+        if T > self.max_frames:
+            raise ValueError(f"encoder 'frames_transformer' takes at most {self.max_frames} frames, got {T}. Raise the encoder's max_frames.")
+        frames = self.image(rearrange(view, "b c t h w -> (b t) c h w"))
+        frames_BTD = rearrange(self.project(frames), "(b t) d -> b t d", b=B) + self.position[:, :T]
+        return self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1))[:, 0]
 
 
-class MViT(WithoutHead):
-    """A multiscale vision transformer. Its positions fix the clip's size, and torchvision builds it for 16 frames of 224 x 224."""
+# ---- torchvision's video models, without their heads ----
 
-    EXPECTED = (16, 224, 224)
-
-    def forward(self, view: Tensor) -> Tensor:
-        if tuple(view.shape[2:]) != self.EXPECTED:
-            raise ComponentError(f"mvit takes clips of {list(self.EXPECTED)} (T, H, W) and got {list(view.shape[2:])}. "
-                                 "Set pair.frames=16 and pair.size=224.")
-        return super().forward(view)
-
-
-def _register_torchvision(name: str, kind: type[WithoutHead]) -> None:
-    def build(weights: str | None = None) -> nn.Module:
-        return kind(torchvision_model(name, weights))
-    build.__doc__ = f"torchvision's {name} without its head; see `torchvision_model` for `weights`."
-    build.__qualname__ = f"torchvision {name}"
+def _register_video(name: str) -> None:
+    if name.startswith("mvit"):
+        def build(weights: str | None = None, spatial_size: list[int] = (224, 224), temporal_size: int = 16):
+            model = mvit(name, tuple(spatial_size), temporal_size)
+            model.dim = remove_head(model)
+            if weights is not None:
+                load_weights(model, name, weights)
+            return expect_size(model, (temporal_size, *spatial_size), "Set the encoder's temporal_size to the clip's frames and "
+                               "spatial_size to its [height, width].")
+    else:
+        def build(weights: str | None = None):
+            model = torchvision_encoder(name, weights)
+            if name == "s3d":
+                # equal to its fixed 2 x 7 x 7 window at the published 16 x 224 x 224, and smaller clips fit too
+                model.avgpool = nn.AdaptiveAvgPool3d(1)
+            return model
+    build.__qualname__ = build.__name__ = name
+    build.__doc__ = f"torchvision's {name} without its classification layer."
     register_encoder("clip", name)(build)
 
 
-for _name in TORCHVISION + MVIT:
-    _register_torchvision(_name, MViT if _name in MVIT else WithoutHead)
+def mvit(name: str, spatial_size: tuple[int, int], temporal_size: int) -> MViT:
+    """torchvision's MViT `name` for clips of another size: its builders fix 16 x 224 x 224, so let the builder hand its block settings
+    to a recorder in place of a block, and build the model from them."""
+    if len(spatial_size) != 2 or min(*spatial_size, temporal_size) < 1 or any(s % 32 for s in spatial_size) or temporal_size % 2:
+        raise ComponentError(f"encoder '{name}': spatial_size is {list(spatial_size)} and temporal_size {temporal_size}; expected "
+                             "[height, width] in multiples of 32 and an even number of frames.")
+    blocks: list[dict] = []
+
+    def record(**settings) -> nn.Module:
+        blocks.append(settings)
+        return nn.Identity()
+
+    torchvision.models.get_model_builder(name)(block=record)
+    last = blocks[-1]
+    return MViT(
+        spatial_size=spatial_size,
+        temporal_size=temporal_size,
+        block_setting=[block["cnf"] for block in blocks],
+        stochastic_depth_prob=last["stochastic_depth_prob"],  # it grows with depth: the last block has the model's own
+        **{key: last[key] for key in ("residual_pool", "residual_with_cls_embed", "rel_pos_embed", "proj_after_attn", "norm_layer")},
+    )
+
+
+for _name in torchvision.models.list_models(module=torchvision.models.video):
+    _register_video(_name)

@@ -1,150 +1,259 @@
-"""Encoders of images, which a next frame may use too: a small one for the CPU, and torchvision's and transformers' models by name.
+"""Encoders of images (and of next frames, which are images): view [B, C, H, W] float, normalised -> y [B, dim].
 
-A view is [B, 3, H, W] float, normalised; y is [B, dim].
+    encoder: {name: conv, width: 32}                                  # small, quick on a CPU, any size
+    encoder: {name: resnet18, stem: small}                            # any torchvision classifier by name, random weights
+    encoder: {name: resnet50, weights: IMAGENET1K_V2}                 # the library's pretrained name (online), or a local file
+    encoder: {name: transformers, model: vit, config: {image_size: 64, patch_size: 8}}
+    encoder: {name: transformers, weights: facebook/dinov2-small}     # a hub id (online), or a local folder
 """
 
+# B batch, C channels, H height, W width, D representation
+
+import inspect
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from vicjoint.registry import ComponentError, register_encoder
+from vicjoint.registry import ComponentError, nearest, register_encoder
 
-# googlenet and inception_v3 return a tuple while training; squeezenet has no linear head to take off
-LEFT_OUT = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
-MAP = 4  # side of the feature map that is flattened: where things are stays in y
+CELLS = 4  # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the next frame
+
+
+class ConvTrunk(nn.Module):
+    """Four stride-2 convolutions, [B, C, H, W] -> [B, features]; at 64 px the last map is 4 x 4, other sizes are pooled to that."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        widths = [channels, width, 2 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+        self.features = widths[-1] * CELLS * CELLS
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(x.contiguous(memory_format=torch.channels_last))
+        if x.shape[-2:] != (CELLS, CELLS):
+            x = nn.functional.adaptive_avg_pool2d(x, CELLS)
+        return x.flatten(1)
 
 
 @register_encoder("image", "conv")
 class ConvEncoder(nn.Module):
-    """Four strided 3x3 convolutions of width, 2, 2 and 4 times width, a 4x4 map, and a linear layer from all its places: small,
-    fast on a CPU, and y says where things are. Any H, W of at least 16; `channels` is 3 for RGB."""
+    """ConvTrunk, then a linear layer to `dim`: about 13 M multiply-adds for a 64 x 64 RGB frame at width 32."""
 
     def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
         super().__init__()
         self.dim = dim
-        widths = [channels, width, 2 * width, 2 * width, 4 * width]
-        self.trunk = nn.Sequential(*(_halve(i, o) for i, o in zip(widths, widths[1:])), nn.AdaptiveAvgPool2d(MAP), nn.Flatten())
-        self.project = nn.Linear(widths[-1] * MAP * MAP, dim)
+        self.trunk = ConvTrunk(channels, width)
+        self.project = nn.Linear(self.trunk.features, dim)
 
     def forward(self, view: Tensor) -> Tensor:
-        # channels last: 1.5 times as fast on a CPU
-        return self.project(self.trunk(view.contiguous(memory_format=torch.channels_last)))
+        return self.project(self.trunk(view))
 
 
-def _halve(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+# ---- torchvision: every classifier by its name, without its head ----
+
+def torchvision_encoder(name: str, weights: str | None, **settings) -> nn.Module:
+    """The torchvision model `name` whose classification layer is gone; `dim` is the width that layer took.
+
+    The model itself is returned, so its state_dict has torchvision's own keys. Raises ComponentError for weights that
+    cannot be found or do not fit."""
+    builder = torchvision.models.get_model_builder(name)
+    model = builder(**settings)
+    model.dim = remove_head(model)
+    if weights is not None:
+        load_weights(model, name, weights)
+    return model
 
 
-class WithoutHead(nn.Module):
-    """A torchvision model whose last linear layer is taken off; `dim` is what that layer took in."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.dim = take_off_head(model)
-        self.model = model
-
-    def forward(self, view: Tensor) -> Tensor:
-        return self.model(view)
-
-
-def take_off_head(model: nn.Module) -> int:
-    """Replace a classifier's last linear layer by the identity; returns the width it took in."""
-    for attribute in ("fc", "classifier", "head", "heads"):
-        head = getattr(model, attribute, None)
-        if isinstance(head, nn.Linear):
-            setattr(model, attribute, nn.Identity())
-            return head.in_features
-        if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear):
-            width = head[-1].in_features
-            head[-1] = nn.Identity()
-            return width
-    raise ComponentError(f"{type(model).__name__} has no linear head to take off (looked at fc, classifier, head, heads).")
+def remove_head(model: nn.Module) -> int:
+    """Drop the last linear (or 1x1 convolution) layer of the model's head and the dropout before it; give the width it took.
+    What comes before them in the head (norms, hidden layers of VGG) and after (pooling of SqueezeNet) stays."""
+    where = next(name for name in ("fc", "classifier", "head", "heads") if hasattr(model, name))
+    head = getattr(model, where)
+    layers = list(head) if isinstance(head, nn.Sequential) else [head]
+    last = max(i for i, layer in enumerate(layers) if hasattr(layer, "weight"))
+    final = layers[last]
+    keep = last
+    while keep and isinstance(layers[keep - 1], nn.Dropout):
+        keep -= 1
+    setattr(model, where, nn.Sequential(*layers[:keep], *layers[last + 1:]))
+    return final.in_features if isinstance(final, nn.Linear) else final.in_channels
 
 
-def torchvision_model(name: str, weights: str | None, **options) -> nn.Module:
-    """torchvision's model `name`, random, or with `weights`: a local state dict (.pth, .pt, .safetensors), with or without the
-    head, or the name of pretrained weights that torchvision downloads (e.g. IMAGENET1K_V1)."""
-    if weights is None:
-        return torchvision.models.get_model(name, weights=None, **options)
-    if Path(weights).is_file():
-        model = torchvision.models.get_model(name, weights=None, **options)
-        load_state(model, Path(weights))
-        return model
-    known = [w.name for w in torchvision.models.get_model_weights(name)]
-    if weights != "DEFAULT" and weights not in known:
+def load_weights(model: nn.Module, name: str, weights: str) -> None:
+    """Fill a headless torchvision model from a local file or from one of the library's pretrained names."""
+    pretrained = torchvision.models.get_model_weights(name).__members__
+    path = Path(weights).expanduser()
+    if weights in pretrained:
+        try:
+            state = pretrained[weights].get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+            raise ComponentError(
+                f"encoder '{name}': weights '{weights}' could not be downloaded from {pretrained[weights].url} ({error}). "
+                f"Without a network give a local file instead: weights: /path/to/{name}.pth"
+            ) from None
+        if hasattr(model, "transform_input"):
+            model.transform_input = True  # GoogLeNet and Inception were trained on another normalisation than the rest
+    elif path.is_file():
+        state = read_state(name, path)
+    else:
         raise ComponentError(
-            f"weights: '{weights}' for {name} is neither a file nor a pretrained set of torchvision. Expected a path to a state dict, "
-            f"or one of: {', '.join(known)}."
+            f"encoder '{name}': weights '{weights}' were not found: no file {path.absolute()}, and no pretrained name of torchvision."
+            f"{nearest(weights, pretrained)} Pretrained names for {name}: {', '.join(pretrained)}."
         )
-    try:
-        return torchvision.models.get_model(name, weights=weights, **options)
-    except OSError as error:
-        raise ComponentError(f"weights: '{weights}' for {name} cannot be downloaded ({error}). Give the path of a local state dict.") from None
+    fit_state(model, name, weights, state)
 
 
-def load_state(model: nn.Module, path: Path) -> None:
-    """Load a local state dict (never code). Everything but the head must be there and fit."""
+def read_state(name: str, path: Path) -> dict[str, Tensor]:
+    """The state_dict in a .safetensors file, or in a .pt/.pth file (read without running code from it)."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except Exception as error:  # torch and safetensors raise many types for a foreign file
-        raise ComponentError(f"weights: {path} is not a state dict of {type(model).__name__}: {error}") from None
-    wrong = [key for key in [*missing, *unexpected] if key.split(".")[0] not in ("fc", "classifier", "head", "heads")]
-    if wrong:
-        raise ComponentError(f"weights: {path} does not fit {type(model).__name__}: {len(wrong)} keys differ, e.g. '{wrong[0]}'.")
+    except Exception as error:  # each format has its own ways to be broken; all mean the same to the user
+        cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ComponentError(f"encoder '{name}': cannot read weights from {path}: {cause}. "
+                             "Expected a state_dict in a .pth, .pt or .safetensors file.") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ComponentError(f"encoder '{name}': {path} does not hold a state_dict (parameter name -> tensor). "
+                             "Save one with torch.save(model.state_dict(), path).")
+    return state
+
+
+def fit_state(model: nn.Module, name: str, weights: str, state: dict[str, Tensor]) -> None:
+    """Load `state` into the headless model; a head or auxiliary classifiers in it are left out, anything else must fit."""
+    own = model.state_dict()
+    position = "encoder.pos_embedding"
+    if position in own and position in state and own[position].shape != state[position].shape:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+        state = interpolate_embeddings(model.image_size, model.patch_size, state)
+    extra = [key for key in state if key not in own and key.split(".")[0].rstrip("12").lower()
+             not in ("fc", "classifier", "head", "heads", "aux", "auxlogits")]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own if key in state and state[key].shape != own[key].shape]
+    if extra or missing or shapes:
+        problems = [f"{what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)})"
+                    for what, keys in (("missing", missing), ("unknown", extra), ("wrong shape", shapes)) if keys]
+        raise ComponentError(f"encoder '{name}': weights '{weights}' do not fit this model and its options; {'; '.join(problems)}.")
+    model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+def expect_size(model: nn.Module, size: tuple[int, ...], advice: str) -> nn.Module:
+    """Make a model that has a fixed input size say so, instead of failing inside."""
+    model.input_size, model.input_advice = size, advice
+    model.register_forward_pre_hook(_check_size)
+    return model
+
+
+def _check_size(model: nn.Module, views: tuple) -> None:
+    got = tuple(views[0].shape[-len(model.input_size):])
+    if got != model.input_size:
+        raise ValueError(f"{type(model).__name__} was built for views of {list(model.input_size)}, got {list(got)}. {model.input_advice}")
 
 
 def _register_torchvision(name: str) -> None:
-    if name.startswith(("resnet", "resnext", "wide_resnet")):
-        def build(weights: str | None = None, zero_init_residual: bool = False, small_images: bool = False) -> nn.Module:
-            encoder = WithoutHead(torchvision_model(name, weights, zero_init_residual=zero_init_residual))
-            if small_images:  # the stem for 32-pixel images: no early halving
-                encoder.model.conv1, encoder.model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-            return encoder
+    parameters = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    if "resn" in name:  # resnet, resnext, wide_resnet
+        def build(weights: str | None = None, stem: Literal["imagenet", "small"] = "imagenet", zero_init_residual: bool = False):
+            if stem not in ("imagenet", "small"):
+                raise ComponentError(f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' (3x3, no pooling, for images below about 64 px).")
+            model = torchvision_encoder(name, None, zero_init_residual=zero_init_residual)
+            if stem == "small":
+                model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+                nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+                model.maxpool = nn.Identity()
+            if weights is not None:
+                load_weights(model, name, weights)
+            return model
     elif name.startswith("vit_"):
-        def build(weights: str | None = None, image_size: int = 224) -> nn.Module:
-            return WithoutHead(torchvision_model(name, weights, image_size=image_size))
+        def build(weights: str | None = None, image_size: int = 224):
+            model = torchvision_encoder(name, weights, image_size=image_size)
+            return expect_size(model, (image_size, image_size), "Set the encoder's image_size to the size of the view.")
+    elif name.startswith("maxvit"):
+        def build(weights: str | None = None, image_size: int = 224):
+            model = torchvision_encoder(name, weights, input_size=(image_size, image_size))
+            return expect_size(model, (image_size, image_size), "Set the encoder's image_size to the size of the view, a multiple of 224.")
     else:
-        def build(weights: str | None = None) -> nn.Module:
-            return WithoutHead(torchvision_model(name, weights))
-    build.__doc__ = f"torchvision's {name} without its head; see `torchvision_model` for `weights`."
-    build.__qualname__ = f"torchvision {name}"
+        # GoogLeNet and Inception: no auxiliary classifiers, and torchvision's own initialisation (unset, it warns)
+        fixed = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+
+        def build(weights: str | None = None):
+            return torchvision_encoder(name, weights, **fixed)
+    assert "weights" in parameters
+    build.__qualname__ = build.__name__ = name
+    build.__doc__ = f"torchvision's {name} without its classification layer."
     register_encoder("image", name)(build)
 
 
 for _name in torchvision.models.list_models(module=torchvision.models):
-    if _name not in LEFT_OUT:
-        _register_torchvision(_name)
+    _register_torchvision(_name)
 
+
+# ---- transformers: any vision backbone that takes pixel_values ----
 
 @register_encoder("image", "transformers")
-class TransformersImage(nn.Module):
-    """Any image model of the transformers library. `model`: its type (vit, dinov2, convnext, resnet, ...), built at random with the
-    entries of `config` changed; or `weights`: a local folder or, when online, a hub name. y is the pooled output where the model
-    gives one, else the mean over its tokens."""
+class TransformersEncoder(nn.Module):
+    """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet', 'convnext', with random
+    weights and `config` overrides; or `weights`, a local folder or a hub id (online). y is the pooled output where the model
+    has one, else its first token, or the mean of its map.
 
-    def __init__(self, model: str = "vit", config: dict | None = None, weights: str | None = None):
+    Raises ComponentError for an unknown model, an unknown config key, and weights that cannot be found."""
+
+    def __init__(self, model: str | None = None, weights: str | None = None, config: dict | None = None):
         super().__init__()
-        from transformers import AutoConfig, AutoModel  # seconds to import: only when used
-        try:
-            if weights is not None:
-                self.model = AutoModel.from_pretrained(weights)
-            else:
-                self.model = AutoModel.from_config(AutoConfig.for_model(model, **(config or {})))
-        except (OSError, ValueError) as error:
-            what = f"weights '{weights}'" if weights is not None else f"model type '{model}'"
-            raise ComponentError(f"transformers: {what} cannot be used: {str(error).splitlines()[0]}") from None
+        if (model is None) == (weights is None) or (weights and config):
+            raise ComponentError("encoder 'transformers' takes either model: a type such as 'vit' (with config: overrides), "
+                                 "or weights: a local folder or a hub id.")
+        self.pooled = True
+        self.model = _random_transformer(model, config or {}) if model else self._pretrained(weights)
+        if self.model.main_input_name != "pixel_values":
+            raise ComponentError(f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, not images. "
+                                 "Choose a vision model, e.g. 'vit', 'dinov2', 'resnet', 'clip_vision_model'.")
         settings = self.model.config
         self.dim = getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1]
 
+    def _pretrained(self, weights: str) -> nn.Module:
+        from transformers import AutoModel
+        folder = Path(weights).expanduser()
+        if not folder.is_dir() and (weights[0] in "./~" or weights.count("/") > 1):
+            raise ComponentError(f"encoder 'transformers': weights '{weights}' were not found: no folder {folder.absolute()}. "
+                                 "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'.")
+        try:
+            model, info = AutoModel.from_pretrained(str(folder) if folder.is_dir() else weights, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise ComponentError(
+                f"encoder 'transformers': weights '{weights}' were not found: looked for the folder {folder.absolute()}, then for that id on "
+                f"the hub ({str(error).splitlines()[0]}). Without a network give a local folder made by save_pretrained."
+            ) from None
+        # a checkpoint without its pooler would get a random one here: read the first token instead
+        self.pooled = not any("pooler" in key for key in info["missing_keys"])
+        return model
+
     def forward(self, view: Tensor) -> Tensor:
         out = self.model(pixel_values=view)
-        if getattr(out, "pooler_output", None) is not None:
-            return out.pooler_output.flatten(1)
-        return out.last_hidden_state.mean(1)
+        pooled = getattr(out, "pooler_output", None)
+        if self.pooled and pooled is not None:
+            return pooled.flatten(1)
+        hidden = out.last_hidden_state
+        return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
+
+
+def _random_transformer(model: str, config: dict) -> nn.Module:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+    if model not in CONFIG_MAPPING:
+        raise ComponentError(f"encoder 'transformers': no model type '{model}'.{nearest(model, CONFIG_MAPPING)}")
+    known = AutoConfig.for_model(model).to_dict()
+    unknown = [key for key in config if key not in known]
+    if unknown:
+        raise ComponentError(f"encoder 'transformers': the config of '{model}' has no key '{unknown[0]}'.{nearest(unknown[0], known)}")
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(model, **config))
+    except ValueError as error:
+        raise ComponentError(f"encoder 'transformers': cannot build '{model}': {str(error).splitlines()[0]}") from None

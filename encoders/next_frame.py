@@ -1,26 +1,28 @@
-"""Encoders for a next frame alone. Every image encoder works for it too, by its name.
+"""Encoders of the next frame: view [B, C, H, W] float, normalised -> y [B, dim].
 
-A view is [B, 3, H, W] float, normalised; y is [B, dim].
+A next frame is an image, so every encoder registered for `image` works here too (conv, resnet18, vit_b_16, ...). This file
+holds what serves next frames in particular:
+
+    b: {modality: next_frame, encoder: {name: conv_coords, width: 32}}
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoders.image import ConvEncoder
 from vicjoint.registry import register_encoder
 
 
-@register_encoder("next_frame", "conv_coordinates")
-class ConvCoordinates(nn.Module):
-    """The small `conv` with two more channels that hold each pixel's x and y in [-1, 1] (CoordConv, Liu et al. 2018)."""
+@register_encoder("next_frame", "conv_coords")
+class ConvCoords(ConvEncoder):
+    """The small CNN with two more channels, the x and y coordinate of each pixel in [-1, 1] (CoordConv, Liu et al. 2018), so
+    that its filters can tell where they are; positions are most of what changes between a clip and its next frame."""
 
-    def __init__(self, width: int = 32, dim: int = 256):
-        super().__init__()
-        self.conv = ConvEncoder(width, dim, channels=5)
-        self.dim = dim
+    def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
+        super().__init__(width, dim, channels + 2)
 
     def forward(self, view: Tensor) -> Tensor:
-        batch, _, height, width = view.shape
-        y = torch.linspace(-1, 1, height, device=view.device, dtype=view.dtype).view(1, 1, height, 1).expand(batch, 1, height, width)
-        x = torch.linspace(-1, 1, width, device=view.device, dtype=view.dtype).view(1, 1, 1, width).expand(batch, 1, height, width)
-        return self.conv(torch.cat([view, x, y], 1))
+        B, _, H, W = view.shape
+        y = torch.linspace(-1, 1, H, device=view.device, dtype=view.dtype).view(1, 1, H, 1).expand(B, 1, H, W)
+        x = torch.linspace(-1, 1, W, device=view.device, dtype=view.dtype).view(1, 1, 1, W).expand(B, 1, H, W)
+        return super().forward(torch.cat([view, x, y], 1))

@@ -180,12 +180,21 @@ def test_differences(good):
 
 @pytest.mark.parametrize("text, expected", [
     ("a: 1\nb: [", "line 2, column 5"), ("a: 1\nb: 2\na: 3\n", "line 3, column 1: key 'a' is given twice, first on line 1"),
-    ("- 1\n", "is not a mapping of keys"), ("", "it holds nothing (null)"), ("&a [*a]", "recursive"), ("[" * 3000, "nested too deeply"),
+    ("- 1\n", "is not a mapping of keys"), ("", "it holds nothing (null)"), ("&a [*a]", "line 1, column 1: '&a': a recipe takes no anchors"),
+    ("[" * 3000, "nested too deeply"),
     ("a: !!python/name:os.system x", "could not determine a constructor"),
 ])
 def test_broken_files(good, text, expected):
     good.write_text(text)
     assert str(good) in message(good) and expected in message(good) and "\n" not in message(good)
+
+
+def test_aliases_are_refused_before_they_expand(good):
+    # the "billion laughs": each list holds the one before it nine times; a few levels show it
+    lists = ["l0: &l0 [x]"] + [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 5)]
+    good.write_text(GOOD + "\n".join(lists))
+    assert "line 11, column 5: '&l0': a recipe takes no anchors (&) or aliases (*); write the value out." in message(good)
+    assert "argument 'out=*l0', line 1, column 1: '*l0': a recipe takes no anchors" in message(parse_yaml(GOOD, "x"), ["out=*l0"])
 
 
 def test_missing_files(good, monkeypatch):

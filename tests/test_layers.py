@@ -7,12 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"registry", "config", "batch", "distributed", "video"},
+    {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends"},
     {"modalities", "sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample"},
     {"pairs"},
     {"data"},
     {"probes"},
-    {"runfolder", "report"},
+    {"runfolder", "report", "plots"},
     {"loop"},
     {"run", "evaluate", "export"},
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint import report
+from vicjoint import plots, report
 from vicjoint.report import main, write_report
 
 NASTY = "<script>alert(1)</script>.mp4"
@@ -101,7 +101,7 @@ def test_pictures_decode_to_the_frames_and_stand_under_their_headings(run):
 
 
 def test_large_frames_are_shrunk_and_not_pixelated():
-    tag = report.frame(np.zeros((360, 640, 3), np.uint8), 72)
+    tag = plots.frame(np.zeros((360, 640, 3), np.uint8), 72)
     assert 'class="" width="72" height="40"' in tag
     assert Image.open(io.BytesIO(images(tag)[0][1])).size == (144, 80), "twice for dense screens"
 
@@ -121,7 +121,7 @@ def test_bad_samples_are_counted_and_the_first_twenty_shown(run):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("content", [None, b"", b"\xff{[<i>broken", b"[1, 2]\n", b'{"step": 1, "results": 3, "a": 3}\n'])
 def test_a_missing_or_broken_file_costs_its_part_only(run, name, content, monkeypatch):
-    monkeypatch.setattr(report, "draw", lambda *_: b"<svg></svg>")  # drawing is slow and is tested above
+    monkeypatch.setattr(plots, "draw", lambda *_: b"<svg></svg>")  # drawing is slow and is tested above
     (run / name).unlink() if content is None else (run / name).write_bytes(content)
     html = text(run)
     if content is None:
@@ -150,14 +150,14 @@ def test_a_resumed_run_shows_each_step_once(tmp_path):
     lines(tmp_path / "m.jsonl", [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 2, "loss": 3}])
     with open(tmp_path / "m.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
-    assert report.series(report.read_steps(tmp_path / "m.jsonl"), "loss") == ([1, 2], [1, 3])
+    assert plots.series(report.read_steps(tmp_path / "m.jsonl"), "loss") == ([1, 2], [1, 3])
 
 
 def test_thinning_keeps_the_peaks():
     y = np.zeros(50_000)
     y[12_345], y[40_000], y[7] = 9.0, -3.0, np.inf
-    x, thinned = report.thin(np.arange(50_000), y)
-    assert len(x) <= report.MAX_POINTS and thinned[x == 12_345] == 9 and thinned[x == 40_000] == -3 and np.isnan(thinned[x == 7])
+    x, thinned = plots.thin(np.arange(50_000), y)
+    assert len(x) <= plots.MAX_POINTS and thinned[x == 12_345] == 9 and thinned[x == 40_000] == -3 and np.isnan(thinned[x == 7])
 
 
 def test_command_line(run, capsys):

@@ -98,6 +98,8 @@ class Quarantine:
             if sample in self.causes:
                 continue
             self.causes[sample] = cause
+            if distributed.rank() > 0:  # every process counts, the first one writes
+                continue
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"source": self.source, "sample": sample, "cause": cause}) + "\n")
         if len(self.causes) > self.allowed:

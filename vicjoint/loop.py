@@ -59,7 +59,9 @@ def train(recipe, overrides=()) -> Path:
         if distributed.rank() == 0:
             terms = list(parts.objective.terms)
             write_environment(folder, recipe, parts.source.describe(), parameters(parts.model), terms)
-        fit(parts, folder)
+        start = resume(parts, folder)
+        with MetricsLog(folder, start, parts.steps, recipe.train) as log:
+            fit(parts, folder, start, log)
         finish(parts, folder)
     finally:
         distributed.stop()
@@ -98,11 +100,12 @@ def build_parts(recipe: Recipe) -> Parts:
     return Parts(recipe, source, pair, model, untrained.to(device), objective, optimizer, probes, steps, records_per_batch, device)
 
 
-def fit(parts: Parts, folder: Path) -> None:
-    """Train from the last checkpoint (or from the start) to the recipe's last step."""
+def fit(parts: Parts, folder: Path, start: int, log: MetricsLog) -> None:
+    """Train from step `start` to the recipe's last step."""
     recipe, model, optimizer, device = parts.recipe, parts.model, parts.optimizer, parts.device
-    start = resume(parts, folder)
-    log, quarantine, batches = open_loop(parts, folder, start)
+    stream = data.Stream(parts.source.train, parts.pair, recipe.train.seed)
+    batches = iter(data.batches(stream, parts.records_per_batch, recipe.data.workers, start, parts.steps))
+    quarantine = data.Quarantine(folder / "bad_samples.jsonl", recipe.source.name, len(stream.records), recipe.data.max_bad_fraction)
     forward = wrap(model, recipe, device)
     model.train()
 
@@ -130,18 +133,8 @@ def fit(parts: Parts, folder: Path) -> None:
 
         healthy = (step + 1) % HEALTH_EVERY == 0 or step + 1 == parts.steps
         log.step(step + 1, loss, terms, lr, time.perf_counter() - began, waited, embeddings if healthy else None)
-    log.close()
     if start < parts.steps:
         save(parts, folder, parts.steps)
-
-
-def open_loop(parts: Parts, folder: Path, start: int):
-    """The run's log, its quarantine, and the batches from step `start`."""
-    recipe = parts.recipe
-    log = MetricsLog(folder, start, parts.steps, recipe.train.batch_size, recipe.train.tensorboard)
-    stream = data.Stream(parts.source.train, parts.pair, recipe.train.seed)
-    quarantine = data.Quarantine(folder / "bad_samples.jsonl", recipe.source.name, len(stream.records), recipe.data.max_bad_fraction)
-    return log, quarantine, iter(data.batches(stream, parts.records_per_batch, recipe.data.workers, start, parts.steps))
 
 
 def save(parts: Parts, folder: Path, step: int) -> None:

@@ -8,28 +8,19 @@ or broken costs its own part of the page, never the page.
 """
 
 import argparse
-import base64
-import io
 import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from PIL import Image
 
-COLOURS = {"a": "#2f81f7", "b": "#e8842c"}
-MORE_COLOURS = ["#8957e5", "#2da44e", "#d6409f", "#12a594", "#b58a00", "#e5484d"]
-INK = "#102030"  # stands for the text colour in a plot; replaced by currentColor, which follows light and dark
-PLOT_STYLE = b"svg{color:#57606a}@media(prefers-color-scheme:dark){svg{color:#9aa4b0}}"
-MAX_POINTS = 800  # per curve, so that a run of a million steps still makes a light page
+from vicjoint.plots import COLOURS, MORE_COLOURS, Curve, chart, is_number, pictures_section, series
+
+CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 BAD_SHOWN = 20
 LOWER_IS_BETTER = ("offset", "rmse", "copy_rate", "median_rank")
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
@@ -54,54 +45,6 @@ HEALTH = {
     "rank": ("Effective rank", "How many directions z really uses. Higher is richer."),
     "redundancy": ("Redundancy", "Mean absolute correlation between dimensions. Lower is better."),
 }
-
-CSS = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1f2328;--soft:#57606a;--card:#f6f8fa;--line:#d0d7de}
-@media(prefers-color-scheme:dark){:root{--bg:#0f1318;--fg:#e6edf3;--soft:#9aa4b0;--card:#171c23;--line:#2f3742}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:1100px;background:var(--bg);color:var(--fg);
-  font:15px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-h1{margin:0 0 .5rem;font-size:1.9rem;line-height:1.2}
-h2{margin:2.4rem 0 .8rem;padding-top:.8rem;border-top:1px solid var(--line);font-size:1.3rem}
-h3{margin:1.2rem 0 .5rem;font-size:1.05rem}
-.soft,small,figcaption,dl{color:var(--soft)} small{display:block;font-size:.82rem;line-height:1.35}
-.banner{margin:0 0 1.2rem;padding:.8rem 1rem;border-radius:8px;background:#9a6700;color:#fff;font-weight:600}
-.verdict{display:flex;gap:.7rem;align-items:baseline;font-size:1.05rem}
-.badge{flex:none;padding:.1rem .7rem;border-radius:1rem;color:#fff;font-weight:600}
-.green{background:#1a7f37}.amber{background:#9a6700}.red{background:#cf222e}.grey{background:#6e7781}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.7rem;margin:1rem 0}
-.cards div,figure.plot{padding:.7rem .8rem;border-radius:8px;background:var(--card)} .cards b{display:block;font-size:1.15rem}
-.scroll{overflow-x:auto} table{border-collapse:collapse}
-th,td{padding:.3rem .8rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-.numbers{font-variant-numeric:tabular-nums;overflow-wrap:normal;white-space:nowrap}
-.numbers :is(th,td):not(:first-child){text-align:right}
-.numbers .model{background:var(--card)} .numbers td{color:var(--soft)} .numbers .model td,.numbers td.best{color:var(--fg)}
-.best{font-weight:700} abbr{text-decoration:underline dotted;cursor:help}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .9rem;font-size:.85rem} dt{font-weight:600} dd{margin:0}
-.facts th{font-weight:500;color:var(--soft);white-space:nowrap}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:.9rem}
-figure{margin:0} .plot img{display:block;width:100%;height:auto;margin:.3rem 0} .plot figcaption b{color:var(--fg)}
-.key{white-space:nowrap;margin-left:.7rem;font-size:.85rem}
-.key i{display:inline-block;width:.8rem;height:.2rem;margin-right:.3rem;vertical-align:middle;border-radius:2px}
-.case{margin:.6rem 0;padding:.6rem .8rem;border-radius:8px;background:var(--card)}
-.frames{display:flex;gap:1.4rem;align-items:flex-end;overflow-x:auto;padding-top:.3rem}
-.frames figure{flex:none} .frames figcaption{font-size:.82rem} .frames div{display:flex;gap:3px}
-.frames img{display:block} .crisp{image-rendering:pixelated} .mark-green,.mark-red{margin:3px;outline:3px solid #2da44e}
-.mark-red{outline-color:#e5484d}
-pre{overflow-x:auto;padding:.8rem;border-radius:8px;background:var(--card);font-size:.85rem} summary{cursor:pointer}
-"""
-
-
-@dataclass
-class Curve:
-    """A line of a plot: `label` and `colour` go to the legend (no label: no entry), x and y are equally long."""
-
-    label: str
-    colour: str
-    x: list
-    y: list
-    style: str = "-"
-
 
 def read_lines(path: Path) -> list[dict]:
     """The JSON objects of a JSON-lines file. A line that does not parse (a run killed while it wrote) is passed over."""
@@ -136,90 +79,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file; pickled objects are refused."""
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def series(rows: list[dict], *path: str) -> tuple[list, list]:
-    """Steps and values of the rows that have a number at `path`."""
-    steps, values = [], []
-    for row in rows:
-        value = row
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if is_number(value):
-            steps.append(row["step"])
-            values.append(value)
-    return steps, values
-
-
-def thin(x, y) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points that keep the peaks: the lowest and the highest of each stretch. Infinite values become gaps."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    y = np.where(np.isfinite(y), y, np.nan)
-    if len(y) <= MAX_POINTS:
-        return x, y
-    stretches = np.array_split(np.arange(len(y)), MAX_POINTS // 2)
-    kept = sorted({int(s[pick(y[s])]) for s in stretches for pick in (np.argmin, np.argmax)})
-    return x[kept], y[kept]
-
-
-def short(value: float, _=None) -> str:
-    """Tick label: 12000 -> 12k. Plain characters, no formula."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * size or (abs(value) >= size and size > 1e3):
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
-
-
-def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
-    """The curves as an SVG without any text but numbers; `level` is a dashed horizontal line."""
-    figure = Figure(figsize=(3.6, 2.0), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot(facecolor="none")
-    if level is not None:
-        axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
-    for curve in curves:
-        x, y = thin(curve.x, curve.y)
-        axes.plot(x, y, curve.style, color=curve.colour, linewidth=1.4, marker="o" if len(x) < 3 else "", markersize=3)
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(short))
-        axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="both", colors=INK, labelsize=8, length=2)
-    axes.grid(color=INK, alpha=0.18, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    target = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "vicjoint", "svg.fonttype": "path"}):
-        figure.savefig(target, format="svg", metadata={"Date": None})
-    return target.getvalue().replace(INK.encode(), b"currentColor").replace(b"</style>", PLOT_STYLE + b"</style>", 1)
-
-
-def chart(title: str, note: str, curves: list[Curve], level: float | None = None, may_log: bool = False) -> str:
-    """A plot with its legend and explanation in HTML; empty where no curve has a point. `may_log`: log scale for a wide range."""
-    curves = [c for c in curves if len(c.y)]
-    if not curves:
-        return ""
-    values = np.concatenate([np.asarray(c.y, float) for c in curves])
-    values = values[np.isfinite(values) & (values != 0)]
-    log = may_log and len(values) > 0 and values.min() > 0 and values.max() > 50 * values.min()
-    key = "".join(f'<span class="key"><i style="background:{c.colour}"></i>{escape(c.label)}</span>' for c in curves if c.label)
-    image = data_uri("svg+xml", draw(curves, level, log))
-    note += " Log scale." if log else ""
-    return (f'<figure class="plot"><figcaption><b>{escape(title)}</b>{key}</figcaption>'
-            f'<img src="{image}" alt="{escape(title)}"><small>{escape(note.strip())}</small></figure>')
 
 
 def curves_section(rows: list[dict], terms: list[str]) -> str:
@@ -304,36 +163,6 @@ def result_table(probe: str, rows: dict[str, dict]) -> str:
     legend = "".join(f"<dt>{escape(m)}</dt><dd>{escape(explain(m))}</dd>" for m in metrics if explain(m))
     return (f'<h3>{escape(probe)}</h3><div class="scroll"><table class="numbers"><tr><th></th>{head}</tr>{body}</table></div>'
             f'<p class="soft">Bold: best of the column. ↑ higher is better, ↓ lower is better.</p><dl>{legend}</dl>')
-
-
-def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
-    """uint8 [H, W, 3] as an <img> about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or shrunk smoothly."""
-    width = pixels.shape[1]
-    shown = width * max(1, round(wanted / width)) if width <= wanted else wanted
-    height = round(shown * pixels.shape[0] / width)
-    image = Image.fromarray(pixels)
-    if width > 2 * shown:  # twice what is shown stays sharp on dense screens
-        image = image.resize((2 * shown, 2 * height))
-    target = io.BytesIO()
-    image.save(target, format="PNG", optimize=True)
-    style = " ".join(c for c in ("crisp" if width <= wanted else "", mark) if c)
-    return f'<img class="{style}" width="{shown}" height="{height}" alt="" src="{data_uri("png", target.getvalue())}">'
-
-
-def pictures_section(arrays: dict[str, np.ndarray]) -> str:
-    """context uint8 [n, T, H, W, 3] | retrieved and target uint8 [n, H, W, 3], with title [n] and good bool [n]."""
-    cases = {True: "", False: ""}
-    for i, good in enumerate(arrays["good"]):
-        context = "".join(frame(pixels, 72) for pixels in arrays["context"][i])
-        retrieved = frame(arrays["retrieved"][i], 144, "mark-green" if good else "mark-red")
-        target = frame(arrays["target"][i], 144, "mark-green")
-        cases[bool(good)] += (
-            f'<div class="case">{escape(str(arrays["title"][i]))}<div class="frames">'
-            f"<figure><div>{context}</div><figcaption>context</figcaption></figure>"
-            f"<figure>{retrieved}<figcaption>retrieved</figcaption></figure>"
-            f"<figure>{target}<figcaption>true next frame</figcaption></figure></div></div>")
-    none = '<p class="soft">None among these pictures.</p>'
-    return f"<h3>Good cases</h3>{cases[True] or none}<h3>Bad cases</h3>{cases[False] or none}"
 
 
 def bad_samples_section(rows: list[dict]) -> str:
@@ -432,7 +261,7 @@ def page(folder: Path) -> str:
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(name)}</title><style>{CSS}</style></head>\n"
+            f"<title>{escape(name)}</title><style>\n{CSS}</style></head>\n"
             f"<body>{banner}<h1>{escape(name)}</h1>\n{body}\n</body></html>\n")
 
 

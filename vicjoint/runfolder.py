@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vicjoint import metrics
+from vicjoint import distributed, metrics
 from vicjoint.config import Recipe, RecipeError, differences, load_recipe, to_yaml
 
 
@@ -72,20 +72,35 @@ def write_environment(folder: Path, recipe: Recipe, source: str, parameters: dic
 
 
 class MetricsLog:
-    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard. Lines after the step that a run resumes from are cut off."""
+    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard, on the first process alone. Lines after the step that a
+    run resumes from are cut off. `options`: the recipe's `train` section."""
 
-    def __init__(self, folder: Path, start: int, steps: int, batch_size: int, tensorboard: bool):
-        self.folder, self.batch_size = folder, batch_size
+    def __init__(self, folder: Path, start: int, steps: int, options):
+        self.folder, self.batch_size, self.verdict = folder, options.batch_size, ""
+        self.active = distributed.rank() == 0
+        if not self.active:
+            return
         for name in ("metrics.jsonl", "evaluation.jsonl"):
             keep_lines_to(folder / name, start)
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True)
-        self.board = _tensorboard(folder) if tensorboard else None
-        self.verdict = ""
+        self.board = _tensorboard(folder) if options.tensorboard else None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.active:
+            self.bar.close()
+            self.file.close()
+            if self.board:
+                self.board.close()
 
     def step(self, step: int, loss, terms: dict, lr: float, seconds: float, waited: float, embeddings=None) -> None:
         """One line for a step that was taken (1-based). `waited`: the part of `seconds` spent waiting for data. `embeddings`
         (z_a, z_b) are given where health is due."""
+        if not self.active:
+            return
         values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
         line = {"step": step, **values, "lr": lr, "seconds": seconds, "waited": waited, "samples_per_second": self.batch_size / seconds}
         if embeddings is not None:
@@ -114,17 +129,13 @@ class MetricsLog:
             self.board.add_scalar(name, value, step)
 
     def evaluation(self, step: int, results: dict) -> None:
+        if not self.active:
+            return
         with open(self.folder / "evaluation.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "results": results}) + "\n")
         for probe, rows in results.items():
             shown = " ".join(f"{metric}={value:.3f}" for metric, value in rows.get("model", {}).items())
             tqdm.write(f"step {step}: {probe}: {shown}")
-
-    def close(self) -> None:
-        self.bar.close()
-        self.file.close()
-        if self.board:
-            self.board.close()
 
 
 def keep_lines_to(path: Path, step: int) -> None:

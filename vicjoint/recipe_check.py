@@ -1,0 +1,184 @@
+"""What pydantic cannot see in a recipe: components, their options, and keys that depend on each other; and all messages in words.
+
+    mistakes = load_imports(data.get("imports")) + check_components(data) + check_together(data, follows=False)
+    in_words(("train", "steps"), pydantic_error, Recipe)      # "expected a whole number, got 'many'."
+
+Options are compared with the constructor that the registry finds under the component's name, and converted by its annotations.
+"""
+
+import inspect
+import re
+import traceback
+import typing
+from typing import Any
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+
+from vicjoint import registry
+from vicjoint.recipe_file import FAMILY, OWN_KEYS, RecipeError, plain, show
+from vicjoint.registry import ComponentError, nearest
+
+
+def load_imports(modules) -> list[str]:
+    """Import the recipe's modules, so that they register components; what is not a list of text is left to the typed check."""
+    modules = modules if isinstance(modules, list) and all(isinstance(m, str) for m in modules) else []
+    try:
+        registry.load_imports(modules)
+    except ComponentError as error:
+        return [str(error)]
+    except Exception as error:  # the user's module may fail in any way
+        if not modules:
+            raise  # not the recipe's doing
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return [f"imports: {', '.join(modules)} failed at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"]
+    return []
+
+
+def check_together(data: dict, follows: bool) -> list[str]:
+    """Mistakes that lie between two keys. `follows`: branch b has weights same or ema."""
+    found = []
+    a, b, train = data.get("a"), data.get("b"), data.get("train")
+    if isinstance(a, dict) and a.get("weights", "own") in ("same", "ema"):
+        found.append(f"a.weights: {a['weights']} is for branch b only. Leave it out.")
+    for name, branch in (("a", a), ("b", b)):
+        # a resolved recipe carries the default
+        if isinstance(branch, dict) and branch.get("weights") != "ema" and branch.get("momentum", 0.996) != 0.996:
+            found.append(f"{name}.momentum: only used with weights: ema on branch b. Leave it out.")
+    if follows:
+        spec = lambda value: {"name": value} if isinstance(value, str) else value
+        found += [f"b.{key}: differs from a.{key}, but weights: {b['weights']} makes b use a's. "
+                  "Leave it out, or set b.weights=own."
+                  for key in ("modality", "encoder", "expander") if plain(spec(b.get(key))) != plain(spec(a.get(key)))]
+    if isinstance(train, dict) and train.get("steps") is None and train.get("epochs") is None:
+        found.append("train: missing its length. Set train.steps or train.epochs.")
+    return found
+
+
+def check_components(data: dict) -> list[str]:
+    """Mistakes in the names and options of all components; converts the options in `data` to their types."""
+    found, unknown_modality = [], set()
+    for path, family in FAMILY.items():
+        spec = data
+        for key in path.split("."):
+            spec = spec.get(key) if isinstance(spec, dict) else None
+        if family == "modality" and isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+            continue
+        name, branch = spec["name"], path[0]
+        if family == "encoder":
+            modality = data[branch].get("modality", data["a"].get("modality") if isinstance(data.get("a"), dict) else None)
+            modality = modality.get("name") if isinstance(modality, dict) else modality
+            if not isinstance(modality, str) or modality in unknown_modality:
+                continue  # nothing to look the encoder up with
+            name = f"{modality}/{name}"
+        mistakes = check_component(path, family, name, spec)
+        if family == "modality" and name not in registry.names("modality"):
+            unknown_modality.add(name)
+        found += mistakes
+    evaluate = data.get("evaluate")
+    probes = evaluate.get("probes") if isinstance(evaluate, dict) else None
+    seen = set()
+    for i, spec in enumerate(probes if isinstance(probes, list) else []):
+        if isinstance(spec, dict) and isinstance(spec.get("name"), str):
+            found += check_component(f"evaluate.probes.{i}", "probe", spec["name"], spec)
+            if spec["name"] in seen:
+                found.append(f"evaluate.probes.{i}: '{spec['name']}' is listed twice. Its results would replace each other.")
+            seen.add(spec["name"])
+    return found
+
+
+def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
+    """Mistakes in one component; converts the options in `spec` to their types."""
+    try:
+        component = registry.find(family, name)
+    except ComponentError as error:
+        return [f"{path}.name: {error}"]
+    known, types, found = recipe_options(component), option_types(component), []
+    for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(path, ())]:
+        if key in known:
+            try:
+                spec[key] = convert(spec[key], types.get(key, Any), known[key].default)
+            except RecipeError as error:
+                found.append(f"{path}.{key}: {error}")
+        elif not registry.takes_any_option(component) or key in registry.options(component):
+            found.append(f"{path}.{key}: {family} '{name}' takes no option '{key}'.{nearest(key, known)} "
+                         f"Options: {', '.join(known) or 'none'}.")
+    needed = [key for key, p in known.items() if p.default is p.empty]
+    return found + [f"{path}.{key}: missing. {family} '{name}' needs it." for key in needed if key not in spec]
+
+
+# ---- options ----
+
+def recipe_options(component) -> dict[str, inspect.Parameter]:
+    """The options that a recipe sets: those of the registry without the ones that `component.given` says come from code."""
+    return {key: p for key, p in registry.options(component).items() if key not in getattr(component, "given", ())}
+
+
+def option_types(component) -> dict[str, Any]:
+    """Annotations by option; without those that cannot be resolved."""
+    try:
+        function = component.__init__ if inspect.isclass(component) else inspect.unwrap(component)
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def convert(value, annotation, default):
+    """`value` as the option's type. Raises RecipeError that says what was expected."""
+    if value is None and default is None:
+        return None
+    try:
+        adapter = TypeAdapter(annotation)
+    except PydanticUserError:  # a type that YAML has no values of anyway
+        return value
+    try:
+        converted = adapter.validate_python(value)
+    except ValidationError as error:
+        words = list(dict.fromkeys(expected(e) for e in error.errors()))
+        raise RecipeError(f"expected {' or '.join(words)}, got {show(value)}.") from None
+    if _has(value, bool) and not _has(converted, bool):
+        raise RecipeError(f"expected a number, got {show(value)}.")
+    if isinstance(converted, float) and converted != converted:
+        raise RecipeError("expected a number, got .nan.")
+    return converted
+
+
+def _has(value, kind) -> bool:
+    return any(_has(v, kind) for v in value) if isinstance(value, (list, tuple)) else isinstance(value, kind)
+
+
+# ---- messages ----
+
+WORDS = {"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false", "string": "text",
+         "list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping such as {name: ...}",
+         "none": "null", "path": "a path"}
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def expected(error: dict) -> str:
+    """What a pydantic error asked for, in plain words."""
+    kind, limits = error["type"], error.get("ctx") or {}
+    bounds = [f"{words} {limits[key]}" for key, words in BOUNDS.items() if key in limits]
+    if kind == "literal_error":
+        return f"one of {limits['expected']}"
+    if kind == "string_pattern_mismatch":
+        return "a name of letters, digits and . _ + -"
+    if kind in ("too_short", "too_long"):
+        return f"a list of {limits.get('min_length', limits.get('max_length'))} or {'more' if kind == 'too_short' else 'fewer'}"
+    if bounds:
+        return f"a number {bounds[0]}"
+    return WORDS.get(kind.split("_")[0], error["msg"])
+
+
+def in_words(loc: tuple, error: dict, recipe: type[BaseModel]) -> str:
+    """The message for a pydantic error at the keys `loc` of the model `recipe`."""
+    if error["type"] == "extra_forbidden":
+        section = recipe.model_fields[loc[0]].annotation if len(loc) > 1 else recipe
+        return f"unknown key.{nearest(loc[-1], section.model_fields)} Known: {', '.join(section.model_fields)}."
+    if error["type"] == "missing":
+        section = recipe if len(loc) == 1 else recipe.model_fields[loc[0]].annotation
+        field = getattr(section, "model_fields", {}).get(loc[-1])
+        return f"missing. Expected {field.description if field else 'the name of a component'}."
+    hint = nearest(error["input"], re.findall(r"'(\w+)'", expected(error))) if error["type"] == "literal_error" else ""
+    return f"expected {expected(error)}, got {show(error['input'])}.{hint}"

@@ -1,0 +1,299 @@
+"""The decoders behind `vicjoint.video`, which is the module to use; a decoder gives frames of increasing, distinct numbers.
+
+    decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
+    decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
+    decoder.read([3, 5, 7]), decoder.close()
+"""
+
+import importlib
+import os
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
+# Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is decoded.
+TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
+
+av.logging.set_level(None)  # FFmpeg's chatter about broken files: the cause is in the VideoError
+
+
+class VideoError(ValueError):
+    """A video that cannot be read, or not as asked; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """The frames that exist. timestamps_seconds: float64 [frames], strictly increasing. fps: their average rate.
+    height, width: pixels of a frame as shown, after rotation."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+    timestamps_seconds: np.ndarray
+
+
+class PyAV:
+    """Counts and decodes with PyAV, one thread."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._convert = VideoReformatter()  # one for all frames: making its tables anew costs more than the conversion
+        self._container = _open(path)
+        try:
+            self._use_stream()
+            self.info = self._index()
+        except av.FFmpegError as error:
+            self.close()
+            raise VideoError(f"{path}: the video data are damaged or cut off ({_cause(error)}).") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _use_stream(self) -> None:
+        self._stream = self._container.streams.video[0]
+        self._context = self._stream.codec_context
+        self._context.thread_count = 1
+        self._context.options = {"err_detect": "explode"}  # damaged data is an error, not a grey patch
+
+    def _index(self) -> VideoInfo:
+        """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first for its shape."""
+        packets = [p for p in self._container.demux(self._stream) if p.size]
+        listed = len(getattr(self._stream, "index_entries", ())) if "mp4" in self._container.format.name else 0
+        if any(p.is_corrupt for p in packets) or len(packets) < listed:
+            raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
+        if not packets:
+            raise VideoError(f"{self.path}: the video stream is empty.")
+        self._packets = packets if sum(p.size for p in packets) <= KEEP_BYTES else None
+        self._shown = _shown(packets, self._container.format.name, self._context.name)
+        if self._shown is None:
+            self._packets = None
+            frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
+            if not frames:
+                raise VideoError(f"{self.path}: no frame can be decoded.")
+            return _info([pts for pts, _ in frames], frames[0][1], self._stream)
+        self._place = {p.pts: i for i, p in enumerate(packets)}
+        self._keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
+        first = self._shown[0]
+        return _info(self._shown, self._frames_at([first])[first], self._stream)
+
+    def read(self, numbers: list[int]) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
+        try:
+            found = self._search(numbers) if self._shown is None else self._frames_shown(numbers)
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: frames {numbers[0]} to {numbers[-1]} are damaged ({_cause(error)}).") from None
+        for number in numbers:
+            if number not in found or found[number].is_corrupt:
+                raise VideoError(f"{self.path}: frame {number} is damaged: it cannot be decoded.")
+        out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
+        for place, number in enumerate(numbers):
+            image = self._upright(found[number])
+            if image.shape != out.shape[1:]:
+                raise VideoError(f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
+                                 f"{self.info.width}x{self.info.height}; the picture size must not change within a video.")
+            out[place] = image
+        return out
+
+    def _search(self, wanted: list[int]) -> dict:
+        """Frames by timestamp, or by number where the file was counted by decoding; decoded from the beginning of the file."""
+        missing, found = set(wanted), {}
+        for number, frame in enumerate(self._decode_from(None)):
+            name = number if self._shown is None else frame.pts
+            if name in missing:
+                found[name] = frame
+                missing.discard(name)
+            if not missing:
+                break
+        return found
+
+    def _frames_shown(self, numbers: list[int]) -> dict:
+        wanted = [self._shown[n] for n in numbers]
+        try:
+            found = self._frames_at(wanted)
+        except av.FFmpegError:  # an open group of pictures: its key frame leans on the group before; damage fails again
+            found = self._search(wanted)
+        return {n: found[self._shown[n]] for n in numbers if self._shown[n] in found}
+
+    def _frames_at(self, wanted: list[int]) -> dict:
+        """Decoded frames by timestamp. Goes forward once, and jumps to a later key frame where nothing before it is wanted."""
+        starts: dict = {}
+        for pts in wanted:
+            start = max((key for key in self._keys if key[0] <= pts), default=self._keys[0])
+            starts.setdefault(start, set()).add(pts)
+        found: dict = {}
+        self._fed = -1
+        frames = iter(())
+        for start, group in sorted(starts.items(), key=lambda item: self._place[item[0][0]]):
+            if self._place[start[0]] > self._fed:
+                frames = self._decode_from(start)
+            missing = set(group) - found.keys()
+            while missing and (frame := next(frames, None)) is not None:
+                found[frame.pts] = frame
+                missing.discard(frame.pts)
+        return found
+
+    def _decode_from(self, start: tuple | None):
+        """Every frame from a key packet (pts, dts) on, or from the beginning, in order of presentation."""
+        self._context.flush_buffers()
+        if start is not None and self._packets is not None:
+            packets = self._packets[self._place[start[0]]:]
+        else:
+            self._rewind(start)
+            packets = (p for p in self._container.demux(self._stream) if p.size)
+        for packet in packets:
+            if self._shown is not None:
+                self._fed = self._place[packet.pts]
+            yield from self._context.decode(packet)
+        yield from self._context.decode(None)
+
+    def _rewind(self, start: tuple | None) -> None:
+        if start is not None:
+            self._container.seek(start[1], stream=self._stream, backward=True)
+            return
+        self._container.close()  # not every container without an index can seek to its very first frame
+        self._container = _open(self.path)
+        self._use_stream()
+
+    def _upright(self, frame) -> np.ndarray:
+        return np.rot90(self._convert.reformat(frame, format="rgb24").to_ndarray(), _quarter_turns(frame))
+
+    def close(self) -> None:
+        self._packets = None
+        self._container.close()
+
+
+def _open(path: str):
+    """An open container with a video stream, or VideoError with the cause."""
+    if not os.path.exists(path):
+        raise VideoError(f"{path}: no such file.")
+    if os.path.isdir(path):
+        raise VideoError(f"{path}: a folder, not a video file.")
+    if os.path.getsize(path) == 0:
+        raise VideoError(f"{path}: the file is empty (0 bytes).")
+    try:
+        container = av.open(path)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video file ({_cause(error)}).") from None
+    # a cover picture in a sound file is a "video stream" of one frame
+    if not any(s.codec_context is not None for s in container.streams.video):
+        what = "only sound" if container.streams.audio else "no video stream"
+        container.close()
+        raise VideoError(f"{path}: the file has {what}; expected a video.")
+    return container
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _shown(packets: list, container: str, codec: str) -> list[int] | None:
+    """Timestamps of the frames a player shows, sorted, or None where only decoding can tell."""
+    times = [p.pts for p in packets]
+    if not TIMED_CONTAINERS & set(container.split(",")) or codec not in TIMED_CODECS:
+        return None
+    if None in times or len(set(times)) < len(times) or not packets[0].is_keyframe:
+        return None
+    shown = sorted(p.pts for p in packets if not p.is_discard)  # an edit list discards frames that are only decoded
+    # frames before the first key frame lack what they refer to; decoders differ in showing them
+    return shown if shown and shown[0] >= packets[0].pts else None
+
+
+def _info(times: list, first, stream) -> VideoInfo:
+    rate = float(stream.average_rate or 25)
+    usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
+    seconds = np.array(times, dtype=np.float64) * float(stream.time_base) if usable else np.arange(len(times)) / rate
+    if len(times) > 1:
+        rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
+    sides = (first.height, first.width) if _quarter_turns(first) % 2 == 0 else (first.width, first.height)
+    return VideoInfo(len(times), rate, *sides, seconds)
+
+
+def _quarter_turns(frame) -> int:
+    """Quarter turns anti-clockwise that make the frame upright; other angles are left as they are stored."""
+    return round(frame.rotation / 90) % 4
+
+
+class _Other:
+    """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and decodes."""
+
+    name: str
+    module: str  # imported when a file is opened and not at the top: optional, and decord must load after torch
+    missing: str  # what to do where that fails
+
+    def __init__(self, path: str, info: VideoInfo):
+        self.path = path
+        try:
+            module = importlib.import_module(self.module)
+        except (ImportError, OSError, RuntimeError):  # RuntimeError: torchcodec without an FFmpeg that it can load
+            raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
+        try:
+            self._open(module)
+        except Exception as error:  # decord raises its own errors, some of them plain Exception
+            raise VideoError(f"{path}: {self.name} cannot open this file ({_brief(error)}). Use video_backend: auto.") from None
+        self._compare(info)
+
+    def read(self, numbers: list[int]) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
+        try:
+            return self._decode(numbers)
+        except Exception as error:
+            raise VideoError(f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
+                             f"({_brief(error)}).") from None
+
+    def close(self) -> None:
+        self._reader = None
+
+
+class _Decord(_Other):
+    name = module = "decord"
+    missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
+
+    def _open(self, decord) -> None:
+        decord.logging.set_level(decord.logging.QUIET)
+        self._reader = decord.VideoReader(self.path, num_threads=1)
+        self._times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
+
+    def _compare(self, info: VideoInfo) -> None:
+        # decord does not know edit lists: it counts frames that are never shown and returns wrong ones, without an error
+        if len(self._times) != info.frames or self._times.min() < 0 or not _same_times(self._times, info.timestamps_seconds):
+            raise VideoError(f"{self.path}: decord gives other frames than the {info.frames} a player shows "
+                             "(an edit list, most often). Use video_backend: auto.")
+
+    def _decode(self, numbers: list[int]) -> np.ndarray:
+        return self._reader.get_batch(numbers).asnumpy()
+
+
+class _TorchCodec(_Other):
+    name = "torchcodec"
+    module = "torchcodec.decoders"
+    missing = ("cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
+               "or use video_backend: pyav.")
+
+    def _open(self, decoders) -> None:
+        self._reader = decoders.VideoDecoder(self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+
+    def _compare(self, info: VideoInfo) -> None:
+        if len(self._reader) != info.frames:
+            raise VideoError(f"{self.path}: torchcodec counts {len(self._reader)} frames, {info.frames} exist. "
+                             "Use video_backend: auto.")
+
+    def _decode(self, numbers: list[int]) -> np.ndarray:
+        return self._reader.get_frames_at(numbers).data.numpy()
+
+
+OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _same_times(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two lists of timestamps in seconds agree to half the shortest gap, apart from a common shift."""
+    gap = np.diff(b).min() if len(b) > 1 else 1.0
+    return bool(np.all(np.abs((a - a[0]) - (b - b[0])) < gap / 2))
