@@ -22,12 +22,12 @@ from vicjoint.registry import ComponentError, build_encoder, register_encoder
 @register_encoder("clip", "conv_gru")
 class ConvGRU(nn.Module):
     """A small CNN on each frame, a GRU over time; y joins its last state (motion) with the last frame's feature (position),
-    which together say what comes next. The CNN is half as wide as the image encoder of the same `width`, since it runs T times."""
+    which together say what comes next."""
 
     def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
         super().__init__()
         self.dim = dim
-        self.trunk = ConvTrunk(channels, max(width // 2, 1))
+        self.trunk = ConvTrunk(channels, width, coarse=True)
         self.project = nn.Linear(self.trunk.features, dim)
         self.gru = nn.GRU(dim, dim, batch_first=True)
         self.join = nn.Linear(2 * dim, dim)
@@ -45,7 +45,7 @@ class ConvStack(nn.Module):
     def __init__(self, width: int = 32, dim: int = 256, frames: int = 8, channels: int = 3):
         super().__init__()
         self.dim, self.frames = dim, frames
-        self.trunk = ConvTrunk(channels * (2 * frames - 1), width)
+        self.trunk = ConvTrunk(channels * (2 * frames - 1), width, coarse=True)
         self.project = nn.Linear(self.trunk.features, dim)
 
     def forward(self, view: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ objective = VICReg(statistics=sys.argv[1])
 
 mine = slice(0, 6) if rank == 0 else slice(6, 10)  # uneven, groups whole
 parallel = DistributedDataParallel(model)
-loss, terms = objective(parallel(view_a[mine]), parallel(view_b[mine]), group[mine])
+z = parallel(torch.cat([view_a[mine], view_b[mine]]))
+loss, terms = objective(*z.chunk(2), group[mine])
 loss.backward()
 gradients = [p.grad.clone() for p in model.parameters()]
 distributed.stop()  # from here on this is one process
@@ -36,8 +37,9 @@ distributed.stop()  # from here on this is one process
 model.zero_grad()
 whole, _ = objective(model(view_a), model(view_b), group)
 whole.backward()
-assert abs(float(loss - whole)) < 1e-12, (float(loss), float(whole))
-worst = max(float((g - p.grad).abs().max() / p.grad.abs().max()) for g, p in zip(gradients, model.parameters()))
+assert abs(loss.item() - whole.item()) < 1e-12, (loss.item(), whole.item())
+largest = max(p.grad.abs().max() for p in model.parameters())
+worst = max(float((g - p.grad).abs().max() / largest) for g, p in zip(gradients, model.parameters()))
 assert worst < 1e-12, worst
 '''
 

@@ -1,0 +1,189 @@
+"""Every registered encoder: width, gradients, weights from files, and what it says when used wrongly."""
+
+import pytest
+import torch
+import torchvision
+from torchvision.models.regnet import BlockParams
+
+from vicjoint import registry
+from vicjoint.registry import ComponentError
+
+registry.load_encoder_folders()  # before collection: the tests below are made from the registry itself
+BUILT_IN = {key for key in registry._components["encoder"] if registry._components["encoder"][key].__module__.startswith("encoders.")}
+LIBRARY = {f"image/{name}" for name in torchvision.models.list_models(module=torchvision.models)}
+LIBRARY |= {f"clip/{name}" for name in torchvision.models.list_models(module=torchvision.models.video)}
+
+# options and view size of those that are run; one line here lets a new small encoder be tested with other options
+TINY_VIT = {"model": "vit", "config": {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1,
+                                       "num_attention_heads": 2, "intermediate_size": 16}}
+OPTIONS = {
+    "image/transformers": TINY_VIT,
+    "clip/frames_transformer": {"image": {"name": "conv", "width": 4}, "dim": 16, "layers": 1},
+    "clip/conv_stack": {"frames": 4},
+    "image/vit_b_16": {"image_size": 16},
+    "clip/mvit_v2_s": {"spatial_size": [32, 32], "temporal_size": 4},
+}
+SIZE = {"image/transformers": 16, "image/vit_b_16": 16}
+SMALL = sorted(BUILT_IN - LIBRARY)
+RUN = ["image/resnet18", "image/vit_b_16", "image/convnext_tiny", "image/squeezenet1_1", "clip/r3d_18", "clip/swin3d_t", "clip/mvit_v2_s"]
+
+
+@pytest.fixture(autouse=True)
+def only_encoders(monkeypatch):
+    monkeypatch.setattr(registry, "_loaded", True)  # the encoders are under test, not the other components
+    torch.manual_seed(0)
+
+
+def make(key: str, **options):
+    modality, name = key.split("/")
+    return registry.build_encoder(modality, name, **(options or OPTIONS.get(key, {})))
+
+
+def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
+    size = SIZE.get(key, 32)
+    return torch.randn(batch, 3, frames, size, size) if key.startswith("clip/") else torch.randn(batch, 3, size, size)
+
+
+@pytest.mark.parametrize("key", SMALL + RUN)
+def test_representation_has_the_stated_width_and_reaches_every_parameter(key):
+    encoder = make(key)
+    y = encoder(make_view(key))
+    assert y.shape == (2, encoder.dim) and y.isfinite().all()
+    y.square().sum().backward()
+    without = [name for name, p in encoder.named_parameters() if p.grad is None]
+    assert not without, f"no gradient reaches {without}"
+
+
+@pytest.mark.parametrize("key", sorted(LIBRARY))
+def test_library_models_state_the_width_their_head_took(key, monkeypatch):
+    on_meta = BlockParams.from_init_params.__func__
+
+    def on_cpu(cls, *args, **kwargs):  # RegNet computes its widths with tensors, which have no values on meta
+        with torch.device("cpu"):
+            return on_meta(cls, *args, **kwargs)
+
+    monkeypatch.setattr(BlockParams, "from_init_params", classmethod(on_cpu))
+    name = key.split("/")[1]
+    with torch.device("meta"):
+        encoder = make(key)
+        settings = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        complete = torchvision.models.get_model(name, weights=None, **settings)
+    kept = dict(encoder.named_parameters())
+    lost = {n: p for n, p in complete.named_parameters() if n not in kept}
+    classes = 400 if key.startswith("clip/") else 1000
+    assert sorted(p.ndim for p in lost.values()) in ([1, 2], [1, 4], [1, 5])  # one bias, one weight: the classifier's
+    weight = max(lost.values(), key=lambda p: p.ndim)
+    assert weight.shape[:2] == (classes, encoder.dim)
+
+
+def test_position_survives_the_small_cnns():
+    for key in ("image/conv", "next_frame/conv_coords"):
+        view = torch.zeros(2, 3, 64, 64)
+        view[0, :, 8:16, 8:16] = view[1, :, 40:48, 40:48] = 1  # the same square in two places
+        first, second = make(key).eval()(view)
+        assert (first - second).norm() > 0.1 * first.norm()
+
+
+def test_clip_encoders_see_the_order_of_frames():
+    view = torch.randn(2, 3, 4, 32, 32)
+    for key in ("clip/conv_gru", "clip/conv_stack", "clip/frames_transformer"):
+        encoder = make(key).eval()
+        assert not torch.allclose(encoder(view), encoder(view.flip(2)), atol=1e-4), key
+
+
+def test_a_next_frame_may_use_any_image_encoder():
+    names = registry.list_encoders("next_frame")
+    assert {"conv", "conv_coords", "resnet18", "transformers"} <= set(names)
+    assert registry.build_encoder("next_frame", "conv", width=4, dim=8)(torch.randn(2, 3, 20, 28)).shape == (2, 8)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_local_file(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    complete = torchvision.models.resnet18().eval()
+    if suffix == ".pth":
+        torch.save(complete.state_dict(), path)
+    else:
+        from safetensors.torch import save_file
+        save_file(complete.state_dict(), path)
+    encoder = make("image/resnet18", weights=str(path)).eval()
+    view = torch.randn(2, 3, 32, 32)
+    assert torch.equal(complete.fc(encoder(view)), complete(view))
+    torch.save(encoder.state_dict(), tmp_path / "headless.pth")
+    again = make("image/resnet18", weights=str(tmp_path / "headless.pth")).eval()
+    assert torch.equal(again(view), encoder(view))
+
+
+def test_a_video_transformer_of_the_published_size_is_torchvisions_own():
+    complete = torchvision.models.video.mvit_v2_s()
+    with torch.device("meta"):
+        rebuilt = make("clip/mvit_v2_s", spatial_size=[224, 224], temporal_size=16)
+    shapes = {name: value.shape for name, value in complete.state_dict().items() if not name.startswith("head.")}
+    assert {name: value.shape for name, value in rebuilt.state_dict().items()} == shapes
+
+
+def test_vit_positions_follow_the_image_size(tmp_path):
+    encoder = make("image/vit_b_16", image_size=48)
+    torch.save(encoder.state_dict(), tmp_path / "vit.pth")
+    smaller = make("image/vit_b_16", image_size=32, weights=str(tmp_path / "vit.pth"))
+    assert smaller.encoder.pos_embedding.shape[1] == 1 + 4
+    assert smaller(torch.randn(1, 3, 32, 32)).shape == (1, 768)
+
+
+def test_transformers_from_a_local_folder(tmp_path):
+    encoder = make("image/transformers").eval()
+    encoder.model.save_pretrained(tmp_path)
+    again = make("image/transformers", weights=str(tmp_path)).eval()
+    view = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(view), encoder(view))
+
+
+def test_residual_options():
+    small = make("image/resnet18", stem="small", zero_init_residual=True)
+    assert small.conv1.stride == (1, 1) and not small.layer1[0].bn2.weight.any()
+    assert small(torch.randn(2, 3, 16, 16)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("key, options, message", [
+    ("image/resnet18", {"weights": "nowhere/w.pth"}, r"'nowhere/w.pth' were not found: no file .*nowhere/w.pth.*Pretrained names for resnet18: IMAGENET1K_V1"),
+    ("image/resnet18", {"weights": "IMAGENET1K_V3"}, r"Did you mean 'IMAGENET1K_V1'"),
+    ("image/resnet18", {"stem": "tiny"}, r"stem is 'tiny', expected 'imagenet' or 'small'"),
+    ("image/transformers", {"model": "vitt"}, r"no model type 'vitt'. Did you mean 'vit'"),
+    ("image/transformers", {"model": "vit", "config": {"hidden_sise": 8}}, r"no key 'hidden_sise'. Did you mean 'hidden_size'"),
+    ("image/transformers", {"weights": "./nowhere"}, r"'./nowhere' were not found: no folder"),
+    ("image/transformers", {"config": {"hidden_size": 8}}, r"takes either model"),
+    ("image/transformers", {"model": "bert", "config": {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 8}}, r"takes input_ids, not images"),
+    ("clip/frames_transformer", {"image": {"width": 4}}, r"expected an image encoder such as"),
+    ("clip/frames_transformer", {"image": {"name": "conv"}, "dim": 10, "heads": 4}, r"dim 10 cannot be shared by 4 heads"),
+    ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
+])
+def test_wrong_options_are_named(key, options, message):
+    with pytest.raises(ComponentError, match=message):
+        make(key, **options)
+
+
+@pytest.mark.parametrize("key, shape, message", [
+    ("clip/conv_stack", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
+    ("clip/mvit_v2_s", (1, 3, 8, 32, 32), r"built for views of \[4, 32, 32\], got \[8, 32, 32\]. Set the encoder's temporal_size"),
+    ("image/vit_b_16", (1, 3, 64, 64), r"built for views of \[16, 16\], got \[64, 64\]. Set the encoder's image_size"),
+    ("clip/frames_transformer", (1, 3, 65, 16, 16), r"at most 64 frames, got 65"),
+])
+def test_wrong_views_are_named(key, shape, message):
+    with pytest.raises(ValueError, match=message):
+        make(key)(torch.randn(shape))
+
+
+def test_weights_that_do_not_fit_and_cannot_be_fetched(tmp_path, monkeypatch):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ComponentError, match=r"do not fit this model.*unknown: layer1.2"):
+        make("image/resnet18", weights=str(tmp_path / "other.pth"))
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    with pytest.raises(ComponentError, match=r"cannot read weights from .*broken.pth"):
+        make("image/resnet18", weights=str(tmp_path / "broken.pth"))
+
+    def offline(self, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(ComponentError, match=r"could not be downloaded from https://.*no route to host.*give a local file"):
+        make("image/resnet18", weights="IMAGENET1K_V1")
