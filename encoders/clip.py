@@ -33,14 +33,15 @@ class ConvGRU(nn.Module):
         self.join = nn.Linear(2 * dim, dim)
 
     def forward(self, view: Tensor) -> Tensor:
-        frames_BTD = rearrange(self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w"))), "(b t) d -> b t d", b=len(view))
+        frames = self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w")))
+        frames_BTD = rearrange(frames, "(b t) d -> b t d", b=len(view))
         _, state = self.gru(frames_BTD)
         return self.join(torch.cat([state[-1], frames_BTD[:, -1]], 1))
 
 
 @register_encoder("clip", "conv_stack")
 class ConvStack(nn.Module):
-    """Early fusion: the `frames` frames and their successive differences (which show motion) are the channels of one small CNN."""
+    """Early fusion: the `frames` frames and their successive differences (which show motion) are channels of one small CNN."""
 
     def __init__(self, width: int = 32, dim: int = 256, frames: int = 8, channels: int = 3):
         super().__init__()
@@ -58,15 +59,17 @@ class ConvStack(nn.Module):
 
 @register_encoder("clip", "frames_transformer")
 class FramesTransformer(nn.Module):
-    """Any image encoder on each frame, `image: {name: resnet18, ...}`, then a transformer over time with a learnt position for each
-    frame; y is its class token, normalised. Clips may have up to `max_frames` frames."""
+    """Any image encoder on each frame, `image: {name: resnet18, ...}`, then a transformer over time with a learnt position for
+    each frame; y is its class token, normalised. Clips may have up to `max_frames` frames."""
 
     def __init__(self, image: dict, layers: int = 2, heads: int = 4, dim: int = 256, max_frames: int = 64):
         super().__init__()
         if "name" not in image:
-            raise ComponentError(f"encoder 'frames_transformer': image is {image}, expected an image encoder such as {{name: resnet18}}.")
+            raise ComponentError(f"encoder 'frames_transformer': image is {image}, "
+                                 "expected an image encoder such as {name: resnet18}.")
         if dim % heads:
-            raise ComponentError(f"encoder 'frames_transformer': dim {dim} cannot be shared by {heads} heads. Use a multiple of {heads}.")
+            raise ComponentError(f"encoder 'frames_transformer': dim {dim} cannot be shared by {heads} heads. "
+                                 f"Use a multiple of {heads}.")
         self.dim, self.max_frames = dim, max_frames
         self.image = build_encoder("image", **image)
         self.project = nn.Linear(self.image.dim, dim)
@@ -78,7 +81,8 @@ class FramesTransformer(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         B, _, T, _, _ = view.shape
         if T > self.max_frames:
-            raise ValueError(f"encoder 'frames_transformer' takes at most {self.max_frames} frames, got {T}. Raise the encoder's max_frames.")
+            raise ValueError(f"encoder 'frames_transformer' takes at most {self.max_frames} frames, got {T}. "
+                             "Raise the encoder's max_frames.")
         frames = self.image(rearrange(view, "b c t h w -> (b t) c h w"))
         frames_BTD = rearrange(self.project(frames), "(b t) d -> b t d", b=B) + self.position[:, :T]
         return self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1))[:, 0]
@@ -108,11 +112,11 @@ def _register_video(name: str) -> None:
 
 
 def mvit(name: str, spatial_size: tuple[int, int], temporal_size: int) -> MViT:
-    """torchvision's MViT `name` for clips of another size: its builders fix 16 x 224 x 224, so let the builder hand its block settings
-    to a recorder in place of a block, and build the model from them."""
+    """torchvision's MViT `name` for clips of another size: its builders fix 16 x 224 x 224, so let the builder hand its block
+    settings to a recorder in place of a block, and build the model from them."""
     if len(spatial_size) != 2 or min(*spatial_size, temporal_size) < 1 or any(s % 32 for s in spatial_size) or temporal_size % 2:
-        raise ComponentError(f"encoder '{name}': spatial_size is {list(spatial_size)} and temporal_size {temporal_size}; expected "
-                             "[height, width] in multiples of 32 and an even number of frames.")
+        raise ComponentError(f"encoder '{name}': spatial_size is {list(spatial_size)} and temporal_size {temporal_size}; "
+                             "expected [height, width] in multiples of 32 and an even number of frames.")
     blocks: list[dict] = []
 
     def record(**settings) -> nn.Module:
@@ -126,7 +130,8 @@ def mvit(name: str, spatial_size: tuple[int, int], temporal_size: int) -> MViT:
         temporal_size=temporal_size,
         block_setting=[block["cnf"] for block in blocks],
         stochastic_depth_prob=last["stochastic_depth_prob"],  # it grows with depth: the last block has the model's own
-        **{key: last[key] for key in ("residual_pool", "residual_with_cls_embed", "rel_pos_embed", "proj_after_attn", "norm_layer")},
+        **{key: last[key] for key in
+           ("residual_pool", "residual_with_cls_embed", "rel_pos_embed", "proj_after_attn", "norm_layer")},
     )
 
 

@@ -32,7 +32,8 @@ class ConvTrunk(nn.Module):
         layers: list[nn.Module] = []
         before = channels
         for after, kernel, stride in steps:
-            layers += [nn.Conv2d(before, after, kernel, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(before, after, kernel, stride, padding=1, bias=False),
+                       nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
             before = after
         self.layers = nn.Sequential(*layers)
         self.features = before * CELLS * CELLS
@@ -106,7 +107,8 @@ def load_weights(model: nn.Module, name: str, weights: str) -> None:
         state = read_state(name, path)
     else:
         raise ComponentError(
-            f"encoder '{name}': weights '{weights}' were not found: no file {path.absolute()}, and no pretrained name of torchvision."
+            f"encoder '{name}': weights '{weights}' were not found: no file {path.absolute()}, and no pretrained "
+            "name of torchvision."
             f"{nearest(weights, pretrained)} Pretrained names for {name}: {', '.join(pretrained)}."
         )
     fit_state(model, name, weights, state)
@@ -140,11 +142,13 @@ def fit_state(model: nn.Module, name: str, weights: str, state: dict[str, Tensor
     extra = [key for key in state if key not in own and key.split(".")[0].rstrip("12").lower()
              not in ("fc", "classifier", "head", "heads", "aux", "auxlogits")]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own if key in state and state[key].shape != own[key].shape]
+    shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own
+              if key in state and state[key].shape != own[key].shape]
     if extra or missing or shapes:
         problems = [f"{what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)})"
                     for what, keys in (("missing", missing), ("unknown", extra), ("wrong shape", shapes)) if keys]
-        raise ComponentError(f"encoder '{name}': weights '{weights}' do not fit this model and its options; {'; '.join(problems)}.")
+        raise ComponentError(f"encoder '{name}': weights '{weights}' do not fit this model and its options; "
+                             f"{'; '.join(problems)}.")
     model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
@@ -158,14 +162,16 @@ def expect_size(model: nn.Module, size: tuple[int, ...], advice: str) -> nn.Modu
 def _check_size(model: nn.Module, views: tuple) -> None:
     got = tuple(views[0].shape[-len(model.input_size):])
     if got != model.input_size:
-        raise ValueError(f"{type(model).__name__} was built for views of {list(model.input_size)}, got {list(got)}. {model.input_advice}")
+        raise ValueError(f"{type(model).__name__} was built for views of {list(model.input_size)}, got {list(got)}. "
+                         f"{model.input_advice}")
 
 
 def _register_torchvision(name: str) -> None:
     if "resn" in name:  # resnet, resnext, wide_resnet
         def build(weights: str | None = None, stem: Literal["imagenet", "small"] = "imagenet", zero_init_residual: bool = False):
             if stem not in ("imagenet", "small"):
-                raise ComponentError(f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' (3x3, no pooling, for images below about 64 px).")
+                raise ComponentError(f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' "
+                                     "(3x3, no pooling, for images below about 64 px).")
             model = torchvision_encoder(name, None, zero_init_residual=zero_init_residual)
             if stem == "small":
                 model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -181,7 +187,8 @@ def _register_torchvision(name: str) -> None:
     elif name.startswith("maxvit"):
         def build(weights: str | None = None, image_size: int = 224):
             model = torchvision_encoder(name, weights, input_size=(image_size, image_size))
-            return expect_size(model, (image_size, image_size), "Set the encoder's image_size to the size of the view, a multiple of 224.")
+            return expect_size(model, (image_size, image_size), "Set the encoder's image_size to the size "
+                               "of the view, a multiple of 224.")
     else:
         # GoogLeNet and Inception: no auxiliary classifiers, and torchvision's own initialisation (unset, it warns)
         fixed = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
@@ -215,7 +222,8 @@ class TransformersEncoder(nn.Module):
         self.pooled = True
         self.model = _random_transformer(model, config or {}) if model else self._pretrained(weights)
         if self.model.main_input_name != "pixel_values":
-            raise ComponentError(f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, not images. "
+            raise ComponentError(f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, "
+                                 "not images. "
                                  "Choose a vision model, e.g. 'vit', 'dinov2', 'resnet', 'clip_vision_model'.")
         settings = self.model.config
         self.dim = getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1]
@@ -230,7 +238,8 @@ class TransformersEncoder(nn.Module):
             model, info = AutoModel.from_pretrained(str(folder) if folder.is_dir() else weights, output_loading_info=True)
         except (OSError, ValueError) as error:
             raise ComponentError(
-                f"encoder 'transformers': weights '{weights}' were not found: looked for the folder {folder.absolute()}, then for that id on "
+                f"encoder 'transformers': weights '{weights}' were not found: looked for the folder "
+                f"{folder.absolute()}, then for that id on "
                 f"the hub ({str(error).splitlines()[0]}). Without a network give a local folder made by save_pretrained."
             ) from None
         # a checkpoint without its pooler would get a random one here: read the first token instead
@@ -253,7 +262,8 @@ def _random_transformer(model: str, config: dict) -> nn.Module:
     known = AutoConfig.for_model(model).to_dict()
     unknown = [key for key in config if key not in known]
     if unknown:
-        raise ComponentError(f"encoder 'transformers': the config of '{model}' has no key '{unknown[0]}'.{nearest(unknown[0], known)}")
+        raise ComponentError(f"encoder 'transformers': the config of '{model}' has no key '{unknown[0]}'."
+                             f"{nearest(unknown[0], known)}")
     try:
         return AutoModel.from_config(AutoConfig.for_model(model, **config))
     except ValueError as error:

@@ -9,7 +9,7 @@ from vicjoint import registry
 from vicjoint.registry import ComponentError
 
 registry.load_encoder_folders()  # before collection: the tests below are made from the registry itself
-BUILT_IN = {key for key in registry._components["encoder"] if registry._components["encoder"][key].__module__.startswith("encoders.")}
+BUILT_IN = {key for key, encoder in registry._components["encoder"].items() if encoder.__module__.startswith("encoders.")}
 LIBRARY = {f"image/{name}" for name in torchvision.models.list_models(module=torchvision.models)}
 LIBRARY |= {f"clip/{name}" for name in torchvision.models.list_models(module=torchvision.models.video)}
 
@@ -25,7 +25,8 @@ OPTIONS = {
 }
 SIZE = {"image/transformers": 16, "image/vit_b_16": 16}
 SMALL = sorted(BUILT_IN - LIBRARY)
-RUN = ["image/resnet18", "image/vit_b_16", "image/convnext_tiny", "image/squeezenet1_1", "clip/r3d_18", "clip/swin3d_t", "clip/mvit_v2_s"]
+RUN = ["image/resnet18", "image/vit_b_16", "image/convnext_tiny", "image/squeezenet1_1",
+       "clip/r3d_18", "clip/swin3d_t", "clip/mvit_v2_s"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def test_library_models_state_the_width_their_head_took(key, monkeypatch):
     kept = dict(encoder.named_parameters())
     lost = {n: p for n, p in complete.named_parameters() if n not in kept}
     classes = 400 if key.startswith("clip/") else 1000
-    assert sum(p.ndim > 1 for p in lost.values()) == 1 and len(lost) <= 2  # the classifier's weight, and its bias where it has one
+    assert sum(p.ndim > 1 for p in lost.values()) == 1 and len(lost) <= 2  # the classifier's weight, and mostly a bias
     weight = max(lost.values(), key=lambda p: p.ndim)
     assert weight.shape[:2] == (classes, encoder.dim)
 
@@ -145,14 +146,16 @@ def test_residual_options():
 
 
 @pytest.mark.parametrize("key, options, message", [
-    ("image/resnet18", {"weights": "nowhere/w.pth"}, r"'nowhere/w.pth' were not found: no file .*nowhere/w.pth.*Pretrained names for resnet18: IMAGENET1K_V1"),
+    ("image/resnet18", {"weights": "nowhere/w.pth"},
+     r"'nowhere/w.pth' were not found: no file .*nowhere/w.pth.*Pretrained names for resnet18: IMAGENET1K_V1"),
     ("image/resnet18", {"weights": "IMAGENET1K_V3"}, r"Did you mean 'IMAGENET1K_V1'"),
     ("image/resnet18", {"stem": "tiny"}, r"stem is 'tiny', expected 'imagenet' or 'small'"),
     ("image/transformers", {"model": "vitt"}, r"no model type 'vitt'. Did you mean 'vit'"),
     ("image/transformers", {"model": "vit", "config": {"hidden_sise": 8}}, r"no key 'hidden_sise'. Did you mean 'hidden_size'"),
     ("image/transformers", {"weights": "./nowhere"}, r"'./nowhere' were not found: no folder"),
     ("image/transformers", {"config": {"hidden_size": 8}}, r"takes either model"),
-    ("image/transformers", {"model": "bert", "config": {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 8}}, r"takes input_ids, not images"),
+    ("image/transformers", {"model": "bert", "config": {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 8}},
+     r"takes input_ids, not images"),
     ("clip/frames_transformer", {"image": {"width": 4}}, r"expected an image encoder such as"),
     ("clip/frames_transformer", {"image": {"name": "conv"}, "dim": 10, "heads": 4}, r"dim 10 cannot be shared by 4 heads"),
     ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
@@ -164,7 +167,8 @@ def test_wrong_options_are_named(key, options, message):
 
 @pytest.mark.parametrize("key, shape, message", [
     ("clip/conv_stack", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
-    ("clip/mvit_v2_s", (1, 3, 8, 32, 32), r"built for views of \[4, 32, 32\], got \[8, 32, 32\]. Set the encoder's temporal_size"),
+    ("clip/mvit_v2_s", (1, 3, 8, 32, 32),
+     r"built for views of \[4, 32, 32\], got \[8, 32, 32\]. Set the encoder's temporal_size"),
     ("image/vit_b_16", (1, 3, 64, 64), r"built for views of \[16, 16\], got \[64, 64\]. Set the encoder's image_size"),
     ("clip/frames_transformer", (1, 3, 65, 16, 16), r"at most 64 frames, got 65"),
 ])
