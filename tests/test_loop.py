@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,28 @@ def test_two_processes_train_one_model(videos, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     two = lines(tmp_path / "two")
     assert [s["step"] for s in two] == [1, 2, 3]
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(videos, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(videos)))
+    arguments = [sys.executable, "-m", "vicjoint.run", "recipe.yaml", "out=run", "train.steps=400", "checkpoint.every=1000", "evaluate.probes=[]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 75 and "a checkpoint is saved" in said and "Traceback" not in said
+    done = len(lines(tmp_path / "run"))
+    again = command(recipe(videos), arguments[4:], tmp_path)
+    assert again.returncode == 0 and f"going on from step {done} of 400" in again.stdout
+    assert [s["step"] for s in lines(tmp_path / "run")] == list(range(1, 401))
+
+
+def test_an_encoder_that_does_not_fit_its_views_is_a_wrong_recipe(videos, tmp_path):
+    done = command(recipe(videos), ["a.encoder={name: conv_stack, frames: 7, width: 4}", "out=run"], tmp_path)
+    assert done.returncode == 2 and "built for 7 frames, got a clip of 4" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,10 @@
-"""Checkpoints: everything a run needs to go on, written under a temporary name and renamed, so a file is whole or absent."""
+"""Checkpoints: everything a run needs to go on, written under a temporary name and renamed, so a file is whole or absent; and
+the signals that ask for one."""
 
 import os
 import re
+import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -37,3 +40,26 @@ def load_last(folder: Path) -> dict | None:
         except Exception as error:  # a truncated zip, a foreign pickle: torch raises many types
             print(f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before it")
     return None
+
+
+class StopSignal:
+    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one stops at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.asked, self._before = False, {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, _frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

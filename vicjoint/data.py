@@ -9,6 +9,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Iterator
 
@@ -126,3 +127,4 @@ def batches(stream: Stream, records_per_batch: int, workers: int, start: int, en
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # workers decode side by side; the main process trains
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process saves, then ends its workers

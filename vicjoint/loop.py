@@ -27,6 +27,10 @@ from vicjoint.runfolder import MetricsLog, open_run, table, write_environment, w
 HEALTH_EVERY = 20  # steps between health lines in metrics.jsonl
 
 
+class Stopped(RuntimeError):
+    """A signal asked to stop; a checkpoint is saved and the same command goes on from it."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
@@ -55,13 +59,14 @@ def train(recipe, overrides=()) -> Path:
     distributed.start()
     try:
         parts = build_parts(recipe)
+        try_one_record(parts)
         folder = Path(distributed.broadcast_object(str(open_run(recipe)) if distributed.rank() == 0 else None))
         if distributed.rank() == 0:
             terms = list(parts.objective.terms)
             write_environment(folder, recipe, parts.source.describe(), parameters(parts.model), terms)
         start = resume(parts, folder)
-        with MetricsLog(folder, start, parts.steps, recipe.train) as log:
-            fit(parts, folder, start, log)
+        with checkpoint.StopSignal() as signal, MetricsLog(folder, start, parts.steps, recipe.train) as log:
+            fit(parts, folder, start, log, signal)
         finish(parts, folder)
     finally:
         distributed.stop()
@@ -100,8 +105,21 @@ def build_parts(recipe: Recipe) -> Parts:
     return Parts(recipe, source, pair, model, untrained.to(device), objective, optimizer, probes, steps, records_per_batch, device)
 
 
-def fit(parts: Parts, folder: Path, start: int, log: MetricsLog) -> None:
-    """Train from step `start` to the recipe's last step."""
+@torch.no_grad()
+def try_one_record(parts: Parts) -> None:
+    """Send one record through both branches before anything is written: a model that does not fit its views is a wrong recipe."""
+    stream = data.Stream(parts.source.train, parts.pair, parts.recipe.train.seed)
+    pair, _ = next(iter(data.batches(stream, distributed.world_size(), 0, 0, 1)))
+    parts.model.eval()
+    try:
+        parts.model(*(view.to(parts.device) for view in (pair.a, pair.b)))
+    except (ValueError, RuntimeError) as error:
+        shapes = " and ".join(str(list(view.shape)) for view in (pair.a, pair.b))
+        raise RecipeError(f"the encoders cannot take this pair's views {shapes}: {error}") from error
+
+
+def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpoint.StopSignal) -> None:
+    """Train from step `start` to the recipe's last step. Raises Stopped, after saving, where a signal asked for it."""
     recipe, model, optimizer, device = parts.recipe, parts.model, parts.optimizer, parts.device
     stream = data.Stream(parts.source.train, parts.pair, recipe.train.seed)
     batches = iter(data.batches(stream, parts.records_per_batch, recipe.data.workers, start, parts.steps))
@@ -133,6 +151,9 @@ def fit(parts: Parts, folder: Path, start: int, log: MetricsLog) -> None:
 
         healthy = (step + 1) % HEALTH_EVERY == 0 or step + 1 == parts.steps
         log.step(step + 1, loss, terms, lr, time.perf_counter() - began, waited, embeddings if healthy else None)
+        if any(distributed.gather_objects(signal.asked)) and step + 1 < parts.steps:
+            save(parts, folder, step + 1)
+            raise Stopped(f"stopped by a signal after step {step + 1}; a checkpoint is saved. Run the same recipe with out={folder} to go on.")
     if start < parts.steps:
         save(parts, folder, parts.steps)
 

@@ -29,8 +29,6 @@ SAME = "among the frames of the same video, the last context frame included"
 METRICS = {
     "r1": f"R@1: share of queries whose true partner ranks first (next frame: {SAME})",
     "r5": "R@5: the same for the first five", "mrr": "mean of 1 / rank of the true partner, in the same list as r1",
-    "same_r1": f"R@1: share of queries whose true next frame ranks first {SAME}",
-    "same_r5": f"R@5: true next frame in the first five {SAME}", "same_mrr": f"mean of 1 / rank of the true next frame {SAME}",
     "all_r1": "R@1 over all videos: share of queries whose true next frame ranks first among next frames of all test videos",
     "all_r5": "R@5 over all videos", "all_mrr": "mean of 1 / rank over all videos",
     "offset": "mean distance in frames between the retrieved and the true frame",

@@ -14,7 +14,7 @@ from vicjoint import registry
 from vicjoint.config import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.registry import ComponentError
 
-DONE, FAILED, WRONG_RECIPE = 0, 1, 2
+DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (RecipeError, ComponentError) as error:
         print(error, file=sys.stderr)
         return WRONG_RECIPE
+    except stopped() as error:
+        print(error, file=sys.stderr)
+        return STOPPED
     except expected_failures() as error:
         print(f"stopped: {error}", file=sys.stderr)
         return FAILED
@@ -52,6 +55,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list every registered component with its options")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     return parser.parse_intermixed_args(arguments)
+
+
+def stopped() -> type[Exception]:
+    from vicjoint.loop import Stopped
+    return Stopped
 
 
 def expected_failures() -> tuple[type[Exception], ...]:
