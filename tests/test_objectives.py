@@ -43,16 +43,16 @@ def test_terms_match_the_definition(n, d):
     assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-10)
 
 
-@pytest.mark.parametrize("statistics", ["within", "both"])
-def test_statistics_within_groups(statistics):
+@pytest.mark.parametrize("statistics, share", [("within", 1), ("both", 0.5), ("both", 0.2)])
+def test_statistics_within_groups(statistics, share):
     z_a, z_b = embeddings(12, 5)
     groups = np.array([0, 0, 0, 7, 7, 3, 3, 3, 3, 3, 7, 9])
-    objective = VICReg(variance={"a": 25, "b": 10}, covariance={"a": 1, "b": 3}, statistics=statistics)
+    objective = VICReg(variance={"a": 25, "b": 10}, covariance={"a": 1, "b": 3}, statistics=statistics, within_share=share)
     _, terms = objective(z_a, z_b, torch.from_numpy(groups))
     weights = dict(variance=(25.0, 10.0), covariance=(1.0, 3.0))
     within = reference(z_a.numpy(), z_b.numpy(), groups=groups, **weights)
     over_all = reference(z_a.numpy(), z_b.numpy(), **weights)
-    expected = within if statistics == "within" else {k: (within[k] + over_all[k]) / 2 for k in within}
+    expected = {k: share * within[k] + (1 - share) * over_all[k] for k in within}
     assert {k: float(v) for k, v in terms.items()} == pytest.approx(expected, rel=1e-10)
 
 
@@ -85,6 +85,7 @@ def test_float32_inside_autocast():
 
 @pytest.mark.parametrize("make, message", [
     (lambda: VICReg(statistics="local"), "objective.statistics: 'local' is unknown. Expected one of: global, within, both."),
+    (lambda: VICReg(within_share=1.5), "objective.within_share: 1.5 is not a share"),
     (lambda: VICReg(variance={"a": 1}), "objective.variance: {'a': 1}"),
     (lambda: VICReg()(torch.zeros(4, 3), torch.zeros(4, 2)), r"got \[4, 3\] and \[4, 2\]"),
     (lambda: VICReg()(torch.zeros(1, 3), torch.zeros(1, 3)), "at least 2 samples"),

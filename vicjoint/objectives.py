@@ -5,6 +5,8 @@ Computed in float32 whatever autocast says, on the whole global batch whatever t
 
 # N samples of the global batch, D embedding dimensions, G groups
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from vicjoint.distributed import gather
 from vicjoint.registry import register
 
 Weight = float | dict[str, float]
-STATISTICS = ("global", "within", "both")
+Statistics = Literal["global", "within", "both"]
 
 
 @register("objective", "vicreg")
@@ -26,21 +28,25 @@ class VICReg(nn.Module):
     `variance` and `covariance` are one weight, or one per branch: `{a: 25, b: 10}`.
 
     `statistics` says around what the variance and covariance are taken:
-    global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: half of each.
+    global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: a share
+    `within_share` of the second and the rest of the first.
     With several windows of one video in a batch, "global" is satisfied by naming the video; "within" asks the embedding to
     vary over time too.
     """
 
     terms = ("invariance", "variance", "covariance")
 
-    def __init__(self, invariance: float = 25.0, variance: Weight = 25.0, covariance: Weight = 1.0, statistics: str = "global"):
+    def __init__(self, invariance: float = 25.0, variance: Weight = 25.0, covariance: Weight = 1.0, statistics: Statistics = "global",
+                 within_share: float = 0.5):
         super().__init__()
-        if statistics not in STATISTICS:
-            raise ValueError(f"objective.statistics: '{statistics}' is unknown. Expected one of: {', '.join(STATISTICS)}.")
+        if statistics not in get_args(Statistics):
+            raise ValueError(f"objective.statistics: '{statistics}' is unknown. Expected one of: {', '.join(get_args(Statistics))}.")
+        if not 0 <= within_share <= 1:
+            raise ValueError(f"objective.within_share: {within_share} is not a share. Expected a number from 0 to 1.")
         self.invariance = invariance
         self.variance = _per_branch("variance", variance)
         self.covariance = _per_branch("covariance", covariance)
-        self.statistics = statistics
+        self.statistics, self.within_share = statistics, within_share
 
     def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """z_a, z_b [B, D]; group [B] int64, needed unless statistics is "global". Rows of all processes count.
@@ -66,8 +72,8 @@ class VICReg(nn.Module):
         within = variance_covariance(*centre(z, group))
         if self.statistics == "within":
             return within
-        over_all = variance_covariance(*centre(z))
-        return (within[0] + over_all[0]) / 2, (within[1] + over_all[1]) / 2
+        over_all, share = variance_covariance(*centre(z)), self.within_share
+        return tuple(share * w + (1 - share) * o for w, o in zip(within, over_all))
 
 
 def centre(z: Tensor, group: Tensor | None = None) -> tuple[Tensor, int]:
