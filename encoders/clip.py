@@ -46,7 +46,7 @@ class ConvStack(nn.Module):
     def __init__(self, width: int = 32, dim: int = 256, frames: int = 8, channels: int = 3):
         super().__init__()
         self.dim, self.frames = dim, frames
-        self.trunk = ConvTrunk(channels * (2 * frames - 1), width, coarse=True)
+        self.trunk = ConvTrunk(channels * (2 * frames - 1), width)
         self.project = nn.Linear(self.trunk.features, dim)
 
     def forward(self, view: Tensor) -> Tensor:

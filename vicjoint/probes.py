@@ -50,8 +50,8 @@ class NextFrameRetrieval:
     predictor) and compared, by squared distance, with the embeddings by branch b of up to `candidates` frames of the same video,
     as far apart as the target is from the last context frame, which is among them. Ties get the middle rank.
 
-    Metrics: r1, r5, mrr inside the video; all_r1, all_r5, all_mrr among next frames of all test videos, one of each; offset: mean
-    distance in frames between the frame retrieved in the video and the true one; copy_rate: share of queries that retrieve the
+    Metrics: r1, r5, mrr inside the video; all_r1, all_r5, all_mrr among next frames of all test videos, one of each; open_r1 among
+    all candidates of all test videos; offset: mean distance in frames between the frame retrieved in the video and the true one; copy_rate: share of queries that retrieve the
     last context frame; skill: 1 - squared error / squared error of copying the last context frame, on whitened embeddings.
 
     Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained embedding of the last
@@ -200,6 +200,7 @@ def score(videos: list[TestVideo], embedded: list[Embedded]) -> dict[str, float]
     return {
         **retrieval_metrics(np.array(ranks)),
         **{f"all_{name}": value for name, value in retrieval_metrics(ranks_across(videos, embedded)).items()},
+        "open_r1": open_r1(videos, embedded),
         "offset": float(np.mean(offsets)),
         "copy_rate": float(np.mean(copied)),
         "skill": skill(videos, embedded),
@@ -218,6 +219,21 @@ def ranks_across(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarra
         targets = torch.stack([e.frames[v.queries[slot].target] for v, e in there])
         ranks += [middle_rank(squared_distances(e.predicted[slot], targets), i) for i, (_, e) in enumerate(there)]
     return np.array(ranks)
+
+
+def open_r1(videos: list[TestVideo], embedded: list[Embedded]) -> float:
+    """Share of queries whose target is nearer than every other candidate of every test video (for the query's own video: its own
+    candidates; of other videos: all frames that are anybody's candidate)."""
+    pools = [e.frames[sorted({c for q in v.queries for c in q.candidates})] for v, e in zip(videos, embedded)]
+    right = []
+    for i, (video, e) in enumerate(zip(videos, embedded)):
+        others = [torch.cdist(e.predicted, pool, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.square()
+                  for j, pool in enumerate(pools) if j != i]
+        elsewhere = torch.stack(others).min(0).values if others else torch.full((len(video.queries),), torch.inf)
+        ranks, _ = ranks_inside(video, e)
+        target = squared_distances(e.predicted, e.frames[[q.target for q in video.queries]])
+        right += ((torch.from_numpy(ranks) <= 1) & (target < elsewhere)).tolist()
+    return float(np.mean(right))
 
 
 def skill(videos: list[TestVideo], embedded: list[Embedded]) -> float:
@@ -250,10 +266,14 @@ def chance(videos: list[TestVideo]) -> dict[str, float]:
     slots = [sum(slot < len(v.queries) for v in videos) for slot in range(max(len(v.queries) for v in videos))]
     across = [expected_metrics(count) for count in slots for _ in range(count)]
     offsets = [q.frames_apart * np.mean([abs(i - q.candidates.index(q.target)) for i in range(len(q.candidates))]) for q in queries]
+    every = sum(len({c for q in v.queries for c in q.candidates}) for v in videos)
+    own = [len({c for q in v.queries for c in q.candidates}) for v in videos for _ in v.queries]
+    open_sizes = [every - o + len(q.candidates) for q, o in zip(queries, own)]
     mean = lambda rows, name: float(np.mean([row[name] for row in rows]))  # noqa: E731
     return {
         **{name: mean(inside, name) for name in inside[0]},
         **{f"all_{name}": mean(across, name) for name in across[0]},
+        "open_r1": float(np.mean([1 / size for size in open_sizes])),
         "offset": float(np.mean(offsets)),
         "copy_rate": float(np.mean([1 / len(q.candidates) for q in queries])),
     }

@@ -31,6 +31,7 @@ METRICS = {
     "r5": "R@5: the same for the first five", "mrr": "mean of 1 / rank of the true partner, in the same list as r1",
     "all_r1": "R@1 over all videos: share of queries whose true next frame ranks first among next frames of all test videos",
     "all_r5": "R@5 over all videos", "all_mrr": "mean of 1 / rank over all videos",
+    "open_r1": "R@1 among all candidate frames of all test videos together",
     "offset": "mean distance in frames between the retrieved and the true frame",
     "copy_rate": "share of predictions that land on the last context frame",
     "skill": "1 - error / error of copying the last context frame, in whitened embeddings (0: no better than copying)",
@@ -204,7 +205,8 @@ def summary(rows: list[dict]) -> str:
     cards = {"steps": f"{rows[-1]['step']:,}"}
     if losses:
         cards["loss, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
-    if seconds:
+        took = sum(seconds)  # of all steps; evaluations come on top
+        cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"
         cards["time"] = f"{seconds[-1] / 60:.1f} min" if seconds[-1] >= 60 else f"{seconds[-1]:.1f} s"
     if speed:
         cards["samples per second, median"] = f"{np.median(speed):,.0f}"
