@@ -205,9 +205,9 @@ def summary(rows: list[dict]) -> str:
     cards = {"steps": f"{rows[-1]['step']:,}"}
     if losses:
         cards["loss, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
+    if seconds:
         took = sum(seconds)  # of all steps; evaluations come on top
         cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"
-        cards["time"] = f"{seconds[-1] / 60:.1f} min" if seconds[-1] >= 60 else f"{seconds[-1]:.1f} s"
     if speed:
         cards["samples per second, median"] = f"{np.median(speed):,.0f}"
     return '<div class="cards">' + "".join(f"<div>{k}<b>{v}</b></div>" for k, v in cards.items()) + "</div>"
