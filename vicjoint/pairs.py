@@ -45,6 +45,8 @@ class NextFrame:
         for name, value in {"frames": frames, "stride": stride, "gap": gap, "size": size, "windows": windows}.items():
             if value < 1:
                 raise ValueError(f"pair.{name}: {value} is too small. Expected 1 or more.")
+        if frames < 2:
+            raise ValueError(f"pair.frames: {frames} shows no motion. Expected 2 or more.")
         if seconds is not None and seconds <= 0:
             raise ValueError(f"pair.seconds: {seconds} is not a time between frames. Expected a number above 0, or null to use stride.")
         if not 0 < area[0] <= area[1] <= 1:

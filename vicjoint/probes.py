@@ -25,7 +25,8 @@ class Query:
     candidates: list[int]
     target: int
     last: int  # the last context frame
-    before: int  # the frame as far before the last as the target is after it
+    before: int  # the context frame before the last
+    reach: float  # how far the target is after the last, in steps from `before` to it
     frames_apart: int  # true frame numbers from one candidate to the next
 
 
@@ -55,7 +56,7 @@ class NextFrameRetrieval:
     last context frame; skill: 1 - squared error / squared error of copying the last context frame, on whitened embeddings.
 
     Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained embedding of the last
-    context frame, as it is and moved on by the change before it; mean: the mean of all candidates' trained embeddings; pixels: the
+    context frame, as it is and moved on by the change since the context frame before it; mean: the mean of all candidates' trained embeddings; pixels: the
     last context frame, compared by pixels; chance.
     """
 
@@ -85,7 +86,8 @@ class NextFrameRetrieval:
             last, before = ([getattr(q, name) for q in video.queries] for name in ("last", "before"))
             z = embedded.frames
             rows["copy_last"].append(Embedded(z[last], z))
-            rows["extrapolation"].append(Embedded(2 * z[last] - z[before], z))
+            reach = torch.tensor([q.reach for q in video.queries])[:, None]
+            rows["extrapolation"].append(Embedded(z[last] + reach * (z[last] - z[before]), z))
             rows["mean"].append(Embedded(mean.expand(len(last), -1), z))
             rows["pixels"].append(Embedded(pixel[last], pixel))
         return rows
@@ -99,14 +101,17 @@ class NextFrameRetrieval:
                     picks = np.linspace(0, len(possible) - 1, min(self.queries, len(possible))).round().astype(int)
                     windows = [possible[p] for p in picks]
                     candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
-                    wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c, _before(w)]})
+                    wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
                     frames = pair.transform(to_channels_first(video.read(wanted)))
             except READ_ERRORS as error:
                 print(f"evaluation leaves out {printable(record['id'])}: {printable(str(error))}")
                 continue
             place = {n: i for i, n in enumerate(wanted)}
-            queries = [Query([place[n] for n in w.context], [place[n] for n in c], place[w.target], place[w.context[-1]],
-                             place[_before(w)], w.target - w.context[-1]) for w, c in zip(windows, candidates)]
+            queries = []
+            for w, c in zip(windows, candidates):
+                last, before, ahead = w.context[-1], w.context[-2], w.target - w.context[-1]
+                queries.append(Query([place[n] for n in w.context], [place[n] for n in c], place[w.target], place[last], place[before],
+                                     ahead / (last - before), ahead))
             videos.append(TestVideo(record["id"], frames, queries))
         if not videos:
             raise ValueError(f"next_frame_retrieval: none of the {len(source.test)} test videos can be read with this pair.")
@@ -143,11 +148,6 @@ class NextFrameRetrieval:
             "title": np.array([f"{v.id}: rank {rank:g} of {len(q.candidates)}" for rank, v, q, _ in chosen], dtype=str),
             "good": np.array([rank == 1 for rank, *_ in chosen], dtype=bool),
         }
-
-
-def _before(window: Window) -> int:
-    """As far before the last context frame as the target is after it; the first frame where the video starts later."""
-    return max(0, 2 * window.context[-1] - window.target)
 
 
 @torch.no_grad()
