@@ -52,12 +52,13 @@ class NextFrameRetrieval:
     as far apart as the target is from the last context frame, which is among them. Ties get the middle rank.
 
     Metrics: r1, r5, mrr inside the video; all_r1, all_r5, all_mrr among next frames of all test videos, one of each; open_r1 among
-    all candidates of all test videos; offset: mean distance in frames between the frame retrieved in the video and the true one; copy_rate: share of queries that retrieve the
-    last context frame; skill: 1 - squared error / squared error of copying the last context frame, on whitened embeddings.
+    all candidates of all test videos; offset: mean distance in frames between the frame retrieved in the video and the true one;
+    copy_rate: share of queries that retrieve the last context frame; skill: 1 - squared error / squared error of copying the last
+    context frame, on whitened embeddings.
 
     Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained embedding of the last
-    context frame, as it is and moved on by the change since the context frame before it; mean: the mean of all candidates' trained embeddings; pixels: the
-    last context frame, compared by pixels; chance.
+    context frame, as it is, and moved on by the change since the context frame before it; mean: the mean of all candidates' trained
+    embeddings; pixels: the last context frame, compared by pixels; chance.
     """
 
     def __init__(self, queries: int = 4, candidates: int = 24, pictures: int = 8):
