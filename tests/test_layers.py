@@ -13,7 +13,7 @@ LAYERS = [
      "multicrop"},
     {"pairs", "augment"},
     {"data"},
-    {"probes", "classify"},
+    {"probes", "classify", "frozen"},
     {"runfolder", "report", "plots"},
     {"loop"},
     {"run", "evaluate", "export"},

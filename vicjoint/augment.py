@@ -37,7 +37,7 @@ class Uncoloured:
     colours the whole batch there, in one go: float [B, 3, H, W] in [0, 1]."""
 
     pixels: Tensor
-    numbers: Tensor
+    numbers: np.ndarray
     colour: list
 
     def __len__(self) -> int:
@@ -48,13 +48,14 @@ class Uncoloured:
 
     @staticmethod
     def concatenate(views: list["Uncoloured"]) -> "Uncoloured":
-        return Uncoloured(torch.cat([v.pixels for v in views]), torch.cat([v.numbers for v in views]), views[0].colour)
+        return Uncoloured(torch.cat([v.pixels for v in views]), np.concatenate([v.numbers for v in views]), views[0].colour)
 
 
-def apply_colour(x: Tensor, numbers: Tensor, colour: list) -> Tensor:
+def apply_colour(x: Tensor, numbers: np.ndarray, colour: list) -> Tensor:
     """x [B, 3, H, W] in [0, 1], changed in place by each transform with its part of the numbers [B, N]."""
-    for transform, part in zip(colour, numbers.split([t.count for t in colour], 1)):
-        transform.apply(x, part)
+    ends = np.cumsum([transform.count for transform in colour])
+    for transform, end in zip(colour, ends):
+        transform.apply(x, numbers[:, end - transform.count : end])
     return x
 
 
@@ -80,7 +81,7 @@ class View:
     def __call__(self, pixels: Tensor, rng: np.random.Generator, deferred: bool):
         """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or Uncoloured."""
         pixels = self.crop(pixels, rng)[None]
-        numbers = torch.tensor([[n for t in self.colour for n in t.draw(rng)]], dtype=torch.float32)
+        numbers = np.array([[n for t in self.colour for n in t.draw(rng)]])
         if deferred:
             return Uncoloured(pixels, numbers, self.colour)
         if not self.colour:

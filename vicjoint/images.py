@@ -64,7 +64,7 @@ def decode(content: bytes, name: str) -> Tensor:
             image = Image.open(io.BytesIO(content))
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise ImageError(f"{name}: claims {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read. Make it smaller")
+                raise ImageError(f"{name}: claims {width} x {height} pixels, more than the {MAX_PIXELS:,} pixels that are read. Make it smaller")
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
             return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)

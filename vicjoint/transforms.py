@@ -112,7 +112,7 @@ class ColourJitter:
         values = [rng.uniform(middle - r, middle + r) for r, middle in zip(self.reach, (1, 1, 1, 0))]
         return [float(rng.random() < self.p), *values, *rng.permutation(4).astype(float)]
 
-    def apply(self, x: Tensor, numbers: Tensor) -> None:
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
         operations = (brightness, contrast, saturation, hue)
         for place in range(4):
             for which, operation in enumerate(operations):
@@ -133,7 +133,7 @@ class Greyscale:
     def draw(self, rng: np.random.Generator) -> list[float]:
         return [float(rng.random() < self.p)]
 
-    def apply(self, x: Tensor, numbers: Tensor) -> None:
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
         on_some(x, numbers[:, 0] > 0, lambda part, _: part.copy_(grey(part).expand_as(part)), numbers[:, 0])
 
 
@@ -145,13 +145,13 @@ class GaussianBlur:
 
     def __init__(self, size: int, /, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)):
         _check_share("gaussian_blur", p=p)
-        _check_range("gaussian_blur", "sigma", sigma, 0, size / 8)
+        _check_range("gaussian_blur", "sigma", sigma, 0, size)
         self.p, self.sigma = p, sigma
 
     def draw(self, rng: np.random.Generator) -> list[float]:
         return [float(rng.random() < self.p), rng.uniform(*self.sigma)]
 
-    def apply(self, x: Tensor, numbers: Tensor) -> None:
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
         radius = math.ceil(4 * self.sigma[1])
         on_some(x, numbers[:, 0] > 0, lambda part, sigma: blur(part, sigma, radius), numbers[:, 1])
 
@@ -169,21 +169,21 @@ class Solarize:
     def draw(self, rng: np.random.Generator) -> list[float]:
         return [float(rng.random() < self.p)]
 
-    def apply(self, x: Tensor, numbers: Tensor) -> None:
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
         on_some(x, numbers[:, 0] > 0, lambda part, _: part.copy_(torch.where(part >= self.limit, 1 - part, part)), numbers[:, 0])
 
 
-def on_some(x: Tensor, chosen: Tensor, operation, values: Tensor) -> None:
-    """`operation(part, values_of_part [n, 1, 1, 1])` in place on the images [B] that are chosen; `chosen` and `values` are on the host,
+def on_some(x: Tensor, chosen: np.ndarray, operation, values: np.ndarray) -> None:
+    """`operation(part, values_of_part [n, 1, 1, 1])` in place on the images that are chosen [B]. `chosen` and `values` are on the host,
     so nothing waits for the device."""
-    places = chosen.nonzero()[:, 0]
+    places = np.flatnonzero(chosen)
     if len(places) == 0:
         return
-    values = values[places].view(-1, 1, 1, 1).to(x.device, x.dtype, non_blocking=True)
+    values = torch.from_numpy(values[places].astype(np.float32)).view(-1, 1, 1, 1).to(x.device, non_blocking=True)
     if len(places) == len(x):
         operation(x, values)
         return
-    places = places.to(x.device, non_blocking=True)
+    places = torch.from_numpy(places).to(x.device, non_blocking=True)
     part = x[places]
     operation(part, values)
     x[places] = part
