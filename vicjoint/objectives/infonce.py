@@ -1,0 +1,203 @@
+"""InfoNCE: the contrastive losses of SimCLR, CLIP and MoCo."""
+
+# N samples of the global batch, n of this process, D embedding dimensions, K queue length
+
+import copy
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vicjoint import distributed
+from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
+from vicjoint.registry import register
+
+Form = Literal["clip", "nt_xent", "moco"]
+MOST_SCALE = 100.0  # a learnt temperature stays at 0.01 or above (CLIP, section 2.5)
+SAFE_SPAN = 80.0  # exp(-80) is a float32; similarities span 2 / temperature
+
+
+@register("objective", "infonce")
+class InfoNCE(nn.Module):
+    """Cross entropy of telling a sample's partner from the other samples, by cosine similarity / temperature.
+
+    form: clip: z_a among all z_b and z_b among all z_a, averaged (Radford et al. 2021); nt_xent: each of the 2 N views among the
+    2 N - 1 others (SimCLR, Chen et al. 2020); moco: z_a among its z_b and a queue of the last `queue` z_b of earlier batches (He et
+    al. 2020), which needs `b.weights: ema`.
+    learnable: train the temperature, starting from `temperature`.
+    """
+
+    terms = ("contrast",)
+
+    def __init__(self, temperature: float = 0.1, learnable: bool = False, form: Form = "clip", queue: int = 0):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"objective.temperature: {temperature} is not a temperature. Expected a number above 0, such as 0.1.")
+        if form not in get_args(Form):
+            raise ValueError(f"objective.form: '{form}' is unknown. Expected one of: {', '.join(get_args(Form))}.")
+        if (form == "moco") != (queue > 0):
+            raise ValueError(f"objective.queue: {queue} with form: {form}. Expected a length such as 4096 with moco, and 0 without it.")
+        self.form, self.temperature = form, temperature
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
+        if queue:
+            self.register_buffer("queue", torch.zeros(queue, 0))  # takes the embeddings' width with the first batch
+            self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_a, z_b [n, D]; `group` is not used. Rows of all processes count. In training mode the moco form takes z_b into the queue.
+        Raises ValueError on different shapes, fewer than two samples, or moco with a z_b that wants a gradient."""
+        check_embeddings("infonce", z_a, z_b)
+        wanted = wants_gradient(z_a), wants_gradient(z_b)
+        if self.form == "moco" and wanted[1]:
+            raise ValueError("infonce with form: moco compares with embeddings of earlier batches, so branch b must change slowly. "
+                             "Set b.weights: ema.")
+        learns = self.log_scale is not None and wants_gradient(self.log_scale)
+        wanted = wanted[0] or learns, wanted[1]  # the scale's gradient follows from that of z_a
+        with torch.no_grad(), torch.autocast(z_a.device.type, enabled=False):
+            loss, gradients, of_scale = self._compute(wide(z_a), wide(z_b), wanted)
+        of_parameter = [(self.log_scale, of_scale)] if learns else []
+        return attach(loss, (z_a, gradients[0]), (z_b, gradients[1]), *of_parameter), {"contrast": loss}
+
+    def _compute(self, x_a: Tensor, x_b: Tensor, wanted: tuple[bool, bool]):
+        """(loss, gradients of own rows, gradient of log_scale)."""
+        counts = distributed.row_counts(len(x_a), x_a.device)
+        rows = sum(counts)
+        if rows < 2 and self.form != "moco":
+            raise ValueError(f"infonce needs at least 2 samples in the global batch, got {rows}.")
+        scale = 1 / self.temperature if self.log_scale is None else self.log_scale.exp().clamp(max=MOST_SCALE).to(x_a.dtype)
+        # a learnt scale takes the form that is safe at any: reading it here would make a GPU wait
+        one_shift = self.log_scale is None and 2 * scale < SAFE_SPAN
+        (a, norm_a), (b, norm_b) = unit(x_a), unit(x_b)
+        if self.form == "clip":
+            loss, of_a, of_b = clip(a, b, counts, scale, one_shift, wanted)
+        elif self.form == "nt_xent":
+            loss, of_a, of_b = nt_xent(a, b, counts, scale, one_shift, any(wanted))
+        else:
+            loss, of_a, of_b = moco(a, b, self._keys(b), scale, rows, wanted[0])
+            if self.training:
+                self._enqueue(distributed.gather(b, counts))
+        loss = distributed.total(loss)
+        # every logit is a similarity times the scale, so the scale's gradient is sum_i <a_i, gradient_i> / scale, of log_scale without
+        # the division; half as much where each similarity is counted from both of its views
+        of_scale = None
+        if self.log_scale is not None and of_a is not None:
+            both = (of_a * a).sum() + (of_b * b).sum() if self.form == "nt_xent" else 2 * (of_a * a).sum()
+            of_scale = (distributed.total(both / 2) * (self.log_scale.exp() <= MOST_SCALE)).to(self.log_scale.dtype)
+        world = distributed.world_size()  # DistributedDataParallel averages, the union batch's gradient is the sum
+        gradients = [None if not want else through_unit(of, z, norm).mul_(world)
+                     for want, of, z, norm in zip(wanted, (of_a, of_b), (a, b), (norm_a, norm_b))]
+        return loss, gradients, of_scale
+
+    def _keys(self, b: Tensor) -> Tensor:
+        """The queue [K, D], first filled with random directions (as MoCo's)."""
+        if self.queue.shape[1] != b.shape[1]:
+            generator = torch.Generator().manual_seed(0)  # the same on every process
+            fill = torch.randn(len(self.queue), b.shape[1], generator=generator).to(b)
+            self.queue = nn.functional.normalize(fill, dim=1)
+        return self.queue.to(b.dtype)
+
+    def _enqueue(self, keys: Tensor) -> None:
+        keys = keys[-len(self.queue):]
+        places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[places] = keys.to(self.queue.dtype)
+        self.place = (self.place + len(keys)) % len(self.queue)
+
+    def _load_from_state_dict(self, state_dict, prefix, *given):
+        if f"{prefix}queue" in state_dict and self.form == "moco":
+            self.queue = self.queue.new_zeros(state_dict[f"{prefix}queue"].shape)  # its width comes with the first batch
+        super()._load_from_state_dict(state_dict, prefix, *given)
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows of length one, their lengths [n, 1])."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+    return x / norm, norm
+
+
+def through_unit(gradient: Tensor, z: Tensor, norm: Tensor) -> Tensor:
+    """Gradient with respect to the rows before `unit`."""
+    return gradient.addcmul(z, (gradient * z).sum(1, keepdim=True), value=-1).div_(norm)
+
+
+class Block:
+    """Scaled similarities of own rows with others, [n, M], of which row i's partner is number partners[i]. `one_shift`: exp(scale (similarity - 1)) is taken once for all sums, which
+    is safe while 2 scale < 80; else each sum has the maximum of its own row. Overwrites `similarity`."""
+
+    def __init__(self, similarity: Tensor, partners: Tensor, scale, one_shift: bool):
+        self.scale, self.one_shift, self.partners = scale, one_shift, partners
+        self.values = similarity.sub_(1).mul_(scale).exp_() if one_shift else similarity.mul_(scale)
+
+    @property
+    def T(self) -> "Block":
+        """The others' rows, where all rows are own."""
+        other = copy.copy(self)
+        other.values = self.values.T
+        return other
+
+    def log_sums(self) -> Tensor:
+        """log sum_j exp(scale similarity_ij), [n]."""
+        return self.values.sum(1).log_().add_(self.scale) if self.one_shift else torch.logsumexp(self.values, 1)
+
+    def pull(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
+        """Softmax along the rows plus softmax along the columns, given their log sums [n], [M], minus 2 for partners. Overwrites the values."""
+        if self.one_shift:
+            row, column = (self.scale - of_rows).exp_(), (self.scale - of_columns).exp_()
+            p = self.values.mul_(row[:, None] + column[None])
+        else:
+            p = (self.values - of_rows[:, None]).exp_().add_((self.values - of_columns[None]).exp_())
+        # here, not after the product with the embeddings: where partners are found the difference is tiny
+        p[torch.arange(len(p), device=p.device), self.partners] -= 2
+        return p
+
+
+def clip(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wanted: tuple[bool, bool]):
+    """(own share of the loss, gradients with respect to own a and b [n, D])."""
+    rows, alone = sum(counts), distributed.world_size() == 1
+    all_a, all_b = distributed.gather(a, counts), distributed.gather(b, counts)
+    own = distributed.own_rows(counts)
+    partners = torch.arange(own.start, own.stop, device=a.device)
+    ab = Block(a @ all_b.T, partners, scale, one_shift)
+    ba = ab.T if alone else Block(b @ all_a.T, partners, scale, one_shift)
+    lse_a, lse_b = ab.log_sums(), ba.log_sums()
+    loss = ((lse_a + lse_b) / 2 - scale * (a * b).sum(1)).sum() / rows
+    if not any(wanted):
+        return loss, None, None
+    every_a, every_b = distributed.gather(lse_a, counts), distributed.gather(lse_b, counts)
+    weight = scale / (2 * rows)
+    pull = ab.pull(lse_a, every_b)
+    of_a = (pull @ all_b).mul_(weight)
+    if not wanted[1]:
+        return loss, of_a, None
+    pull = pull.T if alone else ba.pull(lse_b, every_a)
+    return loss, of_a, (pull @ all_a).mul_(weight)
+
+
+def nt_xent(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wanted: bool):
+    """(own share of the loss, gradients with respect to own a and b [n, D])."""
+    rows, n = sum(counts), len(a)
+    z = torch.cat([a, b])
+    twice = [2 * c for c in counts]
+    everyone = distributed.gather(z, twice)
+    start = distributed.own_rows(twice).start
+    similarity = z @ everyone.T
+    similarity[:, start : start + 2 * n].fill_diagonal_(-torch.inf)  # a view is not its own negative
+    block = Block(similarity, start + torch.arange(2 * n, device=z.device).roll(n), scale, one_shift)
+    lse = block.log_sums()
+    loss = (lse.sum() - 2 * (a * b).sum() * scale) / (2 * rows)
+    if not wanted:
+        return loss, None, None
+    gradient = (block.pull(lse, distributed.gather(lse, twice)) @ everyone).mul_(scale / (2 * rows))
+    return loss, gradient[:n], gradient[n:]
+
+
+def moco(a: Tensor, b: Tensor, keys: Tensor, scale, rows: int, wanted: bool):
+    """(own share of the loss, gradient with respect to own a [n, D], None)."""
+    logits = torch.cat([(a * b).sum(1, keepdim=True), a @ keys.T], 1).mul_(scale)
+    lse = torch.logsumexp(logits, 1)
+    loss = (lse - logits[:, 0]).sum() / rows
+    if not wanted:
+        return loss, None, None
+    p = logits.sub_(lse[:, None]).exp_()
+    of_a = torch.addcmul(p[:, 1:] @ keys, p[:, :1] - 1, b)
+    return loss, of_a.mul_(scale / rows), None

@@ -1,0 +1,156 @@
+"""VICReg. The formulas, and the forms they are computed in, stand in spread.py."""
+
+# N samples of the global batch, n of this process, D embedding dimensions, W processes
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vicjoint import distributed
+from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
+from vicjoint.objectives.spread import Groups, Guard, Weights, by_columns, by_covariance, by_rows
+from vicjoint.registry import register
+
+Weight = float | dict[str, float]
+Statistics = Literal["global", "within", "both"]
+Convention = Literal["official", "vicregl", "solo_learn", "eb_jepa"]
+
+
+@register("objective", "vicreg")
+class VICReg(nn.Module):
+    """Variance-Invariance-Covariance Regularization (Bardes, Ponce, LeCun 2022), in the official code's convention:
+
+    - invariance: mean squared error between z_a and z_b over N and D (eq. 5 divided by D);
+    - variance: (v_a + v_b) / 2, v = mean_j relu(1 - sqrt(var_j + 1e-4)), unbiased variance (eq. 1, 2);
+    - covariance: c_a + c_b, c = sum of squared off-diagonal entries of the covariance matrix / D (eq. 3, 4).
+
+    `variance` and `covariance` are one weight, or one per branch: `{a: 25, b: 10}`. `convention` says by whose formulas the
+    weights are meant; `official_weights` gives what they are in the official one.
+
+    `statistics` says around what the variance and covariance are taken:
+    global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: a share
+    `within_share` of the second and the rest of the first.
+    With several windows of one video in a batch, "global" is satisfied by naming the video; "within" asks the embedding to
+    vary over time too.
+    """
+
+    terms = ("invariance", "variance", "covariance")
+
+    def __init__(self, invariance: float = 25.0, variance: Weight = 25.0, covariance: Weight = 1.0, statistics: Statistics = "global",
+                 within_share: float = 0.5, convention: Convention = "official"):
+        super().__init__()
+        for name, value, known in (("statistics", statistics, get_args(Statistics)), ("convention", convention, get_args(Convention))):
+            if value not in known:
+                raise ValueError(f"objective.{name}: '{value}' is unknown. Expected one of: {', '.join(known)}.")
+        if not 0 <= within_share <= 1:
+            raise ValueError(f"objective.within_share: {within_share} is not a share. Expected a number from 0 to 1.")
+        self.invariance = invariance
+        self.variance = _per_branch("variance", variance)
+        self.covariance = _per_branch("covariance", covariance)
+        self.statistics, self.within_share, self.convention = statistics, within_share, convention
+        self.guard = Guard()
+
+    def official_weights(self, dim: int) -> dict[str, float | dict[str, float]]:
+        """The weights in the official convention, for embeddings of width `dim`."""
+        variance, covariance = {
+            "official": (1, 1),
+            "vicregl": (1, 1 / 2),  # averages the covariance of the two branches
+            "solo_learn": (2, 1),  # adds their variances
+            "eb_jepa": (2, 1 / max(1, dim - 1)),  # adds their variances, and averages the covariance's D (D - 1) entries
+        }[self.convention]
+        return {"invariance": self.invariance, "variance": {k: variance * v for k, v in self.variance.items()},
+                "covariance": {k: covariance * v for k, v in self.covariance.items()}}
+
+    def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_a, z_b [n, D]; group [n] int64, needed unless statistics is "global". Rows of all processes count.
+        Raises ValueError on different shapes, fewer than two samples, or groups without two samples in any of them."""
+        check_embeddings("vicreg", z_a, z_b)
+        wanted = {"a": wants_gradient(z_a), "b": wants_gradient(z_b)}
+        with torch.no_grad(), torch.autocast(z_a.device.type, enabled=False):
+            terms, gradients = self._compute({"a": z_a, "b": z_b}, group, wanted)
+            loss = sum(terms.values())
+        return attach(loss, (z_a, gradients["a"]), (z_b, gradients["b"])), terms
+
+    def _compute(self, z: dict[str, Tensor], group: Tensor | None, wanted: dict[str, bool]):
+        """({term: weighted value}, {branch: gradient of own rows or None})."""
+        counts = distributed.row_counts(len(z["a"]), z["a"].device)
+        rows, dim, scale = sum(counts), z["a"].shape[1], distributed.world_size()
+        official = self.official_weights(dim)
+        difference = wide(z["a"]) - wide(z["b"])
+        invariance = official["invariance"] * distributed.total(difference.square().sum()) / (rows * dim)
+        # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum: hence `scale`
+        difference.mul_(2 * official["invariance"] * scale / (rows * dim))
+        gradients = {"a": difference if wanted["a"] else None, "b": -difference if wanted["b"] else None}
+        parts = self._statistics(rows, group, counts)
+        variance, covariance = 0.0, 0.0
+        self.guard.next_step()
+        for branch in ("a", "b"):
+            weights = Weights(official["variance"][branch] / 2, official["covariance"][branch], scale)
+            hinge, off_diagonal = spread(z[branch], parts, weights, gradients[branch], self.guard, branch, counts)
+            variance = variance + weights.variance * hinge
+            covariance = covariance + weights.covariance * off_diagonal
+        return {"invariance": invariance, "variance": variance, "covariance": covariance}, gradients
+
+    def _statistics(self, rows: int, group: Tensor | None, counts: list[int]) -> list[tuple[Groups, float]]:
+        """What the statistics are taken around, and the share of each."""
+        if self.statistics == "global":
+            return [(Groups(rows), 1.0)]
+        if group is None:
+            raise ValueError(f"vicreg with statistics: {self.statistics} needs the group of every sample; this pair gives none.")
+        within = Groups(rows, distributed.gather(group, counts))
+        if self.statistics == "within":
+            return [(within, 1.0)]
+        return [(within, self.within_share), (Groups(rows), 1 - self.within_share)]
+
+    def get_extra_state(self) -> dict:
+        return {"calls": self.guard.calls, "answers": self.guard.answers}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.guard.calls, self.guard.answers = state["calls"], state["answers"]
+
+
+def spread(z: Tensor, parts: list[tuple[Groups, float]], weights: Weights, gradient: Tensor | None, guard: Guard, branch: str,
+           counts: list[int]) -> tuple[Tensor, Tensor]:
+    """(hinge, covariance) of one branch, each the sum of `parts` by their shares; adds the gradient of own rows to `gradient`."""
+    rows, dim, own = sum(counts), z.shape[1], distributed.own_rows(counts)
+    if rows >= dim:
+        z = wide(z)
+        found = [by_covariance(groups.centre_own(z, own), groups.freedom, weights.of(share), gradient) for groups, share in parts]
+    elif by_columns_is_less_traffic(rows, dim):
+        found = _spread_by_columns(z, parts, weights, gradient, guard, branch, counts)
+    else:
+        z = wide(distributed.gather(z, counts))
+        found = [by_rows(groups.centre(z), own, groups.freedom, weights.of(share), gradient, guard, f"{branch}{i}")
+                 for i, (groups, share) in enumerate(parts)]
+    return tuple(sum(share * value[i] for value, (_, share) in zip(found, parts)) for i in (0, 1))
+
+
+def by_columns_is_less_traffic(rows: int, dim: int) -> bool:
+    """Elements each process receives: 2 N D / W + 2 N^2 when columns are exchanged and Gram matrices summed, N D when rows are gathered."""
+    world = distributed.world_size()
+    return world > 1 and 2 * dim / world + 2 * rows < dim
+
+
+def _spread_by_columns(z, parts, weights, gradient, guard, branch, counts):
+    columns = wide(distributed.to_columns(z, counts))
+    of_columns = None if gradient is None else torch.zeros_like(columns)
+    found = []
+    for i, (groups, share) in enumerate(parts):
+        which = f"{branch}{i}"
+        value = by_columns(groups.centre(columns), z.shape[1], groups.freedom, weights.of(share), of_columns, guard, which)
+        if value is None:
+            all_rows = groups.centre(wide(distributed.gather(z, counts)))
+            value = by_rows(all_rows, distributed.own_rows(counts), groups.freedom, weights.of(share), gradient, guard, which)
+        found.append(value)
+    if gradient is not None:
+        gradient += distributed.to_rows(of_columns, counts, z.shape[1])
+    return found
+
+
+def _per_branch(term: str, weight: Weight) -> dict[str, float]:
+    if not isinstance(weight, dict):
+        return {"a": float(weight), "b": float(weight)}
+    if set(weight) != {"a", "b"}:
+        raise ValueError(f"objective.{term}: {weight} has the branches {sorted(weight)}. Expected one number, or {{a: number, b: number}}.")
+    return {branch: float(value) for branch, value in weight.items()}
