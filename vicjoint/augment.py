@@ -28,6 +28,7 @@ CROP_AND_COLOUR = ({"name": "random_resized_crop", "area": (0.08, 1.0), "interpo
                    {"name": "greyscale", "p": 0.2})
 VIEW_A = (*CROP_AND_COLOUR, {"name": "gaussian_blur", "p": 1.0, "sigma": (0.1, 2.0)}, {"name": "solarize", "p": 0.0})
 VIEW_B = (*CROP_AND_COLOUR, {"name": "gaussian_blur", "p": 0.1, "sigma": (0.1, 2.0)}, {"name": "solarize", "p": 0.2})
+CACHE_PIXELS = 2**16
 LOCAL_AREA, GLOBAL_AREA = (0.05, 0.4), (0.4, 1.0)  # the multi-crop of SwAV and DINO: small crops see parts, large ones most of it
 
 
@@ -44,7 +45,13 @@ class Uncoloured:
         return len(self.pixels)
 
     def to(self, device, non_blocking: bool = False) -> Tensor:
-        return apply_colour(self.pixels.to(device, non_blocking=non_blocking).float().div_(255), self.numbers, self.colour)
+        pixels = self.pixels.to(device, non_blocking=non_blocking)
+        x = torch.empty(pixels.shape, device=pixels.device)
+        # a CPU works in its cache: some images at a time
+        at_once = max(1, CACHE_PIXELS // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(pixels)
+        for i in range(0, len(pixels), at_once):
+            apply_colour(torch.div(pixels[i : i + at_once], 255, out=x[i : i + at_once]), self.numbers[i : i + at_once], self.colour)
+        return x
 
     @staticmethod
     def concatenate(views: list["Uncoloured"]) -> "Uncoloured":

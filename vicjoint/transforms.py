@@ -234,9 +234,12 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
     size = x.shape[-1]
     block = size if size <= 2 * BLOCK else BLOCK
     padded = math.ceil(size / block) * block - size
-    steps = torch.arange(block + 2 * radius, device=x.device)[:, None] - radius - torch.arange(block, device=x.device)
-    taps = torch.exp(-0.5 * (steps / sigma).square()).masked_fill_(steps.abs() > radius, 0)
-    taps = taps / taps.sum(2, keepdim=True)  # [B, 1, block + 2 radius, block]: banded, the same for every block
+    distance = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (distance / sigma.view(-1, 1)).square())
+    kernel = torch.nn.functional.pad(kernel / kernel.sum(1, keepdim=True), (0, 1))  # the last entry, 0, stands for all that is farther
+    steps = torch.arange(block + 2 * radius, device=x.device)[:, None] - torch.arange(block, device=x.device)
+    steps = torch.where((steps < 0) | (steps > 2 * radius), 2 * radius + 1, steps)
+    taps = kernel[:, None, steps]  # [B, 1, block + 2 radius, block]: banded, the same for every block
     starts = range(0, size, block)
     y = torch.nn.functional.pad(x, (radius, radius + padded, radius, radius + padded), mode="replicate")
     across = x.new_empty(*y.shape[:3], size)
