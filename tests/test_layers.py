@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends"},
-    {"modalities", "sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample"},
+    {"modalities", "sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "accumulate"},
     {"pairs"},
     {"data"},
     {"probes"},
