@@ -35,7 +35,7 @@ def test_the_default_views_are_the_papers():
     pair = Augment()
     for view, blur, solarize in ((pair.a, 1.0, 0.0), (pair.b, 0.1, 0.2)):
         crop, flip, jitter, grey, gaussian, solar = view.steps
-        assert crop.size == 224 and crop.area == (0.08, 1.0) and crop.aspect == (3 / 4, 4 / 3) and crop.interpolation.value == "bicubic"
+        assert crop.size == 224 and crop.area == (0.08, 1.0) and crop.aspect == (3 / 4, 4 / 3) and crop.interpolation == "bicubic"
         assert flip.p == 0.5 and jitter.reach == (0.4, 0.4, 0.2, 0.1) and jitter.p == 0.8 and grey.p == 0.2
         assert gaussian.p == blur and gaussian.sigma == (0.1, 2.0) and solar.p == solarize and solar.limit * 255 == 127.5
 

@@ -76,6 +76,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the model; objectives always use fp32")
     seed: Whole = Field(0, ge=0, lt=2**32, description="of the weights, the order, crops and time windows")
     accumulate: Whole = Field(1, gt=0, description="parts in which a batch is computed")
+    exact: bool = Field(True, description="with parts: the objective sees the whole batch, for one more forward pass; false: each part")
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run folder")

@@ -4,7 +4,6 @@ Writes recipe.yaml, environment.json, metrics.jsonl, evaluation.jsonl (while tra
 pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folder.
 """
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vicjoint import checkpoint, data, distributed, metrics
-from vicjoint.batch import Pair
+from vicjoint.accumulate import backward
 from vicjoint.config import Recipe, RecipeError, load_recipe
 from vicjoint.model import JointModel, as_spec, build_model, count_parameters
 from vicjoint.multicrop import MultiCrop
@@ -195,23 +194,6 @@ def resume(parts: Parts, folder: Path) -> int:
     torch.set_rng_state(state["torch_rng"])
     print(f"going on from step {state['step']} of {parts.steps} in {folder}")
     return state["step"]
-
-
-def backward(forward, objective, pair: Pair, recipe: Recipe):
-    """Gradients of one batch, in `accumulate` micro-batches (statistics are those of a micro-batch)."""
-    parts = pair.split(recipe.train.accumulate)
-    autocast = torch.autocast(pair.group.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
-    total, sums = 0.0, {}
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        with contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync():
-            with autocast:
-                z_a, z_b = forward(part.a, part.b)
-            loss, terms = objective(z_a, z_b, part.group)
-            (loss / len(parts)).backward()
-        total = total + loss.detach() / len(parts)
-        sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in terms.items()}
-    return total, sums, (z_a.detach(), z_b.detach())
 
 
 def check_finite(step: int, loss, terms: dict) -> None:

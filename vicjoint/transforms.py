@@ -16,13 +16,13 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.registry import register
 
 RGB_TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL
-INTERPOLATION = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
+INTERPOLATION = ("bicubic", "bilinear")
 
 
 def _check_share(transform: str, **values: float) -> None:
@@ -51,7 +51,7 @@ class RandomResizedCrop:
         _check_range("random_resized_crop", "aspect", aspect, 0)
         if interpolation not in INTERPOLATION:
             raise ValueError(f"transform 'random_resized_crop': interpolation is '{interpolation}', expected {' or '.join(INTERPOLATION)}.")
-        self.size, self.area, self.aspect, self.interpolation = size, area, aspect, INTERPOLATION[interpolation]
+        self.size, self.area, self.aspect, self.interpolation = size, area, aspect, interpolation
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the crop."""
@@ -68,7 +68,8 @@ class RandomResizedCrop:
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         top, left, h, w = self.box(*pixels.shape[-2:], rng)
-        return F.resize(pixels[:, top : top + h, left : left + w], [self.size, self.size], interpolation=self.interpolation, antialias=True)
+        part = pixels[None, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)  # twice as quick as planes
+        return nn.functional.interpolate(part, (self.size, self.size), mode=self.interpolation, antialias=True)[0]
 
 
 @register("transform", "horizontal_flip")
@@ -152,7 +153,7 @@ class GaussianBlur:
         return [float(rng.random() < self.p), rng.uniform(*self.sigma)]
 
     def apply(self, x: Tensor, numbers: np.ndarray) -> None:
-        radius = math.ceil(4 * self.sigma[1])
+        radius = math.ceil(3 * self.sigma[1])
         on_some(x, numbers[:, 0] > 0, lambda part, sigma: blur(part, sigma, radius), numbers[:, 1])
 
 
@@ -217,16 +218,16 @@ def hue(x: Tensor, turn: Tensor) -> None:
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     sixth = (1 / 6) / chroma.clamp_min(1e-6)  # grey: any hue will do, its chroma is 0
-    angle = torch.where(value == r, (g - b).mul_(sixth),
-                        torch.where(value == g, (b - r).mul_(sixth).add_(1 / 3), (r - g).mul_(sixth).add_(2 / 3)))
-    angle += turn  # in circles; red 0, green 1/3, blue 2/3
+    largest = lambda channel: (channel - value).sign_().add_(1)  # 1 where it is, else 0; quicker than comparing and choosing  # noqa: E731
+    angle = torch.lerp((r - g).mul_(sixth).add_(2 / 3), (b - r).mul_(sixth).add_(1 / 3), largest(g))
+    angle.lerp_((g - b).mul_(sixth), largest(r)).add_(turn)  # in circles; red 0, green 1/3, blue 2/3
     for channel in range(3):  # a channel has the full value within 1/6 of its own hue, and lost its chroma beyond 1/3
         away = angle - channel / 3
         away = away.sub_(away.round()).abs_()
         torch.addcmul(value, chroma, away.mul_(6).sub_(1).clamp_(0, 1), value=-1, out=x[:, channel : channel + 1])
 
 
-BLOCK = 56  # columns or rows that one small matrix product makes
+BLOCK = 32  # columns or rows that one small matrix product makes
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
@@ -236,12 +237,12 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
     padded = math.ceil(size / block) * block - size
     distance = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (distance / sigma.view(-1, 1)).square())
-    kernel = torch.nn.functional.pad(kernel / kernel.sum(1, keepdim=True), (0, 1))  # the last entry, 0, stands for all that is farther
+    kernel = nn.functional.pad(kernel / kernel.sum(1, keepdim=True), (0, 1))  # the last entry, 0, stands for all that is farther
     steps = torch.arange(block + 2 * radius, device=x.device)[:, None] - torch.arange(block, device=x.device)
     steps = torch.where((steps < 0) | (steps > 2 * radius), 2 * radius + 1, steps)
     taps = kernel[:, None, steps]  # [B, 1, block + 2 radius, block]: banded, the same for every block
     starts = range(0, size, block)
-    y = torch.nn.functional.pad(x, (radius, radius + padded, radius, radius + padded), mode="replicate")
+    y = nn.functional.pad(x, (radius, radius + padded, radius, radius + padded), mode="replicate")
     across = x.new_empty(*y.shape[:3], size)
     for s in starts:
         across[..., s : s + block] = (y[..., s : s + block + 2 * radius] @ taps)[..., : size - s]

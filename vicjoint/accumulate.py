@@ -1,0 +1,87 @@
+"""The gradient of one batch, whole or in parts.
+
+In parts (`train.accumulate` above 1) the objective's statistics would be those of a part. With `train.exact` they are those of the whole
+batch, in two passes (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"):
+
+1. embed every part without a graph, and take the objective's gradient with respect to all embeddings together;
+2. embed each part again, with a graph, and send its share of that gradient back.
+
+The gradient is that of one large batch, for one more forward pass; memory is that of a part. Batch norm inside the encoders still sees parts.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from vicjoint.batch import Pair
+
+
+def backward(forward, objective, pair: Pair, recipe):
+    """Adds the batch's gradient to the parameters of `forward` (the model) and `objective`. Returns (loss, terms, embeddings
+    (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their own)."""
+    parts = pair.split(recipe.train.accumulate)
+    autocast = torch.autocast(pair.group.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
+    if len(parts) > 1 and recipe.train.exact:
+        return in_two_passes(forward, objective, parts, autocast, gradient_b=recipe.b.weights != "ema")
+    total, sums = 0.0, {}
+    for part, last in mark_last(parts):
+        with contextlib.nullcontext() if last else unsynchronised(forward):
+            with autocast:
+                z_a, z_b = forward(part.a, part.b)
+            loss, terms = objective(z_a, z_b, part.group)
+            (loss / len(parts)).backward()
+        total = total + loss.detach() / len(parts)
+        sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in terms.items()}
+    return total, sums, (z_a.detach(), z_b.detach())
+
+
+def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: bool):
+    device = parts[0].group.device
+    states, embedded = [], []
+    with torch.no_grad(), unchanged_buffers(forward):
+        for part in parts:
+            states.append(random_state(device))
+            with autocast:
+                embedded.append(forward(part.a, part.b))
+    z_a, z_b = (torch.cat(z) for z in zip(*embedded))
+    loss, terms = objective(z_a.requires_grad_(), z_b.requires_grad_(gradient_b), torch.cat([part.group for part in parts]))
+    loss.backward()
+
+    sizes = [len(part) for part in parts]
+    shares = zip(z_a.grad.split(sizes), z_b.grad.split(sizes) if gradient_b else [None] * len(parts))
+    for (part, last), state, (of_a, of_b) in zip(mark_last(parts), states, shares):
+        set_random_state(device, state)  # the same dropout as in the first pass
+        with contextlib.nullcontext() if last else unsynchronised(forward):
+            with autocast:
+                again_a, again_b = forward(part.a, part.b)
+            torch.autograd.backward([again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a])
+    return loss.detach(), terms, (z_a.detach(), z_b.detach())
+
+
+def mark_last(parts: list) -> list[tuple]:
+    return [(part, i == len(parts) - 1) for i, part in enumerate(parts)]
+
+
+def unsynchronised(forward):
+    """Gradients of all but the last part stay on their process: one exchange a batch."""
+    return forward.no_sync() if hasattr(forward, "no_sync") else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def unchanged_buffers(forward):
+    """Running statistics of batch norms count a part once, in the second pass."""
+    before = [(buffer, buffer.clone()) for buffer in forward.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
+def random_state(device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
