@@ -97,7 +97,7 @@ def recipe(folder, **changes):
 
 
 @pytest.mark.parametrize("overrides", [
-    [], ["pair.colour=device"], ["pair.views={global: 2, local: 2}", "pair.local_size=8", "pair.colour=device", "train.accumulate=2"],
+    [], ["pair.colour=device"], ["pair.views={global: 2, local: 2}", "pair.local_size=8", "pair.colour=device", "train.accumulate=2", "train.exact=true"],
     ["b={modality: image, encoder: {name: conv, width: 8, dim: 24}, expander: [16, 16], weights: own}"], ["b.weights=ema"],
 ])
 def test_a_run_on_images(folder, tmp_path, overrides):

@@ -7,17 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-<<<<<<< HEAD
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
      "images"},
     {"modalities", "sources", "image_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms",
-     "multicrop"},
+     "multicrop", "accumulate"},
     {"pairs", "augment"},
-=======
-    {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends"},
-    {"modalities", "sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "accumulate"},
-    {"pairs"},
->>>>>>> main
     {"data"},
     {"probes", "classify", "frozen"},
     {"runfolder", "report", "plots"},
