@@ -123,7 +123,7 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
                         gradient = gradient * 0.001 * p.norm() / gradient.norm()
                 velocity[name] = 0.9 * velocity[name] + gradient
                 p -= rate * velocity[name]
-        assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+        assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
         for (name, ours), (_, by_hand) in zip(parts.model.a.named_parameters(), branch.named_parameters()):
             assert torch.allclose(ours, by_hand, rtol=1e-6, atol=1e-9), name
     assert max(float(v.abs().max()) for v in velocity.values()) > 0

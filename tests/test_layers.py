@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
      "images"},
-    {"modalities", "sources", "image_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms",
+    {"modalities", "sources", "image_sources", "shard_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms",
      "multicrop", "accumulate"},
     {"pairs", "augment"},
     {"data"},
