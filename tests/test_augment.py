@@ -1,5 +1,6 @@
 """The pair `augment`: the paper's views by default, pure functions of their generator, coloured in workers or in a batch; multi-crop."""
 
+import io
 import json
 
 import numpy as np
@@ -8,9 +9,13 @@ import torch
 from PIL import Image
 
 import vicjoint
+from benchmarks.images import official, photo
 from vicjoint import data
 from vicjoint.augment import Augment, Uncoloured
 from vicjoint.batch import Crops
+from vicjoint.image_sources import ImageFolder
+from vicjoint.images import decode
+from vicjoint.modalities.image import Pixels
 from vicjoint.multicrop import MultiCrop
 from vicjoint.objectives import VICReg
 
@@ -122,6 +127,56 @@ def test_bad_images_are_replaced_and_named(folder, tmp_path):
     named = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
     assert named and all(n["source"] == "image_folder" and "cannot be decoded" in n["cause"] for n in named)
     assert (run / "evaluation.json").exists()
+
+
+def test_odd_images_are_read_or_named(tmp_path):
+    """A class folder as users have them: every image comes out, or is named with its cause."""
+    folder, rng = tmp_path / "odd" / "class", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    colour = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    colour.save(folder / "plain.jpg")
+    colour.convert("CMYK").save(folder / "cmyk.jpg")
+    colour.convert("RGBA").save(folder / "rgba.png")
+    colour.save(folder / "animated.gif", save_all=True, append_images=[colour.rotate(90)])
+    colour.resize((1, 1)).save(folder / "pixel.png")
+    Image.fromarray(rng.integers(0, 65536, (9, 9), dtype=np.uint16)).save(folder / "sixteen.png")
+    (folder / "broken.jpg").write_bytes((folder / "plain.jpg").read_bytes()[:300])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "page.jpeg").write_text("<html></html>")
+    source = ImageFolder(str(tmp_path / "odd"), test_fraction=0.2)
+    stream = data.Stream([*source.train, *source.test], Augment(size=16), seed=0)
+    named, read = {}, set()
+    for pair, bad in data.batches(stream, 9, 0, 0, 4):
+        named |= dict(bad)
+        read |= {name.split("@")[0] for name in pair.samples}
+        assert pair.a.shape == (9, 3, 16, 16)
+    assert {name.split("/")[1] for name in read} == {"plain.jpg", "cmyk.jpg", "rgba.png", "animated.gif", "pixel.png", "sixteen.png"}
+    assert {name.split("/")[1]: cause.split(": ", 1)[1] for name, cause in named.items()} == {
+        "broken.jpg": named["class/broken.jpg"].split(": ", 1)[1], "empty.png": "is empty (0 bytes)",
+        "page.jpeg": "cannot be decoded: not an image of a known format"}
+
+
+@pytest.mark.parametrize("branch, blur, solarize", [("a", 1.0, 0.0), ("b", 0.1, 0.2)])
+def test_views_have_the_distribution_of_the_published_pipeline(branch, blur, solarize):
+    """200 views of one photo from PIL transforms and from ours: Kolmogorov-Smirnov on what augmentations change."""
+    count, content, normalise = 200, photo(), Pixels()
+    theirs, ours = official(blur, solarize), getattr(Augment(224), branch)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    opened, decoded = Image.open(io.BytesIO(content)).convert("RGB"), decode(content, "photo")
+    reference = np.array([statistics(theirs(opened)) for _ in range(count)])
+    found = np.array([statistics(normalise(ours(decoded, np.random.default_rng(i), False))[0]) for i in range(count)])
+    for of_ours, of_theirs in zip(found.T, reference.T):
+        at = np.sort(np.concatenate([of_ours, of_theirs]))
+        gap = np.abs(np.searchsorted(np.sort(of_ours), at, "right") - np.searchsorted(np.sort(of_theirs), at, "right")).max() / count
+        assert gap < 0.195  # one in a thousand by chance
+
+
+def statistics(view: torch.Tensor) -> list[float]:
+    """Brightness, contrast, colourfulness, redness, sharpness of a view [3, H, W]."""
+    luminance = view.mean(0)
+    return [float(v) for v in (luminance.mean(), luminance.std(), (view - luminance).abs().mean(), (view[0] - view[2]).mean(),
+                               luminance.diff().abs().mean() / luminance.std())]
 
 
 @pytest.mark.parametrize("options, message", [
