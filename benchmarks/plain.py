@@ -9,16 +9,22 @@ from torch import Tensor
 
 def official(z_a: Tensor, z_b: Tensor) -> Tensor:
     """VICReg in the official form: D x D covariance matrices, off-diagonal entries by reshaping a copy."""
-    return _vicreg(z_a, z_b, lambda c: c.flatten()[:-1].view(len(c) - 1, len(c) + 1)[:, 1:].flatten())
+    return 25 * F.mse_loss(z_a, z_b) + variance_covariance(z_a, z_b)
 
 
 def boolean_mask(z_a: Tensor, z_b: Tensor) -> Tensor:
     """The same with the off-diagonal entries picked by a boolean mask, as lightly and solo-learn do."""
-    return _vicreg(z_a, z_b, lambda c: c[~torch.eye(len(c), dtype=torch.bool, device=c.device)])
+    pick = lambda c: c[~torch.eye(len(c), dtype=torch.bool, device=c.device)]  # noqa: E731
+    return 25 * F.mse_loss(z_a, z_b) + variance_covariance(z_a, z_b, pick)
 
 
-def _vicreg(z_a: Tensor, z_b: Tensor, off_diagonal) -> Tensor:
-    loss = 25 * F.mse_loss(z_a, z_b)
+def off_diagonal_by_reshape(c: Tensor) -> Tensor:
+    return c.flatten()[:-1].view(len(c) - 1, len(c) + 1)[:, 1:].flatten()
+
+
+def variance_covariance(z_a: Tensor, z_b: Tensor, off_diagonal=off_diagonal_by_reshape) -> Tensor:
+    """VICReg without its invariance term."""
+    loss = 0.0
     for z in (z_a, z_b):
         z = z - z.mean(0)
         loss = loss + 25 * torch.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean() / 2
@@ -31,8 +37,7 @@ def barlow_twins(z_a: Tensor, z_b: Tensor) -> Tensor:
     """Barlow Twins with its D x D cross-correlation matrix, redundancy weight 0.0051."""
     a, b = (F.batch_norm(z, None, None, training=True, eps=1e-5) for z in (z_a, z_b))
     c = a.T @ b / len(a)
-    off_diagonal = c.flatten()[:-1].view(len(c) - 1, len(c) + 1)[:, 1:].flatten()
-    return (c.diagonal() - 1).pow(2).sum() + 0.0051 * off_diagonal.pow(2).sum()
+    return (c.diagonal() - 1).pow(2).sum() + 0.0051 * off_diagonal_by_reshape(c).pow(2).sum()
 
 
 def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float = 0.1) -> Tensor:

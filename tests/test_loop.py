@@ -15,6 +15,7 @@ import torch
 import vicjoint
 from vicjoint import sample
 from vicjoint.config import RecipeError
+from vicjoint.video import Video
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -196,3 +197,43 @@ def test_an_encoder_that_does_not_fit_its_views_is_a_wrong_recipe(videos, tmp_pa
     done = command(recipe(videos), ["a.encoder={name: conv_stack, frames: 7, width: 4}", "out=run"], tmp_path)
     assert done.returncode == 2 and "built for 7 frames, got a clip of 4" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", [
+    {"name": "barlow_twins"}, {"name": "infonce", "form": "nt_xent"}, {"name": "infonce", "learnable": True},
+    {"name": "vicreg", "convention": "solo_learn", "statistics": "both"},
+], ids=str)
+def test_a_method_is_a_row_of_options(videos, tmp_path, objective, capsys):
+    folder = vicjoint.train(recipe(videos, objective=objective), [f"out={tmp_path / 'run'}", "train.steps=2", "train.accumulate=2"])
+    steps = lines(folder)
+    terms = json.loads((folder / "environment.json").read_text())["terms"]
+    assert all(s["loss"] == pytest.approx(sum(s[t] for t in terms), rel=1e-5) for s in steps)
+    said = "the weights are meant as solo_learn means them; in the official convention, at width 32: invariance 25, variance 50, covariance 1"
+    assert (said in capsys.readouterr().out) == ("convention" in objective)
+
+
+@vicjoint.register("pair", "two_frames")
+class TwoFrames:
+    """Two random frames of a video, as they are."""
+    samples_per_record, backend = 1, "auto"
+
+    def sample(self, record, rng):
+        with Video(record["path"], "pyav") as video:
+            frames = torch.from_numpy(video.read(sorted(rng.choice(video.info.frames, 2, replace=False).tolist()))).permute(0, 3, 1, 2)
+        return frames[:1], frames[1:]
+
+
+def test_moco_with_its_ema_branch_and_queue_is_resumed_exactly(videos, tmp_path):
+    branch = {"modality": "image", "encoder": {"name": "conv", "width": 4, "dim": 16}, "expander": [32, 32]}
+    moco = recipe(videos, pair={"name": "two_frames"}, a=branch, b={"weights": "ema", "momentum": 0.9}, evaluate={"probes": []},
+                  objective={"name": "infonce", "form": "moco", "queue": 20}, train={"steps": 6, "batch_size": 8, "accumulate": 2})
+    with pytest.raises(RecipeError, match="moco .* Set b.weights=ema"):
+        vicjoint.train(moco, ["b={weights: own, momentum: 0.996}"])
+    whole = vicjoint.train(moco, [f"out={tmp_path / 'whole'}"])
+    first = vicjoint.train(moco, [f"out={tmp_path / 'stopped'}"])
+    (first / "checkpoints" / "step_00000006.pt").unlink()  # as if it had been killed after its checkpoint at step 3
+    again = vicjoint.train(moco, [f"out={first}"])
+    ends = [torch.load(f / "checkpoints" / "step_00000006.pt", weights_only=True) for f in (whole, again)]
+    assert all(torch.equal(a, b) for part in ("model", "objective") for a, b in zip(ends[0][part].values(), ends[1][part].values()))
+    assert ends[0]["objective"]["queue"].norm(dim=1).allclose(torch.ones(20)) and int(ends[0]["objective"]["place"]) == 48 % 20
+    assert not torch.equal(ends[0]["model"]["a.encoder.project.weight"], ends[0]["model"]["b.encoder.project.weight"])

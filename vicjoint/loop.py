@@ -65,6 +65,8 @@ def train(recipe, overrides=()) -> Path:
         if distributed.rank() == 0:
             terms = list(parts.objective.terms)
             write_environment(folder, recipe, parts.source.describe(), parameters(parts.model), terms)
+            if said := getattr(parts.objective, "describe", lambda _: None)(recipe.a.expander[-1]):
+                print(said)
         start = resume(parts, folder)
         with checkpoint.StopSignal() as signal, MetricsLog(folder, start, parts.steps, recipe.train) as log:
             fit(parts, folder, start, log, signal)

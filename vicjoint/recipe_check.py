@@ -49,6 +49,9 @@ def check_together(data: dict, follows: bool) -> list[str]:
         found += [f"b.{key}: differs from a.{key}, but weights: {b['weights']} makes b use a's. "
                   "Leave it out, or set b.weights=own."
                   for key in ("modality", "encoder", "expander") if plain(spec(b.get(key))) != plain(spec(a.get(key)))]
+    objective = data.get("objective")
+    if isinstance(objective, dict) and objective.get("form") == "moco" and isinstance(b, dict) and b.get("weights") != "ema":
+        found.append("objective.form: moco compares with embeddings of earlier batches, so branch b must change slowly. Set b.weights=ema.")
     if isinstance(train, dict) and train.get("steps") is None and train.get("epochs") is None:
         found.append("train: missing its length. Set train.steps or train.epochs.")
     return found

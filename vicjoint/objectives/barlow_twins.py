@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
+from vicjoint.objectives.products import gram, row_blocks
 from vicjoint.objectives.spread import BLOCK, Guard
 from vicjoint.registry import register
 
@@ -47,7 +48,7 @@ class BarlowTwins(nn.Module):
         if rows < 2:
             raise ValueError(f"barlow_twins needs at least 2 samples in the global batch, got {rows}.")
         (a, scale_a), (b, scale_b) = normalise(wide(z_a), rows), normalise(wide(z_b), rows)
-        diagonal = distributed.total((a * b).sum(0)) / rows
+        diagonal = distributed.total(column_products(a, b)) / rows
         pull = -2 * (1 - diagonal) / rows  # of the diagonal, on the other branch's embeddings
         redundancy = 2 * self.redundancy / rows
         if rows < z_a.shape[1]:
@@ -56,15 +57,15 @@ class BarlowTwins(nn.Module):
         else:
             off, grad_a, grad_b = by_correlation(a, b, rows, pull, redundancy, wanted)
         terms = {"invariance": self.weight * (1 - diagonal).square().sum(), "redundancy": self.weight * self.redundancy * off}
-        scale = self.weight * distributed.world_size()  # DistributedDataParallel averages, the union batch's gradient is the sum
-        gradients = [None if gradient is None else through_norm(gradient, z, scale_z, rows).mul_(scale)
-                     for gradient, z, scale_z in ((grad_a, a, scale_a), (grad_b, b, scale_b))]
+        factor = self.weight * distributed.world_size()  # DistributedDataParallel averages, the union batch's gradient is the sum
+        gradients = [None if gradient is None else through_norm(gradient, z, scale * factor, rows)
+                     for gradient, z, scale in ((grad_a, a, scale_a), (grad_b, b, scale_b))]
         return terms, gradients
 
     def _by_rows(self, a, b, own, diagonal, pull, redundancy, wanted):
         """Gram form on the gathered rows: (off-diagonal sum, gradients of own rows)."""
         rows = len(a)
-        gram_a, gram_b = a[own] @ a.T, b[own] @ b.T
+        gram_a, gram_b = (gram(z) if len(z[own]) == rows else z[own] @ z.T for z in (a, b))
         squared = distributed.total((gram_a * gram_b).sum()) / rows**2
         off = squared - diagonal.square().sum()
         self.guard.next_step()
@@ -88,17 +89,30 @@ class BarlowTwins(nn.Module):
 
 def normalise(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """(own rows normalised per column over the global batch, 1 / standard deviation)."""
-    centred = x - distributed.total(x.sum(0)) / rows
-    centred -= distributed.total(centred.sum(0)) / rows  # the first mean is rounded
-    scale = torch.rsqrt(distributed.total((centred * centred).sum(0)) / rows + EPSILON)
-    return centred.mul_(scale), scale
+    z, squares = torch.empty_like(x), x.new_zeros(x.shape[1])
+    mean = distributed.total(x.sum(0)) / rows
+    for x_block, block in row_blocks(x, z):
+        torch.sub(x_block, mean, out=block)
+    mean = distributed.total(z.sum(0)) / rows  # again: the first mean is rounded
+    for (block,) in row_blocks(z):
+        block.sub_(mean)
+        squares += (block * block).sum(0)
+    scale = torch.rsqrt(distributed.total(squares) / rows + EPSILON)
+    return z.mul_(scale), scale
 
 
 def through_norm(gradient: Tensor, z: Tensor, scale: Tensor, rows: int) -> Tensor:
     """Gradient with respect to the embeddings before `normalise`. The gradient's column means are zero already: it is made of
     centred columns."""
-    along = distributed.total((gradient * z).sum(0)) / rows
-    return gradient.addcmul_(z, along[None], value=-1).mul_(scale)
+    along = distributed.total(column_products(gradient, z)) / rows
+    for block, z_block in row_blocks(gradient, z):
+        block.addcmul_(z_block, along[None], value=-1).mul_(scale)
+    return gradient
+
+
+def column_products(x: Tensor, y: Tensor) -> Tensor:
+    """sum_i x_ij y_ij, [D]."""
+    return sum((x_block * y_block).sum(0) for x_block, y_block in row_blocks(x, y))
 
 
 def by_correlation(a: Tensor, b: Tensor, rows: int, pull: Tensor, redundancy: float, wanted: tuple[bool, bool]):

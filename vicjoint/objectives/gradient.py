@@ -1,8 +1,8 @@
-"""Losses whose gradient is known as soon as their value is: computed without autograd's graph, then attached to the inputs."""
+"""Losses whose gradient is known as soon as their value is: computed without autograd's graph, then attached to the inputs.
+"""
 
 import torch
 from torch import Tensor
-
 
 def check_embeddings(name: str, z_a: Tensor, z_b: Tensor) -> None:
     if z_a.shape != z_b.shape or z_a.ndim != 2:
@@ -37,5 +37,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, of_loss):
+        # as it is where nothing is to be scaled; reading that would make a GPU wait
+        scaled = (lambda g: g) if not of_loss.is_cuda and of_loss.item() == 1 else (lambda g: g * of_loss)
         # cast after the scale: a loss scale for float16 must not meet values that are rounded to zero already
-        return None, None, *((g * of_loss).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+        return None, None, *(scaled(g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
+from vicjoint.objectives.products import gram
 from vicjoint.registry import register
 
 Form = Literal["clip", "nt_xent", "moco"]
@@ -180,7 +181,7 @@ def nt_xent(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wan
     twice = [2 * c for c in counts]
     everyone = distributed.gather(z, twice)
     start = distributed.own_rows(twice).start
-    similarity = z @ everyone.T
+    similarity = gram(z) if len(everyone) == len(z) else z @ everyone.T
     similarity[:, start : start + 2 * n].fill_diagonal_(-torch.inf)  # a view is not its own negative
     block = Block(similarity, start + torch.arange(2 * n, device=z.device).roll(n), scale, one_shift)
     lse = block.log_sums()

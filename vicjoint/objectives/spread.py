@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vicjoint import distributed
+from vicjoint.objectives.products import gram, row_blocks
 
 EPSILON = 1e-4
 BLOCK = 1024  # columns of the covariance matrix that `exact` holds at once
@@ -59,27 +60,38 @@ class Groups:
                 "Set pair.windows above 1, or objective.statistics=global."
             )
 
-    def centre(self, x: Tensor) -> Tensor:
-        """Embeddings of all rows minus their group's mean."""
+    def centre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of all rows minus their group's mean, and their squared column sums s [D]."""
         return self._centre(x, slice(None), lambda sums: sums)
 
     def centre_own(self, x: Tensor, own: slice) -> Tensor:
         """Embeddings of this process's rows minus their group's mean over all processes."""
-        return self._centre(x, own, distributed.total)
+        return self._centre(x, own, distributed.total)[0]
 
-    def _centre(self, x: Tensor, own: slice, total) -> Tensor:
-        x = x - self._means(x, own, total)
+    def _centre(self, x: Tensor, own: slice, total) -> tuple[Tensor, Tensor]:
+        centred, s = torch.empty_like(x), x.new_zeros(x.shape[1])
+        member = torch.zeros(len(x), dtype=torch.int64, device=x.device) if self.member is None else self.member[own]
+        means = self._means(x, member, total)
+        for x_block, block, of in row_blocks(x, centred, member):
+            torch.sub(x_block, self._of_rows(means, of), out=block)
         # again: the first mean is rounded, and with a large offset that would show in the gradient
-        return x.sub_(self._means(x, own, total))
+        means = self._means(centred, member, total)
+        for block, of in row_blocks(centred, member):
+            block.sub_(self._of_rows(means, of))
+            s += (block * block).sum(0)
+        return centred, s
 
-    def _means(self, x: Tensor, own: slice, total) -> Tensor:
+    def _means(self, x: Tensor, member: Tensor, total) -> Tensor:
+        """[1, D] or [G, D]."""
         if self.member is None:
-            return total(x.sum(0)) / self.rows
-        member = self.member[own]
+            return total(x.sum(0, keepdim=True)) / self.rows
         # a product, not index_add: the same bits every time on a GPU too
         belongs = torch.zeros(len(self.count), len(x), dtype=x.dtype, device=x.device)
         belongs[member, torch.arange(len(x), device=x.device)] = 1
-        return (total(belongs @ x) / self.count[:, None].to(x.dtype))[member]
+        return total(belongs @ x) / self.count[:, None].to(x.dtype)
+
+    def _of_rows(self, means: Tensor, member: Tensor) -> Tensor:
+        return means if self.member is None else means[member]
 
 
 class Guard:
@@ -109,46 +121,48 @@ def hinge_and_pull(s: Tensor, freedom: int, weights: Weights, dim: int) -> tuple
     return torch.relu(1 - sd).sum() / dim, pull
 
 
-def by_rows(x: Tensor, own: slice, freedom: int, weights: Weights, gradient: Tensor | None, guard: Guard, which: str):
-    """Gram form on the gathered, centred rows x [N, D]; adds to `gradient` [n, D] of own rows. Returns (hinge, covariance)."""
-    dim = x.shape[1]
-    s = (x * x).sum(0)
+def by_rows(x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: Tensor | None, guard: Guard, which: str):
+    """Gram form on the gathered rows x [N, D]; adds to `gradient` [n, D] of own rows. Returns (hinge, covariance)."""
+    dim, freedom = x.shape[1], groups.freedom
+    x, s = groups.centre(x)
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
-    gram = x[own] @ x.T
-    squared = distributed.total(gram.square().sum())
+    rows_of_gram = gram(x) if len(x[own]) == len(x) else x[own] @ x.T
+    squared = distributed.total(rows_of_gram.square().sum())
     off = squared - s.dot(s)
     a = slope(weights, freedom, dim)
     if guard.too_few_digits(which, off, squared):
-        del gram
+        del rows_of_gram
         off = exact(x, own, a, gradient)
     elif gradient is not None:
-        gradient.addmm_(gram, x, alpha=a)
+        gradient.addmm_(rows_of_gram, x, alpha=a)
         pull = pull - a * s
     if gradient is not None:
         gradient.addcmul_(x[own], pull[None])
     return hinge, off.clamp_min(0) / (dim * freedom**2)
 
 
-def by_columns(x: Tensor, dim: int, freedom: int, weights: Weights, gradient: Tensor | None, guard: Guard, which: str):
-    """Gram form on all rows of own columns, x [N, D / W] centred; adds to `gradient` of the same shape. Returns (hinge,
-    covariance), or None where too few digits are left and the rows have to be gathered."""
-    s = (x * x).sum(0)
+def by_columns(x: Tensor, dim: int, groups: Groups, weights: Weights, gradient: Tensor | None, guard: Guard, which: str):
+    """Gram form on all rows of own columns, x [N, D / W]; adds to `gradient` of the same shape. Returns (hinge, covariance), or
+    None where too few digits are left and the rows have to be gathered."""
+    freedom = groups.freedom
+    x, s = groups.centre(x)
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
-    sums = distributed.total(torch.cat([(x @ x.T).flatten(), torch.stack([hinge, s.dot(s)])]))
-    gram, (hinge, subtracted) = sums[:-2].view(len(x), len(x)), sums[-2:]
-    squared = gram.square().sum()
+    sums = distributed.total(torch.cat([gram(x).flatten(), torch.stack([hinge, s.dot(s)])]))
+    whole, (hinge, subtracted) = sums[:-2].view(len(x), len(x)), sums[-2:]
+    squared = whole.square().sum()
     if guard.too_few_digits(which, squared - subtracted, squared):
         return None
     if gradient is not None:
         a = slope(weights, freedom, dim)
-        gradient.addmm_(gram, x, alpha=a).addcmul_(x, (pull - a * s)[None])
+        gradient.addmm_(whole, x, alpha=a).addcmul_(x, (pull - a * s)[None])
     return hinge, (squared - subtracted).clamp_min(0) / (dim * freedom**2)
 
 
-def by_covariance(x: Tensor, freedom: int, weights: Weights, gradient: Tensor | None):
-    """Covariance form on own centred rows x [n, D]; adds to `gradient` [n, D]. Returns (hinge, covariance)."""
-    dim = x.shape[1]
-    c = distributed.total(x.T @ x)
+def by_covariance(x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: Tensor | None):
+    """Covariance form on own rows x [n, D]; adds to `gradient` [n, D]. Returns (hinge, covariance)."""
+    dim, freedom = x.shape[1], groups.freedom
+    x = groups.centre_own(x, own)
+    c = distributed.total(gram(x.T))
     s = c.diagonal().clone()
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
     off = c.fill_diagonal_(0).square().sum()
@@ -175,9 +189,9 @@ def exact(x: Tensor, own: slice, a: float, gradient: Tensor | None) -> Tensor:
     if heavy > len(x) // 2:
         return exact_by_blocks(x, own, a, gradient)
     x_K, x_R = x[:, order[:heavy]], x[:, order[heavy:]]
-    c_KK = (x_K.T @ x_K).fill_diagonal_(0)
+    c_KK = gram(x_K.T).fill_diagonal_(0)
     c_KR = x_K.T @ x_R
-    gram_R = x_R @ x_R.T
+    gram_R = gram(x_R)
     s_R = (x_R * x_R).sum(0)
     if gradient is not None:
         of_K = torch.addmm(x_K[own] @ c_KK, x_R[own], c_KR.T)

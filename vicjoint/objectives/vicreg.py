@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
+from vicjoint.objectives.products import row_blocks
 from vicjoint.objectives.spread import Groups, Guard, Weights, by_columns, by_covariance, by_rows
 from vicjoint.registry import register
 
@@ -62,6 +63,16 @@ class VICReg(nn.Module):
         return {"invariance": self.invariance, "variance": {k: variance * v for k, v in self.variance.items()},
                 "covariance": {k: covariance * v for k, v in self.covariance.items()}}
 
+    def describe(self, dim: int) -> str | None:
+        """What to say of the weights before training, where they are not the official ones."""
+        if self.convention == "official":
+            return None
+        said = []
+        for name, weight in self.official_weights(dim).items():
+            each = sorted(set(weight.values())) if isinstance(weight, dict) else [weight]
+            said.append(f"{name} {each[0]:.4g}" if len(each) == 1 else f"{name} a {weight['a']:.4g}, b {weight['b']:.4g}")
+        return f"objective: the weights are meant as {self.convention} means them; in the official convention, at width {dim}: {', '.join(said)}"
+
     def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """z_a, z_b [n, D]; group [n] int64, needed unless statistics is "global". Rows of all processes count.
         Raises ValueError on different shapes, fewer than two samples, or groups without two samples in any of them."""
@@ -77,11 +88,10 @@ class VICReg(nn.Module):
         counts = distributed.row_counts(len(z["a"]), z["a"].device)
         rows, dim, scale = sum(counts), z["a"].shape[1], distributed.world_size()
         official = self.official_weights(dim)
-        difference = wide(z["a"]) - wide(z["b"])
-        invariance = official["invariance"] * distributed.total(difference.square().sum()) / (rows * dim)
         # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum: hence `scale`
-        difference.mul_(2 * official["invariance"] * scale / (rows * dim))
-        gradients = {"a": difference if wanted["a"] else None, "b": -difference if wanted["b"] else None}
+        slope = 2 * official["invariance"] * scale / (rows * dim)
+        distance, gradients = apart(wide(z["a"]), wide(z["b"]), slope, wanted)
+        invariance = official["invariance"] * distributed.total(distance) / (rows * dim)
         parts = self._statistics(rows, group, counts)
         variance, covariance = 0.0, 0.0
         self.guard.next_step()
@@ -110,18 +120,32 @@ class VICReg(nn.Module):
         self.guard.calls, self.guard.answers = state["calls"], state["answers"]
 
 
+def apart(z_a: Tensor, z_b: Tensor, slope: float, wanted: dict[str, bool]) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Sum of squares of z_a - z_b, and per branch slope times that difference, with the sign of its gradient, where wanted."""
+    difference = torch.empty_like(z_a)
+    gradients = {"a": difference if wanted["a"] else None, "b": torch.empty_like(z_b) if wanted["b"] else None}
+    distance = z_a.new_zeros(())
+    for a, b, d, minus in row_blocks(z_a, z_b, difference, difference if gradients["b"] is None else gradients["b"]):
+        torch.sub(a, b, out=d)
+        distance += (d * d).sum()
+        d.mul_(slope)
+        if wanted["b"]:
+            torch.neg(d, out=minus)
+    return distance, gradients
+
+
 def spread(z: Tensor, parts: list[tuple[Groups, float]], weights: Weights, gradient: Tensor | None, guard: Guard, branch: str,
            counts: list[int]) -> tuple[Tensor, Tensor]:
     """(hinge, covariance) of one branch, each the sum of `parts` by their shares; adds the gradient of own rows to `gradient`."""
     rows, dim, own = sum(counts), z.shape[1], distributed.own_rows(counts)
     if rows >= dim:
         z = wide(z)
-        found = [by_covariance(groups.centre_own(z, own), groups.freedom, weights.of(share), gradient) for groups, share in parts]
+        found = [by_covariance(z, own, groups, weights.of(share), gradient) for groups, share in parts]
     elif by_columns_is_less_traffic(rows, dim):
         found = _spread_by_columns(z, parts, weights, gradient, guard, branch, counts)
     else:
         z = wide(distributed.gather(z, counts))
-        found = [by_rows(groups.centre(z), own, groups.freedom, weights.of(share), gradient, guard, f"{branch}{i}")
+        found = [by_rows(z, own, groups, weights.of(share), gradient, guard, f"{branch}{i}")
                  for i, (groups, share) in enumerate(parts)]
     return tuple(sum(share * value[i] for value, (_, share) in zip(found, parts)) for i in (0, 1))
 
@@ -138,10 +162,10 @@ def _spread_by_columns(z, parts, weights, gradient, guard, branch, counts):
     found = []
     for i, (groups, share) in enumerate(parts):
         which = f"{branch}{i}"
-        value = by_columns(groups.centre(columns), z.shape[1], groups.freedom, weights.of(share), of_columns, guard, which)
+        value = by_columns(columns, z.shape[1], groups, weights.of(share), of_columns, guard, which)
         if value is None:
-            all_rows = groups.centre(wide(distributed.gather(z, counts)))
-            value = by_rows(all_rows, distributed.own_rows(counts), groups.freedom, weights.of(share), gradient, guard, which)
+            all_rows = wide(distributed.gather(z, counts))
+            value = by_rows(all_rows, distributed.own_rows(counts), groups, weights.of(share), gradient, guard, which)
         found.append(value)
     if gradient is not None:
         gradient += distributed.to_rows(of_columns, counts, z.shape[1])
