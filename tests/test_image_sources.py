@@ -1,14 +1,10 @@
 """Folders of images: layouts, splits, labels, the cached index; and what a user reads when something is wrong."""
 
-import io
 import os
 import pickle
-import tarfile
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from vicjoint import image_sources, images, sample
 from vicjoint.image_sources import FileRecords, ImageFolder, SampleImages
@@ -32,7 +28,8 @@ def pairs(records):
 
 
 def test_splits_and_classes_of_imagenets_layout(tmp_path):
-    root = touch(tmp_path / "in", "train/n01/a.JPEG", "train/n02/deep/er/b.png", "val/n01/c.jpg", "val/loose.jpg", "extra/d.jpg", "train/n01/.x.jpg", "t.txt")
+    root = touch(tmp_path / "in", "train/n01/a.JPEG", "train/n02/deep/er/b.png", "val/n01/c.jpg", "val/loose.jpg", "extra/d.jpg",
+                 "train/n01/.x.jpg", "t.txt")
     source = ImageFolder(root)
     assert pairs(source.train) == [("train/n01/a.JPEG", "n01"), ("train/n02/deep/er/b.png", "n02")]
     assert pairs(source.test) == [("val/loose.jpg", None), ("val/n01/c.jpg", "n01")]

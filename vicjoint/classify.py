@@ -94,7 +94,8 @@ class KNN(_Classification):
         return {
             "query": np.stack([show(test, query_places[q]) for q in chosen]),
             "neighbours": np.stack([[show(train, bank_places[i]) for i in n] for n in near]),
-            "title": np.array([f"{test.records[int(query_places[q])]['id']}: {t}; the nearest is {f}" for q, t, f in zip(chosen, truth, first)], dtype=str),
+            "title": np.array([f"{test.records[int(query_places[q])]['id']}: {t}; the nearest is {f}"
+                               for q, t, f in zip(chosen, truth, first)], dtype=str),
             **self._views(pair, train),
             "good": np.array([t == f for t, f in zip(truth, first)], dtype=bool),
         }

@@ -77,7 +77,8 @@ def export_encoder(run: Path, to: Path, branch: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vicjoint.export", description="Write a run's trained model into a folder, or its encoder into a file.")
+    parser = argparse.ArgumentParser(prog="python -m vicjoint.export",
+                                     description="Write a run's trained model into a folder, or its encoder into a file.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER or FILE", help="a folder, or a file ending in .pth or .safetensors")
     parser.add_argument("--branch", choices=("a", "b"), default="a", help="whose encoder goes into a file")

@@ -73,7 +73,7 @@ def read(split: Split, pair, epoch: int | None = None, order: np.ndarray | None 
                         multiprocessing_context="spawn" if workers else None)
     kept, size = [], 0
     for views, good, bad in loader:
-        for cause in bad if not epoch else ():
+        for cause in bad if epoch is None else ():
             print(f"evaluation leaves out {printable(cause)}")
         if views is None:
             continue

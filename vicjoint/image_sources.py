@@ -97,7 +97,8 @@ def _check_links(root: Path, links: list[str], side: dict[str, str | None]) -> N
 
 
 def list_images(root: Path) -> tuple[list[str], list[str]]:
-    """Relative posix paths of the image files below `root`, sorted, and those of them that are links; from the cached index where no folder has changed since."""
+    """Relative posix paths of the image files below `root`, sorted, and those of them that are links; from the cached index where no
+    folder has changed since."""
     if not root.exists():
         raise SourceError(f"image_folder: root {root} does not exist. Expected a folder with images: check the path.")
     if not root.is_dir():

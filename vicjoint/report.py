@@ -35,8 +35,10 @@ METRICS = {
     "offset": "mean distance in frames between the retrieved and the true frame",
     "copy_rate": "share of predictions that land on the last context frame",
     "skill": "1 - error / error of copying the last context frame, in whitened embeddings (0: no better than copying)",
-    "accuracy": "share of right answers (knn: with the first k of the recipe)", "top5": "share of samples whose class is among the five of highest score",
-    "rate": "learning rate that was best on the held-out training images", "rmse": "root mean squared error", "median_rank": "median rank of the true partner",
+    "accuracy": "share of right answers (knn: with the first k of the recipe)",
+    "top5": "share of samples whose class is among the five of highest score",
+    "rate": "learning rate that was best on the held-out training images",
+    "rmse": "root mean squared error", "median_rank": "median rank of the true partner",
     "spearman": "rank correlation of prediction and truth", "auc": "area under the ROC curve (0.5: chance)",
 }
 HEALTH = {
