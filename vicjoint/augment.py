@@ -93,8 +93,9 @@ class View:
             return Uncoloured(pixels, numbers, self.colour)
         if not self.colour:
             return pixels
-        x = apply_colour(pixels.float().div_(255), numbers, self.colour)
-        return x.mul_(255).round_().to(torch.uint8)
+        x = torch.div(pixels, 255, out=torch.empty(pixels.shape))  # planes, whatever the order of the crop's memory
+        apply_colour(x, numbers, self.colour)
+        return x.mul_(255).add_(0.5).to(torch.uint8)  # rounds; values are in [0, 1]
 
 
 def _build(path: str, spec: dict, size: int):
