@@ -47,14 +47,31 @@ class ConvStack(nn.Module):
         super().__init__()
         self.dim, self.frames = dim, frames
         self.trunk = ConvTrunk(channels * (2 * frames - 1), width)
+        self.trunk.layers[0] = OverDifferences(self.trunk.layers[0], frames)
         self.project = nn.Linear(self.trunk.features, dim)
 
     def forward(self, view: Tensor) -> Tensor:
         if view.shape[2] != self.frames:
             raise ValueError(f"encoder 'conv_stack' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
                              "Set the encoder's frames to the pair's frames.")
-        stacked = torch.cat([view, view.diff(dim=2)], 2)
-        return self.project(self.trunk(rearrange(stacked, "b c t h w -> b (c t) h w")))
+        return self.project(self.trunk(rearrange(view, "b c t h w -> b (c t) h w")))
+
+
+class OverDifferences(nn.Module):
+    """A convolution whose input channels are, per colour, T frames and their T - 1 successive differences, applied to the frames alone
+    [B, C T, H, W]: both are linear, so the weights of the differences are moved to the frames, and nothing has to be subtracted."""
+
+    def __init__(self, conv: nn.Conv2d, frames: int):
+        super().__init__()
+        self.conv, self.frames = conv, frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = rearrange(self.conv.weight, "o (c k) h w -> o c k h w", k=2 * self.frames - 1)
+        of_frames, of_differences = weight.split([self.frames, self.frames - 1], dim=2)
+        pad = nn.functional.pad
+        # difference k is frame k + 1 minus frame k
+        weight = of_frames + pad(of_differences, (0, 0, 0, 0, 1, 0)) - pad(of_differences, (0, 0, 0, 0, 0, 1))
+        return nn.functional.conv2d(x, rearrange(weight, "o c t h w -> o (c t) h w"), None, self.conv.stride, self.conv.padding)
 
 
 @register_encoder("clip", "frames_transformer")

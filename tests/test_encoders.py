@@ -191,3 +191,13 @@ def test_weights_that_do_not_fit_and_cannot_be_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(ComponentError, match=r"could not be downloaded from https://.*no route to host.*give a local file"):
         make("image/resnet18", weights="IMAGENET1K_V1")
+
+
+def test_conv_stack_sees_frames_and_their_differences():
+    """The convolution with moved weights equals one over frames and differences side by side."""
+    torch.manual_seed(0)
+    encoder = registry.build_encoder("clip", "conv_stack", width=4, frames=5).double().eval()
+    view = torch.randn(2, 3, 5, 32, 32, dtype=torch.float64)
+    first = encoder.trunk.layers[0]
+    stacked = torch.cat([view, view.diff(dim=2)], 2).flatten(1, 2)
+    assert torch.allclose(first(view.flatten(1, 2)), first.conv(stacked), atol=1e-12)
