@@ -103,6 +103,17 @@ def test_both_views_get_one_transform(memory):
     assert len(seen) > 5  # and it does change from draw to draw
 
 
+def test_centre_is_what_training_and_evaluation_look_at():
+    frames = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
+    frames[..., 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
+    half = NextFrame(size=20, centre=0.5)
+    assert (half.transform(frames) == 255).all()
+    for seed in range(5):
+        assert (NextFrame(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed)) == 255).all()
+    frames[..., 10, :] = 0  # and not less than that square
+    assert (half.transform(frames)[..., 0, :] == 0).all() and (half.transform(frames)[..., 1:, :] == 255).all()
+
+
 def test_no_frame_after_the_context_reaches_the_clip(memory):
     """Changing every later frame leaves the clip, and so its embedding, bit-identical."""
     from vicjoint.modalities.image import Pixels
@@ -138,6 +149,7 @@ def test_a_real_mp4_gives_its_frames(tmp_path, backend):
 @pytest.mark.parametrize("options, message", [
     ({"frames": 0}, "pair.frames: 0 is too small"), ({"seconds": 0.0}, "pair.seconds: 0.0 is not a time"),
     ({"windows": 8, "stretch": 7}, "pair.stretch: 7 frames cannot hold the starts of 8 different windows"),
+    ({"centre": 1.5}, "pair.centre: 1.5 is not a share of the frame's shorter side"),
     ({"area": (0.5, 0.2)}, r"pair.area: \[0.5, 0.2\] is not a range"),
 ])
 def test_wrong_options_are_named(options, message):

@@ -37,14 +37,16 @@ class NextFrame:
     one makes a group of near neighbours in time, which have to differ by what moves: over a whole video, a slow change of light or
     the noise that a codec keeps from one key frame to the next is enough to tell windows apart, and is easy to predict.
 
-    One spatial transform is drawn per video and used for every frame of both views: a crop of `area` (share of the centre
-    square: [least, most]; 1 is the whole square), and a horizontal flip with probability `flip`.
+    centre: side of the square in the middle of each frame that training and evaluation look at, as a share of the frame's shorter
+    side (1: the largest square). One spatial transform is drawn per video and used for every frame of both views: a crop of `area`
+    (share of that square: [least, most]; 1 is the whole square), and a horizontal flip with probability `flip`.
     """
 
     views = ("clip", "next_frame")
 
     def __init__(self, frames: int = 8, stride: int = 2, seconds: float | None = None, gap: int = 1, size: int = 64,
-                 windows: int = 8, stretch: int | None = None, area: tuple[float, float] = (1.0, 1.0), flip: float = 0.5):
+                 windows: int = 8, stretch: int | None = None, centre: float = 1.0,
+                 area: tuple[float, float] = (1.0, 1.0), flip: float = 0.5):
         for name, value in {"frames": frames, "stride": stride, "gap": gap, "size": size, "windows": windows}.items():
             if value < 1:
                 raise ValueError(f"pair.{name}: {value} is too small. Expected 1 or more.")
@@ -55,10 +57,13 @@ class NextFrame:
         if stretch is not None and stretch < windows:
             raise ValueError(f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows (pair.windows). "
                              f"Expected {windows} or more, or null for the whole video.")
+        if not 0 < centre <= 1:
+            raise ValueError(f"pair.centre: {centre} is not a share of the frame's shorter side. Expected a number above 0, at most 1.")
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"pair.area: {list(area)} is not a range. Expected [least, most] with 0 < least <= most <= 1.")
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
-        self.size, self.windows, self.stretch, self.area, self.flip = size, windows, stretch, area, flip
+        self.size, self.centre, self.area, self.flip = size, centre, area, flip
+        self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
         self.backend = "auto"  # set from the recipe's data.video_backend
 
@@ -111,9 +116,9 @@ class NextFrame:
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 
     def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square, no flip."""
+        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square alone."""
         height, width = frames.shape[-2:]
-        square = min(height, width)
+        square = max(1, round(min(height, width) * self.centre))
         side, top, left, flip = square, (height - square) // 2, (width - square) // 2, False
         if rng is not None:
             side = max(1, round(square * rng.uniform(*self.area) ** 0.5))
