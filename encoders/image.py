@@ -126,6 +126,9 @@ def read_state(name: str, path: Path) -> dict[str, Tensor]:
         cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ComponentError(f"encoder '{name}': cannot read weights from {path}: {cause}. "
                              "Expected a state_dict in a .pth, .pt or .safetensors file.") from None
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # VICReg's full checkpoint: the distributed model with its projector
+        backbone = {key.removeprefix("module.backbone."): value for key, value in state["model"].items() if key.startswith("module.backbone.")}
+        state = backbone or state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ComponentError(f"encoder '{name}': {path} does not hold a state_dict (parameter name -> tensor). "
                              "Save one with torch.save(model.state_dict(), path).")

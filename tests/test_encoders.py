@@ -1,5 +1,8 @@
 """Every registered encoder: width, gradients, weights from files, and what it says when used wrongly."""
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -18,13 +21,14 @@ TINY_VIT = {"model": "vit", "config": {"image_size": 16, "patch_size": 8, "hidde
                                        "num_attention_heads": 2, "intermediate_size": 16}}
 OPTIONS = {
     "image/transformers": TINY_VIT,
+    "image/timm": {"model": "test_resnet"},
     "clip/frames_transformer": {"image": {"name": "conv", "width": 4}, "dim": 16, "layers": 1},
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
     "clip/mvit_v2_s": {"spatial_size": [32, 32], "temporal_size": 4},
 }
 SIZE = {"image/transformers": 16, "image/vit_b_16": 16}
-SMALL = sorted(BUILT_IN - LIBRARY)
+SMALL = sorted(BUILT_IN - LIBRARY - ({"image/timm"} if importlib.util.find_spec("timm") is None else set()))
 RUN = ["image/resnet18", "image/vit_b_16", "image/convnext_tiny", "image/squeezenet1_1",
        "clip/r3d_18", "clip/swin3d_t", "clip/mvit_v2_s"]
 
@@ -226,3 +230,20 @@ def test_conv_stack_sees_frames_and_their_differences():
     first = encoder.trunk.layers[0]
     stacked = torch.cat([view, view.diff(dim=2)], 2).flatten(1, 2)
     assert torch.allclose(first(view.flatten(1, 2)), first.conv(stacked), atol=1e-12)
+
+
+def test_timm(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    original = timm.create_model("test_vit", num_classes=0, img_size=32)
+    torch.save(original.state_dict(), tmp_path / "vit.pth")
+    loaded = make("image/timm", model="test_vit", weights=str(tmp_path / "vit.pth"), options={"img_size": 32})
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.eval()(x), original.eval()(x)) and loaded.dim == original(x).shape[1]
+    for options, message in [({"model": "test_vitt"}, "no model 'test_vitt'. Did you mean 'test_vit'"),
+                             ({"model": "test_vit", "weights": "absent.pth"}, "weights 'absent.pth' were not found: no file /.*absent.pth"),
+                             ({"model": "test_vit", "options": {"depht": 1}}, "cannot make 'test_vit' .*depht")]:
+        with pytest.raises(ComponentError, match=message):
+            make("image/timm", **options)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ComponentError, match=r"timm library is not installed. Run: pip install 'vicjoint\[timm\]'"):
+        make("image/timm", model="test_vit")

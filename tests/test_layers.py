@@ -7,11 +7,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends"},
-    {"modalities", "sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "accumulate"},
-    {"pairs"},
+    {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
+     "images"},
+    {"modalities", "sources", "image_sources", "shard_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms",
+     "multicrop", "accumulate"},
+    {"pairs", "augment"},
     {"data"},
-    {"probes"},
+    {"probes", "classify", "frozen"},
     {"runfolder", "report", "plots"},
     {"loop"},
     {"run", "evaluate", "export"},

@@ -48,7 +48,7 @@ def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: b
     loss, terms = objective(z_a.requires_grad_(), z_b.requires_grad_(gradient_b), torch.cat([part.group for part in parts]))
     loss.backward()
 
-    sizes = [len(part) for part in parts]
+    sizes = [len(z) for z, _ in embedded]  # several rows a sample where branch a sees several crops
     shares = zip(z_a.grad.split(sizes), z_b.grad.split(sizes) if gradient_b else [None] * len(parts))
     for (part, last), state, (of_a, of_b) in zip(mark_last(parts), states, shares):
         set_random_state(device, state)  # the same dropout as in the first pass

@@ -45,6 +45,10 @@ class Pair:
                 for i, j in zip(bounds, bounds[1:])]
 
 
+class Crops(tuple):
+    """Several views of the same B samples for one branch, e.g. a large and some small crops; the branch embeds each."""
+
+
 def to_device(view, device):
     if isinstance(view, (tuple, list)):
         return type(view)(to_device(v, device) for v in view)
@@ -61,4 +65,6 @@ def concatenate(views: list):
     """Join per-record views along the batch dimension."""
     if isinstance(views[0], (tuple, list)):
         return type(views[0])(concatenate(list(v)) for v in zip(*views))
+    if hasattr(views[0], "concatenate"):
+        return views[0].concatenate(views)
     return torch.cat(views)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
-from vicjoint.recipe_check import check_components, check_together, in_words, load_imports
+from vicjoint.recipe_check import check_components, check_together, in_words, load_imports, root_is_a_path
 from vicjoint.recipe_file import (RecipeError, apply, dump_yaml, find_recipe, parse_overrides, parse_yaml, plain, read_recipe,
                                   show)
 from vicjoint.recipe_schema import with_components
@@ -177,7 +177,7 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
         mistakes += [f"{'.'.join(map(str, loc))}: {in_words(loc, e, Recipe)}" for loc, e in found
                      if not (loc[0] == "b" and loc[1:2] and loc[1] in taken)]
     mistakes += of_components + check_together(data, follows)
-    if check_paths and isinstance(root := _root(data), str) and not Path(root).expanduser().exists():
+    if check_paths and isinstance(root := _root(data), str) and root_is_a_path(data["source"]) and not Path(root).expanduser().exists():
         mistakes.append(f"source.root: {root} does not exist (seen from {Path.cwd()}). Give the path of your data.")
     if mistakes:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"

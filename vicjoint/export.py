@@ -1,6 +1,8 @@
 """Trained encoders out of a run: `vicjoint.load_encoder(folder, branch)`, and
 
-    python -m vicjoint.export RUN --to FOLDER      # safetensors weights and the recipe, without optimizer state
+    python -m vicjoint.export RUN --to FOLDER              # safetensors weights and the recipe, without optimizer state
+    python -m vicjoint.export RUN --to resnet50.pth        # one encoder's state_dict in its library's own keys (--branch b: the other's);
+                                                           # of a torchvision ResNet this is the layout of VICReg's published weights
 """
 
 import argparse
@@ -66,13 +68,24 @@ def export(run: Path, to: Path) -> Path:
     return to
 
 
+def export_encoder(run: Path, to: Path, branch: str) -> Path:
+    """Write the state_dict of one branch's encoder as a .pth or .safetensors file."""
+    state = {name: tensor.clone().contiguous() for name, tensor in load_encoder(run, branch).encoder.state_dict().items()}
+    to.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, to) if to.suffix == ".safetensors" else torch.save(state, to)
+    return to
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vicjoint.export", description="Write a run's trained model into a folder.")
+    parser = argparse.ArgumentParser(prog="python -m vicjoint.export",
+                                     description="Write a run's trained model into a folder, or its encoder into a file.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER or FILE", help="a folder, or a file ending in .pth or .safetensors")
+    parser.add_argument("--branch", choices=("a", "b"), default="a", help="whose encoder goes into a file")
     options = parser.parse_args(arguments)
     try:
-        print(f"export: {export(options.run, options.to)}")
+        one_file = options.to.suffix in (".pth", ".safetensors")
+        print(f"export: {export_encoder(options.run, options.to, options.branch) if one_file else export(options.run, options.to)}")
     except (RecipeError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from vicjoint import checkpoint, data, distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.config import Recipe, RecipeError, load_recipe
 from vicjoint.model import JointModel, as_spec, build_model, count_parameters
+from vicjoint.multicrop import MultiCrop
 from vicjoint.optim import set_learning_rate
 from vicjoint.registry import build
 from vicjoint.report import write_report
@@ -48,6 +49,7 @@ class Parts:
     probes: dict[str, object]
     steps: int
     records_per_batch: int
+    steps_per_epoch: float
     device: torch.device
 
 
@@ -80,30 +82,42 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         source = build("source", as_spec(recipe.source))
         pair = build("pair", as_spec(recipe.pair))
-        pair.backend = recipe.data.video_backend
+        pair.backend, pair.workers = recipe.data.video_backend, recipe.data.workers
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe)
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe).to(device)
         objective = build("objective", as_spec(recipe.objective)).to(device)
+        if (crops := getattr(pair, "crops", 1)) > 1:
+            objective = MultiCrop(objective, crops)
         spec = as_spec(recipe.optim)
         spec.pop("schedule"), spec.pop("clip")
         optimizer = build("optimizer", spec, nn.ModuleList([model, objective]), recipe.train.batch_size)
         probes = {p["name"]: build("probe", p) for p in map(as_spec, recipe.evaluate.probes)}
+        probes = {name: probe for name, probe in probes.items() if usable(name, probe, source, pair)}
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
     per_record = pair.samples_per_record
     world = distributed.world_size()
     if recipe.train.batch_size % per_record or recipe.train.batch_size // per_record < world:
         raise RecipeError(
-            f"train.batch_size: {recipe.train.batch_size} samples cannot be made of videos with {per_record} windows each on {world} "
-            f"processes. Expected a multiple of pair.windows, at least {per_record * world}."
+            f"train.batch_size: {recipe.train.batch_size} samples cannot be made of records with {per_record} samples each on {world} "
+            f"processes. Expected a multiple of {per_record}{' (pair.windows)' if per_record > 1 else ''}, at least {per_record * world}."
         )
     records_per_batch = recipe.train.batch_size // per_record
     if records_per_batch // world % recipe.train.accumulate:
-        raise RecipeError(f"train.accumulate: {records_per_batch // world} videos a batch cannot be cut into {recipe.train.accumulate} equal parts.")
+        raise RecipeError(f"train.accumulate: {records_per_batch // world} records a batch cannot be cut into {recipe.train.accumulate} equal parts.")
     steps = recipe.train.steps or math.ceil(recipe.train.epochs * len(source.train) / records_per_batch)
-    return Parts(recipe, source, pair, model, untrained.to(device), objective, optimizer, probes, steps, records_per_batch, device)
+    return Parts(recipe, source, pair, model, untrained.to(device), objective, optimizer, probes, steps, records_per_batch,
+                 len(source.train) / records_per_batch, device)
+
+
+def usable(name: str, probe, source, pair) -> bool:
+    """Whether the source has what the probe needs; if not, one line says so. Raises ValueError for a probe of another pair."""
+    reason = probe.misses(source, pair) if hasattr(probe, "misses") else None
+    if reason and distributed.rank() == 0:
+        print(f"probe {name} is left out: {reason}")
+    return not reason
 
 
 @torch.no_grad()
@@ -113,10 +127,15 @@ def try_one_record(parts: Parts) -> None:
     pair, _ = next(iter(data.batches(stream, distributed.world_size(), 0, 0, 1)))
     parts.model.eval()
     try:
-        parts.model(*(view.to(parts.device) for view in (pair.a, pair.b)))
+        on_device = pair.to(parts.device)
+        parts.model(on_device.a, on_device.b)
     except (ValueError, RuntimeError) as error:
-        shapes = " and ".join(str(list(view.shape)) for view in (pair.a, pair.b))
+        shapes = " and ".join(map(shape_of, (on_device.a, on_device.b)))
         raise RecipeError(f"the encoders cannot take this pair's views {shapes}: {error}") from error
+
+
+def shape_of(view) -> str:
+    return " + ".join(map(shape_of, view)) if isinstance(view, (tuple, list)) else str(list(view.shape))
 
 
 def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpoint.StopSignal) -> None:
@@ -140,7 +159,7 @@ def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpo
         waited = time.perf_counter() - began
         quarantine.add([b for of_process in distributed.gather_objects(bad) for b in of_process])
 
-        lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps)
+        lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch)
         loss, terms, embeddings = backward(forward, parts.objective, pair.to(device), recipe)
         check_finite(step, loss, terms)
         if recipe.optim.clip:
@@ -247,7 +266,8 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
     z = {"a": [], "b": []}
     parts.model.eval()
     for batch, _ in data.batches(stream, min(records, parts.records_per_batch), 0, 0, math.ceil(records / parts.records_per_batch)):
-        for branch, value in zip("ab", parts.model(*(view.to(parts.device) for view in (batch.a, batch.b)))):
+        batch = batch.to(parts.device)
+        for branch, value in zip("ab", parts.model(batch.a, batch.b)):
             z[branch].append(value.float().cpu())
     return {branch: metrics.spectrum(torch.cat(values)).tolist() for branch, values in z.items()}
 

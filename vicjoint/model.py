@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vicjoint.batch import Pair
+from vicjoint.batch import Crops, Pair
 from vicjoint.registry import build, register
 
 
@@ -25,6 +25,8 @@ class Branch(nn.Module):
         return self.encoder(self.modality(view))
 
     def forward(self, view) -> Tensor:
+        if isinstance(view, Crops):  # z [B crops, E], sample by sample; each size goes through batch norm by itself
+            return torch.stack([self(crop) for crop in view], 1).flatten(0, 1)
         return self.expander(self.represent(view))
 
 
@@ -54,6 +56,8 @@ class JointModel(nn.Module):
         z_a = self.a(view_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights != "ema"):
             z_b = self.b(view_b)
+        if isinstance(view_a, Crops):
+            z_b = z_b.repeat_interleave(len(view_a), 0)
         return self.predict(z_a), z_b
 
     def predict(self, z_a: Tensor) -> Tensor:

@@ -57,23 +57,34 @@ class LARS(torch.optim.Optimizer):
 
 
 @register("schedule", "cosine")
-def cosine(step: int, total: int, /, warmup_steps: int = 0, end: float = 0.0) -> float:
-    """Linear warm-up from 1 / warmup_steps, then half a cosine from 1 to `end` (a share of the learning rate). Step counts from 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total - warmup_steps)
+def cosine(step: int, total: int, epoch: float = math.inf, /, warmup_steps: int = 0, warmup_epochs: float = 0.0, end: float = 0.0,
+           zero_first: bool = False) -> float:
+    """Linear warm-up, then half a cosine from 1 to `end` (a share of the learning rate). Step counts from 0, `epoch` is its length in
+    steps; the warm-up lasts `warmup_steps`, or `warmup_epochs`. It starts from one step's share, or with `zero_first` from 0 (VICReg's code)."""
+    warmup = warmup_length(epoch, warmup_steps, warmup_epochs)
+    if step < warmup:
+        return (step + (0 if zero_first else 1)) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 @register("schedule", "constant")
-def constant(step: int, total: int, /, warmup_steps: int = 0) -> float:
-    """Linear warm-up from 1 / warmup_steps, then 1."""
-    return (step + 1) / warmup_steps if step < warmup_steps else 1.0
+def constant(step: int, total: int, epoch: float = math.inf, /, warmup_steps: int = 0, warmup_epochs: float = 0.0) -> float:
+    """Linear warm-up from one step's share over `warmup_steps`, or `warmup_epochs`, then 1."""
+    warmup = warmup_length(epoch, warmup_steps, warmup_epochs)
+    return (step + 1) / warmup if step < warmup else 1.0
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: dict, step: int, total: int) -> float:
-    """Set every group's rate for this step from its initial one; returns the rate."""
-    factor = build("schedule", schedule, step, total)
+def warmup_length(epoch: float, steps: int, epochs: float) -> int:
+    """Steps of warm-up. Raises ValueError where both lengths are given."""
+    if steps and epochs:
+        raise ValueError(f"optim.schedule: warmup_steps={steps} and warmup_epochs={epochs} are both given. Give one.")
+    return round(epochs * epoch) if epochs else steps
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: dict, step: int, total: int, epoch: float = math.inf) -> float:
+    """Set every group's rate for this step from its initial one; returns the rate. `epoch`: its length in steps."""
+    factor = build("schedule", schedule, step, total, epoch)
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return optimizer.param_groups[0]["lr"]

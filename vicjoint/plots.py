@@ -134,16 +134,31 @@ def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
 
 
 def pictures_section(arrays: dict[str, np.ndarray]) -> str:
-    """context uint8 [n, T, H, W, 3] | retrieved and target uint8 [n, H, W, 3], with title [n] and good bool [n]."""
+    """What a probe gave to be seen, with title [n] and good bool [n]. Next frames: context uint8 [n, T, H, W, 3] | retrieved and target
+    uint8 [n, H, W, 3]. Images: query [n, H, W, 3] | neighbours [n, K, H, W, 3], and optionally views [m, 2, H, W, 3]."""
+    show = neighbours_case if "query" in arrays else next_frame_case
     cases = {True: "", False: ""}
     for i, good in enumerate(arrays["good"]):
-        context = "".join(frame(pixels, 72) for pixels in arrays["context"][i])
-        retrieved = frame(arrays["retrieved"][i], 144, "mark-green" if good else "mark-red")
-        target = frame(arrays["target"][i], 144, "mark-green")
-        cases[bool(good)] += (
-            f'<div class="case">{escape(str(arrays["title"][i]))}<div class="frames">'
-            f"<figure><div>{context}</div><figcaption>context</figcaption></figure>"
-            f"<figure>{retrieved}<figcaption>retrieved</figcaption></figure>"
-            f"<figure>{target}<figcaption>true next frame</figcaption></figure></div></div>")
+        cases[bool(good)] += f'<div class="case">{escape(str(arrays["title"][i]))}<div class="frames">{show(arrays, i, bool(good))}</div></div>'
     none = '<p class="soft">None among these pictures.</p>'
-    return f"<h3>Good cases</h3>{cases[True] or none}<h3>Bad cases</h3>{cases[False] or none}"
+    html = f"<h3>Good cases</h3>{cases[True] or none}<h3>Bad cases</h3>{cases[False] or none}"
+    if "views" in arrays:
+        pairs = "".join(f"<figure><div>{frame(a, 72)}{frame(b, 72)}</div></figure>" for a, b in arrays["views"])
+        html += f'<h3>Pairs of views, as in training</h3><div class="case"><div class="frames">{pairs}</div></div>'
+    return html
+
+
+def next_frame_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
+    context = "".join(frame(pixels, 72) for pixels in arrays["context"][i])
+    retrieved = frame(arrays["retrieved"][i], 144, "mark-green" if good else "mark-red")
+    target = frame(arrays["target"][i], 144, "mark-green")
+    return (f"<figure><div>{context}</div><figcaption>context</figcaption></figure>"
+            f"<figure>{retrieved}<figcaption>retrieved</figcaption></figure>"
+            f"<figure>{target}<figcaption>true next frame</figcaption></figure>")
+
+
+def neighbours_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
+    mark = "mark-green" if good else "mark-red"
+    neighbours = "".join(frame(pixels, 72, mark if k == 0 else "") for k, pixels in enumerate(arrays["neighbours"][i]))
+    return (f"<figure>{frame(arrays['query'][i], 72)}<figcaption>test image</figcaption></figure>"
+            f"<figure><div>{neighbours}</div><figcaption>nearest training images</figcaption></figure>")

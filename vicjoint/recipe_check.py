@@ -111,6 +111,14 @@ def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
     return found + [f"{path}.{key}: missing. {family} '{name}' needs it." for key in needed if key not in spec]
 
 
+def root_is_a_path(source: dict) -> bool:
+    """Whether the source's `root` has to exist; False for one that says of itself that it may be a pattern or a hub id."""
+    try:
+        return getattr(registry.find("source", str(source.get("name"))), "root_is_a_path", True)
+    except ComponentError:
+        return True
+
+
 # ---- options ----
 
 def recipe_options(component) -> dict[str, inspect.Parameter]:

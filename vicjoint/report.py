@@ -35,7 +35,10 @@ METRICS = {
     "offset": "mean distance in frames between the retrieved and the true frame",
     "copy_rate": "share of predictions that land on the last context frame",
     "skill": "1 - error / error of copying the last context frame, in whitened embeddings (0: no better than copying)",
-    "accuracy": "share of right answers", "rmse": "root mean squared error", "median_rank": "median rank of the true partner",
+    "accuracy": "share of right answers (knn: with the first k of the recipe)",
+    "top5": "share of samples whose class is among the five of highest score",
+    "rate": "learning rate that was best on the held-out training images",
+    "rmse": "root mean squared error", "median_rank": "median rank of the true partner",
     "spearman": "rank correlation of prediction and truth", "auc": "area under the ROC curve (0.5: chance)",
 }
 HEALTH = {
@@ -130,6 +133,8 @@ def explain(metric: str) -> str:
     for prefix, words in (("a_to_b_", "from a to b: "), ("b_to_a_", "from b to a: ")):
         if metric.startswith(prefix):
             return words + METRICS[metric.removeprefix(prefix)] if metric.removeprefix(prefix) in METRICS else ""
+    if metric.startswith("accuracy_k"):
+        return f"the same with {metric.removeprefix('accuracy_k')} neighbours"
     return METRICS.get(metric, "")
 
 
@@ -140,7 +145,7 @@ def decimals(value) -> str:
 def best_values(rows: dict, metrics: list[str]) -> dict[str, str]:
     """The best value of each metric, as printed: what looks equal in the table counts as equal."""
     best = {}
-    for metric in metrics:
+    for metric in (m for m in metrics if m != "rate"):
         values = [v for row in rows.values() for v in [row.get(metric)] if is_number(v) and np.isfinite(v)]
         if values:
             best[metric] = decimals((min if lower_is_better(metric) else max)(values))
@@ -153,7 +158,7 @@ def result_table(probe: str, rows: dict[str, dict]) -> str:
     metrics = list(dict.fromkeys(metric for name in names for metric in rows[name]))
     best = best_values(rows, metrics)
     head = "".join(f'<th><abbr title="{escape(explain(m) or "not described here")}">{escape(m)}</abbr> '
-                   f'{"↓" if lower_is_better(m) else "↑"}</th>' for m in metrics)
+                   f'{"" if m == "rate" else "↓" if lower_is_better(m) else "↑"}</th>' for m in metrics)
     body = ""
     for name in names:
         values = [(decimals(rows[name].get(m)), m) for m in metrics]

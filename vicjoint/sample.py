@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,37 +95,37 @@ class Scene:
 def scene(seed: int, split: str, index: int) -> Scene:
     """The factors of one scene. Train and test draw from different random streams."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    background = _draw_background(rng)
+    background = draw_background(rng)
     colours = rng.permutation(list(COLOURS))  # no two sprites of a scene share a colour
     sprites = tuple(_draw_sprite(rng, str(colours[k])) for k in range(rng.integers(2, 4)))
     return Scene(split, index, background, sprites)
 
 
-def _draw_background(rng: np.random.Generator) -> Background:
+def draw_background(rng: np.random.Generator) -> Background:
     level = rng.integers(40, 150)  # muted tones: sprites stand out against every background
     tones = np.clip(level + rng.integers(-30, 31, (2, 3)) + [[-20], [20]], 0, 255)
     drift = rng.uniform(0.1, 0.4) if rng.random() < 0.5 else 0.0
     vx, vy = _polar(drift, rng.uniform(0, 2 * np.pi))
     tone_a, tone_b = (tuple(tone.tolist()) for tone in tones)
-    period, angle = _number(rng.uniform(10, 28)), _number(rng.uniform(0, np.pi))
+    period, angle = rounded(rng.uniform(10, 28)), rounded(rng.uniform(0, np.pi))
     return Background(str(rng.choice(list(PATTERNS))), tone_a, tone_b, period, angle, vx, vy)
 
 
 def _draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
-    size = _number(rng.uniform(10, 22))
-    x, y = (_number(v) for v in rng.uniform(size / 2, SIDE - size / 2, 2))
+    size = rounded(rng.uniform(10, 22))
+    x, y = (rounded(v) for v in rng.uniform(size / 2, SIDE - size / 2, 2))
     vx, vy = _polar(rng.uniform(1.5, 4), rng.uniform(0, 2 * np.pi))
     spin = rng.uniform(0.03, 0.12) * rng.choice([-1, 1]) if rng.random() < 0.5 else 0.0
     shape, texture = str(rng.choice(SHAPES)), str(rng.choice(list(TEXTURES)))
-    return Sprite(shape, colour, texture, size, x, y, vx, vy, angle=_number(rng.uniform(0, 2 * np.pi)), spin=_number(spin))
+    return Sprite(shape, colour, texture, size, x, y, vx, vy, angle=rounded(rng.uniform(0, 2 * np.pi)), spin=rounded(spin))
 
 
-def _number(value: float) -> float:
+def rounded(value: float) -> float:
     return round(float(value), 4)  # so that factors.jsonl holds exactly what was rendered
 
 
 def _polar(length: float, angle: float) -> tuple[float, float]:
-    return _number(length * np.cos(angle)), _number(length * np.sin(angle))
+    return rounded(length * np.cos(angle)), rounded(length * np.sin(angle))
 
 
 def _bounce(position, margin: float):
@@ -214,26 +215,31 @@ def cached_videos(train: int, test: int, frames: int, size: int, seed: int) -> P
 
 def make_videos(folder: Path, train: int, test: int, frames: int, size: int, seed: int, progress: bool = True) -> None:
     """Make folder/train/*.mp4, folder/test/*.mp4 and folder/factors.jsonl; return at once where they are complete.
-
-    Files are made in a sibling folder that gets its name at the end, so an interrupted build is never taken for a
-    whole one; of two processes the later one drops its copy. Raises SampleError on wrong parameters, a folder that
-    holds something else, and a disk that cannot be written.
-    """
-    folder = Path(folder).absolute()
+    Raises SampleError on wrong parameters, a folder that holds something else, and a disk that cannot be written."""
     wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
     _check(wanted)
-    if _is_complete(folder, wanted):
+    make_world(folder, wanted, _make_video, "sample videos", progress)
+
+
+def make_world(folder: Path, wanted: dict, make: Callable, what: str, progress: bool = True) -> None:
+    """Fill `folder` with wanted["train"] and wanted["test"] files, each by `make(folder, wanted, split, index)`, which gives its factors.
+
+    Files are made in a sibling folder that gets its name at the end, so an interrupted build is never taken for a
+    whole one; of two processes the later one drops its copy. Raises SampleError as `make_videos` does.
+    """
+    folder = Path(folder).absolute()
+    if _is_complete(folder, wanted, what):
         return
     building = folder.with_name(f"{folder.name}.building-{uuid.uuid4().hex[:12]}")
     try:
         for split in SPLITS:
             (building / split).mkdir(parents=True)
         _remove_stale(folder)
-        _fill(building, wanted, progress)
-        _give_name(building, folder, wanted)
+        _fill(building, wanted, make, what, progress)
+        _give_name(building, folder, wanted, what)
     except OSError as error:
         raise SampleError(
-            f"cannot make the sample videos in {folder}: {error}. Expected a folder that can be written, with about "
+            f"cannot make the {what} in {folder}: {error}. Expected a folder that can be written, with about "
             f"20 MB free. Set VICJOINT_CACHE to one."
         ) from None
     finally:
@@ -248,8 +254,8 @@ def _check(wanted: dict) -> None:
         raise SampleError(f"sample videos: size is {wanted['size']}, expected an even number (the mp4 files are yuv420p).")
 
 
-def _is_complete(folder: Path, wanted: dict) -> bool:
-    """Whether `folder` holds just these videos. False: nothing there. Raises SampleError on anything else."""
+def _is_complete(folder: Path, wanted: dict, what: str) -> bool:
+    """Whether `folder` holds just these files. False: nothing there. Raises SampleError on anything else."""
     if not folder.exists():
         return False
     try:
@@ -257,7 +263,7 @@ def _is_complete(folder: Path, wanted: dict) -> bool:
             return True
     except (OSError, ValueError):
         pass  # no marker, or a damaged one: the message below says what to do
-    raise SampleError(f"{folder} is not the complete set of sample videos {wanted}. Delete it, and it is made again.")
+    raise SampleError(f"{folder} is not the complete set of {what} {wanted}. Delete it, and it is made again.")
 
 
 def _remove_stale(folder: Path) -> None:
@@ -267,28 +273,29 @@ def _remove_stale(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _fill(folder: Path, wanted: dict, progress: bool) -> None:
-    def make(place: tuple[str, int]) -> dict:
-        split, index = place
-        made = scene(wanted["seed"], split, index)
-        name = f"{split}/{index:05d}.mp4"
-        write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]))
-        return {"id": name, **asdict(made)}
+def _make_video(folder: Path, wanted: dict, split: str, index: int) -> dict:
+    made = scene(wanted["seed"], split, index)
+    name = f"{split}/{index:05d}.mp4"
+    write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]))
+    return {"id": name, **asdict(made)}
 
+
+def _fill(folder: Path, wanted: dict, make: Callable, what: str, progress: bool) -> None:
     places = [(split, index) for split in SPLITS for index in range(wanted[split])]
-    # Threads: the encoder releases the interpreter's lock, and nothing has to be imported again in a child process.
+    # Threads: the encoders release the interpreter's lock, and nothing has to be imported again in a child process.
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        bar = tqdm(pool.map(make, places), total=len(places), desc="making sample videos", unit="video", disable=not progress)
+        made = pool.map(lambda place: make(folder, wanted, *place), places)
+        bar = tqdm(made, total=len(places), desc=f"making {what}", unit="file", disable=not progress)
         lines = [json.dumps(factors) + "\n" for factors in bar]
     (folder / "factors.jsonl").write_text("".join(lines))
     (folder / MARKER).write_text(json.dumps(wanted))
 
 
-def _give_name(building: Path, folder: Path, wanted: dict) -> None:
+def _give_name(building: Path, folder: Path, wanted: dict, what: str) -> None:
     try:
         building.rename(folder)
     except OSError:
-        if not _is_complete(folder, wanted):  # another process was faster: its files are the same
+        if not _is_complete(folder, wanted, what):  # another process was faster: its files are the same
             raise
 
 

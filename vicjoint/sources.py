@@ -54,11 +54,11 @@ class VideoFolder:
     """
 
     def __init__(self, root: str, test_fraction: float = 0.15):
-        _check_fraction("video_folder", test_fraction)
+        check_fraction("video_folder", test_fraction)
         self.root = Path(root).expanduser().absolute()
         ids = _list_videos(self.root)
         side = {i: SPLIT_OF.get(i.split("/")[0].lower()) for i in ids if "/" in i}
-        if _has_split_folders(self.root):
+        if has_split_folders(self.root):
             for split in ("train", "test"):
                 if split not in side.values():
                     raise SourceError(f"video_folder: {self.root} has split folders, but no video in its {split} part. "
@@ -87,7 +87,7 @@ class Table:
     """
 
     def __init__(self, root: str, column: str = "path", split: str = "split", test_fraction: float = 0.15):
-        _check_fraction("table", test_fraction)
+        check_fraction("table", test_fraction)
         self.root = Path(root).expanduser().absolute()
         header, rows = _read_csv(self.root)
         _check_column(self.root, "column", column, header)
@@ -142,7 +142,7 @@ def split_by_hash(ids: list[str], test_fraction: float, what: str) -> dict[str, 
     return {i: "test" if k < tests else "train" for k, i in enumerate(ordered)}
 
 
-def _check_fraction(source: str, test_fraction: float) -> None:
+def check_fraction(source: str, test_fraction: float) -> None:
     if not 0 < test_fraction < 1:
         raise SourceError(f"{source}: test_fraction is {test_fraction}, expected a number between 0 and 1, such as 0.15.")
 
@@ -177,18 +177,18 @@ def _list_videos(root: Path) -> list[str]:
         found += [(Path(folder, f).relative_to(root)).as_posix() for f in files if not f.startswith(".")]
     videos = sorted(f for f in found if f.lower().endswith(VIDEO_SUFFIXES))
     if not videos:
-        raise SourceError(f"video_folder: no video below {root}. {_what_is_there(found, links)} "
+        raise SourceError(f"video_folder: no video below {root}. {what_is_there(found, links)} "
                           f"Expected files ending in {' '.join(VIDEO_SUFFIXES)}.")
     return videos
 
 
-def _what_is_there(found: list[str], links: int) -> str:
+def what_is_there(found: list[str], links: int) -> str:
     kinds = Counter(os.path.splitext(f)[1].lower() or "without extension" for f in found).most_common(5)
     text = f"Found {len(found)} other files: {', '.join(f'{n} {kind}' for kind, n in kinds)}." if found else "It has no files."
     return text + (f" {links} links to folders were not followed: give the folder they lead to." if links else "")
 
 
-def _has_split_folders(root: Path) -> bool:
+def has_split_folders(root: Path) -> bool:
     names = {SPLIT_OF.get(entry.name.lower()) for entry in os.scandir(root) if entry.is_dir()}
     return {"train", "test"} <= names
 

@@ -1,0 +1,174 @@
+"""kNN and linear probes: votes by hand, SGD against torch's, what is left out and why."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vicjoint import classify
+from vicjoint.classify import KNN, Heads, Linear, top_shares, votes
+
+
+def test_votes_by_hand():
+    bank = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    labels = torch.tensor([0, 1, 1])
+    queries = torch.tensor([[4.0, 0.0]])
+    scores = votes(bank, labels, queries, [1, 2, 200], 0.5, 3)
+    diagonal = math.exp(math.sqrt(0.5) / 0.5)
+    assert scores[1].tolist() == [[pytest.approx(math.exp(2)), 0, 0]]
+    assert scores[2].tolist() == [[pytest.approx(math.exp(2)), pytest.approx(diagonal), 0]]
+    assert scores[200].tolist() == [[pytest.approx(math.exp(2)), pytest.approx(diagonal + 1), 0]]
+
+
+def test_votes_in_parts_are_the_same(monkeypatch):
+    torch.manual_seed(0)
+    bank, labels, queries = torch.randn(50, 4), torch.randint(3, (50,)), torch.randn(20, 4)
+    whole = votes(bank, labels, queries, [5], 0.07, 3)[5]
+    parts = torch.cat([votes(bank, labels, q[None], [5], 0.07, 3)[5] for q in queries])
+    assert torch.allclose(whole, parts, rtol=1e-5)
+
+
+def test_shares():
+    scores = torch.eye(7)[[0, 1, 2, 3]] + torch.arange(7) * 0.01  # the right class first, then 6, 5, 4, 3
+    found = top_shares(scores, torch.tensor([0, 1, 6, 0]))
+    assert found == {"accuracy": 0.5, "top5": 0.75}
+    assert top_shares(torch.eye(3), torch.arange(3)) == {"accuracy": 1.0}  # five of three classes say nothing
+    assert classify.chance(10) == {"accuracy": 0.1, "top5": 0.5} and classify.chance(4) == {"accuracy": 0.25}
+
+
+def test_heads_are_independent_sgd_runs():
+    """Each head, step by step, is torch's SGD at its own rate on its own cross-entropy."""
+    torch.manual_seed(1)
+    rates, cosine = [0.02, 0.5], [1.0, 0.75, 0.25]
+    heads = Heads(6, 4, rates, "cpu")
+    data = [(torch.randn(16, 6), torch.randint(4, (16,))) for _ in cosine]
+    references = []
+    for i, rate in enumerate(rates):
+        layer = nn.Linear(6, 4).double()
+        with torch.no_grad():
+            layer.weight.copy_(heads.weight[i])
+            layer.bias.zero_()
+        optimizer = torch.optim.SGD(layer.parameters(), rate, momentum=0.9, weight_decay=1e-6)
+        for (y, labels), share in zip(data, cosine):
+            optimizer.param_groups[0]["lr"] = rate * share
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(layer(y.double()), labels).backward()
+            optimizer.step()
+        references.append(layer)
+    for (y, labels), share in zip(data, cosine):
+        heads.step(y, labels, share)
+    for i, layer in enumerate(references):
+        assert torch.allclose(heads.weight[i].double(), layer.weight, atol=1e-6) and torch.allclose(heads.bias[i].double(), layer.bias, atol=1e-6)
+    assert torch.allclose(heads(data[0][0])[1].double(), references[1](data[0][0].double()), atol=1e-5)
+
+
+class Branch(nn.Module):
+    """Represents a view by the brightness of its first pixels, times a factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def represent(self, view):
+        return view.float().flatten(1)[:, :3] * self.factor
+
+
+class Model(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.a = Branch(factor)
+
+
+class Plain:
+    workers = 0
+
+    def plain(self, record):
+        if record.get("broken"):
+            raise ValueError("broken on purpose")
+        return torch.tensor(record["value"], dtype=torch.uint8).view(3, 1, 1)
+
+    def cropped(self, record, rng):
+        return (self.plain(record).float() + float(rng.uniform(0, 5))).to(torch.uint8)
+
+    def sample(self, record, rng):
+        return self.plain(record)[None], self.plain(record)[None]
+
+
+class Source:
+    """Class c has channel c bright; one record of each split is broken, one has no label, one test record a class of its own."""
+
+    def __init__(self, classes=3, train=60, test=30):
+        rng = np.random.default_rng(0)
+        make = lambda i: {"id": f"r{i}", "label": f"class {i % classes}",  # noqa: E731
+                          "value": [int(v) for v in rng.integers(0, 60, 3) + 150 * (np.arange(3) == i % classes)]}
+        self.train, self.test = [make(i) for i in range(train)], [make(i) for i in range(test)]
+        self.train[4]["broken"] = self.test[4]["broken"] = True
+        self.train[5]["label"] = self.test[5]["label"] = None
+        self.test[7]["label"] = "unseen"
+
+
+def rows(probe, source=None, good=1.0, bad=0.0):
+    found, pictures = {}, None
+    for key, value in probe(Model(good), Model(bad), source or Source(), Plain(), "cpu"):
+        if key == "pictures":
+            pictures = value
+        else:
+            row, metric = key.split("/")
+            found.setdefault(row, {})[metric] = value
+    return found, pictures
+
+
+def test_knn_tells_what_the_representation_knows(capsys):
+    found, pictures = rows(KNN(k=[5, 20], pictures=4))
+    assert found["model"] == {"accuracy": 1.0, "accuracy_k20": pytest.approx(1.0, abs=0.1)}
+    assert found["random_init"]["accuracy"] < 0.5 and found["pixels"]["accuracy"] == 1.0 and found["chance"]["accuracy"] == pytest.approx(1 / 3)
+    said = capsys.readouterr().out
+    assert said.count("evaluation leaves out r4: broken on purpose") == 2  # once in each split
+    assert pictures["query"].shape == (4, 1, 1, 3) and pictures["neighbours"].shape == (4, 5, 1, 1, 3) and pictures["good"].all()
+    assert pictures["views"].shape == (4, 2, 1, 1, 3) and "class 0; the nearest is class 0" in pictures["title"][0]
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_linear_sweeps_its_rates(crops):
+    found, _ = rows(Linear(rates=[1e-9, 0.01, 0.1], epochs=30, crops=crops, holdout=0.3))
+    assert found["model"]["accuracy"] == 1.0 and found["model"]["rate"] > 1e-9
+    assert found["random_init"]["accuracy"] < 0.5 and set(found["pixels"]) == {"accuracy", "rate"}
+
+
+def test_the_rate_is_chosen_without_the_test_split():
+    """Test labels that contradict training do not change which rate is reported."""
+    source, turned = Source(), Source()
+    for record in turned.test:
+        record["label"] = {"class 0": "class 1", "class 1": "class 2", "class 2": "class 0"}.get(record["label"])
+    probe = lambda: Linear(rates=[1e-9, 0.05], epochs=20, crops=False, holdout=0.3)  # noqa: E731
+    straight, contradicted = rows(probe(), source)[0], rows(probe(), turned)[0]
+    assert straight["model"]["rate"] == contradicted["model"]["rate"] == 0.05
+    assert straight["model"]["accuracy"] == 1 and contradicted["model"]["accuracy"] == 0
+
+
+def test_what_cannot_be_probed_is_said():
+    source = Source()
+    assert KNN().misses(source, Plain()) is None
+    flat = Source()
+    flat.train = [r | {"label": None} for r in flat.train]
+    assert "it needs two classes or more, and test samples of them, in 'label' of the records; found 0 classes" in KNN().misses(flat, Plain())
+    assert "'colour'" in Linear(label="colour").misses(source, Plain())
+
+    class NoViews:
+        workers = 0
+
+    with pytest.raises(ValueError, match="evaluate.probes: 'knn' classifies single views, which this pair does not give"):
+        KNN().misses(source, NoViews())
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: KNN(k=[]), "knn needs neighbours k of 1 or more"), (lambda: KNN(temperature=0), "a temperature above 0"),
+    (lambda: Linear(rates=[]), "linear needs learning rates above 0"), (lambda: Linear(epochs=0), "epochs of 1 or more"),
+    (lambda: Linear(rates=[0.1, 1], holdout=0), "linear: holdout is 0, .* above 0 to choose among 2 learning rates"),
+    (lambda: Linear(holdout=1), "linear: holdout is 1, expected a share"),
+])
+def test_wrong_options_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

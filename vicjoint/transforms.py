@@ -1,0 +1,251 @@
+"""Image augmentations, each in two steps: numbers are drawn on the host from the sample's own generator, then they are applied.
+
+    crop = RandomResizedCrop(size=224)
+    view_CHW = crop(pixels_CHW, rng)                        # geometry: uint8 in, uint8 out, one image
+    numbers = blur.draw(rng)                                # colour: `count` numbers per image ...
+    blur.apply(x_BCHW, numbers_BN)                          # ... applied to a batch in [0, 1], in place, on any device
+
+So the same code colours one image in a worker or a whole batch on the GPU, and a sample stays a function of its generator. The
+parameters mean what they mean in torchvision and in VICReg's augmentations, which work on PIL images; results differ from those by
+the rounding to 8 bits between steps, by PIL's 8-bit hue, and by its approximation of a Gaussian with boxes (tests say how much).
+"""
+
+# B images, C = 3 channels, H height, W width, N numbers of one transform
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from vicjoint.registry import register
+
+RGB_TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL
+INTERPOLATION = ("bicubic", "bilinear")
+
+
+def _check_share(transform: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"transform '{transform}': {name} is {value}, expected a number from 0 to 1.")
+
+
+def _check_range(transform: str, name: str, values, least: float, most: float = math.inf) -> None:
+    low, high = values
+    if not least < low <= high <= most:
+        limit = "" if most == math.inf else f" and at most {most:g}"
+        raise ValueError(f"transform '{transform}': {name} is {list(values)}, expected [low, high] above {least:g}{limit}.")
+
+
+# ---- geometry: one uint8 image ----
+
+@register("transform", "random_resized_crop")
+class RandomResizedCrop:
+    """A crop whose share of the area is in `area` and whose width / height is in `aspect` (log-uniform), resized to the pair's
+    size with antialiasing; after ten tries that do not fit, the largest centre crop (torchvision's rule)."""
+
+    def __init__(self, size: int, /, area: tuple[float, float] = (0.08, 1.0), aspect: tuple[float, float] = (3 / 4, 4 / 3),
+                 interpolation: str = "bicubic"):
+        _check_range("random_resized_crop", "area", area, 0, 1)
+        _check_range("random_resized_crop", "aspect", aspect, 0)
+        if interpolation not in INTERPOLATION:
+            raise ValueError(f"transform 'random_resized_crop': interpolation is '{interpolation}', expected {' or '.join(INTERPOLATION)}.")
+        self.size, self.area, self.aspect, self.interpolation = size, area, aspect, interpolation
+
+    def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the crop."""
+        low, high = np.log(self.aspect)
+        for _ in range(10):
+            area, ratio = height * width * rng.uniform(*self.area), math.exp(rng.uniform(low, high))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+        ratio = min(max(width / height, self.aspect[0]), self.aspect[1])
+        w, h = (width, min(height, round(width / ratio))) if width / height < ratio else (min(width, round(height * ratio)), height)
+        h, w = max(1, h), max(1, w)
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        top, left, h, w = self.box(*pixels.shape[-2:], rng)
+        part = pixels[None, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)  # twice as quick as planes
+        return nn.functional.interpolate(part, (self.size, self.size), mode=self.interpolation, antialias=True)[0]
+
+
+@register("transform", "horizontal_flip")
+class HorizontalFlip:
+    """Left and right change places with probability `p`."""
+
+    def __init__(self, size: int, /, p: float = 0.5):
+        _check_share("horizontal_flip", p=p)
+        self.p = p
+
+    def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        return pixels.flip(-1) if rng.random() < self.p else pixels
+
+
+def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
+    """uint8 [3, H, W] -> [3, size, size]: the short side to size / share, then the centre (ImageNet's evaluation: 256 and 224)."""
+    height, width = pixels.shape[-2:]
+    scale = round(size / share) / min(height, width)
+    if scale != 1:
+        shape = [max(size, round(height * scale)), max(size, round(width * scale))]
+        pixels = F.resize(pixels, shape, interpolation=F.InterpolationMode.BILINEAR, antialias=True)
+    return F.center_crop(pixels, [size, size])
+
+
+# ---- colour: a batch in [0, 1], changed in place ----
+
+@register("transform", "colour_jitter")
+class ColourJitter:
+    """With probability `p`: brightness, contrast and saturation times a factor within 1 +- their value, hue turned by up to `hue`
+    of the circle either way, in random order."""
+
+    count = 9  # active, four values, their order
+
+    def __init__(self, size: int, /, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.2, hue: float = 0.1, p: float = 0.8):
+        _check_share("colour_jitter", p=p, brightness=brightness, contrast=contrast, saturation=saturation)
+        if not 0 <= hue <= 0.5:
+            raise ValueError(f"transform 'colour_jitter': hue is {hue}, expected a number from 0 to 0.5 (half the circle).")
+        self.reach, self.p = (brightness, contrast, saturation, hue), p
+
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        values = [rng.uniform(middle - r, middle + r) for r, middle in zip(self.reach, (1, 1, 1, 0))]
+        return [float(rng.random() < self.p), *values, *rng.permutation(4).astype(float)]
+
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
+        operations = (brightness, contrast, saturation, hue)
+        for place in range(4):
+            for which, operation in enumerate(operations):
+                chosen = (numbers[:, 0] > 0) & (numbers[:, 5 + place] == which)
+                on_some(x, chosen, operation, numbers[:, 1 + which])
+
+
+@register("transform", "greyscale")
+class Greyscale:
+    """All three channels become the luminance, with probability `p`."""
+
+    count = 1
+
+    def __init__(self, size: int, /, p: float = 0.2):
+        _check_share("greyscale", p=p)
+        self.p = p
+
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        return [float(rng.random() < self.p)]
+
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
+        on_some(x, numbers[:, 0] > 0, lambda part, _: part.copy_(grey(part).expand_as(part)), numbers[:, 0])
+
+
+@register("transform", "gaussian_blur")
+class GaussianBlur:
+    """With probability `p`, a Gaussian blur whose standard deviation in pixels is uniform in `sigma`."""
+
+    count = 2
+
+    def __init__(self, size: int, /, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)):
+        _check_share("gaussian_blur", p=p)
+        _check_range("gaussian_blur", "sigma", sigma, 0, size)
+        self.p, self.sigma = p, sigma
+
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        return [float(rng.random() < self.p), rng.uniform(*self.sigma)]
+
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
+        radius = math.ceil(3 * self.sigma[1])
+        on_some(x, numbers[:, 0] > 0, lambda part, sigma: blur(part, sigma, radius), numbers[:, 1])
+
+
+@register("transform", "solarize")
+class Solarize:
+    """Values of `threshold` (of 255) and above are inverted, with probability `p`."""
+
+    count = 1
+
+    def __init__(self, size: int, /, p: float = 0.2, threshold: float = 128):
+        _check_share("solarize", p=p)
+        self.p, self.limit = p, (threshold - 0.5) / 255  # values lie between the 8-bit levels
+
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        return [float(rng.random() < self.p)]
+
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
+        on_some(x, numbers[:, 0] > 0, lambda part, _: part.copy_(torch.where(part >= self.limit, 1 - part, part)), numbers[:, 0])
+
+
+def on_some(x: Tensor, chosen: np.ndarray, operation, values: np.ndarray) -> None:
+    """`operation(part, values_of_part [n, 1, 1, 1])` in place on the images that are chosen [B]. `chosen` and `values` are on the host,
+    so nothing waits for the device."""
+    places = np.flatnonzero(chosen)
+    if len(places) == 0:
+        return
+    values = torch.from_numpy(values[places].astype(np.float32)).view(-1, 1, 1, 1).to(x.device, non_blocking=True)
+    if len(places) == len(x):
+        operation(x, values)
+        return
+    places = torch.from_numpy(places).to(x.device, non_blocking=True)
+    part = x[places]
+    operation(part, values)
+    x[places] = part
+
+
+# Each of these changes x [B, 3, H, W] in [0, 1] in place; values are [B, 1, 1, 1].
+
+def grey(x: Tensor) -> Tensor:
+    """Luminance [B, 1, H, W]."""
+    r, g, b = RGB_TO_GREY
+    return (x[:, :1] * r).add_(x[:, 1:2], alpha=g).add_(x[:, 2:], alpha=b)
+
+
+def brightness(x: Tensor, factor: Tensor) -> None:
+    x.mul_(factor).clamp_(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> None:
+    mean = grey(x).mean((2, 3), keepdim=True)
+    x.mul_(factor).add_((1 - factor) * mean).clamp_(0, 1)
+
+
+def saturation(x: Tensor, factor: Tensor) -> None:
+    luminance = grey(x)
+    x.mul_(factor).add_(luminance.mul_(1 - factor)).clamp_(0, 1)
+
+
+def hue(x: Tensor, turn: Tensor) -> None:
+    """Turn the hue by a share of the circle, at the same HSV value and saturation."""
+    r, g, b = x.split(1, 1)
+    value = torch.maximum(torch.maximum(r, g), b)
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    sixth = (1 / 6) / chroma.clamp_min(1e-6)  # grey: any hue will do, its chroma is 0
+    largest = lambda channel: (channel - value).sign_().add_(1)  # 1 where it is, else 0; quicker than comparing and choosing  # noqa: E731
+    angle = torch.lerp((r - g).mul_(sixth).add_(2 / 3), (b - r).mul_(sixth).add_(1 / 3), largest(g))
+    angle.lerp_((g - b).mul_(sixth), largest(r)).add_(turn)  # in circles; red 0, green 1/3, blue 2/3
+    for channel in range(3):  # a channel has the full value within 1/6 of its own hue, and lost its chroma beyond 1/3
+        away = angle - channel / 3
+        away = away.sub_(away.round()).abs_()
+        torch.addcmul(value, chroma, away.mul_(6).sub_(1).clamp_(0, 1), value=-1, out=x[:, channel : channel + 1])
+
+
+BLOCK = 32  # columns or rows that one small matrix product makes
+
+
+def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
+    """Gaussian of standard deviation `sigma` pixels, cut at `radius`; beyond the border the edge pixels go on."""
+    size = x.shape[-1]
+    block = size if size <= 2 * BLOCK else BLOCK
+    padded = math.ceil(size / block) * block - size
+    distance = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (distance / sigma.view(-1, 1)).square())
+    kernel = nn.functional.pad(kernel / kernel.sum(1, keepdim=True), (0, 1))  # the last entry, 0, stands for all that is farther
+    steps = torch.arange(block + 2 * radius, device=x.device)[:, None] - torch.arange(block, device=x.device)
+    steps = torch.where((steps < 0) | (steps > 2 * radius), 2 * radius + 1, steps)
+    taps = kernel[:, None, steps]  # [B, 1, block + 2 radius, block]: banded, the same for every block
+    starts = range(0, size, block)
+    y = nn.functional.pad(x, (radius, radius + padded, radius, radius + padded), mode="replicate")
+    across = x.new_empty(*y.shape[:3], size)
+    for s in starts:
+        across[..., s : s + block] = (y[..., s : s + block + 2 * radius] @ taps)[..., : size - s]
+    down = taps.transpose(2, 3).contiguous()
+    for s in starts:
+        x[:, :, s : s + block] = (down @ across[:, :, s : s + block + 2 * radius])[:, :, : size - s]
