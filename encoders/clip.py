@@ -2,6 +2,7 @@
 
     encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on a CPU
     encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN: quicker still
+    encoder: {name: frame_and_motion, frames: 4}                      # the last frame's y moved on; takes single frames too
     encoder: {name: r3d_18}                                           # torchvision's video models, random weights
     encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
     encoder: {name: frames_transformer, image: {name: resnet18}}      # any image encoder + a transformer over time
@@ -47,14 +48,65 @@ class ConvStack(nn.Module):
         super().__init__()
         self.dim, self.frames = dim, frames
         self.trunk = ConvTrunk(channels * (2 * frames - 1), width)
+        self.trunk.layers[0] = OverDifferences(self.trunk.layers[0], frames)
         self.project = nn.Linear(self.trunk.features, dim)
 
     def forward(self, view: Tensor) -> Tensor:
         if view.shape[2] != self.frames:
             raise ValueError(f"encoder 'conv_stack' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
                              "Set the encoder's frames to the pair's frames.")
-        stacked = torch.cat([view, view.diff(dim=2)], 2)
-        return self.project(self.trunk(rearrange(stacked, "b c t h w -> b (c t) h w")))
+        return self.project(self.trunk(rearrange(view, "b c t h w -> b (c t) h w")))
+
+
+class OverDifferences(nn.Module):
+    """A convolution whose input channels are, per colour, T frames and their T - 1 successive differences, applied to the frames alone
+    [B, C T, H, W]: both are linear, so the weights of the differences are moved to the frames, and nothing has to be subtracted."""
+
+    def __init__(self, conv: nn.Conv2d, frames: int):
+        super().__init__()
+        self.conv, self.frames = conv, frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = rearrange(self.conv.weight, "o (c k) h w -> o c k h w", k=2 * self.frames - 1)
+        of_frames, of_differences = weight.split([self.frames, self.frames - 1], dim=2)
+        pad = nn.functional.pad
+        # difference k is frame k + 1 minus frame k
+        weight = of_frames + pad(of_differences, (0, 0, 0, 0, 1, 0)) - pad(of_differences, (0, 0, 0, 0, 0, 1))
+        return nn.functional.conv2d(x, rearrange(weight, "o c t h w -> o (c t) h w"), None, self.conv.stride, self.conv.padding)
+
+
+@register_encoder("clip", "frame_and_motion")
+class FrameAndMotion(nn.Module):
+    """y of a clip = y of its last frame + a change, read from that frame and the successive differences before it.
+
+    A single frame [B, C, H, W] has a y as well, through the same CNN, so with `b: {weights: same}` both branches are one encoder:
+    the clip's prediction starts as an exact copy of its last frame, and what is learnt is how frames differ and what moves. Two
+    encoders of their own have to find each other's code first, to well below the change from one frame to the next; where that
+    change is small (a talking face), they spend most of a short run on it.
+
+    The change starts at zero. `gain` multiplies the differences, which in real video are some hundredths of the pixels' range."""
+
+    def __init__(self, width: int = 32, dim: int = 256, frames: int = 4, gain: float = 16.0, channels: int = 3):
+        super().__init__()
+        if frames < 2:
+            raise ComponentError(f"encoder 'frame_and_motion': frames is {frames}, which shows no motion. Expected 2 or more.")
+        self.dim, self.frames, self.gain = dim, frames, gain
+        self.trunk = ConvTrunk(channels, width)
+        self.project = nn.Linear(self.trunk.features, dim)
+        self.motion = ConvTrunk(channels * frames, width)
+        self.change = nn.Linear(self.motion.features, dim)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, view: Tensor) -> Tensor:
+        if view.ndim == 4:
+            return self.project(self.trunk(view))
+        if view.shape[2] != self.frames:
+            raise ValueError(f"encoder 'frame_and_motion' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
+                             "Set the encoder's frames to the pair's frames.")
+        last = view[:, :, -1]
+        seen = torch.cat([last, rearrange(view.diff(dim=2) * self.gain, "b c t h w -> b (c t) h w")], 1)
+        return self.project(self.trunk(last)) + self.change(self.motion(seen))
 
 
 @register_encoder("clip", "frames_transformer")

@@ -1,7 +1,10 @@
 """Checkpoints are whole or absent, and never code."""
 
+import os
 import pickle
+import signal
 
+import pytest
 import torch
 
 from vicjoint import checkpoint
@@ -31,3 +34,15 @@ class Bomb:
 def test_code_in_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "step_00000001.pt").write_bytes(pickle.dumps(Bomb()))
     assert checkpoint.load_last(tmp_path) is None
+
+
+def test_a_repeated_signal_is_one_request_and_a_later_one_stops_at_once(monkeypatch):
+    with checkpoint.StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does: to the program, then to its group
+        assert stop.asked
+        later = checkpoint.time.monotonic() + 2
+        monkeypatch.setattr(checkpoint.time, "monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.getsignal(signal.SIGTERM)  # handlers run between two instructions

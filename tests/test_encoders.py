@@ -91,9 +91,32 @@ def test_position_survives_the_small_cnns():
 
 def test_clip_encoders_see_the_order_of_frames():
     view = torch.randn(2, 3, 4, 32, 32)
-    for key in ("clip/conv_gru", "clip/conv_stack", "clip/frames_transformer"):
+    for key in ("clip/conv_gru", "clip/conv_stack", "clip/frames_transformer", "clip/frame_and_motion"):
         encoder = make(key).eval()
+        if hasattr(encoder, "change"):  # starts at zero
+            torch.nn.init.normal_(encoder.change.weight)
         assert not torch.allclose(encoder(view), encoder(view.flip(2)), atol=1e-4), key
+
+
+def test_frame_and_motion_starts_as_a_copy_of_the_last_frame_and_moves_on():
+    encoder, view = make("clip/frame_and_motion").eval(), torch.randn(2, 3, 4, 32, 32)
+    last = encoder(view[:, :, -1])
+    assert last.shape == (2, encoder.dim) and torch.equal(encoder(view), last)
+    torch.nn.init.normal_(encoder.change.weight)
+    moved = encoder(view) - last
+    before = view.clone()
+    before[:, :, 0] += 1  # only the change depends on frames before the last
+    assert moved.abs().min() > 0 and not torch.allclose(encoder(before) - last, moved)
+    assert torch.equal(encoder(view[:, :, -1]), last)
+
+
+def test_frame_and_motion_serves_both_branches():
+    from vicjoint.model import Branch, JointModel
+    model = JointModel(Branch(torch.nn.Identity(), make("clip/frame_and_motion"), [8, 4]), None, "same").eval()
+    view = torch.randn(2, 3, 4, 32, 32)
+    z_a, z_b = model(view, view[:, :, -1])
+    assert torch.equal(z_a, z_b)  # before training the prediction is the last frame, whichever frame comes next
+    assert not torch.allclose(model(view, view[:, :, 0])[1], z_b)
 
 
 def test_a_next_frame_may_use_any_image_encoder():
@@ -162,6 +185,7 @@ def test_residual_options():
      r"takes input_ids, not images"),
     ("clip/frames_transformer", {"image": {"width": 4}}, r"expected an image encoder such as"),
     ("clip/frames_transformer", {"image": {"name": "conv"}, "dim": 10, "heads": 4}, r"dim 10 cannot be shared by 4 heads"),
+    ("clip/frame_and_motion", {"frames": 1}, r"frames is 1, which shows no motion"),
     ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
 ])
 def test_wrong_options_are_named(key, options, message):
@@ -171,6 +195,7 @@ def test_wrong_options_are_named(key, options, message):
 
 @pytest.mark.parametrize("key, shape, message", [
     ("clip/conv_stack", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
+    ("clip/frame_and_motion", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
     ("clip/mvit_v2_s", (1, 3, 8, 32, 32),
      r"built for views of \[4, 32, 32\], got \[8, 32, 32\]. Set the encoder's temporal_size"),
     ("image/vit_b_16", (1, 3, 64, 64), r"built for views of \[16, 16\], got \[64, 64\]. Set the encoder's image_size"),
@@ -195,6 +220,16 @@ def test_weights_that_do_not_fit_and_cannot_be_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(ComponentError, match=r"could not be downloaded from https://.*no route to host.*give a local file"):
         make("image/resnet18", weights="IMAGENET1K_V1")
+
+
+def test_conv_stack_sees_frames_and_their_differences():
+    """The convolution with moved weights equals one over frames and differences side by side."""
+    torch.manual_seed(0)
+    encoder = registry.build_encoder("clip", "conv_stack", width=4, frames=5).double().eval()
+    view = torch.randn(2, 3, 5, 32, 32, dtype=torch.float64)
+    first = encoder.trunk.layers[0]
+    stacked = torch.cat([view, view.diff(dim=2)], 2).flatten(1, 2)
+    assert torch.allclose(first(view.flatten(1, 2)), first.conv(stacked), atol=1e-12)
 
 
 def test_timm(tmp_path, monkeypatch):

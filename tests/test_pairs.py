@@ -55,6 +55,22 @@ def test_context_and_target_are_the_asked_frames(memory, frames, stride, gap):
     assert len(set(context[:, 0].tolist())) == 6  # windows differ where the video has enough
 
 
+def test_windows_of_a_stretch_start_close_together(memory):
+    memory.frames_THWC = numbered(40)
+    pair = NextFrame(frames=3, stride=2, size=12, windows=4, stretch=8)
+    first, apart = set(), set()
+    for seed in range(200):
+        starts = pair.sample({"path": "x"}, np.random.default_rng(seed))[0][:, 0, 0, 0, 0].int()
+        assert starts[-1] - starts[0] < 8 and (starts.diff() > 0).all()
+        first.add(int(starts[0]))
+        apart.add(int(starts[-1] - starts[0]))
+    assert first == set(range(29)) and 7 in apart  # 35 starts are possible, so 28 stretches; the first window is one of the first two
+    starts = NextFrame(frames=3, size=12, windows=4, stretch=4).sample({"path": "x"}, np.random.default_rng(0))[0][:, 0, 0, 0, 0].int()
+    assert starts.diff().tolist() == [1, 1, 1]
+    whole = NextFrame(frames=3, size=12, windows=4, stretch=400).sample({"path": "x"}, np.random.default_rng(0))[0]
+    assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(whole[:, 0, 0, 0, 0].int().tolist())  # a video shorter than the stretch is used whole
+
+
 def test_windows_by_time_on_a_variable_frame_rate():
     times = np.cumsum([0, 0.04, 0.04, 0.12, 0.04, 0.08, 0.04, 0.04, 0.04, 0.2, 0.04, 0.04, 0.04, 0.08])
     pair = NextFrame(frames=3, seconds=0.1, gap=2, windows=1)
@@ -85,6 +101,17 @@ def test_both_views_get_one_transform(memory):
         assert (a == b[:, :, None]).all()
         seen.add(b[0].numpy().tobytes())
     assert len(seen) > 5  # and it does change from draw to draw
+
+
+def test_centre_is_what_training_and_evaluation_look_at():
+    frames = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
+    frames[..., 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
+    half = NextFrame(size=20, centre=0.5)
+    assert (half.transform(frames) == 255).all()
+    for seed in range(5):
+        assert (NextFrame(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed)) == 255).all()
+    frames[..., 10, :] = 0  # and not less than that square
+    assert (half.transform(frames)[..., 0, :] == 0).all() and (half.transform(frames)[..., 1:, :] == 255).all()
 
 
 def test_no_frame_after_the_context_reaches_the_clip(memory):
@@ -121,6 +148,8 @@ def test_a_real_mp4_gives_its_frames(tmp_path, backend):
 
 @pytest.mark.parametrize("options, message", [
     ({"frames": 0}, "pair.frames: 0 is too small"), ({"seconds": 0.0}, "pair.seconds: 0.0 is not a time"),
+    ({"windows": 8, "stretch": 7}, "pair.stretch: 7 frames cannot hold the starts of 8 different windows"),
+    ({"centre": 1.5}, "pair.centre: 1.5 is not a share of the frame's shorter side"),
     ({"area": (0.5, 0.2)}, r"pair.area: \[0.5, 0.2\] is not a range"),
 ])
 def test_wrong_options_are_named(options, message):

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -43,12 +44,15 @@ def load_last(folder: Path) -> dict | None:
 
 
 class StopSignal:
-    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one stops at once."""
+    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one stops at once.
+
+    One within a second of the first is the same request: `timeout` sends its signal to the program and again to the whole group."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    ONE_REQUEST_SECONDS = 1.0
 
     def __init__(self):
-        self.asked, self._before = False, {}
+        self.asked, self._before, self._first = False, {}, 0.0
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -60,6 +64,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _on_signal(self, number, _frame) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self._first > self.ONE_REQUEST_SECONDS:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self._first = True, time.monotonic()

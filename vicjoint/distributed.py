@@ -1,5 +1,6 @@
 """The only file that knows how many processes there are. On one process everything here is the identity."""
 
+import gc
 import os
 
 import torch
@@ -17,6 +18,8 @@ def start() -> None:
 
 def stop() -> None:
     if dist.is_initialized():
+        # a DistributedDataParallel that only waits for the garbage collector still holds the group, and gloo's threads then abort the exit
+        gc.collect()
         dist.destroy_process_group()
 
 

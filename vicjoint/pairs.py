@@ -33,15 +33,20 @@ class NextFrame:
     timestamps (for mixed or variable frame rates; stride is then not used). gap: the target's distance after the last context
     frame, in frames, or with `seconds` in multiples of it. size: side of the square views in pixels.
     windows: windows of one video in a batch; they make a group, which lets the objective ask for change over time.
+    stretch: the windows of a group start within so many successive frames, somewhere in the video; null: anywhere in it. A short
+    one makes a group of near neighbours in time, which have to differ by what moves: over a whole video, a slow change of light or
+    the noise that a codec keeps from one key frame to the next is enough to tell windows apart, and is easy to predict.
 
-    One spatial transform is drawn per video and used for every frame of both views: a crop of `area` (share of the centre
-    square: [least, most]; 1 is the whole square), and a horizontal flip with probability `flip`.
+    centre: side of the square in the middle of each frame that training and evaluation look at, as a share of the frame's shorter
+    side (1: the largest square). One spatial transform is drawn per video and used for every frame of both views: a crop of `area`
+    (share of that square: [least, most]; 1 is the whole square), and a horizontal flip with probability `flip`.
     """
 
     views = ("clip", "next_frame")
 
     def __init__(self, frames: int = 8, stride: int = 2, seconds: float | None = None, gap: int = 1, size: int = 64,
-                 windows: int = 8, area: tuple[float, float] = (1.0, 1.0), flip: float = 0.5):
+                 windows: int = 8, stretch: int | None = None, centre: float = 1.0,
+                 area: tuple[float, float] = (1.0, 1.0), flip: float = 0.5):
         for name, value in {"frames": frames, "stride": stride, "gap": gap, "size": size, "windows": windows}.items():
             if value < 1:
                 raise ValueError(f"pair.{name}: {value} is too small. Expected 1 or more.")
@@ -49,10 +54,16 @@ class NextFrame:
             raise ValueError(f"pair.frames: {frames} shows no motion. Expected 2 or more.")
         if seconds is not None and seconds <= 0:
             raise ValueError(f"pair.seconds: {seconds} is not a time between frames. Expected a number above 0, or null to use stride.")
+        if stretch is not None and stretch < windows:
+            raise ValueError(f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows (pair.windows). "
+                             f"Expected {windows} or more, or null for the whole video.")
+        if not 0 < centre <= 1:
+            raise ValueError(f"pair.centre: {centre} is not a share of the frame's shorter side. Expected a number above 0, at most 1.")
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"pair.area: {list(area)} is not a range. Expected [least, most] with 0 < least <= most <= 1.")
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
-        self.size, self.windows, self.area, self.flip = size, windows, area, flip
+        self.size, self.centre, self.area, self.flip = size, centre, area, flip
+        self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
         self.backend = "auto"  # set from the recipe's data.video_backend
 
@@ -68,8 +79,12 @@ class NextFrame:
         return clips.transpose(1, 2).contiguous(), frames[[place[w.target] for w in windows]]
 
     def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
-        """`windows` random windows, spread over the video: one from each of as many equal stretches of possible starts."""
+        """`windows` random windows, spread over the video or a random stretch of it: one from each of as many equal parts of the
+        possible starts."""
         possible = self.possible_windows(info, path)
+        if self.stretch is not None:
+            first = int(rng.integers(max(1, len(possible) - self.stretch + 1)))
+            possible = possible[first : first + self.stretch]
         edges = np.linspace(0, len(possible), self.windows + 1).astype(int)
         return [possible[rng.integers(low, max(high, low + 1))] for low, high in zip(edges, edges[1:])]
 
@@ -101,9 +116,9 @@ class NextFrame:
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 
     def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square, no flip."""
+        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square alone."""
         height, width = frames.shape[-2:]
-        square = min(height, width)
+        square = max(1, round(min(height, width) * self.centre))
         side, top, left, flip = square, (height - square) // 2, (width - square) // 2, False
         if rng is not None:
             side = max(1, round(square * rng.uniform(*self.area) ** 0.5))

@@ -27,4 +27,4 @@ class Pixels(nn.Module):
             raise ValueError(f"a view of shape {list(pixels.shape)} has {pixels.shape[1]} channels; this modality's mean has {len(self.mean)}.")
         shape = (1, -1) + (1,) * (pixels.ndim - 2)
         scale = 1 / (255 * self.std) if pixels.dtype == torch.uint8 else 1 / self.std
-        return pixels.float() * scale.view(shape) - (self.mean / self.std).view(shape)
+        return (pixels * scale.view(shape)).sub_((self.mean / self.std).view(shape))  # the product of bytes and floats is float
