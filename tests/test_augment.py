@@ -17,7 +17,7 @@ from vicjoint.image_sources import ImageFolder
 from vicjoint.images import decode
 from vicjoint.modalities.image import Pixels
 from vicjoint.multicrop import MultiCrop
-from vicjoint.objectives import VICReg
+from vicjoint.objectives import InfoNCE, VICReg
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,13 @@ def test_multi_crop_objective_is_the_mean_over_pairs():
     assert loss == pytest.approx(float(sum(x for x, _ in each) / 3), rel=1e-6)
     assert float(terms["covariance"]) == pytest.approx(float(sum(t["covariance"] for _, t in each) / 3), rel=1e-6)
     assert float(sum(terms.values())) == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_several_crops_and_a_queue_are_refused():
+    with pytest.raises(ValueError, match="pair.views: 3 crops of branch a would put each view of b into the queue as often"):
+        MultiCrop(InfoNCE(form="moco", queue=8), 3)
+    said = MultiCrop(VICReg(convention="solo_learn"), 3).describe(8)
+    assert said == VICReg(convention="solo_learn").describe(8) and MultiCrop(InfoNCE(), 3).describe(8) is None
 
 
 def recipe(folder, **changes):

@@ -11,6 +11,9 @@ class MultiCrop(nn.Module):
 
     def __init__(self, objective: nn.Module, crops: int):
         super().__init__()
+        if hasattr(objective, "queue"):
+            raise ValueError(f"pair.views: {crops} crops of branch a would put each view of b into the queue as often. "
+                             "Use another objective.form than moco, or leave out pair.views.")
         self.objective, self.crops, self.terms = objective, crops, objective.terms
 
     def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -18,3 +21,6 @@ class MultiCrop(nn.Module):
         each = [self.objective(crops_of_a[:, crop], view_b, group) for crop in range(self.crops)]
         terms = {name: sum(terms[name] for _, terms in each) / self.crops for name in self.terms}
         return sum(loss for loss, _ in each) / self.crops, terms
+
+    def describe(self, dim: int) -> str | None:
+        return getattr(self.objective, "describe", lambda _: None)(dim)
