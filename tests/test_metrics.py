@@ -15,11 +15,12 @@ def made(kind: str):
         "healthy": (z, z + 0.1 * torch.randn(256, 32)),
         "collapsed": (1 + 1e-3 * z, 1 + 1e-3 * z),
         "redundant": (z[:, :1].expand(-1, 32) + 1e-3 * z, z),
+        "nearly collapsed": (0.2 * z, 0.2 * z),
         "misaligned": (z, torch.randn(256, 32)),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["healthy", "collapsed", "misaligned"])
+@pytest.mark.parametrize("kind", ["healthy", "collapsed", "nearly collapsed", "misaligned"])
 def test_verdict_names_the_failure(kind):
     z_a, z_b = made(kind)
     said = verdict(health(z_a, z_b), 256, 32)
@@ -45,3 +46,11 @@ def test_alignment_is_zero_for_equal_and_one_for_strangers():
     z, other = torch.randn(4000, 8), torch.randn(4000, 8)
     assert alignment(z, z) == 0
     assert alignment(z, other) == pytest.approx(1, abs=0.02)
+
+
+def test_where_the_scale_means_nothing_small_embeddings_are_not_collapsed():
+    z, z_b = made("healthy")
+    small, flat = health(0.01 * z, 0.01 * z_b), health(0.01 * z + 1, 0.01 * z_b + 1)
+    assert verdict(small, 256, 32).startswith("collapsed") and verdict(small, 256, 32, hinge=False).startswith("healthy")
+    assert verdict(flat, 256, 32, hinge=False).startswith("collapsed: branch a")
+    assert branch_health(z)["varying"] == pytest.approx(1, abs=0.05) and branch_health(z + 1)["varying"] == pytest.approx(0.5, abs=0.05)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 COLLAPSED_STD = 0.1  # mean standard deviation; the hinge asks for 1
+SHRUNK_STD = 0.25
+COLLAPSED_SHARE = 0.01  # of the mean square that varies: what is left of the standard deviation where its scale means nothing
 MISALIGNED = 0.8  # 1 means that pairs are no closer than strangers
 REDUNDANT = 0.05  # effective rank over the rank that N and D allow
 
@@ -21,7 +23,7 @@ def health(z_a: Tensor, z_b: Tensor) -> dict:
 
 
 def branch_health(z: Tensor) -> dict[str, float]:
-    """std: mean standard deviation per dimension. dead: share of dimensions whose standard deviation is below the hinge's 1 by
+    """std: mean standard deviation per dimension. varying: share of the mean square that is variance. dead: share of dimensions whose standard deviation is below the hinge's 1 by
     more than a tenth. rank: effective rank (Roy and Vetterli 2007). redundancy: mean absolute off-diagonal correlation."""
     centred = z.double() - z.double().mean(0)
     std = (centred.square().sum(0) / max(1, len(z) - 1)).sqrt()
@@ -29,7 +31,8 @@ def branch_health(z: Tensor) -> dict[str, float]:
     correlation = (scaled.T @ scaled).abs()
     dim = z.shape[1]
     redundancy = (correlation.sum() - correlation.diagonal().sum()) / max(1, dim * (dim - 1))
-    return {"std": float(std.mean()), "dead": float((std < 0.9).double().mean()), "rank": effective_rank(spectrum(z)),
+    varying = std.square().sum() / z.double().square().sum(1).mean().clamp_min(1e-30)
+    return {"std": float(std.mean()), "varying": float(varying), "dead": float((std < 0.9).double().mean()), "rank": effective_rank(spectrum(z)),
             "redundancy": float(redundancy)}
 
 
@@ -55,14 +58,20 @@ def alignment(z_a: Tensor, z_b: Tensor) -> float:
     return float(paired / strangers.clamp_min(1e-12))
 
 
-def verdict(state: dict, samples: int, dim: int) -> str:
-    """One line in plain words for `health(...)` of `samples` x `dim` embeddings."""
+def verdict(state: dict, samples: int, dim: int, hinge: bool = True) -> str:
+    """One line in plain words for `health(...)` of `samples` x `dim` embeddings. `hinge`: the objective asks for a standard deviation of
+    1; else (Barlow Twins, InfoNCE) the embeddings' scale means nothing."""
     troubles = []
     for branch in ("a", "b"):
         values = state[branch]
-        if values["std"] < COLLAPSED_STD or values["rank"] < 1.5:
+        flat = values["std"] < COLLAPSED_STD if hinge else values["varying"] < COLLAPSED_SHARE
+        cure = "raise the variance weight" if hinge else "lower the learning rate or enlarge the batch"
+        if flat or values["rank"] < 1.5:
             troubles.append(f"collapsed: branch {branch} gives nearly the same embedding for different inputs "
-                            f"(mean std {values['std']:.3f}, effective rank {values['rank']:.1f}); raise the variance weight")
+                            f"(mean std {values['std']:.3f}, effective rank {values['rank']:.1f}); {cure}")
+        elif hinge and values["std"] < SHRUNK_STD:
+            troubles.append(f"nearly collapsed: the embeddings of branch {branch} have shrunk (mean std {values['std']:.3f}, the hinge asks "
+                            f"for 1); {cure}")
         elif values["rank"] < REDUNDANT * min(samples - 1, dim):
             troubles.append(f"redundant: the dimensions of branch {branch} repeat each other (effective rank {values['rank']:.1f} "
                             f"of {min(samples - 1, dim)} possible); raise the covariance weight")

@@ -105,7 +105,7 @@ class MetricsLog:
         line = {"step": step, **values, "lr": lr, "seconds": seconds, "waited": waited, "samples_per_second": self.batch_size / seconds}
         if embeddings is not None:
             line["health"] = metrics.health(*embeddings)
-            line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape)
+            line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape, hinge="variance" in terms)
             self._say(step, line["verdict"])
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()

@@ -32,8 +32,8 @@ class VICReg(nn.Module):
     `statistics` says around what the variance and covariance are taken:
     global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: a share
     `within_share` of the second and the rest of the first.
-    With several windows of one video in a batch, "global" is satisfied by naming the video; "within" asks the embedding to
-    vary over time too.
+    With several windows of one video in a batch, "global" can be satisfied by naming the video; "within" asks the embedding to
+    vary over time.
     """
 
     terms = ("invariance", "variance", "covariance")
