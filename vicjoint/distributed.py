@@ -79,7 +79,7 @@ def gather(x: Tensor, counts: list[int]) -> Tensor:
         sent = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
     received = x.new_empty(len(counts) * most, *x.shape[1:])
     # as bytes: any dtype travels unchanged, half precision at half the traffic
-    dist.all_gather_into_tensor(received.view(torch.uint8), sent.view(torch.uint8))
+    dist.all_gather([part.view(torch.uint8) for part in received.split(most)], sent.view(torch.uint8))
     if min(counts) == most:
         return received
     return torch.cat([part[:n] for part, n in zip(received.split(most), counts)])

@@ -95,9 +95,10 @@ class VICReg(nn.Module):
         parts = self._statistics(rows, group, counts)
         variance, covariance = 0.0, 0.0
         self.guard.next_step()
+        everyone = gather_both(z, counts)
         for branch in ("a", "b"):
             weights = Weights(official["variance"][branch] / 2, official["covariance"][branch], scale)
-            hinge, off_diagonal = spread(z[branch], parts, weights, gradients[branch], self.guard, branch, counts)
+            hinge, off_diagonal = spread(z[branch], everyone[branch], parts, weights, gradients[branch], self.guard, branch, counts)
             variance = variance + weights.variance * hinge
             covariance = covariance + weights.covariance * off_diagonal
         return {"invariance": invariance, "variance": variance, "covariance": covariance}, gradients
@@ -134,9 +135,21 @@ def apart(z_a: Tensor, z_b: Tensor, slope: float, wanted: dict[str, bool]) -> tu
     return distance, gradients
 
 
-def spread(z: Tensor, parts: list[tuple[Groups, float]], weights: Weights, gradient: Tensor | None, guard: Guard, branch: str,
-           counts: list[int]) -> tuple[Tensor, Tensor]:
-    """(hinge, covariance) of one branch, each the sum of `parts` by their shares; adds the gradient of own rows to `gradient`."""
+def gather_both(z: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor | None]:
+    """All processes' rows of both branches, in one exchange; None where the form that `spread` takes does not need them."""
+    rows, dim = sum(counts), z["a"].shape[1]
+    if rows >= dim or by_columns_is_less_traffic(rows, dim):
+        return {"a": None, "b": None}
+    if len(counts) == 1:
+        return z
+    a, b = distributed.gather(torch.cat([z["a"], z["b"]], 1), counts).split(dim, 1)
+    return {"a": a, "b": b}
+
+
+def spread(z: Tensor, everyone: Tensor | None, parts: list[tuple[Groups, float]], weights: Weights, gradient: Tensor | None,
+           guard: Guard, branch: str, counts: list[int]) -> tuple[Tensor, Tensor]:
+    """(hinge, covariance) of one branch, each the sum of `parts` by their shares, from own rows z [n, D] or, where they are given, all
+    rows `everyone` [N, D]; adds the gradient of own rows to `gradient`."""
     rows, dim, own = sum(counts), z.shape[1], distributed.own_rows(counts)
     if rows >= dim:
         z = wide(z)
@@ -144,8 +157,7 @@ def spread(z: Tensor, parts: list[tuple[Groups, float]], weights: Weights, gradi
     elif by_columns_is_less_traffic(rows, dim):
         found = _spread_by_columns(z, parts, weights, gradient, guard, branch, counts)
     else:
-        z = wide(distributed.gather(z, counts))
-        found = [by_rows(z, own, groups, weights.of(share), gradient, guard, f"{branch}{i}")
+        found = [by_rows(wide(everyone), own, groups, weights.of(share), gradient, guard, f"{branch}{i}")
                  for i, (groups, share) in enumerate(parts)]
     return tuple(sum(share * value[i] for value, (_, share) in zip(found, parts)) for i in (0, 1))
 
