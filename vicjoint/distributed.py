@@ -2,6 +2,7 @@
 
 import gc
 import os
+from typing import Callable
 
 import torch
 import torch.distributed as dist
@@ -90,6 +91,14 @@ def total(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def total_later(x: Tensor) -> Callable[[], Tensor]:
+    """Starts the sum over the processes, in place; calling the result waits for it and gives it."""
+    if world_size() == 1:
+        return lambda: x
+    work = dist.all_reduce(x, async_op=True)
+    return lambda: (work.wait(), x)[1]
 
 
 def to_columns(x: Tensor, counts: list[int]) -> Tensor:

@@ -127,15 +127,16 @@ def by_rows(x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: T
     x, s = groups.centre(x)
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
     rows_of_gram = gram(x) if len(x[own]) == len(x) else x[own] @ x.T
-    squared = distributed.total(rows_of_gram.square().sum())
-    off = squared - s.dot(s)
+    squared = distributed.total_later(rows_of_gram.square().sum())  # the processes go on while it is summed
     a = slope(weights, freedom, dim)
-    if guard.too_few_digits(which, off, squared):
+    if not is_safe(s, len(x)) and guard.too_few_digits(which, squared() - s.dot(s), squared()):
         del rows_of_gram
         off = exact(x, own, a, gradient)
-    elif gradient is not None:
-        gradient.addmm_(rows_of_gram, x, alpha=a)
-        pull = pull - a * s
+    else:
+        if gradient is not None:
+            gradient.addmm_(rows_of_gram, x, alpha=a)
+            pull = pull - a * s
+        off = squared() - s.dot(s)
     if gradient is not None:
         gradient.addcmul_(x[own], pull[None])
     return hinge, off.clamp_min(0) / (dim * freedom**2)
@@ -198,6 +199,12 @@ def exact(x: Tensor, own: slice, a: float, gradient: Tensor | None) -> Tensor:
         of_R = torch.addmm(x_K[own] @ c_KR, gram_R[own], x_R).addcmul_(x_R[own], s_R[None], value=-1)
         gradient.index_add_(1, order, torch.cat([of_K, of_R], 1), alpha=a)
     return c_KK.square().sum() + 2 * c_KR.square().sum() + (gram_R.square().sum() - s_R.dot(s_R))
+
+
+def is_safe(s: Tensor, rows: int) -> bool:
+    """Whether the squared column sums alone show that the Gram form keeps its digits (see `heavy_columns`); not asked on a GPU, which
+    would have to wait for the answer."""
+    return not s.is_cuda and bool(s.sum().square() >= 2 * rows * s.dot(s))
 
 
 def heavy_columns(s: Tensor, rows: int) -> int:

@@ -91,7 +91,7 @@ class VICReg(nn.Module):
         # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum: hence `scale`
         slope = 2 * official["invariance"] * scale / (rows * dim)
         distance, gradients = apart(wide(z["a"]), wide(z["b"]), slope, wanted)
-        invariance = official["invariance"] * distributed.total(distance) / (rows * dim)
+        distance = distributed.total_later(distance)
         parts = self._statistics(rows, group, counts)
         variance, covariance = 0.0, 0.0
         self.guard.next_step()
@@ -101,6 +101,7 @@ class VICReg(nn.Module):
             hinge, off_diagonal = spread(z[branch], everyone[branch], parts, weights, gradients[branch], self.guard, branch, counts)
             variance = variance + weights.variance * hinge
             covariance = covariance + weights.covariance * off_diagonal
+        invariance = official["invariance"] * distance() / (rows * dim)
         return {"invariance": invariance, "variance": variance, "covariance": covariance}, gradients
 
     def _statistics(self, rows: int, group: Tensor | None, counts: list[int]) -> list[tuple[Groups, float]]:
