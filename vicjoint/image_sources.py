@@ -20,7 +20,7 @@ import numpy as np
 from vicjoint import sample, sample_images
 from vicjoint.images import IMAGE_SUFFIXES
 from vicjoint.registry import register
-from vicjoint.sources import SPLIT_OF, SourceError, check_fraction, has_split_folders, what_is_there, split_by_hash
+from vicjoint.sources import SPLIT_OF, SourceError, check_both_splits, check_fraction, has_split_folders, what_is_there, split_by_hash
 
 INDEX_VERSION = 1
 
@@ -64,10 +64,7 @@ class ImageFolder:
         has_splits = has_split_folders(self.root)
         if has_splits:
             side = {i: SPLIT_OF.get(i.split("/")[0].lower()) if "/" in i else None for i in ids}
-            for split in ("train", "test"):
-                if split not in side.values():
-                    raise SourceError(f"image_folder: {self.root} has split folders, but no image in its {split} part. "
-                                      "Put some there, or rename the folders to split by hash.")
+            check_both_splits("image_folder", "image", self.root, side)
         else:
             side = split_by_hash(ids, test_fraction, f"image_folder {self.root}")
         _check_links(self.root, links, side)

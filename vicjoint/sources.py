@@ -59,10 +59,7 @@ class VideoFolder:
         ids = _list_videos(self.root)
         side = {i: SPLIT_OF.get(i.split("/")[0].lower()) for i in ids if "/" in i}
         if has_split_folders(self.root):
-            for split in ("train", "test"):
-                if split not in side.values():
-                    raise SourceError(f"video_folder: {self.root} has split folders, but no video in its {split} part. "
-                                      "Put some there, or rename the folders to split by hash.")
+            check_both_splits("video_folder", "video", self.root, side)
         else:
             side = split_by_hash(ids, test_fraction, f"video_folder {self.root}")
         self.train, self.test = (
@@ -145,6 +142,14 @@ def split_by_hash(ids: list[str], test_fraction: float, what: str) -> dict[str, 
 def check_fraction(source: str, test_fraction: float) -> None:
     if not 0 < test_fraction < 1:
         raise SourceError(f"{source}: test_fraction is {test_fraction}, expected a number between 0 and 1, such as 0.15.")
+
+
+def check_both_splits(source: str, what: str, root: Path, side: dict[str, str | None]) -> None:
+    """Split folders are there; so are samples (`what`) in both of them."""
+    for split in ("train", "test"):
+        if split not in side.values():
+            raise SourceError(f"{source}: {root} has split folders, but no {what} in its {split} part. "
+                              "Put some there, or rename the folders to split by hash.")
 
 
 def _check_apart(source: str, train: list[dict], test: list[dict]) -> None:

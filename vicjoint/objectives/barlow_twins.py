@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
-from vicjoint.objectives.products import gram, row_blocks
+from vicjoint.objectives.products import row_blocks, rows_of_gram
 from vicjoint.objectives.spread import BLOCK, Guard
 from vicjoint.registry import register
 
@@ -65,7 +65,7 @@ class BarlowTwins(nn.Module):
     def _by_rows(self, a, b, own, diagonal, pull, redundancy, wanted):
         """Gram form on the gathered rows: (off-diagonal sum, gradients of own rows)."""
         rows = len(a)
-        gram_a, gram_b = (gram(z) if len(z[own]) == rows else z[own] @ z.T for z in (a, b))
+        gram_a, gram_b = (rows_of_gram(z, own) for z in (a, b))
         squared = distributed.total((gram_a * gram_b).sum()) / rows**2
         off = squared - diagonal.square().sum()
         self.guard.next_step()
@@ -79,12 +79,6 @@ class BarlowTwins(nn.Module):
             if gradient is not None:
                 gradient.addcmul_(other[own], pull[None])
         return off.clamp_min(0), grad_a, grad_b
-
-    def get_extra_state(self) -> dict:
-        return {"calls": self.guard.calls, "answers": self.guard.answers}
-
-    def set_extra_state(self, state: dict) -> None:
-        self.guard.calls, self.guard.answers = state["calls"], state["answers"]
 
 
 def normalise(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:

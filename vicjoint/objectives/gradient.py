@@ -1,8 +1,8 @@
-"""Losses whose gradient is known as soon as their value is: computed without autograd's graph, then attached to the inputs.
-"""
+"""Losses whose gradient is known as soon as their value is: computed without autograd's graph, then attached to the inputs."""
 
 import torch
 from torch import Tensor
+
 
 def check_embeddings(name: str, z_a: Tensor, z_b: Tensor) -> None:
     if z_a.shape != z_b.shape or z_a.ndim != 2:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
-from vicjoint.objectives.products import gram
+from vicjoint.objectives.products import rows_of_gram
 from vicjoint.registry import register
 
 Form = Literal["clip", "nt_xent", "moco"]
@@ -180,10 +180,10 @@ def nt_xent(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wan
     z = torch.cat([a, b])
     twice = [2 * c for c in counts]
     everyone = distributed.gather(z, twice)
-    start = distributed.own_rows(twice).start
-    similarity = gram(z) if len(everyone) == len(z) else z @ everyone.T
-    similarity[:, start : start + 2 * n].fill_diagonal_(-torch.inf)  # a view is not its own negative
-    block = Block(similarity, start + torch.arange(2 * n, device=z.device).roll(n), scale, one_shift)
+    own = distributed.own_rows(twice)
+    similarity = rows_of_gram(everyone, own)
+    similarity[:, own].fill_diagonal_(-torch.inf)  # a view is not its own negative
+    block = Block(similarity, own.start + torch.arange(2 * n, device=z.device).roll(n), scale, one_shift)
     lse = block.log_sums()
     loss = (lse.sum() - 2 * (a * b).sum() * scale) / (2 * rows)
     if not wanted:

@@ -25,6 +25,11 @@ def gram(x: Tensor) -> Tensor:
     return out
 
 
+def rows_of_gram(x: Tensor, own: slice) -> Tensor:
+    """The rows `own` of x x^T, [n, N]."""
+    return gram(x) if len(x[own]) == len(x) else x[own] @ x.T
+
+
 def _fill_gram(out: Tensor, x: Tensor) -> None:
     if len(x) < 2 * LEAST:
         torch.mm(x, x.T, out=out)

@@ -21,10 +21,10 @@ them (N well below D and more than two processes: less traffic), and a summed co
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vicjoint import distributed
-from vicjoint.objectives.products import gram, row_blocks
+from vicjoint.objectives.products import gram, row_blocks, rows_of_gram
 
 EPSILON = 1e-4
 BLOCK = 1024  # columns of the covariance matrix that `exact` holds at once
@@ -94,7 +94,7 @@ class Groups:
         return means if self.member is None else means[member]
 
 
-class Guard:
+class Guard(nn.Module):
     """Decides whether the Gram form keeps enough digits: off must be at least a 64th of what it is subtracted from.
 
     Reading that number makes a GPU wait, so there it is read on every 64th call and the answer kept in between."""
@@ -102,6 +102,7 @@ class Guard:
     LEAST, EVERY = 1 / 64, 64
 
     def __init__(self):
+        super().__init__()
         self.calls, self.answers = 0, {}
 
     def next_step(self) -> None:
@@ -112,6 +113,12 @@ class Guard:
         if which not in self.answers or (self.calls - 1) % every == 0:
             self.answers[which] = bool(off < self.LEAST * of)
         return self.answers[which]
+
+    def get_extra_state(self) -> dict:
+        return {"calls": self.calls, "answers": self.answers}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.calls, self.answers = state["calls"], state["answers"]
 
 
 def hinge_and_pull(s: Tensor, freedom: int, weights: Weights, dim: int) -> tuple[Tensor, Tensor]:
@@ -126,15 +133,15 @@ def by_rows(x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: T
     dim, freedom = x.shape[1], groups.freedom
     x, s = groups.centre(x)
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
-    rows_of_gram = gram(x) if len(x[own]) == len(x) else x[own] @ x.T
-    squared = distributed.total_later(rows_of_gram.square().sum())  # the processes go on while it is summed
+    own_gram = rows_of_gram(x, own)
+    squared = distributed.total_later(own_gram.square().sum())  # the processes go on while it is summed
     a = slope(weights, freedom, dim)
     if not is_safe(s, len(x)) and guard.too_few_digits(which, squared() - s.dot(s), squared()):
-        del rows_of_gram
+        del own_gram
         off = exact(x, own, a, gradient)
     else:
         if gradient is not None:
-            gradient.addmm_(rows_of_gram, x, alpha=a)
+            gradient.addmm_(own_gram, x, alpha=a)
             pull = pull - a * s
         off = squared() - s.dot(s)
     if gradient is not None:

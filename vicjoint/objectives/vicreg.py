@@ -115,12 +115,6 @@ class VICReg(nn.Module):
             return [(within, 1.0)]
         return [(within, self.within_share), (Groups(rows), 1 - self.within_share)]
 
-    def get_extra_state(self) -> dict:
-        return {"calls": self.guard.calls, "answers": self.guard.answers}
-
-    def set_extra_state(self, state: dict) -> None:
-        self.guard.calls, self.guard.answers = state["calls"], state["answers"]
-
 
 def apart(z_a: Tensor, z_b: Tensor, slope: float, wanted: dict[str, bool]) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Sum of squares of z_a - z_b, and per branch slope times that difference, with the sign of its gradient, where wanted."""
