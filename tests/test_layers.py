@@ -13,7 +13,7 @@ LAYERS = [
      "multicrop", "accumulate"},
     {"pairs", "augment"},
     {"data"},
-    {"probes", "classify", "frozen"},
+    {"probes", "classify", "frozen", "ridge", "regression", "retrieval", "zero_shot", "linear_map", "retrieval_pictures", "ranking"},
     {"runfolder", "report", "plots"},
     {"loop"},
     {"run", "evaluate", "export"},

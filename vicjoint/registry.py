@@ -20,7 +20,8 @@ FAMILIES = ("modality", "source", "pair", "transform", "objective", "encoder", "
 
 # The modules whose import fills the registry. Order is layer order.
 BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.image_sources", "vicjoint.shard_sources", "vicjoint.objectives", "vicjoint.model",
-            "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.probes", "vicjoint.classify")
+            "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.probes", "vicjoint.classify",
+            "vicjoint.regression", "vicjoint.retrieval", "vicjoint.zero_shot")
 
 # A modality may use encoders registered for another: a next frame is an image.
 ACCEPTS = {"next_frame": ("next_frame", "image")}

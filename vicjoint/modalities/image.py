@@ -3,17 +3,21 @@
 import torch
 from torch import Tensor, nn
 
+from vicjoint.modalities.base import Modality
 from vicjoint.registry import register
 
+SIMPLE_SIDE = 32  # pixels, of what an image is averaged to as its simple features
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @register("modality", "image")
 @register("modality", "next_frame")
 @register("modality", "clip")
-class Pixels(nn.Module):
+class Pixels(Modality):
     """uint8 [B, C, (T,) H, W] in 0..255 -> float view of the same shape, (x / 255 - mean) / std per channel.
     A float input is taken to be in [0, 1] already. `mean` and `std` have one number per channel."""
+
+    baseline = "pixels"
 
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD):
         super().__init__()
@@ -28,3 +32,11 @@ class Pixels(nn.Module):
         shape = (1, -1) + (1,) * (pixels.ndim - 2)
         scale = 1 / (255 * self.std) if pixels.dtype == torch.uint8 else 1 / self.std
         return (pixels * scale.view(shape)).sub_((self.mean / self.std).view(shape))  # the product of bytes and floats is float
+
+    def simple_features(self, raw: Tensor) -> Tensor:
+        """The pixels in [0, 1], averaged to at most 32 x 32; of a clip, to at most 16 x 16 in each frame."""
+        x = raw.float() / 255 if raw.dtype == torch.uint8 else raw
+        side = SIMPLE_SIDE if x.ndim == 4 else SIMPLE_SIDE // 2
+        if max(x.shape[-2:]) > side:
+            x = nn.functional.adaptive_avg_pool2d(x.flatten(0, -4), side)
+        return x.reshape(len(raw), -1)
