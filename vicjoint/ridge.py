@@ -51,12 +51,12 @@ class Ridge:
         weight = self.back @ (self.vectors @ (self.projected / strength))
         return torch.cat([part @ weight for part in self._parts(x)]) + self.offset
 
-    def choose(self, x: Tensor, error: Callable[[Tensor], float]) -> float:
+    def choose(self, x: Tensor, error: Callable[[Tensor], float | tuple[float, ...]]) -> float:
         """The penalty whose predictions [M, T] for held-out features x [M, D] have the lowest error; the larger of two that are equal."""
         return min(reversed(PENALTIES), key=lambda penalty: error(self.predict(x, penalty)))
 
 
-def fit_chosen(x: Tensor, y: Tensor, held: Tensor, error: Callable[[Tensor], float], standardize: bool = True) -> tuple[Ridge, float]:
+def fit_chosen(x: Tensor, y: Tensor, held: Tensor, error: Callable[[Tensor], float | tuple[float, ...]], standardize: bool = True) -> tuple[Ridge, float]:
     """(ridge of all N training samples, penalty chosen on those of them that `held` bool [N] marks). `error` takes predictions [H, T] for these."""
     penalty = Ridge(x[~held], y[~held], standardize).choose(x[held], error)
     return Ridge(x, y, standardize), penalty
