@@ -103,13 +103,23 @@ def rows(probe, source, pair=None, model=None, untrained=None):
 
 def test_a_model_that_knows_the_rotation_is_perfect():
     found = rows(Retrieval(), Source())
-    assert list(found) == ["model", "random_init", "linear_map", "chance"]
+    assert list(found) == ["model", "random_init", "numbers", "linear_map", "chance"]
     names = [f"{d}_{m}" for d in ("a_to_b", "b_to_a") for m in ("r1", "r5", "r10", "median_rank", "mrr")]
     assert all(list(row) == names for row in found.values())
     assert all(found[row][f"{d}_r1"] == 1 for row in ("model", "linear_map") for d in ("a_to_b", "b_to_a"))
     assert found["chance"]["b_to_a_r1"] == pytest.approx(1 / 30) and found["chance"]["b_to_a_median_rank"] == 15.5
     # branch a of the untrained model is constant: everything is equally similar, and so in the middle
     assert found["random_init"]["a_to_b_r1"] == 0 and found["random_init"]["a_to_b_median_rank"] == 15.5
+
+
+def test_features_of_one_kind_are_compared_as_they_are():
+    same = Source()
+    for record in same.test:
+        record["b"] = record["a"]
+    assert rows(Retrieval(linear_map=0), same)["numbers"]["a_to_b_r1"] == 1 and rows(Retrieval(linear_map=0), Source())["numbers"]["a_to_b_r1"] < 0.5
+    other = Model(MIXED, torch.eye(6))
+    other.b.modality.baseline = "something else"
+    assert "numbers" not in rows(Retrieval(), same, model=other)
 
 
 def test_the_predictor_of_branch_a_is_used():
@@ -123,7 +133,7 @@ def test_equal_values_are_right_wherever_they_stand():
     for record in source.test:
         record["b"] = source.test[int(record["label"][-1])]["b"]
     found = rows(Retrieval(linear_map=0), source)
-    assert set(found) == {"model", "random_init", "chance"}
+    assert set(found) == {"model", "random_init", "numbers", "chance"}
     assert found["chance"]["a_to_b_r1"] == found["chance"]["b_to_a_r1"] == pytest.approx(1 / 3)
     assert found["model"]["a_to_b_r1"] > 0.6 and found["model"]["b_to_a_r1"] == 1
 

@@ -54,7 +54,8 @@ class Retrieval:
     embedding of the candidates.
 
     Rows: model; random_init: the same encoders before training; linear_map: ridge between 200 principal components of the modalities' simple
-    features, fitted on training pairs (vicjoint.linear_map); chance: the exact expectation of a random order.
+    features, fitted on training pairs (vicjoint.linear_map); where both are of one kind, under its name (pixels) these features themselves; chance:
+    the exact expectation of a random order.
     """
 
     all_pairs = True  # called once for each two branches of a run
@@ -80,13 +81,11 @@ class Retrieval:
             encoders = {"model": (embed(model, "a"), embed(model, "b"))}
             if known is None:
                 encoders["random_init"] = embed(untrained, "a"), embed(untrained, "b")
-                if self.linear_map:
-                    encoders["linear_map"] = model.a.modality.simple_features, model.b.modality.simple_features
+                encoders["simple"] = model.a.modality.simple_features, model.b.modality.simple_features
             a, b = self._sides(encoders, source, pair, device)
             rows = {row: {"a_to_b": (a.rows[row], b.rows[row]), "b_to_a": (b.rows[row], a.rows[row])} for row in a.rows if row in b.rows}
-            if "linear_map" in rows:
-                floor = self._fit_linear_map(model, source, pair, device)
-                rows["linear_map"] = {d: getattr(floor, d)(*z) for d, z in rows["linear_map"].items()}
+            if simple := rows.pop("simple", None):
+                rows |= self._floors(model, simple, source, pair, device)
         right = right_of(a, b, two_tables(source))
         found = {f"{row}/{metric}": value for row, both in rows.items() for metric, value in score(both, right, (a, b)).items()}
         if known is None:
@@ -118,6 +117,15 @@ class Retrieval:
         if min(len(a.places.unique()), len(b.places.unique())) < 2:
             raise ValueError("retrieval: fewer than two test records can be read by both branches, so there is nothing to choose among.")
         return a, b
+
+    def _floors(self, model, simple: dict, source, pair, device) -> dict[str, dict]:
+        """The rows made of simple features, `simple` {direction: (queries, candidates)}."""
+        names, widths = {branch.modality.baseline for branch in (model.a, model.b)}, {z.shape[1] for z in simple["a_to_b"]}
+        rows = {names.pop(): simple} if len(names) == len(widths) == 1 else {}
+        if self.linear_map:
+            floor = self._fit_linear_map(model, source, pair, device)
+            rows["linear_map"] = {direction: getattr(floor, direction)(*z) for direction, z in simple.items()}
+        return rows
 
     def _fit_linear_map(self, model, source, pair, device) -> LinearMap:
         """Fitted on training records that both branches can read; with a key, on a random b of equal key for every a."""
