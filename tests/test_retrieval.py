@@ -9,6 +9,7 @@ from vicjoint import linear_map
 from vicjoint.retrieval import Retrieval, number_within
 from vicjoint.linear_map import LinearMap, PrincipalComponents
 from vicjoint.modalities.base import Modality
+from vicjoint.modalities.image import Pixels
 from vicjoint.zero_shot import ZeroShot
 
 
@@ -225,7 +226,7 @@ def test_pictures_show_what_was_found_first():
             return [Picture().read(value) if branch == "b" else Vector().read(value) for value in self.values_of(record, branch)]
 
     class Sees(nn.Module):
-        modality = Vector()
+        modality = Pixels()
 
         def forward(self, raw):
             return raw.float()[:, :, 0, 0]
