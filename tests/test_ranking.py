@@ -12,9 +12,9 @@ from vicjoint.ranking import Right, counts, metrics, prototypes, ranks
 
 def slow_ranks(queries, candidates, right):
     """Every query by itself, in float64 and plain loops."""
-    found = []
-    for q, answers in zip(queries.double().numpy(), right.numpy()):
-        cosine = [float(q @ c / np.linalg.norm(q) / np.linalg.norm(c)) for c in candidates.double().numpy()]
+    found, mean = [], candidates.double().numpy().mean(0)
+    for q, answers in zip(queries.double().numpy() - mean, right.numpy()):
+        cosine = [float(q @ c / np.linalg.norm(q) / np.linalg.norm(c)) for c in candidates.double().numpy() - mean]
         best = max(s for s, a in zip(cosine, answers) if a)
         found.append(1 + sum(s > best for s, a in zip(cosine, answers) if not a) + sum(s == best for s, a in zip(cosine, answers) if not a) / 2)
     return np.array(found)
@@ -29,6 +29,15 @@ def test_ranks_match_a_slow_reference(at_once, monkeypatch):
     right[torch.arange(23), torch.arange(23)] = True
     got = ranks(queries, candidates, lambda part: right[part])
     assert np.array_equal(got, slow_ranks(queries, candidates, right)) and got.max() > 5
+
+
+def test_a_common_offset_and_a_length_change_nothing():
+    torch.manual_seed(1)
+    queries, candidates, own = torch.randn(20, 4), torch.randn(20, 4), torch.eye(20, dtype=torch.bool)
+    plain = ranks(queries, candidates, lambda part: own[part])
+    assert np.array_equal(plain, ranks(8 * queries + 3, 8 * candidates + 3, lambda part: own[part])) and plain.std() > 3
+    longer = candidates.mean(0) + (queries - candidates.mean(0)) * torch.linspace(0.5, 2, 20)[:, None]
+    assert np.array_equal(plain, ranks(longer, candidates, lambda part: own[part]))
 
 
 def test_equal_similarities_get_the_middle_rank():
@@ -46,6 +55,8 @@ def test_embeddings_that_are_not_finite_find_nothing():
     z[0] = torch.nan
     got = ranks(z, torch.eye(4), lambda part: torch.eye(4, dtype=torch.bool)[part])
     assert got.tolist() == [2.5, 1, 1, 1]
+    got = ranks(torch.eye(4), z, lambda part: torch.eye(4, dtype=torch.bool)[part])
+    assert got.tolist() == [4, 1, 1, 1], "a right one that is not finite comes last, and the others do not suffer"
     assert ranks(torch.full((4, 4), torch.nan), torch.eye(4), lambda part: torch.eye(4, dtype=torch.bool)[part]).tolist() == [2.5] * 4
 
 
@@ -85,8 +96,6 @@ def test_what_belongs_together():
     assert torch.equal(right.direction(1)(everything), right.direction(0)(everything).T)
 
 
-def test_prototypes_are_mean_directions():
-    z = torch.tensor([[2.0, 0], [0, 5], [0, 1], [3, 3], [7, 7]])
-    means, kinds = prototypes(z, torch.tensor([4, 4, 2, 2, -1]))
-    assert kinds.tolist() == [2, 4]
-    assert torch.allclose(means, torch.tensor([[0.5**0.5 / 2, (1 + 0.5**0.5) / 2], [0.5, 0.5]]))
+def test_prototypes_are_means():
+    means, kinds = prototypes(torch.tensor([[2.0, 0], [0, 5], [0, 1], [3, 3], [7, 7]]), torch.tensor([4, 4, 2, 2, -1]))
+    assert kinds.tolist() == [2, 4] and means.tolist() == [[1.5, 2], [1, 2.5]]

@@ -109,8 +109,9 @@ def test_a_model_that_knows_the_rotation_is_perfect():
     assert all(list(row) == names for row in found.values())
     assert all(found[row][f"{d}_r1"] == 1 for row in ("model", "linear_map") for d in ("a_to_b", "b_to_a"))
     assert found["chance"]["b_to_a_r1"] == pytest.approx(1 / 30) and found["chance"]["b_to_a_median_rank"] == 15.5
-    # branch a of the untrained model is constant: everything is equally similar, and so in the middle
-    assert found["random_init"]["a_to_b_r1"] == 0 and found["random_init"]["a_to_b_median_rank"] == 15.5
+    # branch a of the untrained model is constant: all queries find the same, and as candidates all are equally similar, so in the middle
+    assert found["random_init"]["a_to_b_r1"] == found["chance"]["a_to_b_r1"] and found["random_init"]["a_to_b_median_rank"] == 15.5
+    assert found["random_init"]["b_to_a_r1"] == 0 and found["random_init"]["b_to_a_median_rank"] == 15.5
 
 
 def test_features_of_one_kind_are_compared_as_they_are():
@@ -153,7 +154,7 @@ def test_with_a_key_every_sample_of_the_class_is_right():
     found = rows(Retrieval(), Source(), Pair(key="label"))
     assert found["chance"]["a_to_b_r1"] == pytest.approx(found["chance"]["a_to_b_class_prototype"]) == pytest.approx(1 / 3)
     assert found["model"]["a_to_b_class_prototype"] > 0.9 and found["model"]["a_to_b_r1"] == 1
-    assert found["linear_map"]["b_to_a_r1"] > 0.9 and found["random_init"]["a_to_b_class_prototype"] == 0
+    assert found["linear_map"]["b_to_a_r1"] > 0.9 and found["random_init"]["b_to_a_class_prototype"] == 0
 
 
 def test_a_second_table_supplies_b():
@@ -275,7 +276,8 @@ def test_numbers_within_a_place():
 
 def test_zero_shot_by_the_mean_of_training_samples():
     found = rows(ZeroShot(), Source())
-    assert found["model"]["accuracy"] > 0.9 and found["random_init"]["accuracy"] == 0 and found["chance"] == {"accuracy": pytest.approx(1 / 3)}
+    assert found["model"]["accuracy"] > 0.9 and found["random_init"]["accuracy"] == pytest.approx(1 / 3)
+    assert found["chance"] == {"accuracy": pytest.approx(1 / 3)}
     assert rows(ZeroShot(branch="b"), Source(), untrained=Model(torch.eye(6), torch.eye(6)))["model"]["accuracy"] > 0.9
 
 

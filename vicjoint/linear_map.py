@@ -1,7 +1,7 @@
 """The floor of retrieval between two modalities: a ridge regression between the first principal components of their simple features.
 
     floor = LinearMap(train_a_NK, train_b_NL)
-    queries, candidates = floor.a_to_b(test_a_MK, test_b_CL)      # to be compared by cosine similarity
+    queries, candidates = floor.a_to_b(test_a_MK, test_b_CL)      # to be compared by vicjoint.ranking
 """
 
 # N training pairs, M and C test samples, K and L features, P components

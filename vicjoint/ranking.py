@@ -19,11 +19,12 @@ FIRST = (1, 5, 10)
 
 
 def ranks(queries: Tensor, candidates: Tensor, right: Callable[[slice], Tensor]) -> np.ndarray:
-    """Rank [Q] of the best right candidate of each query among the wrong ones, by cosine similarity; wrong ones that are exactly as similar
-    count half, so that one right answer among equals gets the middle rank and a collapsed encoder gains nothing from its ties.
+    """Rank [Q] of the best right candidate of each query among the wrong ones, by `centred` cosine similarity; wrong ones that are exactly as similar count half,
+    so that one right answer among equals gets the middle rank and a collapsed encoder gains nothing from its ties.
 
     `right(part)` gives bool [part, C]: every row has a right one. Embeddings that are not finite are similar to nothing."""
-    queries, candidates, found = normalize(queries), normalize(candidates), [torch.zeros(0, device=queries.device)]
+    found = [torch.zeros(0, device=queries.device)]
+    queries, candidates = centred(queries, candidates)
     for first in range(0, len(queries), step := max(1, AT_ONCE // len(candidates))):
         part = slice(first, first + step)
         similarity = (queries[part] @ candidates.T).nan_to_num(nan=-torch.inf)
@@ -32,6 +33,14 @@ def ranks(queries: Tensor, candidates: Tensor, right: Callable[[slice], Tensor])
         wrong = ~is_right
         found.append(1 + (wrong & (similarity > best)).sum(1) + (wrong & (similarity == best)).sum(1) / 2)
     return torch.cat(found).double().cpu().numpy()
+
+
+def centred(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions, of length 1, of queries [Q, E] and candidates [C, E] as seen from the mean of the candidates. Their products are the
+    similarities here: cosine, since nothing keeps the embeddings of two branches to one length, and by distance a few short ones would be
+    nearest to many queries; from the mean, since VICReg's terms look at deviations from it and leave it where it happens to be."""
+    mean = candidates[candidates.isfinite().all(1)].mean(0)
+    return normalize(queries - mean), normalize(candidates - mean)
 
 
 def metrics(of: np.ndarray) -> dict[str, float]:
@@ -84,8 +93,7 @@ def counts(right: Callable[[slice], Tensor], queries: int, candidates: int) -> n
 
 
 def prototypes(z: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean direction of each class [K, E], its number [K]) of embeddings z [N, E] with class numbers [N]; -1 is left out."""
+    """(mean of each class [K, E], its number [K]) of embeddings z [N, E] with class numbers [N]; -1 is left out."""
     kinds = classes.unique()
     kinds = kinds[kinds >= 0]
-    z = normalize(z)
     return torch.stack([z[classes == kind].mean(0) for kind in kinds]), kinds

@@ -2,8 +2,7 @@
 
     evaluate: {probes: [{name: retrieval}, {name: zero_shot, prompts: ["a photo of a {}"]}]}
 
-Embeddings z are compared by cosine similarity: the objective aligns the two branches, but nothing keeps their embeddings to one length, and by
-distance a few short ones near the middle would be nearest to many queries.
+Embeddings z are compared by cosine similarity, seen from the mean of the candidates (vicjoint.ranking says why).
 """
 
 # N items, E embedding

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
 from vicjoint import ranking
 from vicjoint.data import READ_ERRORS, printable
@@ -35,7 +34,8 @@ def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: 
             return {}
         queries, candidates = z[("a_to_b", "b_to_a")[of]]
         chosen = torch.from_numpy(np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int))
-        similarity = normalize(queries[chosen.to(queries.device)]) @ normalize(candidates).T
+        near_to, candidates = ranking.centred(queries[chosen.to(queries.device)], candidates)
+        similarity = near_to @ candidates.T
         near = similarity.nan_to_num(nan=-torch.inf).topk(min(SHOWN, len(candidates)), 1).indices.cpu()
         answers = right.direction(of)(chosen).gather(1, near).numpy()
         own = [picture(of, q) for q in chosen]

@@ -8,7 +8,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vicjoint.batch import concatenate, to_device
 from vicjoint.classify import TOP
@@ -22,11 +21,11 @@ OTHER = {"a": "b", "b": "a"}
 
 @register("probe", "zero_shot")
 class ZeroShot:
-    """The test samples of `branch` are classified, by cosine similarity, by embeddings of their classes from the other branch. Classes are those
+    """The test samples of `branch` are classified, by similarity as in retrieval, by embeddings of their classes from the other branch. Classes are those
     of the column `label` in the training split.
 
-    prompts: texts with a {} for the class's name, for the text branch; the class is the mean direction of its prompts. null: the class is the mean
-    direction of its training samples. Metrics: accuracy and, with more than five classes, top5; equal similarities get the middle rank.
+    prompts: texts with a {} for the class's name, for the text branch; the class is the mean embedding of its prompts. null: the class is the mean
+    embedding of its training samples. Metrics: accuracy and, with more than five classes, top5; equal similarities get the middle rank.
     Rows: model; random_init: the same encoders before training; chance.
     """
 
@@ -74,7 +73,7 @@ class ZeroShot:
         read = pair.modalities["ab".index(OTHER[self.branch])].read
         raw = to_device(concatenate([read(prompt.replace("{}", str(name))) for name in classes for prompt in self.prompts]), device)
         kinds = torch.arange(len(classes))
-        found = {row: normalize(encode(raw).float()).view(len(classes), len(self.prompts), -1).mean(1) for row, encode in encoders.items()}
+        found = {row: encode(raw).float().view(len(classes), len(self.prompts), -1).mean(1) for row, encode in encoders.items()}
         return found, kinds
 
     def _of_samples(self, encoders: dict, source, pair, classes: list, device) -> tuple[dict[str, Tensor], Tensor]:
