@@ -225,14 +225,22 @@ def test_views_that_are_no_images_have_no_crops_and_no_pictures():
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a = Reads()
+            self.a = self.b = Reads()
 
     for probe in (KNN(k=[5]), Linear(epochs=5, rates=[0.001])):
         assert probe.misses(Source(), Texts()) is None
         found = dict(probe(Both(), Both(), Source(), Texts(), "cpu"))
         assert found["model/accuracy"] > 0.9 and found["lengths/accuracy"] < 0.6 and "pictures" not in found
+    assert dict(KNN(k=[5], branch="b")(Both(), Both(), Source(), Texts(), "cpu"))["model/accuracy"] < 0.5, "b has one value for all"
     with pytest.raises(ValueError, match="'linear' has crops: true, but this pair has no random crops"):
         Linear(crops=True).misses(Source(), Texts())
+
+
+def test_something_is_held_out_and_something_is_left():
+    for n in range(2, 60):
+        for share in (0.01, 0.5, 0.99):
+            assert 0 < frozen.held_out(n, share).sum() < n
+    assert not frozen.held_out(50, 0.0).any() and not frozen.held_out(1, 0.9).any()
 
 
 def test_views_are_read_once(monkeypatch):

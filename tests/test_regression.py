@@ -40,11 +40,10 @@ def test_constant_features_say_nothing():
     torch.manual_seed(0)
     x = torch.randn(30, 2)
     y = x[:, :1] * 2
-    with_constant = torch.cat([x, torch.full((30, 1), 0.1)], 1)
-    moved = with_constant.clone()
-    moved[:, 2] += 1e-9
-    fit = Ridge(with_constant, y)
-    assert torch.allclose(fit.predict(moved, 1e-6), y.double(), atol=1e-4)
+    rounding = torch.full((30, 1), 100.0)
+    rounding[::2] += 8e-6  # one unit in the last place of float32
+    assert rounding.std() > 0
+    assert torch.allclose(Ridge(torch.cat([x, rounding], 1), y).predict(torch.cat([x, rounding + 5], 1), 1e-6), y.double(), atol=1e-4)
     assert torch.allclose(Ridge(torch.ones(30, 2), y).predict(torch.ones(3, 2), 1e-6), y.double().mean().expand(3, 1))
 
 

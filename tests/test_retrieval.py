@@ -162,7 +162,7 @@ def test_a_second_table_supplies_b():
     source = Source()
     source.second = {"train": [{**r, "id": f"second {r['id']}", "a": None} for r in source.train[::-1]],
                      "test": [{**r, "id": f"second {r['id']}", "a": None} for r in source.test[:7]]}
-    source.test[5]["label"] = "nobody's"
+    source.test[5]["label"] = source.train[5]["label"] = "nobody's"
     found = rows(Retrieval(), source, Pair(key="label"))
     assert found["model"]["a_to_b_r1"] > 0.9 and found["linear_map"]["a_to_b_r1"] > 0.8
     # 7 candidates: 3, 2 and 2 of a class; 29 queries: 10, 10 and 9
