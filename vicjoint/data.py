@@ -38,14 +38,7 @@ class Stream(Dataset):
     def __init__(self, records: list[dict], pair, seed: int):
         self.records, self.pair, self.seed = records, pair, seed
         self.distinct = Distinct(records, pair) if getattr(pair, "distinct", None) else None
-        self._group_of = getattr(pair, "group_of", lambda record, number: number)
         self._order = (-1, None)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_order": (-1, None), "_group_of": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _group_of=getattr(state["pair"], "group_of", lambda record, number: number))
 
     @property
     def epoch_length(self) -> int:
@@ -69,12 +62,15 @@ class Stream(Dataset):
             record = self.records[index]
             try:
                 a, b = self.pair.sample(record, rng)
-                return a, b, self._group_of(record, index), f"{record['id']}@{epoch}", bad
+                return a, b, self._group(record, index), f"{record['id']}@{epoch}", bad
             except READ_ERRORS as error:
                 bad.append((record["id"], str(error)))
                 others = self._others(position) if others is None else others
                 index = int(others[rng.integers(len(others))])
         raise BadDataError(f"{self.MAX_REPLACEMENTS} samples in a row cannot be read; the last: {bad[-1][0]}: {bad[-1][1]}")
+
+    def _group(self, record: dict, index: int) -> int:
+        return self.pair.group_of(record, index) if hasattr(self.pair, "group_of") else index
 
     def _others(self, position: int):
         """The records that may replace the one at a position."""

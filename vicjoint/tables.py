@@ -91,7 +91,8 @@ class _Rows:
         own = {"folder": str(folder)} | ({"second": True} if self.second else {})
         if self.column is not None:
             if not isinstance(row[self.column], str) or is_empty(row[self.column]):
-                raise SourceError(f"{self._where(number)}: column '{self.column}' is empty, expected a file path.")
+                found = "empty" if is_empty(row[self.column]) else f"{row[self.column]!r}"[:50]
+                raise SourceError(f"{self._where(number)}: column '{self.column}' is {found}, expected a file path.")
             path = os.path.normpath(folder / row[self.column])
             own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
         else:
