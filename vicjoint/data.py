@@ -87,8 +87,9 @@ class Distinct:
     def __init__(self, records: list[dict], pair):
         self.column = pair.distinct
         number: dict = {}
-        # an empty cell equals no other: the record's own number is its value
-        self.values = np.array([number.setdefault(i if (value := pair.distinct_of(r)) is None else value, len(number)) for i, r in enumerate(records)])
+        found = (pair.distinct_of(record) for record in records)
+        # an empty cell equals no other: its value is the record's own number
+        self.values = np.array([number.setdefault((value, i if value is None else -1), len(number)) for i, value in enumerate(found)])
         self.counts = np.bincount(self.values)
         self.set_batch(1)
 

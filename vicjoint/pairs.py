@@ -15,7 +15,7 @@ from torch import Tensor
 from vicjoint.cells import path_of
 from vicjoint.registry import register
 from vicjoint.transforms import square_frames
-from vicjoint.video import Video, VideoError, VideoInfo, nearest_frames
+from vicjoint.video import Video, VideoError, VideoInfo
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,13 @@ class NextFrame:
     def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square alone."""
         return square_frames(frames, self.size, self.centre, rng, self.area, self.flip)
+
+
+def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to the times asked for."""
+    right = np.clip(np.searchsorted(times, asked), 1, len(times) - 1) if len(times) > 1 else np.zeros(len(asked), dtype=int)
+    left = np.maximum(right - 1, 0)
+    return np.where(asked - times[left] <= times[right] - asked, left, right)
 
 
 def to_channels_first(frames: np.ndarray) -> Tensor:

@@ -37,7 +37,7 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "sti
 TRAVEL = 28.0  # from the first to the last frame, in units of 1/64 of the side
 SIZES = {"small": (13.0, 16.0), "large": (22.0, 26.0)}
 HARMONICS = {  # amplitudes of the fundamental and its multiples
-    "circle": (1.0,), "square": (1.0, 0.0, 0.6, 0.0, 0.4, 0.0, 0.3), "triangle": (1.0, 0.0, 0.25, 0.0, 0.08),
+    "circle": (1.0,), "square": (1.0, 0.0, 0.6, 0.0, 0.4, 0.0, 0.3), "triangle": (1.0, 0.0, 0.0, 0.0, 0.8),
     "star": (0.3, 0.5, 0.8, 1.0, 0.8), "ring": (1.0, 1.0), "cross": (0.6, 0.0, 0.0, 1.0, 0.0, 0.8),
 }
 ENVELOPES = {  # loudness over the time in seconds, in [0, 1]

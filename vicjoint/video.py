@@ -89,10 +89,3 @@ def probe(path, backend: str = "auto") -> VideoInfo:
     """What a file holds; see VideoInfo."""
     with Video(path, backend) as video:
         return video.info
-
-
-def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to the times asked for."""
-    right = np.clip(np.searchsorted(times, asked), 1, len(times) - 1) if len(times) > 1 else np.zeros(len(asked), dtype=int)
-    left = np.maximum(right - 1, 0)
-    return np.where(asked - times[left] <= times[right] - asked, left, right)

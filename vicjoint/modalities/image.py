@@ -13,7 +13,7 @@ from vicjoint.modalities.base import Modality
 from vicjoint.registry import register
 from vicjoint.transform_list import TransformList
 from vicjoint.transforms import centre_crop, square_frames
-from vicjoint.video import Video, VideoError, VideoInfo, nearest_frames
+from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
@@ -81,9 +81,9 @@ class Image(Pixels):
 class Clip(Pixels):
     """Clips, and how the pair cross_modal reads them from video files.
 
-    frames: of a clip. Where the pair has a common window (its `seconds`), or with `window` (seconds), they are spread evenly over that time: the
-    frames whose timestamps are nearest to the middles of `frames` equal parts, one more than once where the video has fewer. Otherwise they are
-    `stride` frames apart. Training starts anywhere, evaluation in the middle.
+    frames: of a clip. Where the pair has a common window (its `seconds`), or with `window` (seconds), they are spread evenly over that time: those
+    on display at the middles of `frames` equal parts, by timestamps, one more than once where the video has fewer. Otherwise they are `stride`
+    frames apart. Training starts anywhere, evaluation in the middle.
     size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default, since left and right may be named.
     """
 
@@ -131,8 +131,8 @@ class Clip(Pixels):
             window = max(spare, 0) * (0.5 if rng is None else rng.random()), self.window
         start, length = window
         asked = info.start_seconds + start + (np.arange(self.frames) + 0.5) * length / self.frames
-        # a frame is shown from its timestamp on: its middle is what the parts' middles are compared with
-        return nearest_frames(info.timestamps_seconds + 0.5 / info.fps, asked).tolist()
+        # a frame is on display from its timestamp on; the millionth decides where rounding would
+        return np.clip(np.searchsorted(info.timestamps_seconds, asked + 1e-6, side="right") - 1, 0, None).tolist()
 
 
 @functools.lru_cache(maxsize=2**16)
