@@ -1,8 +1,9 @@
 """Batches of pairs. A sample is a function of (seed, epoch, index): neither workers nor processes change it.
 
 1. The stream: epoch after epoch, each a permutation of the training records drawn from (seed, epoch). Position p of the stream
-   is record permutation[p % records] in epoch p // records.
-2. Global batch s is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive share.
+   is record permutation[p % records] in epoch p // records. Each pair of a run has a stream of its own: its number is drawn from, too.
+2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive
+   share. Several pairs take turns: step s of P pairs is batch s // P of pair s % P.
 3. A worker reads a record with random numbers from (seed, epoch, record). A bad one is replaced by the next draw from those
    numbers, and named; the main process writes it down and stops the run when there are too many.
 """
@@ -28,23 +29,27 @@ class BadDataError(RuntimeError):
 
 
 class Stream(Dataset):
-    """Position in the stream -> (view a, view b, record number, 'record@epoch', bad samples met on the way)."""
+    """Position in the stream -> (view a, view b, record number, 'record@epoch', bad samples met on the way). `number`: the pair's."""
 
     MAX_REPLACEMENTS = 20
 
-    def __init__(self, records: list[dict], pair, seed: int):
-        self.records, self.pair, self.seed = records, pair, seed
+    def __init__(self, records: list[dict], pair, seed: int, number: int = 0):
+        self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self._permutation = (-1, None)
+
+    def generator(self, *numbers: int) -> np.random.Generator:
+        """Random numbers from the seed, the pair's number and these; those of the first pair are what they are in a run of one pair."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *numbers], spawn_key=(self.number,) if self.number else ()))
 
     def locate(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, len(self.records))
         if self._permutation[0] != epoch:
-            self._permutation = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.records)))
+            self._permutation = (epoch, self.generator(epoch).permutation(len(self.records)))
         return epoch, int(self._permutation[1][place])
 
     def __getitem__(self, position: int):
         epoch, index = self.locate(position)
-        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        rng = self.generator(epoch, index, 1)
         bad = []
         for _ in range(self.MAX_REPLACEMENTS):
             record = self.records[index]
@@ -57,20 +62,34 @@ class Stream(Dataset):
         raise BadDataError(f"{self.MAX_REPLACEMENTS} samples in a row cannot be read; the last: {bad[-1][0]}: {bad[-1][1]}")
 
 
-class Batches(Sampler):
-    """Positions of this process's share of each global batch, from batch `start` up to `end`."""
+class Turns(Dataset):
+    """(number of the pair, position in its stream) -> what that stream has there."""
 
-    def __init__(self, records_per_batch: int, start: int, end: int):
+    def __init__(self, streams: list[Stream]):
+        self.streams = streams
+
+    def __getitem__(self, place: tuple[int, int]):
+        number, position = place
+        return self.streams[number][position]
+
+
+class Batches(Sampler):
+    """(number of the pair, position) of this process's share of each step's global batch, from step `start` up to `end`.
+    `records_per_batch`: of each pair."""
+
+    def __init__(self, records_per_batch: list[int], start: int, end: int):
         self.records_per_batch, self.start, self.end = records_per_batch, start, end
 
     def __len__(self) -> int:
         return self.end - self.start
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = distributed.rank(), distributed.world_size()
-        first, last = (self.records_per_batch * r // world for r in (rank, rank + 1))
-        for batch in range(self.start, self.end):
-            yield list(range(batch * self.records_per_batch + first, batch * self.records_per_batch + last))
+        for step in range(self.start, self.end):
+            batch, number = divmod(step, len(self.records_per_batch))
+            records = self.records_per_batch[number]
+            first, last = (batch * records + records * r // world for r in (rank, rank + 1))
+            yield [(number, position) for position in range(first, last)]
 
 
 def collate(samples: list) -> tuple[Pair, list]:
@@ -117,9 +136,15 @@ def printable(text: str) -> str:
 
 
 def batches(stream: Stream, records_per_batch: int, workers: int, start: int, end: int) -> DataLoader:
-    """Yields (Pair, bad samples) for the global batches start..end-1. Workers are spawned, so decoders and torch's threads start clean."""
+    """Yields (Pair, bad samples) for the global batches start..end-1 of one stream."""
+    return in_turn([stream], [records_per_batch], workers, start, end)
+
+
+def in_turn(streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int) -> DataLoader:
+    """Yields (Pair, bad samples) for the steps start..end-1, in which the streams take turns. Workers are spawned, so decoders and
+    torch's threads start clean."""
     return DataLoader(
-        stream, batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
+        Turns(streams), batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None, worker_init_fn=_start_worker if workers else None,
     )
