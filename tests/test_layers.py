@@ -15,6 +15,7 @@ LAYERS = [
     {"data"},
     {"probes", "classify", "frozen"},
     {"runfolder", "report", "plots"},
+    {"build"},
     {"loop"},
     {"run", "evaluate", "export"},
 ]

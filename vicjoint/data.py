@@ -110,7 +110,7 @@ class Quarantine:
         self.causes: dict[str, str] = {}
         if path.exists():
             lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            self.causes = {line["sample"]: line["cause"] for line in lines}
+            self.causes = {line["sample"]: line["cause"] for line in lines if line["source"] == source}
 
     def add(self, bad: list[tuple[str, str]]) -> None:
         """Write down the new ones; raises BadDataError above the allowed number."""

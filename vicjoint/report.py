@@ -83,8 +83,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def by_pair(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of each pair of the run, in the order of their first steps; rows that name none belong to one."""
+    found = {}
+    for row in rows:
+        found.setdefault(str(row.get("pair", "")), []).append(row)
+    return found
+
+
 def curves_section(rows: list[dict], terms: list[str]) -> str:
-    """Loss, its terms, health, learning rate and speed over steps."""
+    """Loss, its terms and health of each pair, learning rate and speed over steps."""
+    neutral, pairs = MORE_COLOURS[0], by_pair(rows)
+    parts = [(f"<h3>{escape(pair)}</h3>" if len(pairs) > 1 else "", pair_plots(of_pair, terms)) for pair, of_pair in pairs.items()]
+    parts.append(("<h3>All pairs</h3>" if len(pairs) > 1 else "",
+                  [chart("Learning rate", "", [Curve("", neutral, *series(rows, "lr"))]),
+                   chart("Samples per second", "", [Curve("", neutral, *series(rows, "samples_per_second"))])]))
+    return '<p class="soft">Horizontal axis: step.</p>' + "".join(f'{title}<div class="plots">{"".join(plots)}</div>' for title, plots in parts)
+
+
+def pair_plots(rows: list[dict], terms: list[str]) -> list[str]:
+    """Loss, its terms and health of one pair."""
     def branches(name):
         return [Curve(b, COLOURS[b], *series(rows, "health", b, name)) for b in COLOURS]
 
@@ -93,11 +111,8 @@ def curves_section(rows: list[dict], terms: list[str]) -> str:
     plots = [chart("Loss", "Sum of the weighted terms.", [Curve("", neutral, *series(rows, "loss"))], may_log=True),
              chart("Terms", "As weighted in the loss.", term_curves, may_log=True)]
     plots += [chart(title, note, branches(name), 1.0 if name == "std" else None) for name, (title, note) in HEALTH.items()]
-    plots += [chart("Alignment", "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
-                    [Curve("", neutral, *series(rows, "health", "alignment"))]),
-              chart("Learning rate", "", [Curve("", neutral, *series(rows, "lr"))]),
-              chart("Samples per second", "", [Curve("", neutral, *series(rows, "samples_per_second"))])]
-    return f'<p class="soft">Horizontal axis: step.</p><div class="plots">{"".join(plots)}</div>'
+    return plots + [chart("Alignment", "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
+                          [Curve("", neutral, *series(rows, "health", "alignment"))])]
 
 
 def progress_section(rows: list[dict]) -> str:
@@ -116,10 +131,11 @@ def progress_section(rows: list[dict]) -> str:
 def spectrum_section(spectra: dict) -> str:
     """Eigenvalues of the covariance of z, on a log scale; those at rounding noise (1e-10 of the largest) are not shown."""
     curves = []
-    for branch in COLOURS:
-        values = np.asarray(spectra.get(branch, []), float)
+    colours = [*COLOURS.values(), *MORE_COLOURS]
+    for i, (branch, given) in enumerate(spectra.items()):
+        values = np.asarray(given, float)
         values = values[values > max(values.max(initial=0.0) * 1e-10, 0.0)]
-        curves.append(Curve(branch, COLOURS[branch], list(range(1, len(values) + 1)), list(values)))
+        curves.append(Curve(branch, colours[i % len(colours)], list(range(1, len(values) + 1)), list(values)))
     note = "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows collapsed ones."
     return f'<div class="plots">{chart("Covariance of z", note, curves, may_log=True)}</div>'
 
@@ -194,22 +210,28 @@ def environment_section(environment: dict) -> str:
 
 
 def verdict_line(rows: list[dict]) -> str:
-    """The last health verdict with its badge: green healthy, red collapsed, amber any other trouble, grey none yet."""
-    verdicts = [(row["step"], row["verdict"]) for row in rows if isinstance(row.get("verdict"), str)]
-    if not verdicts:
-        return '<p class="verdict"><span class="badge grey">unknown</span>No health was measured yet.</p>'
-    step, words = verdicts[-1]
-    colour, badge = ("green", "healthy") if words.startswith("healthy") else ("red", "collapsed") if "collapsed" in words \
-        else ("amber", "watch")
-    return f'<p class="verdict"><span class="badge {colour}">{badge}</span><span>{escape(words)} (step {step})</span></p>'
+    """Each pair's last health verdict with its badge: green healthy, red collapsed, amber any other trouble, grey none yet."""
+    html, pairs = "", by_pair(rows)
+    for pair, of_pair in pairs.items():
+        which = f"{escape(pair)}: " if len(pairs) > 1 else ""
+        verdicts = [(row["step"], row["verdict"]) for row in of_pair if isinstance(row.get("verdict"), str)]
+        if not verdicts:
+            html += f'<p class="verdict"><span class="badge grey">unknown</span>{which}No health was measured yet.</p>'
+            continue
+        step, words = verdicts[-1]
+        colour, badge = ("green", "healthy") if words.startswith("healthy") else ("red", "collapsed") if "collapsed" in words \
+            else ("amber", "watch")
+        html += f'<p class="verdict"><span class="badge {colour}">{badge}</span><span>{which}{escape(words)} (step {step})</span></p>'
+    return html
 
 
 def summary(rows: list[dict]) -> str:
     """Steps, loss, time and speed as cards."""
-    losses, seconds, speed = (series(rows, name)[1] for name in ("loss", "seconds", "samples_per_second"))
-    cards = {"steps": f"{rows[-1]['step']:,}"}
-    if losses:
-        cards["loss, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
+    seconds, speed = (series(rows, name)[1] for name in ("seconds", "samples_per_second"))
+    cards, pairs = {"steps": f"{rows[-1]['step']:,}"}, by_pair(rows)
+    for pair, of_pair in pairs.items():
+        if losses := series(of_pair, "loss")[1]:
+            cards[f"loss{' of ' + escape(pair) if len(pairs) > 1 else ''}, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
     if seconds:
         took = sum(seconds)  # of all steps; evaluations come on top
         cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"
