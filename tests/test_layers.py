@@ -14,7 +14,7 @@ LAYERS = [
     {"pairs", "augment"},
     {"data"},
     {"probes", "classify", "frozen"},
-    {"runfolder", "report", "plots"},
+    {"runfolder", "report", "curves", "plots"},
     {"build"},
     {"loop"},
     {"run", "evaluate", "export"},
