@@ -14,6 +14,7 @@ import vicjoint
 from vicjoint import data
 from vicjoint.build import build_parts
 from vicjoint.config import RecipeError, load_recipe
+from vicjoint.evaluate import main as evaluate_command
 from vicjoint.export import main as export_command
 from vicjoint.run import main as run_command
 
@@ -368,7 +369,7 @@ def test_one_pair_keeps_its_plain_names(tmp_path):
 # ---- what comes out ----
 
 def test_encoders_by_name_from_a_run_and_an_export(tmp_path, capsys):
-    run = vicjoint.train(recipe(), [f"out={tmp_path / 'run'}", "evaluate.probes=[]"])
+    run = vicjoint.train(recipe(), [f"out={tmp_path / 'run'}"])
     assert export_command([str(run), "--to", str(tmp_path / "export")]) == 0
     view, saved = torch.randn(3, 6), state(run)["model"]
     for folder in (run, tmp_path / "export"):
@@ -377,6 +378,8 @@ def test_encoders_by_name_from_a_run_and_an_export(tmp_path, capsys):
         assert torch.equal(encoder.encoder.net[0].weight, saved["branches.audio.encoder.net.0.weight"])
     assert export_command([str(run), "--to", str(tmp_path / "text.pth"), "--branch", "text"]) == 0
     assert torch.equal(torch.load(tmp_path / "text.pth", weights_only=True)["net.0.weight"], saved["branches.text.encoder.net.0.weight"])
+    measured = (run / "evaluation.json").read_text()
+    assert evaluate_command([str(run)]) == 0 and (run / "evaluation.json").read_text() == measured != "{}"
     with pytest.raises(RecipeError, match="branch: 'a' is unknown. Expected 'video' or 'audio' or 'text'"):
         vicjoint.load_encoder(run)
     assert export_command([str(run), "--to", str(tmp_path / "x.pth"), "--branch", "vidoe"]) == 2

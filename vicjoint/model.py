@@ -95,7 +95,7 @@ class SharedBranches(nn.Module):
             if hasattr(nn.ModuleDict(), name):
                 raise ValueError(f"branches.{name}: torch has another meaning for this name in a module. Choose another one, such as {name}_1.")
         self.branches = nn.ModuleDict(branches)
-        self.pairs = list(pairs)
+        self.pairs = [self.between(*two) for two in pairs]  # a plain list: the weights are registered once, by branch
 
     def between(self, a: str, b: str) -> JointModel:
         """Two branches as a model of their own, on the same weights, whether or not they are trained together."""
@@ -103,7 +103,7 @@ class SharedBranches(nn.Module):
 
     def forward(self, view_a, view_b, pair: int = 0) -> tuple[Tensor, Tensor]:
         """Embeddings z_a and z_b, [B, E] each, of the views of pair number `pair`."""
-        return self.between(*self.pairs[pair])(view_a, view_b)
+        return self.pairs[pair](view_a, view_b)
 
     def after_step(self) -> None:
         """Nothing follows: every branch has its own weights."""
