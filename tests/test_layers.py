@@ -14,7 +14,8 @@ LAYERS = [
     {"pairs", "augment", "cross_modal"},
     {"data"},
     {"probes", "classify", "frozen"},
-    {"runfolder", "report", "plots"},
+    {"runfolder", "report", "curves", "plots"},
+    {"build"},
     {"loop"},
     {"run", "evaluate", "export"},
 ]

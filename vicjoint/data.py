@@ -1,9 +1,11 @@
 """Batches of pairs. A sample is a function of (seed, epoch, index): neither workers nor processes change it.
 
 1. The stream: epoch after epoch, each a permutation of the training records drawn from (seed, epoch). Position p of the stream
-   is record permutation[p % records] in epoch p // records. Where the pair has a `distinct` column, an epoch is the largest number of whole
-   batches in which no value occurs twice; the records that are left over (others in each epoch) wait for a later epoch.
-2. Global batch s is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive share.
+   is record permutation[p % records] in epoch p // records. Each pair of a run has a stream of its own: its number is drawn from, too.
+   Where the pair has a `distinct` column, an epoch is the largest number of whole batches in which no value occurs twice; the records
+   that are left over (others in each epoch) wait for a later epoch.
+2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive
+   share. Several pairs take turns: step s of P pairs is batch s // P of pair s % P.
 3. A worker reads a record with random numbers from (seed, epoch, record). A bad one is replaced by the next draw from those
    numbers, and named; the main process writes it down and stops the run when there are too many. With `distinct`, the replacement has a value
    that the batch does not have, as long as there is one.
@@ -31,12 +33,12 @@ class BadDataError(RuntimeError):
 
 class Stream(Dataset):
     """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The group is the record's number, or what
-    the pair's `group_of(record, number)` says."""
+    the pair's `group_of(record, number)` says. `number`: the pair's."""
 
     MAX_REPLACEMENTS = 20
 
-    def __init__(self, records: list[dict], pair, seed: int):
-        self.records, self.pair, self.seed = records, pair, seed
+    def __init__(self, records: list[dict], pair, seed: int, number: int = 0):
+        self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.distinct = Distinct(records, pair) if getattr(pair, "distinct", None) else None
         self._order = (-1, None)
 
@@ -45,18 +47,22 @@ class Stream(Dataset):
         """Records of an epoch."""
         return len(self.records) if self.distinct is None else self.distinct.batches * self.distinct.per_batch
 
+    def generator(self, *numbers: int) -> np.random.Generator:
+        """Random numbers from the seed, the pair's number and these; those of the first pair are what they are in a run of one pair."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *numbers], spawn_key=(self.number,) if self.number else ()))
+
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, record number) of a position."""
         epoch, place = divmod(position, self.epoch_length)
         if self._order[0] != epoch:
-            rng = np.random.default_rng([self.seed, epoch])
+            rng = self.generator(epoch)
             order = rng.permutation(len(self.records))
             self._order = (epoch, order if self.distinct is None else self.distinct.arrange(order, rng))
         return epoch, int(self._order[1][place])
 
     def __getitem__(self, position: int):
         epoch, index = self.locate(position)
-        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        rng = self.generator(epoch, index, 1)
         bad, others = [], None
         for _ in range(self.MAX_REPLACEMENTS):
             record = self.records[index]
@@ -133,20 +139,34 @@ def first_of_run(x: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(begins, np.arange(len(x)), 0))
 
 
-class Batches(Sampler):
-    """Positions of this process's share of each global batch, from batch `start` up to `end`."""
+class Turns(Dataset):
+    """(number of the pair, position in its stream) -> what that stream has there."""
 
-    def __init__(self, records_per_batch: int, start: int, end: int):
+    def __init__(self, streams: list[Stream]):
+        self.streams = streams
+
+    def __getitem__(self, place: tuple[int, int]):
+        number, position = place
+        return self.streams[number][position]
+
+
+class Batches(Sampler):
+    """(number of the pair, position) of this process's share of each step's global batch, from step `start` up to `end`.
+    `records_per_batch`: of each pair."""
+
+    def __init__(self, records_per_batch: list[int], start: int, end: int):
         self.records_per_batch, self.start, self.end = records_per_batch, start, end
 
     def __len__(self) -> int:
         return self.end - self.start
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = distributed.rank(), distributed.world_size()
-        first, last = (self.records_per_batch * r // world for r in (rank, rank + 1))
-        for batch in range(self.start, self.end):
-            yield list(range(batch * self.records_per_batch + first, batch * self.records_per_batch + last))
+        for step in range(self.start, self.end):
+            batch, number = divmod(step, len(self.records_per_batch))
+            records = self.records_per_batch[number]
+            first, last = (batch * records + records * r // world for r in (rank, rank + 1))
+            yield [(number, position) for position in range(first, last)]
 
 
 def collate(samples: list) -> tuple[Pair, list]:
@@ -167,7 +187,7 @@ class Quarantine:
         self.causes: dict[str, str] = {}
         if path.exists():
             lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            self.causes = {line["sample"]: line["cause"] for line in lines}
+            self.causes = {line["sample"]: line["cause"] for line in lines if line["source"] == source}
 
     def add(self, bad: list[tuple[str, str]]) -> None:
         """Write down the new ones; raises BadDataError above the allowed number."""
@@ -193,12 +213,18 @@ def printable(text: str) -> str:
 
 
 def batches(stream: Stream, records_per_batch: int, workers: int, start: int, end: int) -> DataLoader:
-    """Yields (Pair, bad samples) for the global batches start..end-1. Workers are spawned, so decoders and torch's threads start clean.
-    Raises ValueError where a `distinct` column has too few values for a batch."""
-    if stream.distinct is not None:
-        stream.distinct.set_batch(records_per_batch)
+    """Yields (Pair, bad samples) for the global batches start..end-1 of one stream."""
+    return in_turn([stream], [records_per_batch], workers, start, end)
+
+
+def in_turn(streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int) -> DataLoader:
+    """Yields (Pair, bad samples) for the steps start..end-1, in which the streams take turns. Workers are spawned, so decoders and
+    torch's threads start clean. Raises ValueError where a `distinct` column has too few values for a batch."""
+    for stream, records in zip(streams, records_per_batch):
+        if stream.distinct is not None:
+            stream.distinct.set_batch(records)
     return DataLoader(
-        stream, batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
+        Turns(streams), batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None, worker_init_fn=_start_worker if workers else None,
     )
