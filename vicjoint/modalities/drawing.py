@@ -1,0 +1,83 @@
+"""Drawings of molecules: a SMILES string -> the structural formula as a picture, for any encoder of images.
+
+    drawing = Drawing(size=128)
+    raw = drawing.read("c1ccccc1O")                   # uint8 [1, 3, 128, 128], dark lines on white
+    view = drawing(raw)                               # float, normalised
+"""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from vicjoint.modalities.base import Modality
+from vicjoint.modalities.image import IMAGENET_MEAN, IMAGENET_STD
+from vicjoint.modalities.molecule import parse, shortened
+from vicjoint.registry import need, register
+
+THUMBNAIL = 16  # side of the pixels baseline
+
+
+@register("modality", "drawing")
+class Drawing(Modality):
+    """SMILES -> rdkit's drawing, uint8 [1, 3, size, size], then (x / 255 - mean) / std with ImageNet's constants.
+
+    size: side in pixels. rotate: in training the structure is turned by up to so many degrees either way; flip: and mirrored with this
+    probability. Both move the atoms, not the pixels: letters stay upright, and wedges are drawn anew, so the molecule stays the same
+    one. max_atoms: a larger molecule is a bad sample.
+    """
+
+    reads = "text"
+    baseline = "pixels"
+    reading = ("size", "rotate", "flip", "max_atoms")
+
+    def __init__(self, size: int = 128, rotate: float = 180.0, flip: float = 0.5, max_atoms: int = 1024):
+        super().__init__()
+        need(["rdkit.Chem"], "modality 'drawing'", "molecule")
+        for name, value, least, most in (("size", size, 16, 4096), ("rotate", rotate, 0, 180), ("flip", flip, 0, 1), ("max_atoms", max_atoms, 1, 100_000)):
+            if not least <= value <= most:
+                raise ValueError(f"modality 'drawing': {name} is {value}, expected a number from {least} to {most}.")
+        self.size, self.rotate, self.flip, self.max_atoms = size, rotate, flip, max_atoms
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Tensor:
+        """uint8 [1, 3, size, size]. Raises ValueError for an invalid SMILES and for one that is too large."""
+        molecule = parse(value)
+        if molecule.GetNumAtoms() > self.max_atoms:
+            raise ValueError(f"'{shortened(value)}' has {molecule.GetNumAtoms()} atoms, max_atoms is {self.max_atoms}. "
+                             "Leave it out, or raise max_atoms")
+        turn, mirrored = (0.0, False) if rng is None else (rng.uniform(-self.rotate, self.rotate), rng.random() < self.flip)
+        return draw(molecule, self.size, turn, mirrored)[None]
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return (raw.float() / 255 - self.mean) / self.std
+
+    def simple_features(self, raw: Tensor) -> Tensor:
+        """Grey pixels [B, 256] of a 16 x 16 thumbnail."""
+        return F.resize(raw.float().mean(1, keepdim=True), [THUMBNAIL, THUMBNAIL], antialias=True).flatten(1) / 255
+
+
+def draw(molecule, size: int, turn_degrees: float = 0.0, mirrored: bool = False) -> Tensor:
+    """uint8 [3, size, size]: rdkit's drawing of a molecule, its atoms turned and mirrored in the plane."""
+    from rdkit import rdBase
+    from rdkit.Chem import rdDepictor
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    with rdBase.BlockLogs():
+        rdDepictor.Compute2DCoords(molecule)
+        conformer = molecule.GetConformer()
+        angle = np.deg2rad(turn_degrees)
+        matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * ([-1, 1] if mirrored else [1, 1])
+        places = conformer.GetPositions()
+        places[:, :2] = places[:, :2] @ matrix.T
+        conformer.SetPositions(places)
+        canvas = rdMolDraw2D.MolDraw2DCairo(size, size)
+        canvas.drawOptions().prepareMolsBeforeDrawing = False
+        canvas.DrawMolecule(rdMolDraw2D.PrepareMolForDrawing(molecule, forceCoords=False))
+        canvas.FinishDrawing()
+        png = canvas.GetDrawingText()
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1).contiguous()
