@@ -177,6 +177,8 @@ def _register_torchvision(name: str) -> None:
             if stem not in ("imagenet", "small"):
                 raise ComponentError(f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' "
                                      "(3x3, no pooling, for images below about 64 px).")
+            if channels < 1:
+                raise ComponentError(f"encoder '{name}': channels is {channels}, expected 1 or more.")
             model = torchvision_encoder(name, None, zero_init_residual=zero_init_residual)
             if stem == "small" or channels != 3:
                 kernel, stride = (3, 1) if stem == "small" else (7, 2)

@@ -51,7 +51,7 @@ class Drawing(Modality):
             raise ValueError(f"'{shortened(value)}' has {molecule.GetNumAtoms()} atoms, max_atoms is {self.max_atoms}. "
                              "Leave it out, or raise max_atoms")
         turn, mirrored = (0.0, False) if rng is None else (rng.uniform(-self.rotate, self.rotate), rng.random() < self.flip)
-        return draw(molecule, self.size, turn, mirrored)[None]
+        return draw(place(molecule, turn, mirrored), self.size)[None]
 
     def forward(self, raw: Tensor) -> Tensor:
         return (raw.float() / 255 - self.mean) / self.std
@@ -61,23 +61,27 @@ class Drawing(Modality):
         return F.resize(raw.float().mean(1, keepdim=True), [THUMBNAIL, THUMBNAIL], antialias=True).flatten(1) / 255
 
 
-def draw(molecule, size: int, turn_degrees: float = 0.0, mirrored: bool = False) -> Tensor:
-    """uint8 [3, size, size]: rdkit's drawing of a molecule, its atoms turned and mirrored in the plane."""
-    from rdkit import rdBase
+def place(molecule, turn_degrees: float, mirrored: bool):
+    """The molecule with atoms in the plane, where rdkit puts them, turned and mirrored."""
     from rdkit.Chem import rdDepictor
+
+    rdDepictor.Compute2DCoords(molecule)
+    angle = np.deg2rad(turn_degrees)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * ([-1, 1] if mirrored else [1, 1])
+    places = molecule.GetConformer().GetPositions()
+    places[:, :2] = places[:, :2] @ matrix.T
+    molecule.GetConformer().SetPositions(places)
+    return molecule
+
+
+def draw(molecule, size: int) -> Tensor:
+    """uint8 [3, size, size]: rdkit's drawing of a molecule whose atoms are in the plane."""
+    from rdkit import rdBase
     from rdkit.Chem.Draw import rdMolDraw2D
 
     with rdBase.BlockLogs():
-        rdDepictor.Compute2DCoords(molecule)
-        conformer = molecule.GetConformer()
-        angle = np.deg2rad(turn_degrees)
-        matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * ([-1, 1] if mirrored else [1, 1])
-        places = conformer.GetPositions()
-        places[:, :2] = places[:, :2] @ matrix.T
-        conformer.SetPositions(places)
         canvas = rdMolDraw2D.MolDraw2DCairo(size, size)
-        canvas.drawOptions().prepareMolsBeforeDrawing = False
-        canvas.DrawMolecule(rdMolDraw2D.PrepareMolForDrawing(molecule, forceCoords=False))
+        canvas.DrawMolecule(molecule)
         canvas.FinishDrawing()
         png = canvas.GetDrawingText()
     return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1).contiguous()
