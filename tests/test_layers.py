@@ -10,7 +10,7 @@ LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
      "images"},
     {"modalities", "sources", "image_sources", "shard_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms",
-     "multicrop", "accumulate"},
+     "multicrop", "accumulate", "sample_molecules", "sample_cells"},
     {"pairs", "augment"},
     {"data"},
     {"probes", "classify", "frozen"},

@@ -197,7 +197,7 @@ def test_a_cut_file_never_passes_for_a_whole_one(form, share, tmp_path):
         assert "field" in str(error)
     else:  # what was cut off is no pixel, or whole pages, which the count of channels tells
         assert len(pixels) < 5 or np.array_equal(pixels, PIXELS)
-        assert share > 0.5
+        assert share > 0.1
 
 
 @pytest.mark.parametrize("make, cause", [
