@@ -171,12 +171,16 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
     """(array, one letter per axis). Pages of one shape are one array."""
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of it is raised here, with the file's name
-    with tifffile.TiffFile(path) as file:
-        series = file.series
-        if len(series) > 1 and len({(s.shape, s.dtype) for s in series}) == 1:  # written page by page
-            return np.stack([s.asarray() for s in series]), "I" + series[0].axes
-        return series[0].asarray(), series[0].axes
+    logger = logging.getLogger("tifffile")
+    disabled, logger.disabled = logger.disabled, True  # what matters of it is raised here, with the file's name
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series
+            if len(series) > 1 and len({(s.shape, s.dtype) for s in series}) == 1:  # written page by page
+                return np.stack([s.asarray() for s in series]), "I" + series[0].axes
+            return series[0].asarray(), series[0].axes
+    finally:
+        logger.disabled = disabled
 
 
 def _read_picture(path: str) -> tuple[np.ndarray, str]:
