@@ -71,7 +71,7 @@ def test_encoders_of_images_take_drawings():
     y = registry.build_encoder("drawing", "conv", width=8, dim=16)(drawing(raw))
     assert y.shape == (2, 16)
     features = drawing.simple_features(raw)
-    assert features.shape == (2, 256) and 0 <= features.min() and features.max() < 1.001 and not torch.equal(*features)
+    assert features.shape == (2, 3 * 32 * 32) and 0 <= features.min() and features.max() < 1.001 and not torch.equal(*features)
 
 
 def test_drawing_is_quick():

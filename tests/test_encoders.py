@@ -191,6 +191,7 @@ def test_residual_options():
     ("clip/frames_transformer", {"image": {"name": "conv"}, "dim": 10, "heads": 4}, r"dim 10 cannot be shared by 4 heads"),
     ("clip/frame_and_motion", {"frames": 1}, r"frames is 1, which shows no motion"),
     ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
+    ("image/pooled_conv", {"widths": [8, 16], "strides": [2]}, r"2 widths and 1 strides"),
 ])
 def test_wrong_options_are_named(key, options, message):
     with pytest.raises(ComponentError, match=message):

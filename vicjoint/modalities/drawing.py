@@ -11,18 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
-from vicjoint.modalities.base import Modality
-from vicjoint.modalities.image import IMAGENET_MEAN, IMAGENET_STD
+from vicjoint.modalities.image import Pixels
 from vicjoint.modalities.molecule import parse, shortened
 from vicjoint.registry import need, register
 
-THUMBNAIL = 16  # side of the pixels baseline
-
 
 @register("modality", "drawing")
-class Drawing(Modality):
+class Drawing(Pixels):
     """SMILES -> rdkit's drawing, uint8 [1, 3, size, size], then (x / 255 - mean) / std with ImageNet's constants.
 
     size: side in pixels. rotate: in training the structure is turned by up to so many degrees either way; flip: and mirrored with this
@@ -31,7 +27,6 @@ class Drawing(Modality):
     """
 
     reads = "text"
-    baseline = "pixels"
     reading = ("size", "rotate", "flip", "max_atoms")
 
     def __init__(self, size: int = 128, rotate: float = 180.0, flip: float = 0.5, max_atoms: int = 1024):
@@ -41,8 +36,6 @@ class Drawing(Modality):
             if not least <= value <= most:
                 raise ValueError(f"modality 'drawing': {name} is {value}, expected a number from {least} to {most}.")
         self.size, self.rotate, self.flip, self.max_atoms = size, rotate, flip, max_atoms
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Tensor:
         """uint8 [1, 3, size, size]. Raises ValueError for an invalid SMILES and for one that is too large."""
@@ -52,13 +45,6 @@ class Drawing(Modality):
                              "Leave it out, or raise max_atoms")
         turn, mirrored = (0.0, False) if rng is None else (rng.uniform(-self.rotate, self.rotate), rng.random() < self.flip)
         return draw(place(molecule, turn, mirrored), self.size)[None]
-
-    def forward(self, raw: Tensor) -> Tensor:
-        return (raw.float() / 255 - self.mean) / self.std
-
-    def simple_features(self, raw: Tensor) -> Tensor:
-        """Grey pixels [B, 256] of a 16 x 16 thumbnail."""
-        return F.resize(raw.float().mean(1, keepdim=True), [THUMBNAIL, THUMBNAIL], antialias=True).flatten(1) / 255
 
 
 def place(molecule, turn_degrees: float, mirrored: bool):
