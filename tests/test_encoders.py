@@ -45,6 +45,10 @@ def make(key: str, **options):
 
 
 def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
+    if key.startswith("molecule/"):
+        pytest.importorskip("rdkit")
+        from vicjoint.modalities.molecule import Graphs, Molecule
+        return Molecule()(Graphs.concatenate([Molecule().read("CCO"), Molecule().read("c1ccccc1")]))
     size = SIZE.get(key, 32)
     return torch.randn(batch, 3, frames, size, size) if key.startswith("clip/") else torch.randn(batch, 3, size, size)
 

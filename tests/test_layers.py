@@ -10,7 +10,7 @@ LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
      "images", "cells", "write_video"},
     {"modalities", "sources", "tables", "sample_table", "image_sources", "shard_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms", "transform_list",
-     "multicrop", "accumulate"},
+     "multicrop", "accumulate", "sample_molecules", "sample_cells"},
     {"pairs", "augment", "cross_modal"},
     {"data"},
     {"probes", "classify", "frozen"},

@@ -6,7 +6,8 @@ A view is what one branch sees; its form is the modality's contract:
     clip                [B, C, T, H, W] float, normalised
     audio               [B, T] float in [-1, 1], mono
     text, protein       (ids [B, L] int64, mask [B, L] bool)
-    molecule            torch_geometric.data.Batch
+    molecule            torch_geometric.data.Batch: x [N, 8] int64, edge_index [2, E] int64, edge_attr [E, 4] int64, batch [N] int64;
+                        x and edge_attr are category numbers, a column for each of ATOM_CATEGORIES and BOND_CATEGORIES
 
 Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`, `to(device)`, `view[start:end]` and a static
 `concatenate(views)`.
@@ -17,6 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# What the columns of a molecule's atoms and bonds are, and how many categories each has; the last category of a column: masked
+ATOM_CATEGORIES = {"atomic_number": 120, "degree": 12, "charge": 12, "hydrogens": 10, "aromatic": 3, "in_ring": 3, "chirality": 4, "hybridisation": 8}
+BOND_CATEGORIES = {"kind": 6, "conjugated": 3, "in_ring": 3, "stereo": 4}
 
 
 @dataclass
