@@ -19,8 +19,8 @@ from typing import Any, Callable
 FAMILIES = ("modality", "source", "pair", "transform", "objective", "encoder", "predictor", "optimizer", "schedule", "probe")
 
 # The modules whose import fills the registry. Order is layer order.
-BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.image_sources", "vicjoint.shard_sources", "vicjoint.objectives", "vicjoint.model",
-            "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.probes", "vicjoint.classify")
+BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.image_sources", "vicjoint.shard_sources", "vicjoint.sequence_sources",
+            "vicjoint.objectives", "vicjoint.model", "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.probes", "vicjoint.classify")
 
 # A modality may use encoders registered for another: a next frame is an image.
 ACCEPTS = {"next_frame": ("next_frame", "image")}
