@@ -24,9 +24,10 @@ SMALL_ESM = {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 32, "
 
 
 @register_encoder("protein", "cnn")
-def protein_cnn(width: int = 64, layers: int = 5, kernel: int = 5, dim: int = 256) -> SequenceCNN:
-    """Dilated convolutions over residues: at the default size a position sees 125 of them, a small domain."""
-    return SequenceCNN(VOCABULARY, width, layers, kernel, dim)
+def protein_cnn(width: int = 64, layers: int = 5, kernel: int = 5, dim: int = 256, ends: int = 32) -> SequenceCNN:
+    """Dilated convolutions over residues: at the default size a position sees 125 of them, a small domain. ends: the first and the last so many
+    positions are averaged by themselves too, where signals of the place in the cell are; 0: they are not."""
+    return SequenceCNN(VOCABULARY, width, layers, kernel, dim, ends)
 
 
 @register_encoder("protein", "transformer")

@@ -64,17 +64,17 @@ class ConvBlock(nn.Module):
 
 class SequenceCNN(nn.Module):
     """Embedding, `layers` residual convolutions whose dilation doubles, masked mean and maximum over positions, and a linear layer to `dim`.
-    A position sees (kernel - 1) * (2^layers - 1) + 1 tokens."""
+    A position sees (kernel - 1) * (2^layers - 1) + 1 tokens. ends: the means over the first and over the last so many positions go in too."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int, kernel: int, dim: int):
+    def __init__(self, vocabulary: int, width: int, layers: int, kernel: int, dim: int, ends: int = 0):
         super().__init__()
         if kernel % 2 == 0:
             raise ComponentError(f"encoder: kernel is {kernel}, expected an odd number, so that a position has as many neighbours on both sides.")
-        self.dim = dim
+        self.dim, self.ends = dim, ends
         self.tokens = Tokens(vocabulary, width)
         self.blocks = nn.ModuleList(ConvBlock(width, kernel, 2 ** i) for i in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(2 * width, dim)
+        self.project = nn.Linear((4 if ends else 2) * width, dim)
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
         ids_BL, mask_BL = view
@@ -82,7 +82,11 @@ class SequenceCNN(nn.Module):
         for block in self.blocks:
             x_BLC = block(x_BLC, mask_BL)
         x_BLC = self.norm(x_BLC)
-        return self.project(torch.cat([masked_mean(x_BLC, mask_BL), masked_max(x_BLC, mask_BL)], 1))
+        pooled = [masked_mean(x_BLC, mask_BL), masked_max(x_BLC, mask_BL)]
+        if self.ends:
+            place, number = mask_BL.cumsum(1), mask_BL.sum(1, keepdim=True)
+            pooled += [masked_mean(x_BLC, mask_BL & part) for part in (place <= self.ends, place > number - self.ends)]
+        return self.project(torch.cat(pooled, 1))
 
 
 @register_encoder("text", "bytes_cnn")

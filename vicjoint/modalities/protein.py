@@ -22,6 +22,7 @@ ID_OF = {token: i for i, token in enumerate(ALPHABET)}
 CLS, PAD, EOS, X, DOT, GAP = (ID_OF[token] for token in ("<cls>", "<pad>", "<eos>", "X", ".", "-"))
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"  # ids 4 .. 23
 LEAST = 4  # residues of the shortest window
+END = 30  # residues whose composition simple_features gives for each end, where signals of the place in the cell are
 SHOWN = 20  # residues of a sequence in a message
 
 
@@ -72,13 +73,15 @@ class Protein(Modality):
         return ids_BL.masked_fill(~mask_BL, PAD), mask_BL
 
     def simple_features(self, raw: tuple[Tensor, Tensor]) -> Tensor:
-        """[B, 22]: share of each of the 20 amino acids in ESM's order, share of all other residues, log10 of the number of residues in the view."""
+        """[B, 64]: share of each of the 20 amino acids in ESM's order and of all other residues, in the whole view, in its first and in its last 30
+        residues; log10 of the number of residues."""
         ids_BL, mask_BL = raw
         residue = mask_BL & (ids_BL > EOS) & (ids_BL != DOT) & (ids_BL != GAP)
-        kind = (ids_BL - ID_OF["L"]).clamp(0, len(AMINO_ACIDS))
-        counts = torch.zeros(len(ids_BL), len(AMINO_ACIDS) + 1, device=ids_BL.device).scatter_add_(1, kind, residue.float())
-        number = counts.sum(1, keepdim=True).clamp(min=1)
-        return torch.cat([counts / number, number.log10()], 1)
+        kind = torch.nn.functional.one_hot((ids_BL - ID_OF["L"]).clamp(0, len(AMINO_ACIDS)), len(AMINO_ACIDS) + 1).float()
+        place, number = residue.cumsum(1), residue.sum(1, keepdim=True)
+        parts = [residue, residue & (place <= END), residue & (place > number - END)]
+        shares = [(kind * part[..., None]).sum(1) / part.sum(1, keepdim=True).clamp(min=1) for part in parts]
+        return torch.cat([*shares, number.clamp(min=1).log10()], 1)
 
 
 def clean(value: str, strict: bool = False) -> str:
