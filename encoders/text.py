@@ -55,11 +55,13 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int, kernel: int, dilation: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel - 1) // 2, dilation=dilation)
+        # a convolution of pictures one pixel high: with channels last it takes half the time of Conv1d on a CPU
+        self.conv = nn.Conv2d(width, width, (1, kernel), padding=(0, dilation * (kernel - 1) // 2), dilation=(1, dilation))
 
     def forward(self, x_BLC: Tensor, mask_BL: Tensor) -> Tensor:
-        h = self.norm(x_BLC).masked_fill(~mask_BL[..., None], 0)
-        return x_BLC + nn.functional.gelu(self.conv(h.transpose(1, 2))).transpose(1, 2)
+        h_BLC = self.norm(x_BLC).masked_fill(~mask_BL[..., None], 0)
+        h_BLC = self.conv(h_BLC.transpose(1, 2)[:, :, None])[:, :, 0].transpose(1, 2)
+        return x_BLC + nn.functional.gelu(h_BLC)
 
 
 class SequenceCNN(nn.Module):
