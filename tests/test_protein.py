@@ -97,8 +97,18 @@ def test_windows_of_a_long_protein():
     assert letters(whole) == ["<cls>", *sequence, "<eos>"]
 
 
+def test_residues_are_masked_in_training_only():
+    sequence, modality = "ACDEFGHIKL" * 30, Protein(mask=0.2)
+    plain = Protein().read(sequence)[0]
+    assert torch.equal(modality.read(sequence)[0], plain)
+    one, again, other = (modality.read(sequence, np.random.default_rng(seed))[0] for seed in (0, 0, 1))
+    hidden = one != plain
+    assert torch.equal(one, again) and not torch.equal(one, other) and (one[hidden] == ALPHABET.index("<mask>")).all()
+    assert 0.12 < hidden.float().mean() < 0.28 and not hidden[0, 0] and not hidden[0, -1]
+
+
 @pytest.mark.parametrize("options, message", [
-    ({"length": 3}, "length is 3, expected 4 or more residues"), ({"crop": "end"}, "crop is 'end', expected one of random, start"),
+    ({"mask": 1.0}, "mask is 1.0, expected a share of the residues"), ({"length": 3}, "length is 3, expected 4 or more residues"), ({"crop": "end"}, "crop is 'end', expected one of random, start"),
     ({"unknown": "skip"}, "unknown is 'skip', expected x .* or error"),
 ])
 def test_wrong_options(options, message):

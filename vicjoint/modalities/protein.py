@@ -19,7 +19,7 @@ from vicjoint.registry import ComponentError, register
 # the order of ESM-2's tokenizer; ids are places in it
 ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
 ID_OF = {token: i for i, token in enumerate(ALPHABET)}
-CLS, PAD, EOS, X, DOT, GAP = (ID_OF[token] for token in ("<cls>", "<pad>", "<eos>", "X", ".", "-"))
+CLS, PAD, EOS, X, DOT, GAP, MASK = (ID_OF[token] for token in ("<cls>", "<pad>", "<eos>", "X", ".", "-", "<mask>"))
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"  # ids 4 .. 23
 LEAST = 4  # residues of the shortest window
 END = 30  # residues whose composition simple_features gives for each end, where signals of the place in the cell are
@@ -34,23 +34,27 @@ class Protein(Modality):
     length: most residues of a view. crop: which of a longer protein: `random`, a window anywhere in training and the middle one in evaluation;
     `start`, `middle`; `ends`, half from the start and half from the end with a gap token between, for what is written in the ends (signals of the
     place in the cell), so the view has at most length + 3 tokens. As in ESM, <cls> stands only before a protein's true start and <eos> only after its true end.
+    mask: share of the residues that training hides behind <mask>, drawn anew each time, so that no single one is relied on.
     unknown: what stands for no known residue (X, B, Z, J): `x` takes them (J as X), `error` refuses the protein.
     White space and a final stop `*` are left out; lower case is read as upper case; '-' and '.' are gap tokens.
     """
 
     reads = "text"
     baseline = "composition"
-    reading = ("length", "crop", "unknown")
+    reading = ("length", "crop", "mask", "unknown")
 
-    def __init__(self, length: int = 512, crop: Literal["random", "start", "middle", "ends"] = "random", unknown: Literal["x", "error"] = "x"):
+    def __init__(self, length: int = 512, crop: Literal["random", "start", "middle", "ends"] = "random", mask: float = 0.0,
+                 unknown: Literal["x", "error"] = "x"):
         super().__init__()
         if length < LEAST:
             raise ComponentError(f"modality 'protein': length is {length}, expected {LEAST} or more residues.")
         if crop not in (known := ("random", "start", "middle", "ends")):
             raise ComponentError(f"modality 'protein': crop is '{crop}', expected one of {', '.join(known)}.")
+        if not 0 <= mask < 1:
+            raise ComponentError(f"modality 'protein': mask is {mask}, expected a share of the residues from 0 to below 1.")
         if unknown not in ("x", "error"):
             raise ComponentError(f"modality 'protein': unknown is '{unknown}', expected x (read as the unknown residue X) or error.")
-        self.length, self.crop, self.unknown = length, crop, unknown
+        self.length, self.crop, self.mask, self.unknown = length, crop, mask, unknown
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> tuple[Tensor, Tensor]:
         """(ids [1, L], mask [1, L]). Raises ValueError for an empty sequence and for signs that are no residues."""
@@ -65,7 +69,11 @@ class Protein(Modality):
             last = n - self.length
             start = {"start": 0, "middle": last // 2, "random": last // 2 if rng is None else int(rng.integers(last + 1))}[self.crop]
             ids = [CLS] * (start == 0) + residues[start:start + self.length] + [EOS] * (start == last)
-        return torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
+        ids = torch.tensor([ids])
+        if rng is not None and self.mask:
+            hidden = torch.from_numpy(rng.random(ids.shape) < self.mask)
+            ids[hidden & (ids > EOS)] = MASK
+        return ids, torch.ones_like(ids, dtype=torch.bool)
 
     def forward(self, raw: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The same, with ESM's padding id where the mask is False."""
@@ -76,7 +84,7 @@ class Protein(Modality):
         """[B, 64]: share of each of the 20 amino acids in ESM's order and of all other residues, in the whole view, in its first and in its last 30
         residues; log10 of the number of residues."""
         ids_BL, mask_BL = raw
-        residue = mask_BL & (ids_BL > EOS) & (ids_BL != DOT) & (ids_BL != GAP)
+        residue = mask_BL & (ids_BL > EOS) & (ids_BL < DOT)
         kind = torch.nn.functional.one_hot((ids_BL - ID_OF["L"]).clamp(0, len(AMINO_ACIDS)), len(AMINO_ACIDS) + 1).float()
         place, number = residue.cumsum(1), residue.sum(1, keepdim=True)
         parts = [residue, residue & (place <= END), residue & (place > number - END)]
