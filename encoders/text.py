@@ -3,6 +3,7 @@
     encoder: {name: bytes_cnn, width: 64}                             # convolutions over bytes: quick on a CPU
     encoder: {name: transformer, width: 128, layers: 2}               # a small transformer, of bytes or of any tokens
     encoder: {name: words}                                            # hashed bag of words: what a simple method reaches
+    encoder: {name: word_gru}                                         # the same words in their order
     encoder: {name: transformers, model: bert, config: {vocab_size: 384, hidden_size: 64, num_attention_heads: 4}}
     encoder: {name: transformers, weights: sentence-transformers/all-MiniLM-L6-v2}      # a hub id (online), or a local folder
 """
@@ -148,24 +149,53 @@ class TextTransformer(SequenceTransformer):
         super().__init__(vocabulary, width, layers, heads, dim, positions, length)
 
 
-@register_encoder("text", "words")
 class Words(nn.Module):
-    """Bag of words: an embedding of each word's hash, their mean, and two layers. Without the order of words.
+    """Embedding of each word's hash: view -> ([B, L, width], valid [B, L]), zero where there is no word.
 
     unit: `word`, runs of letters in the bytes of the default tokenizer; `token`, the ids of any other. buckets: of the hash."""
 
-    def __init__(self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"):
+    def __init__(self, width: int, buckets: int, unit: str):
         super().__init__()
         if unit not in ("word", "token"):
-            raise ComponentError(f"encoder 'words': unit is '{unit}', expected word or token.")
-        self.dim, self.unit = dim, unit
+            raise ComponentError(f"encoder of words: unit is '{unit}', expected word or token.")
+        self.unit = unit
         self.embedding = nn.Embedding(buckets, width)
+
+    def forward(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        codes_BL, valid_BL = word_codes(*view) if self.unit == "word" else view
+        x_BLC = self.embedding(buckets_of(codes_BL, self.embedding.num_embeddings))
+        return x_BLC.masked_fill(~valid_BL[..., None], 0), valid_BL
+
+
+@register_encoder("text", "words")
+class BagOfWords(nn.Module):
+    """Mean of the words' embeddings and two layers: without the order of words. `unit` and `buckets` as in Words."""
+
+    def __init__(self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"):
+        super().__init__()
+        self.dim = dim
+        self.words = Words(width, buckets, unit)
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
-        ids_BL, mask_BL = view
-        codes_BL, valid_BL = word_codes(ids_BL, mask_BL) if self.unit == "word" else view
-        return self.project(masked_mean(self.embedding(buckets_of(codes_BL, self.embedding.num_embeddings)), valid_BL))
+        return self.project(masked_mean(*self.words(view)))
+
+
+@register_encoder("text", "word_gru")
+class WordGRU(nn.Module):
+    """A GRU over the words' embeddings; y is its state after the last word (VSE++, Faghri et al. 2018). `unit` and `buckets` as in Words."""
+
+    def __init__(self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"):
+        super().__init__()
+        self.dim = dim
+        self.words = Words(width, buckets, unit)
+        self.gru = nn.GRU(width, dim, batch_first=True)
+
+    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        x_BLC, valid_BL = self.words(view)
+        states_BLD, _ = self.gru(x_BLC)
+        last_B = (valid_BL.sum(1) - 1).clamp(min=0)  # states after it have seen padding
+        return states_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
 @register_encoder("text", "transformers")

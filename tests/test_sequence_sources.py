@@ -99,6 +99,15 @@ def test_sample_proteins():
     assert source.describe() == "sample_proteins: 700 train, 70 test proteins of 7 places, made by rule"
 
 
+def test_sample_molecules_are_molecules():
+    chem = pytest.importorskip("rdkit.Chem")
+    records = SampleProteins(200, 50).train
+    molecules = [chem.MolFromSmiles(r["smiles"]) for r in records]
+    assert all(molecules) and len({chem.MolToSmiles(m) for m in molecules}) > 150
+    scaffold = chem.MolFromSmarts("c1ccc2ncncc2c1")
+    assert [m.HasSubstructMatch(scaffold) for m in molecules] == [r["family"] == "kinase" for r in records]
+
+
 @pytest.mark.parametrize("options, message", [({"train": 1}, "train is 1, expected 2 or more"), ({"seed": -1}, "seed is -1, expected 0 or more")])
 def test_wrong_sample_numbers(options, message):
     with pytest.raises(SourceError, match=message):

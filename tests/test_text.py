@@ -15,6 +15,7 @@ TEXTS = ["bin blue at f two now", "A 'quoted' word, and £3.50.", "naïve café 
 TINY_BERT = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 ENCODERS = {
     "bytes_cnn": {"width": 16, "dim": 12}, "transformer": {"width": 16, "dim": 12, "layers": 2}, "words": {"width": 16, "dim": 12},
+    "word_gru": {"width": 16, "dim": 12},
     "transformers": {"model": "bert", "config": TINY_BERT},
 }
 
@@ -205,7 +206,7 @@ def test_width_and_gradients(name):
     assert not [n for n, p in encoder.named_parameters() if p.grad is None]
 
 
-@pytest.mark.parametrize("name", ["bytes_cnn", "transformer", "transformers"])
+@pytest.mark.parametrize("name", ["bytes_cnn", "transformer", "word_gru", "transformers"])
 def test_order_is_seen(name):
     encoder = build_encoder("text", name, **ENCODERS[name]).eval()
     one, other = (encoder(Text().read(t)) for t in ("bin blue now", "now blue bin"))

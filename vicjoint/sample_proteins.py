@@ -1,11 +1,12 @@
-"""Proteins made by rule: a sequence whose place in the cell can be told from its signals, with a text that names the place.
+"""Proteins made by rule: a sequence whose place in the cell can be told from its signals, a text that names the place, a molecule that binds.
 
-    record = protein(seed=0, split="train", index=3)     # id, sequence, place, family, text, label
+    record = protein(seed=0, split="train", index=3)     # id, sequence, place, family, text, smiles, label
 
 A protein is a pure function of (seed, split, index). The body is drawn from a composition that leans to the place's, as real ones do, and carries
 the motif of its family; the signals are simplified from nature's: a hydrophobic leader for export, KDEL at the end for the endoplasmic
 reticulum, positive amphipathic leader for mitochondria, a basic stretch for the nucleus, SKL at the end for peroxisomes, hydrophobic
-spans of 20 for membranes. One residue in twenty is replaced at random, so no signal is always whole.
+spans of 20 for membranes. One residue in twenty is replaced at random, so no signal is always whole. The molecule has the scaffold of the family
+and an end of the place, on a chain of random length.
 """
 
 import numpy as np
@@ -18,6 +19,9 @@ PLACES = {  # place -> residues that are half as frequent again in the body
 }
 FAMILIES = ("kinase", "protease", "transporter", "binding protein")
 MOTIFS = {"kinase": "HRDLKPEN", "protease": "GDSGGPLV", "transporter": "RLGRRWLIP", "binding protein": "GYGFVNFD"}
+SCAFFOLDS = {"kinase": "c1ccc2ncnc(N{})c2c1", "protease": "NC(=N)c1ccc({})cc1", "transporter": "C1CCN({})CC1", "binding protein": "Cn1cnc2c1c(=O)[nH]c(=O)n2{}"}
+CHAIN_ATOMS, CHAIN = "CCCCON", (2, 9)
+ENDS = dict(zip(PLACES, ("C(N)=O", "C(=O)O", "[N+](C)(C)C", "S", "C#N", "c9ccccc9", "C(F)(F)F")))
 TEXTS = ("Found in the {place}; a {family}.", "A {family} of the {place}.", "This {family} works in the {place}.", "Location: {place}. Kind: {family}.")
 REPLACED = 0.05
 SPLITS = ("train", "test")
@@ -35,7 +39,9 @@ def protein(seed: int, split: str, index: int) -> dict:
     replaced = rng.random(len(sequence)) < REPLACED
     sequence = "M" + "".join(draw(ORDER, 1) if changed else residue for residue, changed in zip(sequence, replaced))
     text = str(rng.choice(TEXTS)).format(place=place, family=family)
-    return {"id": f"{split}_{index:05d}", "sequence": sequence, "place": place, "family": family, "text": text, "label": place}
+    chain = "C" + "".join(atom + "C" for atom in draw(CHAIN_ATOMS, int(rng.integers(*CHAIN))))
+    smiles = SCAFFOLDS[family].format(chain + ENDS[place])
+    return {"id": f"{split}_{index:05d}", "sequence": sequence, "place": place, "family": family, "text": text, "smiles": smiles, "label": place}
 
 
 def _signals(place: str, body: str, draw, rng) -> str:

@@ -1,7 +1,7 @@
 """Sources of sequences: FASTA files, and rule-made proteins.
 
     Fasta("/data/proteins.fasta.gz")      # records: id, sequence, description, and a column for each key=value of the header
-    SampleProteins(train=2048, test=256)  # made when asked for: id, sequence, place, family, text
+    SampleProteins(train=2048, test=256)  # made when asked for: id, sequence, place, family, text, smiles
 
 Records are read by the `cross_modal` pair from their columns: {name: cross_modal, a: sequence, b: text}.
 """
@@ -105,8 +105,8 @@ def read_text(path: Path) -> str:
 
 @register("source", "sample_proteins")
 class SampleProteins:
-    """Proteins made by rule: the text names the place in the cell that the sequence's signals decide. Columns: id, sequence, place, family, text;
-    `label` is the place."""
+    """Proteins made by rule: the text names the place in the cell that the sequence's signals decide. Columns: id, sequence, place, family, text,
+    smiles (a molecule that binds); `label` is the place."""
 
     def __init__(self, train: int = 2048, test: int = 256, seed: int = 0):
         for name, value, least in (("train", train, 2), ("test", test, 2), ("seed", seed, 0)):
