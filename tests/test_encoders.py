@@ -26,6 +26,8 @@ OPTIONS = {
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
     "clip/mvit_v2_s": {"spatial_size": [32, 32], "temporal_size": 4},
+    "text/transformers": {"model": "bert", "config": {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                                      "intermediate_size": 16}},
 }
 SIZE = {"image/transformers": 16, "image/vit_b_16": 16}
 SMALL = sorted(BUILT_IN - LIBRARY - ({"image/timm"} if importlib.util.find_spec("timm") is None else set()))
@@ -49,6 +51,8 @@ def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
         pytest.importorskip("rdkit")
         from vicjoint.modalities.molecule import Graphs, Molecule
         return Molecule()(Graphs.concatenate([Molecule().read("CCO"), Molecule().read("c1ccccc1")]))
+    if key.startswith(("text/", "protein/")):
+        return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor([[12]] + [[5]] * (batch - 1))
     size = SIZE.get(key, 32)
     return torch.randn(batch, 3, frames, size, size) if key.startswith("clip/") else torch.randn(batch, 3, size, size)
 
