@@ -223,31 +223,18 @@ class TransformersEncoder(nn.Module):
             raise ComponentError("encoder 'transformers' takes either model: a type such as 'vit' (with config: overrides), "
                                  "or weights: a local folder or a hub id.")
         self.pooled = True
-        self.model = _random_transformer(model, config or {}) if model else self._pretrained(weights)
+        if model:
+            self.model = random_transformer(model, config or {})
+        else:
+            self.model, missing = load_transformer(weights)
+            # a checkpoint without its pooler would get a random one here: read the first token instead
+            self.pooled = not any("pooler" in key for key in missing)
         if self.model.main_input_name != "pixel_values":
             raise ComponentError(f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, "
                                  "not images. "
                                  "Choose a vision model, e.g. 'vit', 'dinov2', 'resnet', 'clip_vision_model'.")
         settings = self.model.config
         self.dim = getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1]
-
-    def _pretrained(self, weights: str) -> nn.Module:
-        from transformers import AutoModel
-        folder = Path(weights).expanduser()
-        if not folder.is_dir() and (weights[0] in "./~" or weights.count("/") > 1):
-            raise ComponentError(f"encoder 'transformers': weights '{weights}' were not found: no folder {folder.absolute()}. "
-                                 "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'.")
-        try:
-            model, info = AutoModel.from_pretrained(str(folder) if folder.is_dir() else weights, output_loading_info=True)
-        except (OSError, ValueError) as error:
-            raise ComponentError(
-                f"encoder 'transformers': weights '{weights}' were not found: looked for the folder "
-                f"{folder.absolute()}, then for that id on "
-                f"the hub ({str(error).splitlines()[0]}). Without a network give a local folder made by save_pretrained."
-            ) from None
-        # a checkpoint without its pooler would get a random one here: read the first token instead
-        self.pooled = not any("pooler" in key for key in info["missing_keys"])
-        return model
 
     def forward(self, view: Tensor) -> Tensor:
         out = self.model(pixel_values=view)
@@ -258,16 +245,34 @@ class TransformersEncoder(nn.Module):
         return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
 
 
-def _random_transformer(model: str, config: dict) -> nn.Module:
+def random_transformer(model: str, config: dict, encoder: str = "transformers") -> nn.Module:
+    """A model of the transformers library by its type, with random weights; `encoder` names the caller in errors (ComponentError)."""
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
     if model not in CONFIG_MAPPING:
-        raise ComponentError(f"encoder 'transformers': no model type '{model}'.{nearest(model, CONFIG_MAPPING)}")
+        raise ComponentError(f"encoder '{encoder}': no model type '{model}'.{nearest(model, CONFIG_MAPPING)}")
     known = AutoConfig.for_model(model).to_dict()
     unknown = [key for key in config if key not in known]
     if unknown:
-        raise ComponentError(f"encoder 'transformers': the config of '{model}' has no key '{unknown[0]}'."
+        raise ComponentError(f"encoder '{encoder}': the config of '{model}' has no key '{unknown[0]}'."
                              f"{nearest(unknown[0], known)}")
     try:
         return AutoModel.from_config(AutoConfig.for_model(model, **config))
     except ValueError as error:
-        raise ComponentError(f"encoder 'transformers': cannot build '{model}': {str(error).splitlines()[0]}") from None
+        raise ComponentError(f"encoder '{encoder}': cannot build '{model}': {str(error).splitlines()[0]}") from None
+
+
+def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Module, list[str]]:
+    """A model of the transformers library from a folder or by hub id, and its parameters that the checkpoint does not have. Raises ComponentError."""
+    from transformers import AutoModel
+    folder = Path(weights).expanduser()
+    if not folder.is_dir() and (weights[0] in "./~" or weights.count("/") > 1):
+        raise ComponentError(f"encoder '{encoder}': weights '{weights}' were not found: no folder {folder.absolute()}. "
+                             "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'.")
+    try:
+        model, info = AutoModel.from_pretrained(str(folder) if folder.is_dir() else weights, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ComponentError(
+            f"encoder '{encoder}': weights '{weights}' were not found: looked for the folder {folder.absolute()}, then for that id on "
+            f"the hub ({str(error).splitlines()[0]}). Without a network give a local folder made by save_pretrained."
+        ) from None
+    return model, list(info["missing_keys"])

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
-     "images"},
+     "images", "sound"},
     {"modalities", "sources", "image_sources", "shard_sources", "objectives", "model", "optim", "metrics", "checkpoint", "sample", "sample_images", "transforms",
-     "multicrop", "accumulate"},
+     "multicrop", "accumulate", "waveforms"},
     {"pairs", "augment"},
     {"data"},
     {"probes", "classify", "frozen"},
