@@ -5,8 +5,9 @@
         wave_T = sound.read(1.5, 2.0, rate_hz=16000)         # float32 [32000]: the seconds 1.5 to 3.5, in [-1, 1]
 
 Only the stretch is read: soundfile seeks in wav, flac, ogg, mp3 and what else it opens; everything else, videos above all, goes through
-PyAV, which seeks and decodes by timestamps. Time 0 is a sound file's first sample, and in a video the moment of its first picture, so
-that a stretch of sound and the frames of the same seconds belong together. Outside of the sound there is silence.
+PyAV, which seeks and decodes by timestamps. Time 0 is a sound file's first sample, and in a video the start of the file, whichever of
+its streams begins first, so that a stretch of sound and the frames of the same seconds belong together. Outside of the sound there is
+silence. (AAC fills some bands with noise that is drawn anew whenever it is decoded; all else is the same wherever the stretch begins.)
 Open a file where it is read, in the worker: a Sound does not pickle.
 """
 
@@ -173,7 +174,7 @@ class _Film:
         try:
             if not self.rate:
                 raise SoundError(f"{self.path}: its audio stream has no sampling rate. Write the file anew.")
-            self._zero = self._time_zero()
+            self._zero = (self._container.start_time or 0) / av.time_base  # as vicjoint.video: the file's start, of whichever stream comes first
             self.seconds, self._sure = self._end()
         except av.FFmpegError as error:
             raise SoundError(f"{self.path}: the file is damaged ({error.strerror}).") from None
@@ -197,21 +198,6 @@ class _Film:
             raise SoundError(f"{self.path}: has no audio stream {self._wanted} (option stream); it has {len(streams)}, numbered from 0.")
         self._stream.codec_context.thread_count = 1
         self.rate = self._stream.codec_context.sample_rate
-
-    def _time_zero(self) -> float:
-        """When the first picture is shown, in seconds of the file's clock; without pictures, when the sound begins."""
-        pictures = [s for s in self._container.streams.video
-                    if s.codec_context is not None and not s.disposition & av.stream.Disposition.attached_pic]  # covers
-        if pictures:
-            shown = []
-            for packet in self._container.demux(pictures[0]):
-                if packet.pts is not None and not packet.is_discard:
-                    shown.append(packet.pts)
-                if len(shown) == 32:  # more than the frames that a codec puts out of order
-                    break
-            if shown:
-                return min(shown) * float(pictures[0].time_base)
-        return float((self._stream.start_time or 0) * self._stream.time_base)
 
     def _end(self) -> tuple[float, bool]:
         """Seconds from time 0 to the end of the sound, and whether the file is sure of it (others estimate)."""

@@ -115,7 +115,7 @@ class Reverb(SoundTransform):
         seconds, wet = rng.uniform(*self.seconds), rng.uniform(*self.wet)
         taps = max(2, round(seconds * self.rate_hz))
         echo = torch.from_numpy(rng.standard_normal(taps, dtype=np.float32)) * 10 ** (-3 * torch.arange(taps) / taps)
-        size = len(wave) + taps - 1
+        size = 2 ** math.ceil(math.log2(len(wave) + taps))  # quick to transform
         tail = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(echo / echo.norm(), size), size)[: len(wave)]
         return wave + wet * tail
 

@@ -77,13 +77,18 @@ class Audio(Modality):
         return wave.roll(-first).repeat(math.ceil(count / len(wave)))[:count]
 
     def seconds(self, value: str) -> float:
-        with Sound(value, self.stream) as sound:
-            return sound.seconds
+        return _seconds(value, self.stream)
 
     def simple_features(self, raw: Tensor) -> Tensor:
         """Log energies of 40 mel bands in 8 equal slots of time, [B, 320]: what a ridge regression on a spectrum sees."""
         mel = _mel(self.rate_hz).to(raw.device)(raw.float())
         return torch.nn.functional.adaptive_avg_pool1d((mel + 1e-6).log(), SLOTS).flatten(1)
+
+
+@functools.lru_cache(maxsize=2**16)  # a pair with a common window asks before each read
+def _seconds(path: str, stream: int | None) -> float:
+    with Sound(path, stream) as sound:
+        return sound.seconds
 
 
 @functools.lru_cache(maxsize=4)
