@@ -37,28 +37,33 @@ class LogMel(nn.Module):
     up to so many bands and frames each are replaced by the mean; 0: none."""
 
     def __init__(self, rate_hz: int = 16000, n_mels: int = 64, window_ms: float = 25.0, hop_ms: float = 10.0, low_hz: float = 0.0,
-                 high_hz: float | None = None, normalise: Literal["sample", "fixed"] = "sample", mask_bands: int = 0, mask_frames: int = 0):
+                 high_hz: float | None = None, normalise: Literal["sample", "fixed"] = "sample", mask_bands: int = 0,
+                 mask_frames: int = 0):
         super().__init__()
         high = rate_hz / 2 if high_hz is None else high_hz
         window, self.hop = round(window_ms * rate_hz / 1000), round(hop_ms * rate_hz / 1000)
         if rate_hz < 1000 or n_mels < 1 or window < 2 or self.hop < 1:
-            raise ComponentError(f"log-mel: rate_hz {rate_hz}, n_mels {n_mels}, window_ms {window_ms} and hop_ms {hop_ms} give a window of {window} "
-                                 f"and a hop of {self.hop} samples. Expected rate_hz of 1000 or more, n_mels of 1 or more, windows of 2 samples or more.")
+            raise ComponentError(f"log-mel: rate_hz {rate_hz}, n_mels {n_mels}, window_ms {window_ms} and hop_ms {hop_ms} give a window of "
+                                 f"{window} and a hop of {self.hop} samples. Expected rate_hz of 1000 or more, n_mels of 1 or more, "
+                                 "a window of 2 samples or more.")
         if not 0 <= low_hz < high <= rate_hz / 2:
-            raise ComponentError(f"log-mel: low_hz {low_hz} and high_hz {high_hz}, expected 0 <= low_hz < high_hz <= {rate_hz / 2:g}, half of rate_hz.")
+            raise ComponentError(f"log-mel: low_hz {low_hz} and high_hz {high_hz}, expected 0 <= low_hz < high_hz <= {rate_hz / 2:g}, "
+                                 "half of rate_hz.")
         if normalise not in ("sample", "fixed"):
             raise ComponentError(f"log-mel: normalise is '{normalise}', expected 'sample' or 'fixed'.")
         if not 0 <= mask_bands <= n_mels or mask_frames < 0:
-            raise ComponentError(f"log-mel: mask_bands {mask_bands} and mask_frames {mask_frames}, expected 0 to n_mels ({n_mels}), and 0 or more.")
+            raise ComponentError(f"log-mel: mask_bands {mask_bands} and mask_frames {mask_frames}, expected 0 to n_mels ({n_mels}), "
+                                 "and 0 or more.")
         self.normalise, self.mask_bands, self.mask_frames = normalise, mask_bands, mask_frames
         self.size, filters = _mel_filters(rate_hz, n_mels, window, low_hz, high)
         padding = self.size - window
-        self.register_buffer("window", nn.functional.pad(torch.hann_window(window), (padding // 2, padding - padding // 2)), persistent=False)
+        hann = nn.functional.pad(torch.hann_window(window), (padding // 2, padding - padding // 2))
+        self.register_buffer("window", hann, persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
         with torch.autocast(wave.device.type, enabled=False):
-            spectrum = torch.stft(wave.float(), self.size, self.hop, window=self.window.float(), center=True, pad_mode="constant", return_complex=True)
+            spectrum = torch.stft(wave.float(), self.size, self.hop, window=self.window.float(), pad_mode="constant", return_complex=True)
             mel = self.filters.float() @ torch.view_as_real(spectrum).square().sum(-1)
             x = 10 * (mel + 1e-10).log10()
             x = torch.maximum(x, x.amax((1, 2), keepdim=True) - RANGE_DB)
@@ -160,11 +165,13 @@ class TransformerMel(nn.Module):
                  rate_hz: int = 16000, mel: dict | None = None):
         super().__init__()
         if width % heads or width % 2:
-            raise ComponentError(f"encoder 'transformer_mel': width {width} cannot be shared by {heads} heads; it has to be even and a multiple of them.")
+            raise ComponentError(f"encoder 'transformer_mel': width {width} cannot be shared by {heads} heads; "
+                                 "it has to be even and a multiple of them.")
         self.mel, self.dim, self.patch = log_mel(mel, rate_hz=rate_hz), width, tuple(patch)
         bands = len(self.mel.filters)
         if min(self.patch) < 1 or bands % self.patch[0]:
-            raise ComponentError(f"encoder 'transformer_mel': patch {list(patch)} does not divide the {bands} mel bands. Use e.g. [{math.gcd(bands, 16)}, 8].")
+            raise ComponentError(f"encoder 'transformer_mel': patch {list(patch)} does not divide the {bands} mel bands. "
+                                 f"Use e.g. [{math.gcd(bands, 16)}, 8].")
         self.embed = nn.Conv2d(1, width, self.patch, self.patch)
         self.band = nn.Parameter(0.02 * torch.randn(bands // self.patch[0], 1, width))
         layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
@@ -194,8 +201,8 @@ class Block1d(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
-        self.main = nn.Sequential(nn.Conv1d(before, after, 3 if stride == 1 else 2 * stride + 1, stride, padding=1 if stride == 1 else stride, bias=False),
-                                  nn.BatchNorm1d(after), nn.ReLU(inplace=True),
+        kernel, padding = (3, 1) if stride == 1 else (2 * stride + 1, stride)
+        self.main = nn.Sequential(nn.Conv1d(before, after, kernel, stride, padding, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True),
                                   nn.Conv1d(after, after, 3, padding=1, bias=False), nn.BatchNorm1d(after))
         self.short = nn.Identity() if stride == 1 and before == after else nn.Sequential(
             nn.Conv1d(before, after, 1, stride, bias=False), nn.BatchNorm1d(after))
@@ -216,10 +223,11 @@ class ResNet1d18(nn.Module):
     def __init__(self, width: int = 64, kernel: int = 80, stride: int = 4, stage_stride: int = 4):
         super().__init__()
         if min(width, kernel, stride, stage_stride) < 1:
-            raise ComponentError(f"encoder 'resnet1d18': width {width}, kernel {kernel}, stride {stride}, stage_stride {stage_stride}: expected 1 or more.")
+            raise ComponentError(f"encoder 'resnet1d18': width {width}, kernel {kernel}, stride {stride}, stage_stride {stage_stride}: "
+                                 "expected 1 or more.")
         self.dim = 8 * width
-        self.stem = nn.Sequential(nn.Conv1d(1, width, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
-                                  nn.MaxPool1d(4, 4, ceil_mode=True))
+        self.stem = nn.Sequential(nn.Conv1d(1, width, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm1d(width),
+                                  nn.ReLU(inplace=True), nn.MaxPool1d(4, 4, ceil_mode=True))
         stages, before = [], width
         for number in range(4):
             after = width * 2**number

@@ -34,12 +34,14 @@ class AudioTransformer(nn.Module):
         if (model is None) == (weights is None) or (weights and config):
             raise ComponentError("encoder 'audio/transformers' takes either model: a type such as 'wav2vec2' (with config: overrides), "
                                  "or weights: a local folder or a hub id.")
-        self.model = load_transformer(weights, "audio/transformers")[0] if weights else random_transformer(model, _plain(model) | (config or {}),
-                                                                                                           "audio/transformers")
+        if weights:
+            self.model = load_transformer(weights, "audio/transformers")[0]
+        else:
+            self.model = random_transformer(model, _plain(model) | (config or {}), "audio/transformers")
         self.spectrogram = self.model.config.model_type == "audio-spectrogram-transformer"
         if self.model.main_input_name != "input_values" or not (self.spectrogram or hasattr(self.model.config, "conv_kernel")):
-            raise ComponentError(f"encoder 'audio/transformers': {type(self.model).__name__} takes {self.model.main_input_name}, not waveforms. "
-                                 "Choose e.g. 'wav2vec2', 'hubert', 'wavlm', 'audio-spectrogram-transformer'.")
+            raise ComponentError(f"encoder 'audio/transformers': {type(self.model).__name__} takes {self.model.main_input_name}, "
+                                 "not waveforms. Choose e.g. 'wav2vec2', 'hubert', 'wavlm', 'audio-spectrogram-transformer'.")
         self.dim, self.rate_hz = self.model.config.hidden_size, rate_hz
         if hasattr(self.model, "masked_spec_embed"):
             self.model.masked_spec_embed.requires_grad_(False)  # only for masks that are drawn inside the model
@@ -64,8 +66,8 @@ class AudioTransformer(nn.Module):
         from torchaudio.compliance.kaldi import fbank
         config = self.model.config
         with torch.autocast(view.device.type, enabled=False):
-            made = torch.stack([fbank(wave[None].float(), sample_frequency=self.rate_hz, window_type="hanning", num_mel_bins=config.num_mel_bins)
-                                for wave in view])[:, : config.max_length]
+            options = {"sample_frequency": self.rate_hz, "window_type": "hanning", "num_mel_bins": config.num_mel_bins}
+            made = torch.stack([fbank(wave[None].float(), **options) for wave in view])[:, : config.max_length]
             made = nn.functional.pad(made, (0, 0, 0, config.max_length - made.shape[1]))
             return (made - AST_MEAN) / (2 * AST_SPREAD)
 

@@ -65,7 +65,8 @@ class Sound:
         if not np.isfinite(wave).all():
             place = int(np.flatnonzero(~np.isfinite(wave))[0])
             what = "NaN" if np.isnan(wave[place]) else "an infinite value"
-            raise SoundError(f"{self.path}: holds {what} at {(first + place) / self.rate_hz:.3f} s. Expected numbers from -1 to 1; write the file anew.")
+            raise SoundError(f"{self.path}: holds {what} at {(first + place) / self.rate_hz:.3f} s. "
+                             "Expected numbers from -1 to 1; write the file anew.")
         if count and (peak := float(np.abs(wave).max())) > LOUDEST:
             raise SoundError(f"{self.path}: holds values up to {peak:g}. Expected numbers from -1 to 1; divide them by their full scale.")
         return wave.clip(-1, 1)
@@ -174,7 +175,7 @@ class _Film:
         try:
             if not self.rate:
                 raise SoundError(f"{self.path}: its audio stream has no sampling rate. Write the file anew.")
-            self._zero = (self._container.start_time or 0) / av.time_base  # as vicjoint.video: the file's start, of whichever stream comes first
+            self._zero = (self._container.start_time or 0) / av.time_base  # the file's start, as for its frames
             self.seconds, self._sure = self._end()
         except av.FFmpegError as error:
             raise SoundError(f"{self.path}: the file is damaged ({error.strerror}).") from None
@@ -185,7 +186,8 @@ class _Film:
         try:
             self._container = av.open(self.path)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise NotMedia(f"{self.path}: not a sound or video file that can be read ({getattr(error, 'strerror', None) or error}).") from None
+            cause = getattr(error, "strerror", None) or error
+            raise NotMedia(f"{self.path}: not a sound or video file that can be read ({cause}).") from None
         streams = [s for s in self._container.streams.audio if s.codec_context is not None]
         if not streams:
             others = sorted({s.type for s in self._container.streams})
