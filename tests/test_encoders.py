@@ -22,6 +22,8 @@ TINY_VIT = {"model": "vit", "config": {"image_size": 16, "patch_size": 8, "hidde
 OPTIONS = {
     "image/transformers": TINY_VIT,
     "image/timm": {"model": "test_resnet"},
+    "audio/transformers": {"model": "wav2vec2", "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+                                                           "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}},
     "clip/frames_transformer": {"image": {"name": "conv", "width": 4}, "dim": 16, "layers": 1},
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
@@ -53,6 +55,8 @@ def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
         return Molecule()(Graphs.concatenate([Molecule().read("CCO"), Molecule().read("c1ccccc1")]))
     if key.startswith(("text/", "protein/")):
         return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor([[12]] + [[5]] * (batch - 1))
+    if key.startswith("audio/"):
+        return 0.1 * torch.randn(batch, 8000)
     size = SIZE.get(key, 32)
     return torch.randn(batch, 3, frames, size, size) if key.startswith("clip/") else torch.randn(batch, 3, size, size)
 
