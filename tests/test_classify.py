@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint import classify
+from vicjoint import classify, frozen
 from vicjoint.classify import KNN, Heads, Linear, top_shares, votes
+from vicjoint.modalities.base import Modality
+from vicjoint.modalities.image import Pixels
 
 
 def test_votes_by_hand():
@@ -69,7 +71,7 @@ class Branch(nn.Module):
 
     def __init__(self, factor):
         super().__init__()
-        self.factor = factor
+        self.factor, self.modality = factor, Pixels()
 
     def represent(self, view):
         return view.float().flatten(1)[:, :3] * self.factor
@@ -78,22 +80,22 @@ class Branch(nn.Module):
 class Model(nn.Module):
     def __init__(self, factor):
         super().__init__()
-        self.a = Branch(factor)
+        self.a, self.b = Branch(factor), Branch(1 - factor)
 
 
 class Plain:
     workers = 0
 
-    def plain(self, record):
+    def plain(self, record, branch="a"):
         if record.get("broken"):
             raise ValueError("broken on purpose")
-        return torch.tensor(record["value"], dtype=torch.uint8).view(3, 1, 1)
+        return torch.tensor(record["value"], dtype=torch.uint8).view(1, 3, 1, 1)
 
     def cropped(self, record, rng):
         return (self.plain(record).float() + float(rng.uniform(0, 5))).to(torch.uint8)
 
     def sample(self, record, rng):
-        return self.plain(record)[None], self.plain(record)[None]
+        return self.plain(record), self.plain(record)
 
 
 class Source:
@@ -109,9 +111,10 @@ class Source:
         self.test[7]["label"] = "unseen"
 
 
-def rows(probe, source=None, good=1.0, bad=0.0):
+def rows(probe, source=None, pair=None):
+    """Branch a of the model represents, b does not; the untrained one is the other way round."""
     found, pictures = {}, None
-    for key, value in probe(Model(good), Model(bad), source or Source(), Plain(), "cpu"):
+    for key, value in probe(Model(1.0), Model(0.0), source or Source(), pair or Plain(), "cpu"):
         if key == "pictures":
             pictures = value
         else:
@@ -168,7 +171,84 @@ def test_what_cannot_be_probed_is_said():
     (lambda: Linear(rates=[]), "linear needs learning rates above 0"), (lambda: Linear(epochs=0), "epochs of 1 or more"),
     (lambda: Linear(rates=[0.1, 1], holdout=0), "linear: holdout is 0, .* above 0 to choose among 2 learning rates"),
     (lambda: Linear(holdout=1), "linear: holdout is 1, expected a share"),
+    (lambda: Linear(solver="ridge", holdout=0), "linear: holdout is 0, .* above 0 to choose among penalties"),
 ])
 def test_wrong_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_ridge_classifies_and_does_not_look_at_the_test_split():
+    source, turned = Source(), Source()
+    for record in turned.test:
+        record["label"] = {"class 0": "class 1", "class 1": "class 2", "class 2": "class 0"}.get(record["label"])
+    straight, contradicted = (rows(Linear(solver="ridge", holdout=0.3), s)[0] for s in (source, turned))
+    assert straight["model"]["accuracy"] == straight["pixels"]["accuracy"] == 1 and straight["random_init"]["accuracy"] < 0.5
+    assert contradicted["model"] == {"accuracy": 0.0, "penalty": straight["model"]["penalty"]}
+
+
+def test_branch_b_is_looked_at_where_asked():
+    for probe in (KNN(k=[5], branch="b", pictures=0), Linear(epochs=20, crops=False, branch="b"), Linear(solver="ridge", branch="b")):
+        found, _ = rows(probe)
+        assert found["random_init"]["accuracy"] == 1 and found["model"]["accuracy"] < 0.5
+
+
+class Words(Modality):
+    baseline = "lengths"
+
+    def simple_features(self, raw):
+        return raw[1].sum(1, keepdim=True).float()
+
+
+class Texts:
+    """Raw views that are tuples (ids [1, L], mask [1, L]); no crops; branch b has one value."""
+
+    workers = 0
+
+    def plain(self, record, branch="a"):
+        value = torch.tensor(record["value"])[None] if branch == "a" else torch.ones(1, 3, dtype=torch.long)
+        return value, value > 100
+
+    def sample(self, record, rng):
+        return self.plain(record), self.plain(record, "b")
+
+
+def test_views_that_are_no_images_have_no_crops_and_no_pictures():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.modality = Words()
+
+        def represent(self, raw):
+            return raw[0].float()
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = Reads()
+
+    for probe in (KNN(k=[5]), Linear(epochs=5, rates=[0.001])):
+        assert probe.misses(Source(), Texts()) is None
+        found = dict(probe(Both(), Both(), Source(), Texts(), "cpu"))
+        assert found["model/accuracy"] > 0.9 and found["lengths/accuracy"] < 0.6 and "pictures" not in found
+    with pytest.raises(ValueError, match="'linear' has crops: true, but this pair has no random crops"):
+        Linear(crops=True).misses(Source(), Texts())
+
+
+def test_views_are_read_once(monkeypatch):
+    source, read = Source(), []
+
+    class Counting(Plain):
+        def plain(self, record, branch="a"):
+            read.append(record["id"])
+            return super().plain(record, branch)
+
+    pair = Counting()
+    first, second = (rows(KNN(k=[5], pictures=0), source, pair)[0] for _ in range(2))
+    assert first == second and len(read) == 59 + 28  # one record of each split has no label, one test record a class of its own
+    rows(Linear(solver="ridge"), source, pair)
+    assert len(read) == 59 + 28
+    monkeypatch.setattr(frozen, "KEPT_BYTES", 0)
+    pair = Counting()
+    assert rows(KNN(k=[5], pictures=0), source, pair)[0] == rows(KNN(k=[5], pictures=0), source, pair)[0] == first
+    assert len(read) == 3 * (59 + 28)

@@ -14,7 +14,7 @@ LAYERS = [
      "multicrop", "accumulate", "waveforms"},
     {"pairs", "augment", "cross_modal"},
     {"data"},
-    {"probes", "classify", "frozen"},
+    {"probes", "classify", "frozen", "ridge", "regression", "retrieval", "zero_shot", "linear_map", "retrieval_pictures", "ranking"},
     {"runfolder", "report", "curves", "plots"},
     {"build"},
     {"loop"},

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vicjoint import plots, report
 from vicjoint.report import main, write_report
+from vicjoint.runfolder import table
 
 NASTY = "<script>alert(1)</script>.mp4"
 FILES = ["recipe.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "evaluation.json", "spectrum.json",
@@ -91,13 +92,54 @@ def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
 
 def test_pictures_decode_to_the_frames_and_stand_under_their_headings(run):
     html = text(run)
-    good, bad = html.split("<h3>Good cases</h3>")[1].split("<h3>Bad cases</h3>")
+    good, bad = html.split("<h4>Good cases</h4>")[1].split("<h4>Bad cases</h4>")
     bad = bad.split("<h2>")[0]
     assert len(images(good)) == 2 * 6 and len(images(bad)) == 6 and "二.mp4" in bad
     decoded = [np.asarray(Image.open(io.BytesIO(content))) for _, content in images(bad)]
     arrays = np.load(run / "pictures.npz")
     assert np.array_equal(decoded, [*arrays["context"][1], arrays["retrieved"][1], arrays["target"][1]])
     assert 'class="crisp mark-red" width="144" height="96"' in bad and "mark-red" not in good
+
+
+def test_pictures_of_several_probes_stand_side_by_side(tmp_path):
+    rng = np.random.default_rng(0)
+    case = {"neighbours": rng.integers(0, 256, (2, 3, 8, 8, 3), np.uint8), "right": np.array([[True, False, True], [False, False, True]]),
+            "good": np.array([True, False]), "title": np.array([NASTY, "second"]), "captions": np.array([NASTY, "retrieved"])}
+    knn = {key: value for key, value in case.items() if key != "right"} | {"query": rng.integers(0, 256, (2, 8, 8, 3), np.uint8)}
+    np.savez(tmp_path / "pictures.npz", **{f"knn/{k}": v for k, v in knn.items()}, **{f"retrieval {NASTY}/{k}": v for k, v in case.items()})
+    html = text(tmp_path).split("<h2>Pictures</h2>")[1].split("<h2>")[0]
+    of_knn, of_retrieval = html.split("<h3>knn</h3>")[1].split("<h3>retrieval &lt;script")
+    assert "<script" not in html and len(images(of_knn)) == 2 * 4 and len(images(of_retrieval)) == 2 * 3
+    assert NASTY.replace("<", "&lt;").replace(">", "&gt;") + "</figcaption>" in of_knn and ">retrieved</figcaption>" in of_retrieval
+    marks = re.findall(r'class="crisp ?([a-z-]*)"', of_retrieval)
+    assert marks == ["mark-green", "", "mark-green", "mark-red", "", "mark-green"]
+    assert re.findall(r'class="crisp ?([a-z-]*)"', of_knn) == ["", "mark-green", "", "", "", "mark-red", "", ""]
+
+
+RETRIEVAL = {"model": {"a_to_b_r1": 0.5, "a_to_b_median_rank": 2.0, "b_to_a_r1": 0.25, "b_to_a_median_rank": 3.0, "penalty": 1e-6},
+             "chance": {"a_to_b_r1": 0.01, "a_to_b_median_rank": 51.5, "b_to_a_r1": 0.02, "b_to_a_median_rank": 51.5}}
+
+
+def test_retrieval_is_shown_one_direction_at_a_time(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval": RETRIEVAL}))
+    html = text(tmp_path)
+    to_b, to_a = html.split("<h4>from a to b</h4>")[1].split("<h4>from b to a</h4>")
+    assert '<td class="best">0.500</td><td class="best">2.000</td>' in to_b and '<td class="best">0.250</td>' in to_a
+    assert "median_rank</abbr> ↓" in to_b and html.count("<dt>r1</dt>") == 1 and "a_to_b" not in html
+    assert "<td>1e-06</td>" in to_a, "a setting is neither best nor rounded to zero"
+
+
+def test_the_terminal_table():
+    assert table(RETRIEVAL).splitlines() == [
+        "a to b         r1  median_rank",
+        "model       0.500        2.000",
+        "chance      0.010       51.500",
+        "b to a         r1  median_rank",
+        "model       0.250        3.000",
+        "chance      0.020       51.500",
+        "          penalty",
+        "model       1e-06",
+        "chance          -"]
 
 
 def test_large_frames_are_shrunk_and_not_pixelated():

@@ -72,16 +72,16 @@ class Augment:
 
     # ---- for probes ----
 
-    def plain(self, record: dict) -> Tensor:
-        """The view without augmentation, uint8 [3, size, size]. Raises ImageError."""
-        return transforms.centre_crop(read_record(record), self.size, self.centre)
+    def plain(self, record: dict, branch: str = "a") -> Tensor:
+        """The view without augmentation, the same for both branches: uint8 [1, 3, size, size]. Raises ImageError."""
+        return transforms.centre_crop(read_record(record), self.size, self.centre)[None]
 
     def cropped(self, record: dict, rng: np.random.Generator) -> Tensor:
-        """The view with a random crop and flip only, as linear probes are trained, uint8 [3, size, size]. Raises ImageError."""
+        """The view with a random crop and flip only, as linear probes are trained: uint8 [1, 3, size, size]. Raises ImageError."""
         pixels = read_record(record)
         for step in self.probe_steps:
             pixels = step(pixels, rng)
-        return pixels
+        return pixels[None]
 
 
 def _with_area(specs: list[dict], area: tuple[float, float]) -> list[dict]:

@@ -174,8 +174,8 @@ def finish(parts: Parts, folder: Path) -> None:
     results, pictures = evaluate(parts)
     if distributed.rank() == 0:
         write_json(folder / "evaluation.json", results)
-        for arrays in pictures.values():
-            np.savez_compressed(folder / "pictures.npz", **arrays)
+        if pictures:
+            np.savez_compressed(folder / "pictures.npz", **{f"{probe}/{name}": array for probe, arrays in pictures.items() for name, array in arrays.items()})
         write_json(folder / "spectrum.json", final_spectra(parts))
         for probe, rows in results.items():
             print(f"\n{probe} after {parts.steps} steps\n{table(rows)}")

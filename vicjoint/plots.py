@@ -134,17 +134,26 @@ def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
 
 
 def pictures_section(arrays: dict[str, np.ndarray]) -> str:
-    """What a probe gave to be seen, with title [n] and good bool [n]. Next frames: context uint8 [n, T, H, W, 3] | retrieved and target
-    uint8 [n, H, W, 3]. Images: query [n, H, W, 3] | neighbours [n, K, H, W, 3], and optionally views [m, 2, H, W, 3]."""
-    show = neighbours_case if "query" in arrays else next_frame_case
+    """What probes gave to be seen, under "probe/name" each. title [n], good bool [n], and next frames: context uint8 [n, T, H, W, 3] |
+    retrieved and target uint8 [n, H, W, 3]; or images: query [n, H, W, 3] (absent where queries are no images) | neighbours [n, K, H, W, 3],
+    captions [2], and optionally right bool [n, K] and views [m, 2, H, W, 3]."""
+    probes: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        probe, _, name = key.rpartition("/")
+        probes.setdefault(probe, {})[name] = array
+    return "".join((f"<h3>{escape(probe)}</h3>" if len(probes) > 1 else "") + probe_pictures(of) for probe, of in probes.items())
+
+
+def probe_pictures(arrays: dict[str, np.ndarray]) -> str:
+    show = neighbours_case if "neighbours" in arrays else next_frame_case
     cases = {True: "", False: ""}
     for i, good in enumerate(arrays["good"]):
         cases[bool(good)] += f'<div class="case">{escape(str(arrays["title"][i]))}<div class="frames">{show(arrays, i, bool(good))}</div></div>'
     none = '<p class="soft">None among these pictures.</p>'
-    html = f"<h3>Good cases</h3>{cases[True] or none}<h3>Bad cases</h3>{cases[False] or none}"
+    html = f"<h4>Good cases</h4>{cases[True] or none}<h4>Bad cases</h4>{cases[False] or none}"
     if "views" in arrays:
         pairs = "".join(f"<figure><div>{frame(a, 72)}{frame(b, 72)}</div></figure>" for a, b in arrays["views"])
-        html += f'<h3>Pairs of views, as in training</h3><div class="case"><div class="frames">{pairs}</div></div>'
+        html += f'<h4>Pairs of views, as in training</h4><div class="case"><div class="frames">{pairs}</div></div>'
     return html
 
 
@@ -158,7 +167,10 @@ def next_frame_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
 
 
 def neighbours_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
-    mark = "mark-green" if good else "mark-red"
-    neighbours = "".join(frame(pixels, 72, mark if k == 0 else "") for k, pixels in enumerate(arrays["neighbours"][i]))
-    return (f"<figure>{frame(arrays['query'][i], 72)}<figcaption>test image</figcaption></figure>"
-            f"<figure><div>{neighbours}</div><figcaption>nearest training images</figcaption></figure>")
+    """A query and what is nearest to it; marked are the first (right or wrong) and every other right one."""
+    right = arrays["right"][i] if "right" in arrays else [good]
+    marks = ["mark-green" if k < len(right) and right[k] else "mark-red" if k == 0 else "" for k in range(len(arrays["neighbours"][i]))]
+    neighbours = "".join(frame(pixels, 72, mark) for pixels, mark in zip(arrays["neighbours"][i], marks))
+    query, found = (escape(str(caption)) for caption in arrays["captions"])
+    shown = f"<figure>{frame(arrays['query'][i], 72)}<figcaption>{query}</figcaption></figure>" if "query" in arrays else ""
+    return f"{shown}<figure><div>{neighbours}</div><figcaption>{found}</figcaption></figure>"

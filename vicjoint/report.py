@@ -20,10 +20,12 @@ import yaml
 
 from vicjoint.curves import by_pair, curves_section, progress_section, spectrum_section
 from vicjoint.plots import is_number, pictures_section, series
+from vicjoint.runfolder import directions, number
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 BAD_SHOWN = 20
 LOWER_IS_BETTER = ("offset", "rmse", "copy_rate", "median_rank")
+SETTINGS = ("rate", "penalty")  # chosen, neither good nor bad
 SAME = "among the frames of the same video, the last context frame included"
 METRICS = {
     "r1": f"R@1: share of queries whose true partner ranks first (next frame: {SAME})",
@@ -36,9 +38,13 @@ METRICS = {
     "skill": "1 - error / error of copying the last context frame, in whitened embeddings (0: no better than copying)",
     "accuracy": "share of right answers (knn: with the first k of the recipe)",
     "top5": "share of samples whose class is among the five of highest score",
-    "rate": "learning rate that was best on the held-out training images",
-    "rmse": "root mean squared error", "median_rank": "median rank of the true partner",
-    "spearman": "rank correlation of prediction and truth", "auc": "area under the ROC curve (0.5: chance)",
+    "rate": "learning rate that was best on the held-out training samples",
+    "penalty": "ridge penalty that was best on the held-out training samples",
+    "r10": "R@10: the same for the first ten",
+    "rmse": "root mean squared error", "median_rank": "median rank of the true partner", "r2": "1 - squared error / squared distance from the mean",
+    "class_prototype": "share of queries whose class has the nearest mean embedding",
+    "spearman": "rank correlation of prediction and truth", "pearson": "linear correlation of prediction and truth",
+    "auc": "area under the ROC curve (0.5: chance)",
 }
 
 def read_lines(path: Path) -> list[dict]:
@@ -82,22 +88,19 @@ def lower_is_better(metric: str) -> bool:
 
 def explain(metric: str) -> str:
     """What a metric means, in words; empty for one that is not known here."""
-    for prefix, words in (("a_to_b_", "from a to b: "), ("b_to_a_", "from b to a: ")):
-        if metric.startswith(prefix):
-            return words + METRICS[metric.removeprefix(prefix)] if metric.removeprefix(prefix) in METRICS else ""
     if metric.startswith("accuracy_k"):
         return f"the same with {metric.removeprefix('accuracy_k')} neighbours"
     return METRICS.get(metric, "")
 
 
 def decimals(value) -> str:
-    return f"{value:.3f}" if is_number(value) else "–" if value is None else escape(str(value))
+    return number(value) if is_number(value) else "–" if value is None else escape(str(value))
 
 
 def best_values(rows: dict, metrics: list[str]) -> dict[str, str]:
     """The best value of each metric, as printed: what looks equal in the table counts as equal."""
     best = {}
-    for metric in (m for m in metrics if m != "rate"):
+    for metric in (m for m in metrics if m not in SETTINGS):
         values = [v for row in rows.values() for v in [row.get(metric)] if is_number(v) and np.isfinite(v)]
         if values:
             best[metric] = decimals((min if lower_is_better(metric) else max)(values))
@@ -105,20 +108,27 @@ def best_values(rows: dict, metrics: list[str]) -> dict[str, str]:
 
 
 def result_table(probe: str, rows: dict[str, dict]) -> str:
-    """One probe's table: model, random_init, then the other rows; best value per column in bold; a legend below."""
+    """One probe's table, or one for each direction of retrieval; a legend below."""
+    tables, legend = "", {}
+    for title, columns in directions(rows).items():
+        tables += (f"<h4>from {escape(title)}</h4>" if title else "") + metric_table(rows, columns)
+        legend |= {name: explain(name) for name in columns.values() if explain(name)}
+    words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in legend.items())
+    return f'<h3>{escape(probe)}</h3>{tables}<p class="soft">Bold: best of the column. ↑ higher is better, ↓ lower is better.</p><dl>{words}</dl>'
+
+
+def metric_table(rows: dict[str, dict], columns: dict[str, str]) -> str:
+    """Model, random_init, then the other rows; the best value of each column in bold. columns: {metric: its heading}."""
     names = [n for n in ("model", "random_init") if n in rows] + [n for n in rows if n not in ("model", "random_init")]
-    metrics = list(dict.fromkeys(metric for name in names for metric in rows[name]))
-    best = best_values(rows, metrics)
-    head = "".join(f'<th><abbr title="{escape(explain(m) or "not described here")}">{escape(m)}</abbr> '
-                   f'{"" if m == "rate" else "↓" if lower_is_better(m) else "↑"}</th>' for m in metrics)
+    best = best_values(rows, list(columns))
+    head = "".join(f'<th><abbr title="{escape(explain(name) or "not described here")}">{escape(name)}</abbr> '
+                   f'{"" if name in SETTINGS else "↓" if lower_is_better(name) else "↑"}</th>' for name in columns.values())
     body = ""
-    for name in names:
-        values = [(decimals(rows[name].get(m)), m) for m in metrics]
+    for row in names:
+        values = [(decimals(rows[row].get(m)), m) for m in columns]
         cells = "".join(f'<td class="best">{v}</td>' if v == best.get(m) else f"<td>{v}</td>" for v, m in values)
-        body += f'<tr{" class=model" if name == "model" else ""}><th>{escape(name)}</th>{cells}</tr>'
-    legend = "".join(f"<dt>{escape(m)}</dt><dd>{escape(explain(m))}</dd>" for m in metrics if explain(m))
-    return (f'<h3>{escape(probe)}</h3><div class="scroll"><table class="numbers"><tr><th></th>{head}</tr>{body}</table></div>'
-            f'<p class="soft">Bold: best of the column. ↑ higher is better, ↓ lower is better.</p><dl>{legend}</dl>')
+        body += f'<tr{" class=model" if row == "model" else ""}><th>{escape(row)}</th>{cells}</tr>'
+    return f'<div class="scroll"><table class="numbers"><tr><th></th>{head}</tr>{body}</table></div>'
 
 
 def bad_samples_section(rows: list[dict]) -> str:

@@ -164,12 +164,30 @@ def _tensorboard(folder: Path):
     return SummaryWriter(str(folder / "tensorboard"))
 
 
+DIRECTIONS = {"a_to_b_": "a to b", "b_to_a_": "b to a"}
+
+
+def directions(rows: dict[str, dict]) -> dict[str, dict[str, str]]:
+    """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read one direction at a time."""
+    found: dict[str, dict[str, str]] = {}
+    for metric in dict.fromkeys(metric for row in rows.values() for metric in row):
+        prefix = next((prefix for prefix in DIRECTIONS if metric.startswith(prefix)), "")
+        found.setdefault(DIRECTIONS.get(prefix, ""), {})[metric] = metric.removeprefix(prefix)
+    return found
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """{row: {metric: number}} as aligned text."""
-    columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
-    width = max(len(row) for row in rows) + 2
-    lines = [" " * width + "".join(f"{c:>{max(9, len(c) + 2)}}" for c in columns)]
-    for name, row in rows.items():
-        cells = (f"{row[c]:.3f}" if c in row else "-" for c in columns)
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>{max(9, len(c) + 2)}}" for c, cell in zip(columns, cells)))
+    """{row: {metric: number}} as aligned text, retrieval in one block for each direction."""
+    width = max(map(len, (*rows, *DIRECTIONS.values()))) + 2
+    lines = []
+    for title, columns in directions(rows).items():
+        lines.append(f"{title:<{width}}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns.values()))
+        for row, values in rows.items():
+            cells = (number(values[c]) if c in values else "-" for c in columns)
+            lines.append(f"{row:<{width}}" + "".join(f"{cell:>{max(9, len(name) + 2)}}" for name, cell in zip(columns.values(), cells)))
     return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three decimals, or for a small setting such as a penalty its power of ten."""
+    return f"{value:.0e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"

@@ -1,0 +1,309 @@
+"""Retrieval and zero-shot classification on pairs whose right answers are known by construction."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vicjoint import linear_map
+from vicjoint.retrieval import Retrieval, number_within
+from vicjoint.linear_map import LinearMap, PrincipalComponents
+from vicjoint.modalities.base import Modality
+from vicjoint.modalities.image import Pixels
+from vicjoint.zero_shot import ZeroShot
+
+
+class Vector(Modality):
+    """A cell is numbers between spaces; after the word minus, their opposites."""
+
+    reads = "text"
+    baseline = "numbers"
+
+    def read(self, value, rng=None, window=None):
+        sign = -1 if value.startswith("minus ") else 1
+        return sign * torch.tensor([[float(v) for v in value.removeprefix("minus ").split()]])
+
+    def simple_features(self, raw):
+        return raw
+
+
+class Branch(nn.Module):
+    """z = raw @ weight."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.modality = weight, Vector()
+
+    def forward(self, raw):
+        return raw @ self.weight
+
+
+class Model(nn.Module):
+    def __init__(self, weight_a, weight_b, predictor=None):
+        super().__init__()
+        self.a, self.b, self.predictor = Branch(weight_a), Branch(weight_b), predictor
+
+    def predict(self, z):
+        return z if self.predictor is None else self.predictor(z)
+
+
+class Pair:
+    """Columns a and b; several values stand between |; `key` is a column or None."""
+
+    workers = 0
+    modalities = Vector(), Vector()
+
+    def __init__(self, key=None):
+        self.key = key
+
+    def values_of(self, record, branch):
+        return record[branch].split("|")
+
+    def plain_all(self, record, branch):
+        if record.get("broken") == branch:
+            raise ValueError("broken on purpose")
+        return [self.modalities[0].read(value) for value in self.values_of(record, branch)]
+
+    def plain(self, record, branch):
+        return self.plain_all(record, branch)[0]
+
+    def key_of(self, record):
+        return record[self.key] if self.key else None
+
+
+MIXED = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
+
+
+def text(x):
+    return " ".join(f"{v:.6f}" for v in x)
+
+
+class Source:
+    """b is a rotated a: a model that knows the rotation is perfect, and so is a linear map."""
+
+    second = None
+
+    def __init__(self, train=80, test=30):
+        rng = np.random.default_rng(0)
+        make = lambda split, i: {"id": f"{split}{i}", "label": f"class {i % 3}", "x": rng.normal(size=6) + 4 * (np.arange(6) == i % 3)}  # noqa: E731
+        self.train, self.test = ([make(split, i) for i in range(n)] for split, n in (("train", train), ("test", test)))
+        for record in [*self.train, *self.test]:
+            x = record.pop("x")
+            record["a"], record["b"] = text(x), text(x @ MIXED.numpy())
+
+
+def rows(probe, source, pair=None, model=None, untrained=None):
+    pair = pair or Pair()
+    assert probe.misses(source, pair) is None
+    found = {}
+    for key, value in probe(model or Model(MIXED, torch.eye(6)), untrained or Model(torch.zeros(6, 6), torch.eye(6)), source, pair, "cpu"):
+        row, metric = key.split("/") if key != "pictures" else (key, key)
+        found.setdefault(row, {})[metric] = value
+    return found
+
+
+def test_a_model_that_knows_the_rotation_is_perfect():
+    found = rows(Retrieval(), Source())
+    assert list(found) == ["model", "random_init", "numbers", "linear_map", "chance"]
+    names = [f"{d}_{m}" for d in ("a_to_b", "b_to_a") for m in ("r1", "r5", "r10", "median_rank", "mrr")]
+    assert all(list(row) == names for row in found.values())
+    assert all(found[row][f"{d}_r1"] == 1 for row in ("model", "linear_map") for d in ("a_to_b", "b_to_a"))
+    assert found["chance"]["b_to_a_r1"] == pytest.approx(1 / 30) and found["chance"]["b_to_a_median_rank"] == 15.5
+    # branch a of the untrained model is constant: all queries find the same, and as candidates all are equally similar, so in the middle
+    assert found["random_init"]["a_to_b_r1"] == pytest.approx(1 / 30) and found["random_init"]["a_to_b_median_rank"] == 15.5
+    assert found["random_init"]["b_to_a_r1"] == 0 and found["random_init"]["b_to_a_median_rank"] == 15.5
+
+
+def test_features_of_one_kind_are_compared_as_they_are():
+    same = Source()
+    for record in same.test:
+        record["b"] = record["a"]
+    assert rows(Retrieval(linear_map=0), same)["numbers"]["a_to_b_r1"] == 1 and rows(Retrieval(linear_map=0), Source())["numbers"]["a_to_b_r1"] < 0.5
+    other = Model(MIXED, torch.eye(6))
+    other.b.modality.baseline = "something else"
+    assert "numbers" not in rows(Retrieval(), same, model=other)
+
+
+def test_the_predictor_of_branch_a_is_used():
+    assert rows(Retrieval(), Source(), model=Model(torch.eye(6), torch.eye(6), lambda z: z @ MIXED))["model"]["a_to_b_r1"] == 1
+    assert rows(Retrieval(), Source(), model=Model(torch.eye(6), torch.eye(6)))["model"]["a_to_b_r1"] < 0.5
+
+
+def test_equal_values_are_right_wherever_they_stand():
+    """The same b for all records of a class: found are they, and every one of them counts."""
+    source = Source()
+    for record in source.test:
+        record["b"] = source.test[int(record["label"][-1])]["b"]
+    found = rows(Retrieval(linear_map=0), source)
+    assert set(found) == {"model", "random_init", "numbers", "chance"}
+    assert found["chance"]["a_to_b_r1"] == found["chance"]["b_to_a_r1"] == pytest.approx(1 / 3)
+    assert found["model"]["a_to_b_r1"] > 0.6 and found["model"]["b_to_a_r1"] == 1
+
+
+def test_several_values_are_several_items():
+    """b holds the right value second, and before it one of no meaning: as candidates either is right, as queries each stands for itself."""
+    source = Source()
+    for record in source.test:
+        record["b"] = text(-np.ones(6) + 0.01 * np.random.default_rng(int(record["id"][4:])).normal(size=6)) + "|" + record["b"]
+    found = rows(Retrieval(), source)
+    assert found["model"]["a_to_b_r1"] == 1 and 0.5 <= found["model"]["b_to_a_r1"] < 0.7
+    assert found["chance"]["a_to_b_r1"] == pytest.approx(2 / 60) and found["chance"]["b_to_a_r1"] == pytest.approx(1 / 30)
+
+
+def test_with_a_key_every_sample_of_the_class_is_right():
+    found = rows(Retrieval(), Source(), Pair(key="label"))
+    assert found["chance"]["a_to_b_r1"] == pytest.approx(found["chance"]["a_to_b_class_prototype"]) == pytest.approx(1 / 3)
+    assert found["model"]["a_to_b_class_prototype"] > 0.9 and found["model"]["a_to_b_r1"] == 1
+    assert found["linear_map"]["b_to_a_r1"] > 0.9 and found["random_init"]["b_to_a_class_prototype"] == 0
+
+
+def test_a_second_table_supplies_b():
+    """Rows of two tables have only their key in common; a key without a partner is no query."""
+    source = Source()
+    source.second = {"train": [{**r, "id": f"second {r['id']}", "a": None} for r in source.train[::-1]],
+                     "test": [{**r, "id": f"second {r['id']}", "a": None} for r in source.test[:7]]}
+    source.test[5]["label"] = "nobody's"
+    found = rows(Retrieval(), source, Pair(key="label"))
+    assert found["model"]["a_to_b_r1"] > 0.9 and found["linear_map"]["a_to_b_r1"] > 0.8
+    # 7 candidates: 3, 2 and 2 of a class; 29 queries: 10, 10 and 9
+    assert found["chance"]["a_to_b_r1"] == pytest.approx((10 * 3 + 10 * 2 + 9 * 2) / 29 / 7)
+    lonely = Source()
+    lonely.second = {"train": lonely.train, "test": [{**r, "label": "else"} for r in lonely.test]}
+    with pytest.raises(ValueError, match="no test sample of one branch has a partner of equal key in the other. Check the pair's key"):
+        rows(Retrieval(linear_map=0), lonely, Pair(key="label"))
+
+
+def test_unreadable_and_limited_records(capsys):
+    source = Source()
+    source.test[0]["broken"], source.test[29]["broken"] = "a", "b"
+    source.train[0]["broken"] = "a"
+    found = rows(Retrieval(), source)
+    assert found["chance"]["a_to_b_r1"] == pytest.approx(1 / 28) and found["model"]["a_to_b_r1"] == found["linear_map"]["a_to_b_r1"] == 1
+    assert capsys.readouterr().out.count("broken on purpose") == 3
+    assert rows(Retrieval(limit=10), Source())["chance"]["a_to_b_r1"] == pytest.approx(0.1)
+    for record in source.test:
+        record["broken"] = "a" if record["id"] < "test2" else "b"
+    with pytest.raises(ValueError, match="fewer than two test records can be read by both branches"):
+        rows(Retrieval(), source)
+
+
+def test_what_does_not_change_is_computed_once():
+    source, probe, pair, calls = Source(), Retrieval(), Pair(), []
+    untrained = Model(torch.zeros(6, 6), torch.eye(6))
+    untrained.a.register_forward_hook(lambda *_: calls.append(1))
+    first = rows(probe, source, pair, untrained=untrained)
+    again = rows(probe, source, pair, Model(torch.eye(6), torch.eye(6)), untrained)
+    assert len(calls) == 1 and again["model"] != first["model"]
+    assert {row: again[row] for row in first if row != "model"} == {row: first[row] for row in first if row != "model"}
+    other = rows(probe, source, Pair(key="label"), untrained=untrained)
+    assert len(calls) == 2 and other["chance"] != first["chance"], "another pair has its own"
+
+
+def test_wrong_uses_are_named():
+    with pytest.raises(ValueError, match="'retrieval' compares two modalities .* Use pair: {name: cross_modal}"):
+        Retrieval().misses(Source(), object())
+    with pytest.raises(ValueError, match="'zero_shot' compares two modalities"):
+        ZeroShot().misses(Source(), object())
+    for options, message in (({"limit": 1}, "limit is 1, expected 2"), ({"linear_map": -1}, "of 0 or more, got -1 and 8")):
+        with pytest.raises(ValueError, match=message):
+            Retrieval(**options)
+    for options, message in (({"branch": "c"}, "branch is 'c', expected a or b"), ({"prompts": ["a dog"]}, "texts that have {}"), ({"prompts": []}, "texts")):
+        with pytest.raises(ValueError, match=message):
+            ZeroShot(**options)
+
+
+# ---- pictures ----
+
+class Picture(Vector):
+    reads = "file"
+
+    def read(self, value, rng=None, window=None):
+        return torch.tensor([int(float(v) * 20) % 256 for v in value.split()[:3]], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 4, 5)
+
+
+def test_pictures_show_what_was_found_first():
+    class Pictured(Pair):
+        def plain_all(self, record, branch):
+            return [Picture().read(value) if branch == "b" else Vector().read(value) for value in self.values_of(record, branch)]
+
+    class Sees(nn.Module):
+        modality = Pixels()
+
+        def forward(self, raw):
+            return raw.float()[:, :, 0, 0]
+
+    source = Source()
+    for record in source.test:
+        record["a"] = text(Picture().read(record["b"])[0, :, 0, 0].tolist())
+    model = Model(torch.eye(3), torch.eye(3))
+    model.b = Sees()
+    shown = dict(Retrieval(linear_map=0, pictures=4)(model, model, source, Pictured(), "cpu"))["pictures"]
+    assert shown["neighbours"].shape == (4, 5, 4, 5, 3) and shown["good"].all() and "query" not in shown
+    assert shown["right"].tolist() == [[True] + [False] * 4] * 4
+    assert shown["neighbours"][0, 0, 0, 0].tolist() == [float(v) for v in source.test[0]["a"].split()]
+    assert shown["title"][0].startswith(f"test0: {source.test[0]['a']}; first: test0: ")
+    assert list(shown["captions"]) == ["query, a", "retrieved, b"]
+
+
+# ---- the linear map ----
+
+def test_principal_components_are_those_of_the_singular_value_decomposition(monkeypatch):
+    monkeypatch.setattr(linear_map, "COMPONENTS", 3)
+    for n, d in ((30, 8), (8, 30)):
+        x = torch.randn(n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+        assert torch.allclose(PrincipalComponents(x)(x).abs(), (u * s)[:, :3].abs(), atol=1e-10)
+    flat = torch.cat([x[:, :1], torch.zeros(8, 5)], 1)
+    assert PrincipalComponents(flat)(flat).shape == (8, 1), "directions without variance are no components"
+
+
+def test_the_linear_map_finds_partners_it_was_not_fitted_on():
+    generator = torch.Generator().manual_seed(2)
+    a, weight = torch.randn(60, 5, generator=generator), torch.randn(5, 9, generator=generator)
+    b = a @ weight + 1
+    floor = LinearMap(a[:40], b[:40])
+    queries, candidates = floor.a_to_b(a[40:], b[40:])
+    assert torch.allclose(queries, candidates, atol=1e-3)
+    queries, candidates = floor.b_to_a(b[40:], a[40:])
+    assert torch.allclose(queries, candidates, atol=1e-3)
+
+
+def test_numbers_within_a_place():
+    assert number_within(torch.tensor([3, 3, 3, 0, 7, 7])).tolist() == [0, 1, 2, 0, 0, 1]
+
+
+# ---- zero-shot ----
+
+def test_zero_shot_by_the_mean_of_training_samples():
+    found = rows(ZeroShot(), Source())
+    assert found["model"]["accuracy"] > 0.9 and found["random_init"]["accuracy"] == pytest.approx(1 / 3)
+    assert found["chance"] == {"accuracy": pytest.approx(1 / 3)}
+    assert rows(ZeroShot(branch="b"), Source(), untrained=Model(torch.eye(6), torch.eye(6)))["model"]["accuracy"] > 0.9
+
+
+def test_zero_shot_by_prompts():
+    """Class i is named by the direction that its samples have in common: unit vector i."""
+    source = Source()
+    for record in [*source.train, *source.test]:
+        record["direction"] = text(np.eye(6)[int(record["label"][-1])] @ MIXED.numpy())
+    found = rows(ZeroShot(label="direction", prompts=["{}"]), source)
+    assert found["model"]["accuracy"] > 0.9 and found["chance"]["accuracy"] == pytest.approx(1 / 3)
+    assert rows(ZeroShot(label="direction", prompts=["minus {}"]), source)["model"]["accuracy"] < 0.3
+    both = rows(ZeroShot(label="direction", prompts=["{}", "{}", "minus {}"]), source)  # the mean still points their way
+    assert both["model"] == found["model"]
+
+
+def test_prompts_need_text():
+    class Files(Pair):
+        modalities = Vector(), Picture()
+
+    with pytest.raises(ValueError, match="prompts need text on branch b, whose modality reads files. Set branch=b"):
+        ZeroShot(prompts=["{}"]).misses(Source(), Files())
+
+
+def test_classes_that_cannot_be_named_count_as_wrong():
+    """b's table lacks class 2: its samples cannot be found, and chance is that of two classes for the others."""
+    source = Source()
+    source.second = {split: [r for r in records if r["label"] != "class 2"] for split, records in (("train", source.train), ("test", source.test))}
+    found = rows(ZeroShot(), source)
+    assert 0.6 < found["model"]["accuracy"] <= 2 / 3 and found["chance"]["accuracy"] == pytest.approx(1 / 3)

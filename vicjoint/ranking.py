@@ -1,0 +1,99 @@
+"""Ranks of right answers, their metrics, and what both are by chance. Nothing here knows where embeddings come from.
+
+    right = Right(a_values, b_values, pairs)                # which candidates answer which query
+    ranks_Q = ranks(queries_QE, candidates_CE, right.rows)  # 1 is best
+    metrics(ranks_Q)                                        # r1, r5, r10, median_rank, mrr
+"""
+
+# Q queries, C candidates, E embedding, K classes
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+AT_ONCE = 2**24  # similarities at a time
+FIRST = (1, 5, 10)
+
+
+def ranks(queries: Tensor, candidates: Tensor, right: Callable[[slice], Tensor]) -> np.ndarray:
+    """Rank [Q] of the best right candidate of each query among the wrong ones, by `centred` cosine similarity; wrong ones that are exactly as similar count half,
+    so that one right answer among equals gets the middle rank and a collapsed encoder gains nothing from its ties.
+
+    `right(part)` gives bool [part, C]: every row has a right one. Embeddings that are not finite are similar to nothing."""
+    found = [torch.zeros(0, device=queries.device)]
+    queries, candidates = centred(queries, candidates)
+    for first in range(0, len(queries), step := max(1, AT_ONCE // len(candidates))):
+        part = slice(first, first + step)
+        similarity = (queries[part] @ candidates.T).nan_to_num(nan=-torch.inf)
+        is_right = right(part).to(similarity.device)
+        best = similarity.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
+        wrong = ~is_right
+        found.append(1 + (wrong & (similarity > best)).sum(1) + (wrong & (similarity == best)).sum(1) / 2)
+    return torch.cat(found).double().cpu().numpy()
+
+
+def centred(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions, of length 1, of queries [Q, E] and candidates [C, E] as seen from the mean of the candidates. Their products are the
+    similarities here: cosine, since nothing keeps the embeddings of two branches to one length, and by distance a few short ones would be
+    nearest to many queries; from the mean, since VICReg's terms look at deviations from it and leave it where it happens to be."""
+    mean = candidates[candidates.isfinite().all(1)].mean(0)
+    return normalize(queries - mean), normalize(candidates - mean)
+
+
+def metrics(of: np.ndarray) -> dict[str, float]:
+    """Of ranks [Q]: share within the first 1, 5 and 10, median, and mean of 1 / rank."""
+    return {**{f"r{k}": float((of <= k).mean()) for k in FIRST}, "median_rank": float(np.median(of)), "mrr": float((1 / of).mean())}
+
+
+def chance(candidates: int, right: np.ndarray) -> dict[str, float]:
+    """The same for a random order of C candidates, of which right [Q] answer each query: exact expectations (the rank of the best right one
+    is above k if the first k are all wrong), and the median of all queries' ranks together."""
+    kinds, times = np.unique(right, return_counts=True)
+    # above[k]: probability that a query's rank is above k, k = 0..C
+    above = np.zeros(candidates + 1)
+    for count, share in zip(kinds, times / len(right)):
+        left = np.arange(candidates)
+        above += share * np.concatenate([[1.0], np.cumprod(np.clip(candidates - count - left, 0, None) / (candidates - left))])
+    within = 1 - above
+    at = -np.diff(above)
+    lower, upper = np.argmax(within >= 0.5 - 1e-12), np.argmax(within > 0.5 + 1e-12)
+    return {**{f"r{k}": float(within[min(k, candidates)]) for k in FIRST}, "median_rank": float(lower + upper) / 2,
+            "mrr": float((at / np.arange(1, candidates + 1)).sum())}
+
+
+class Right:
+    """Which candidates answer which queries. Items of a and b stand for values (numbers, equal for equal texts or files) and may have a class.
+    An a and a b belong together where some record holds both of their values, or where their classes are equal (-1: none)."""
+
+    def __init__(self, values: tuple[Tensor, Tensor], together: tuple[Tensor, Tensor], classes: tuple[Tensor, Tensor] | None = None):
+        self.values, self.classes = values, classes
+        self.table = torch.zeros([int(v.max()) + 1 for v in values], dtype=torch.bool)
+        self.table[together] = True
+
+    def direction(self, of: int) -> Callable[[slice], Tensor]:
+        """For queries from a (0) or b (1): part of the queries -> bool [part, C]."""
+        table, other = self.table if of == 0 else self.table.T, 1 - of
+
+        def rows(part: slice) -> Tensor:
+            found = table[self.values[of][part]][:, self.values[other]]
+            if self.classes is None:
+                return found
+            own = self.classes[of][part][:, None]
+            return found | ((own == self.classes[other]) & (own >= 0))
+        return rows
+
+
+def counts(right: Callable[[slice], Tensor], queries: int, candidates: int) -> np.ndarray:
+    """How many candidates are right for each query, [Q]."""
+    step = max(1, AT_ONCE // candidates)
+    return torch.cat([right(slice(first, first + step)).sum(1) for first in range(0, queries, step)]).numpy()
+
+
+def prototypes(z: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean of each class [K, E], its number [K]) of embeddings z [N, E] with class numbers [N]; -1 is left out."""
+    kinds = classes.unique()
+    kinds = kinds[kinds >= 0]
+    return torch.stack([z[classes == kind].mean(0) for kind in kinds]), kinds
