@@ -1,0 +1,114 @@
+"""Sound: waveforms [B, T] float in [-1, 1], mono, at `rate_hz`, from sound files and from the sound of videos (vicjoint/sound.py).
+
+    a: {modality: {name: audio, rate_hz: 16000, seconds: 1.0, augment: [{name: gain}, {name: noise, snr: [10, 40]}]}, ...}
+
+A waveform is what every audio encoder takes: those on a spectrogram make it themselves, on the training device.
+"""
+
+# B batch, T samples, K features
+
+import functools
+import importlib
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vicjoint import waveforms
+from vicjoint.modalities.base import Modality
+from vicjoint.recipe_check import check_component
+from vicjoint.registry import ComponentError, build, register
+from vicjoint.sound import Sound
+
+BANDS, SLOTS = 40, 8  # of the simple features
+LEAST_RATE_HZ = 1000
+
+
+@register("modality", "audio")
+class Audio(Modality):
+    """rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut at random in training and from
+    the middle in evaluation, unless the pair asks for the same seconds of both of its halves.
+    short: what a sound shorter than the window becomes: zeros: silence around it (at a random place in training, in the middle in
+    evaluation); repeat: it is repeated (from a random place on, or from its beginning). A pair's own window always gets zeros.
+    augment: transforms for training, in order, such as {name: gain} (vicjoint/waveforms.py lists them); null: none.
+    stream: number of the audio stream in files with several; null: the one that a player chooses.
+    """
+
+    timed = True
+    baseline = "spectrum"
+    reading = ("seconds", "short", "augment", "stream")
+
+    def __init__(self, rate_hz: int = 16000, seconds: float = 1.0, short: Literal["zeros", "repeat"] = "zeros",
+                 augment: list[dict] | None = None, stream: int | None = None):
+        super().__init__()
+        _need("soundfile", "torchaudio")
+        if rate_hz < LEAST_RATE_HZ:
+            raise ValueError(f"modality 'audio': rate_hz is {rate_hz}, expected {LEAST_RATE_HZ} or more, such as 16000.")
+        if not 0 < seconds < math.inf or round(seconds * rate_hz) < 1:
+            raise ValueError(f"modality 'audio': seconds is {seconds}, expected a number above 0, such as 1.0.")
+        if short not in ("zeros", "repeat"):
+            raise ValueError(f"modality 'audio': short is '{short}', expected 'zeros' or 'repeat'.")
+        self.rate_hz, self.length, self.short, self.stream = rate_hz, seconds, short, stream
+        self.augment = [_build(f"modality.augment.{i}", dict(spec), rate_hz) for i, spec in enumerate(augment or [])]
+
+    def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
+        """float32 [1, T], T = round(seconds * rate_hz). Raises SoundError (a ValueError) with the file and the cause."""
+        with Sound(value, self.stream) as sound:
+            if window is not None:
+                wave = sound.read(*window, self.rate_hz)
+            elif self.short == "repeat" and sound.seconds < self.length:
+                wave = self._repeated(sound.read(0, sound.seconds, self.rate_hz), rng)
+            else:
+                spare = sound.seconds - self.length  # below 0: the window begins before the sound
+                start = spare / 2 if rng is None else rng.uniform(min(0, spare), max(0, spare))
+                wave = sound.read(start, self.length, self.rate_hz)
+        if rng is not None and self.augment:
+            for transform in self.augment:
+                wave = transform(wave, rng)
+            wave = wave.clamp(-1, 1)
+        return wave[None]
+
+    def _repeated(self, wave: Tensor, rng: np.random.Generator | None) -> Tensor:
+        wave = wave if len(wave) else wave.new_zeros(1)
+        first = 0 if rng is None else int(rng.integers(len(wave)))
+        count = round(self.length * self.rate_hz)
+        return wave.roll(-first).repeat(math.ceil(count / len(wave)))[:count]
+
+    def seconds(self, value: str) -> float:
+        return _seconds(value, self.stream)
+
+    def simple_features(self, raw: Tensor) -> Tensor:
+        """Log energies of 40 mel bands in 8 equal slots of time, [B, 320]: what a ridge regression on a spectrum sees."""
+        mel = _mel(self.rate_hz).to(raw.device)(raw.float())
+        return torch.nn.functional.adaptive_avg_pool1d((mel + 1e-6).log(), SLOTS).flatten(1)
+
+
+@functools.lru_cache(maxsize=2**16)  # a pair with a common window asks before each read
+def _seconds(path: str, stream: int | None) -> float:
+    with Sound(path, stream) as sound:
+        return sound.seconds
+
+
+@functools.lru_cache(maxsize=4)
+def _mel(rate_hz: int):
+    from torchaudio.transforms import MelSpectrogram
+    size = 2 ** math.ceil(math.log2(0.064 * rate_hz))  # 64 ms: each of the bands holds a frequency
+    return MelSpectrogram(rate_hz, size, hop_length=size // 4, n_mels=BANDS, pad_mode="constant")
+
+
+def _build(path: str, spec: dict, rate_hz: int) -> waveforms.SoundTransform:
+    spec["name"] = f"audio/{spec.get('name')}"
+    if mistakes := check_component(path, "transform", spec["name"], spec):
+        raise ValueError("\n  ".join(mistakes))
+    return build("transform", spec, rate_hz)
+
+
+def _need(*modules: str) -> None:
+    """Raises ComponentError with the command that installs what is missing."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:  # OSError: soundfile without its library libsndfile
+            raise ComponentError(f"modality 'audio' needs {module} ({str(error).splitlines()[0]}): pip install 'vicjoint[audio]'") from None

@@ -1,0 +1,281 @@
+"""Sound files, and the sound of video files: any stretch of seconds, mono, at any rate.
+
+    with Sound("clip.mp4") as sound:
+        sound.seconds                                        # how long it sounds
+        wave_T = sound.read(1.5, 2.0, rate_hz=16000)         # float32 [32000]: the seconds 1.5 to 3.5, in [-1, 1]
+
+Only the stretch is read: soundfile seeks in wav, flac, ogg, mp3 and what else it opens; everything else, videos above all, goes through
+PyAV, which seeks and decodes by timestamps. Time 0 is a sound file's first sample, and in a video the start of the file, whichever of
+its streams begins first, so that a stretch of sound and the frames of the same seconds belong together. Outside of the sound there is
+silence. (AAC fills some bands with noise that is drawn anew whenever it is decoded; all else is the same wherever the stretch begins.)
+Open a file where it is read, in the worker: a Sound does not pickle.
+"""
+
+# T samples of the result, N samples of the file
+
+import functools
+import math
+import os
+import re
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+# what soundfile would not open, or where a video may stand
+FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wma", ".wmv")
+RUN_UP_SECONDS = 0.3     # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
+MP3_RUN_UP = 11520       # samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
+ADRIFT_SECONDS = 0.02    # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
+LOUDEST = 2.0            # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
+UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000)  # what programs write into a wav's header when they write to a pipe
+
+
+class SoundError(ValueError):
+    """A sound that cannot be read; the message names the file and the cause."""
+
+
+class Sound:
+    """An open sound; use it in a `with` block. `seconds`: from time 0 to its end. `rate_hz`: of the file.
+
+    stream: number of the audio stream in a file with several (films in two languages), from 0; None: the one that FFmpeg's players
+    choose. Raises SoundError where the file cannot be read or has no sound."""
+
+    def __init__(self, path: str | os.PathLike, stream: int | None = None):
+        self.path = os.fspath(path)
+        _check_file(self.path)
+        self._reader = _open(self.path, stream)
+        self.rate_hz, self.seconds = self._reader.rate, self._reader.seconds
+
+    def read(self, start: float, length: float, rate_hz: int) -> Tensor:
+        """float32 [round(length * rate_hz)] in [-1, 1], mono (the mean of all channels), from `start` seconds on. It equals that part
+        of the whole file, resampled. Raises SoundError for damaged or missing samples, NaN and infinity."""
+        count, source = round(length * rate_hz), self.rate_hz
+        first = round(start * source)
+        if source == rate_hz:
+            return torch.from_numpy(self._samples(first, count))
+        resample, block_in, block_out = _resampler(source, rate_hz)
+        blocks = math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1  # the filter looks beyond both ends
+        wave = self._samples(first - blocks * block_in, math.ceil(count * source / rate_hz) + 2 * blocks * block_in)
+        return resample(torch.from_numpy(wave))[blocks * block_out :][:count].clamp_(-1, 1)
+
+    def _samples(self, first: int, count: int) -> np.ndarray:
+        wave = self._reader.samples(first, count)
+        if not np.isfinite(wave).all():
+            place = int(np.flatnonzero(~np.isfinite(wave))[0])
+            what = "NaN" if np.isnan(wave[place]) else "an infinite value"
+            raise SoundError(f"{self.path}: holds {what} at {(first + place) / self.rate_hz:.3f} s. "
+                             "Expected numbers from -1 to 1; write the file anew.")
+        if count and (peak := float(np.abs(wave).max())) > LOUDEST:
+            raise SoundError(f"{self.path}: holds values up to {peak:g}. Expected numbers from -1 to 1; divide them by their full scale.")
+        return wave.clip(-1, 1)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read(path: str | os.PathLike, rate_hz: int) -> Tensor:
+    """A whole file, float32 [T] at `rate_hz`; see Sound."""
+    with Sound(path) as sound:
+        return sound.read(0, sound.seconds, rate_hz)
+
+
+@functools.lru_cache(maxsize=16)  # its filters take longer to make than to use
+def _resampler(source: int, target: int):
+    """torchaudio's resampling, and the shortest blocks of samples in and out that last equally long."""
+    from torchaudio.transforms import Resample
+    common = math.gcd(source, target)
+    return Resample(source, target), source // common, target // common
+
+
+def _check_file(path: str) -> None:
+    if not os.path.exists(path):
+        raise SoundError(f"{path}: no such file.")
+    if os.path.isdir(path):
+        raise SoundError(f"{path}: a folder, not a sound file.")
+    if os.path.getsize(path) == 0:
+        raise SoundError(f"{path}: the file is empty (0 bytes).")
+
+
+def _open(path: str, stream: int | None):
+    import soundfile
+    if stream is not None or path.lower().endswith(FILM_SUFFIXES):
+        return _Film(path, stream)
+    try:
+        return _File(path)
+    except soundfile.LibsndfileError as error:
+        try:
+            return _Film(path, stream)
+        except NotMedia:
+            raise SoundError(f"{path}: not a sound file that can be read ({str(error.error_string).rstrip('.')}).") from None
+
+
+class _File:
+    """Through soundfile. `samples(first, count)`: float32 [count], mono; zeros outside of the file."""
+
+    def __init__(self, path: str):
+        import soundfile
+        self.path = path
+        self._file = soundfile.SoundFile(path)
+        self.rate, self.frames = self._file.samplerate, self._file.frames
+        self.seconds = self.frames / self.rate
+        try:
+            self._check_length()
+        except SoundError:
+            self.close()
+            raise
+
+    def _check_length(self) -> None:
+        # libsndfile makes a cut-off wav shorter in silence, and tells so only in its log
+        stated = re.search(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", self._file.extra_info, re.MULTILINE)
+        if stated and int(stated[1]) > int(stated[2]) and int(stated[1]) not in UNKNOWN_SIZES:
+            share = int(stated[2]) / int(stated[1])
+            raise SoundError(f"{self.path}: is cut off: {share:.0%} of its samples are there. Get the file anew.")
+        if not 0 < self.frames < 2**62:
+            raise SoundError(f"{self.path}: holds no sound (0 samples).")
+
+    def samples(self, first: int, count: int) -> np.ndarray:
+        import soundfile
+        out = np.zeros(count, np.float32)
+        begin, end = max(first, 0), min(first + count, self.frames)
+        if end <= begin:
+            return out
+        run_up = min(begin, MP3_RUN_UP) if self._file.format == "MP3" else 0
+        try:
+            self._file.seek(begin - run_up)
+            got = self._file.read(end - begin + run_up, dtype="float32", always_2d=True)[run_up:]
+        except soundfile.LibsndfileError as error:
+            raise SoundError(f"{self.path}: the sound is damaged ({str(error.error_string).rstrip('.')}).") from None
+        if len(got) < end - begin:
+            raise SoundError(f"{self.path}: is cut off: it says {self.seconds:.2f} s, and ends at {(begin + len(got)) / self.rate:.2f} s.")
+        out[begin - first : end - first] = got[:, 0] if got.shape[1] == 1 else got.mean(1)
+        return out
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class NotMedia(SoundError):
+    """No container that FFmpeg knows."""
+
+
+class _Film:
+    """Through PyAV, by timestamps; the same as _File."""
+
+    def __init__(self, path: str, stream: int | None):
+        self.path, self._wanted = path, stream
+        self._open()
+        try:
+            if not self.rate:
+                raise SoundError(f"{self.path}: its audio stream has no sampling rate. Write the file anew.")
+            self._zero = (self._container.start_time or 0) / av.time_base  # the file's start, as for its frames
+            self.seconds, self._sure = self._end()
+        except av.FFmpegError as error:
+            raise SoundError(f"{self.path}: the file is damaged ({error.strerror}).") from None
+        if self.seconds <= 0:
+            raise SoundError(f"{self.path}: holds no sound (0 samples).")
+
+    def _open(self) -> None:
+        try:
+            self._container = av.open(self.path)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise NotMedia(f"{self.path}: not a sound or video file that can be read ({cause}).") from None
+        streams = [s for s in self._container.streams.audio if s.codec_context is not None]
+        if not streams:
+            others = sorted({s.type for s in self._container.streams})
+            raise SoundError(f"{self.path}: has no sound, only: {', '.join(others) or 'nothing'}. Expected a file with an audio stream.")
+        if self._wanted is None:
+            self._stream = self._container.streams.best("audio") or streams[0]
+        elif 0 <= self._wanted < len(streams):
+            self._stream = streams[self._wanted]
+        else:
+            raise SoundError(f"{self.path}: has no audio stream {self._wanted} (option stream); it has {len(streams)}, numbered from 0.")
+        self._stream.codec_context.thread_count = 1
+        self.rate = self._stream.codec_context.sample_rate
+
+    def _end(self) -> tuple[float, bool]:
+        """Seconds from time 0 to the end of the sound, and whether the file is sure of it (others estimate)."""
+        stream, container = self._stream, self._container
+        if stream.duration:
+            return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self._zero, "mp4" in container.format.name
+        ends: list[float] = []
+        if container.duration:  # some containers count it from 0, some from their start: look at the last packets
+            try:
+                ends = self._packet_ends(((container.start_time or 0) + container.duration) / av.time_base)
+            except av.FFmpegError:  # no way to start in the middle
+                pass
+        return max(ends or self._packet_ends(None), default=self._zero) - self._zero, False
+
+    def _packet_ends(self, start: float | None) -> list[float]:
+        return [(p.pts + (p.duration or 0)) * float(self._stream.time_base) for p in self._from(start).demux(self._stream) if p.pts is not None]
+
+    def samples(self, first: int, count: int) -> np.ndarray:
+        out = np.zeros(count, np.float32)
+        if first + count <= 0 or first >= self.seconds * self.rate:
+            return out
+        try:
+            try:
+                begun, end = self._fill(out, first, first / self.rate + self._zero - RUN_UP_SECONDS)
+            except av.FFmpegError:  # not every container can start in the middle; real damage fails again
+                begun, end = None, 0
+            if begun is None or begun > max(first, 0):
+                out[:] = 0
+                begun, end = self._fill(out, first, None)
+        except av.FFmpegError as error:
+            raise SoundError(f"{self.path}: the sound is damaged or cut off ({error.strerror}).") from None
+        due = min(first + count, int(self.seconds * self.rate)) - int(0.1 * self.rate)
+        if begun is None or (self._sure and end < due):
+            where = f"it says {self.seconds:.2f} s, and ends at {max(end, 0) / self.rate:.2f} s" if self._sure else "no sample can be decoded"
+            raise SoundError(f"{self.path}: the sound is cut off: {where}.")
+        return out
+
+    def _fill(self, out: np.ndarray, first: int, start: float | None) -> tuple[int | None, int]:
+        """Decode from `start` (seconds of the file's clock; None: the beginning) to the end of `out`, which begins at sample `first`;
+        (first sample decoded, sample after the last)."""
+        begun, end, last = None, 0, first + len(out)
+        for frame in self._from(start).decode(self._stream):
+            if frame.sample_rate != self.rate:
+                raise SoundError(f"{self.path}: the sampling rate changes from {self.rate} to {frame.sample_rate} Hz. Convert the file.")
+            at = end if frame.pts is None else round((float(frame.pts * frame.time_base) - self._zero) * self.rate)
+            if begun is None:
+                begun = at
+            elif abs(at - end) <= ADRIFT_SECONDS * self.rate:
+                at = end
+            end = at + frame.samples
+            if (low := max(at, first)) < (high := min(end, last)):
+                out[low - first : high - first] = _mono(frame)[low - at : high - at]
+            if end >= last:
+                break
+        return begun, end
+
+    def _from(self, start: float | None):
+        """The container, ready to go on at `start` seconds of the file's clock or a little before; None: from its beginning."""
+        if start is None:
+            self.close()
+            self._open()
+        else:
+            self._container.seek(int(start / self._stream.time_base), stream=self._stream, backward=True)
+            self._stream.codec_context.flush_buffers()
+        return self._container
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _mono(frame) -> np.ndarray:
+    """float32 [N]: the mean of a decoded frame's channels."""
+    wave = frame.to_ndarray()
+    if not frame.format.is_planar:
+        wave = wave.reshape(-1, frame.layout.nb_channels).T
+    if wave.dtype.kind in "iu":
+        full = 128 if wave.dtype == np.uint8 else -float(np.iinfo(wave.dtype).min)
+        wave = (wave.astype(np.float32) - (128 if wave.dtype == np.uint8 else 0)) / full
+    return wave[0] if len(wave) == 1 else wave.mean(0)
