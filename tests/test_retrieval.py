@@ -1,10 +1,14 @@
 """Retrieval and zero-shot classification on pairs whose right answers are known by construction."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import vicjoint
 from vicjoint import linear_map
 from vicjoint.retrieval import Retrieval, number_within
 from vicjoint.linear_map import LinearMap, PrincipalComponents
@@ -307,3 +311,34 @@ def test_classes_that_cannot_be_named_count_as_wrong():
     source.second = {split: [r for r in records if r["label"] != "class 2"] for split, records in (("train", source.train), ("test", source.test))}
     found = rows(ZeroShot(), source)
     assert 0.6 < found["model"]["accuracy"] <= 2 / 3 and found["chance"]["accuracy"] == pytest.approx(1 / 3)
+
+
+# ---- the real pair, in a run ----
+
+def test_a_run_of_pictures_and_captions(tmp_path, capsys):
+    """Real files through cross_modal, the loop, the terminal and the report: captions in a list, one of them shared by two pictures."""
+    rng, lines = np.random.default_rng(0), []
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append({"id": i, "picture": f"{i}.png", "caption": [f"number {i}", f"picture {i // 2}"], "group": ["odd", "even"][i % 2],
+                      "amount": i / 7, "split": "train" if i < 16 else "test"})
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    folder = vicjoint.train({
+        "name": "captions", "source": {"name": "table", "root": str(tmp_path / "table.jsonl")},
+        "pair": {"name": "cross_modal", "a": "picture", "b": "caption"},
+        "a": {"modality": {"name": "image", "size": 16}, "encoder": {"name": "conv", "width": 4, "dim": 16}, "expander": [16, 16]},
+        "b": {"modality": {"name": "text", "length": 16}, "encoder": {"name": "bytes_cnn"}, "expander": [16, 16]},
+        "objective": {"name": "vicreg"}, "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine", "warmup_steps": 1}},
+        "train": {"steps": 2, "batch_size": 8}, "data": {"workers": 0}, "evaluate": {"probes": [
+            {"name": "retrieval", "pictures": 4}, {"name": "zero_shot", "label": "group", "prompts": ["an {} picture"]},
+            {"name": "linear", "label": "group", "branch": "b", "solver": "ridge"}, {"name": "regression", "label": "amount"}]},
+    }, [f"out={tmp_path / 'run'}"])
+    found = json.loads((folder / "evaluation.json").read_text())
+    chance = found["retrieval"]["chance"]
+    # 8 pictures and 16 captions; a shared caption makes three right for a picture, and two pictures right for it
+    assert chance["a_to_b_r1"] == pytest.approx(3 / 16) and chance["b_to_a_r1"] == pytest.approx((8 * 1 + 8 * 2) / 16 / 8)
+    assert {"model", "random_init", "linear_map", "chance"} <= set(found["retrieval"])
+    assert found["zero_shot"]["chance"] == {"accuracy": 0.5} and "pixels" not in found["linear"] and "pixels" in found["regression"]
+    assert set(np.load(folder / "pictures.npz")) >= {"retrieval/neighbours", "retrieval/title"}
+    report, said = (folder / "report.html").read_text(), capsys.readouterr().out
+    assert "retrieved, a" in report and "from b to a" in report and "cannot be shown" not in report and "b to a" in said

@@ -51,9 +51,8 @@ class CrossModal:
     # ---- what the loop sets ----
 
     @property
-    def modalities(self) -> tuple[Modality, Modality]:
-        if self._modalities is None:
-            raise RuntimeError("pair.modalities is not set: the pair cannot read its columns")
+    def modalities(self) -> tuple[Modality, Modality] | None:
+        """Those of branches a and b; None until the loop has set them."""
         return self._modalities
 
     @modalities.setter
@@ -146,7 +145,7 @@ class CrossModal:
             rows = self._partners(record)
             row_b = rows[rng.integers(len(rows))]
         cells = [(row, found[rng.integers(len(found))] if len(found) > 1 else found[0])
-                 for row, found in ((row, self._values(row, branch)) for branch, row in (("a", record), ("b", row_b)))]
+                 for row, found in ((row, self.values_of(row, branch)) for branch, row in (("a", record), ("b", row_b)))]
         window = self._window(cells, rng)
         return tuple(self._read(branch, *cell, rng, window) for branch, cell in zip("ab", cells))
 
@@ -156,7 +155,8 @@ class CrossModal:
             raise CellError(f"no row with {self.key} '{key}' for column b in the {split} split")
         return self._rows_of[split][key]
 
-    def _values(self, record: dict, branch: str) -> list:
+    def values_of(self, record: dict, branch: str) -> list:
+        """The values of the cell of one branch, in the order of `plain_all`. Raises CellError."""
         column = getattr(self, branch)
         return values(record, column, column in self.choose, self.separator)
 
@@ -168,6 +168,8 @@ class CrossModal:
             raise CellError(f"column '{getattr(self, branch)}': {error}") from error
 
     def _of(self, branch: str) -> Modality:
+        if self.modalities is None:
+            raise RuntimeError("pair.modalities is not set: the pair cannot read its columns")
         modality = self.modalities["ab".index(branch)]
         if getattr(modality, "backend", self.backend) != self.backend:
             modality.backend = self.backend
@@ -211,17 +213,17 @@ class CrossModal:
         """The raw view of one column as in evaluation, with a leading dimension of 1; the first of several values. For column b of a second
         table, a record of the first gives the view of a partner: always the same one. Raises ValueError or OSError."""
         record = self._own_row(record, branch)
-        return self._plain(record, branch, self._values(record, branch)[0])
+        return self._plain(record, branch, self.values_of(record, branch)[0])
 
     def plain_all(self, record: dict, branch: str = "a") -> list:
         """The raw views of all values of the cell, as `plain` gives the first."""
         record = self._own_row(record, branch)
-        return [self._plain(record, branch, value) for value in self._values(record, branch)]
+        return [self._plain(record, branch, value) for value in self.values_of(record, branch)]
 
     def _plain(self, record: dict, branch: str, value):
         window = None
         if self.seconds is not None:
-            window = self._window([(record, value if side == branch else self._values(record, side)[0]) for side in "ab"], None)
+            window = self._window([(record, value if side == branch else self.values_of(record, side)[0]) for side in "ab"], None)
         return self._read(branch, record, value, None, window)
 
     def _own_row(self, record: dict, branch: str) -> dict:
