@@ -26,8 +26,9 @@ from torchvision.transforms import InterpolationMode
 
 from benchmarks.measure import table, write
 from vicjoint import images
-from vicjoint.augment import Augment, Uncoloured
+from vicjoint.augment import Augment
 from vicjoint.modalities.image import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from vicjoint.transform_list import Uncoloured
 
 BATCH = 64
 

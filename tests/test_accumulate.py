@@ -20,7 +20,7 @@ class Model(nn.Module):
         self.net = nn.Sequential(nn.Linear(5, 16), *layers, nn.Tanh(), nn.Linear(16, 24)).double()
         self.ema = ema
 
-    def forward(self, a, b):
+    def forward(self, a, b, pair=0):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.ema):
             z_b = self.net(b)
         return self.net(a), z_b

@@ -121,6 +121,104 @@ def test_a_mistake_gets_its_message(good, override, expected):
     assert f"recipe {good} has 1 mistake:\n  {expected}" in text, text
 
 
+SEVERAL = """
+name: many
+source: {name: sample_videos}
+branches:
+  video: {modality: clip, encoder: {name: conv_gru}, expander: [64, 64]}
+  frame: {modality: next_frame, encoder: {name: conv}, expander: [64, 64]}
+  still: {modality: image, encoder: {name: conv}, expander: [64, 64]}
+pairs:
+  - {a: video, b: frame, pair: {name: next_frame, frames: 8}}
+  - {a: video, b: still, pair: {name: next_frame}, objective: {name: vicreg, variance: 5}, weight: 2}
+objective: {name: vicreg, invariance: 25}
+optim: {name: adamw, lr: 1e-3, schedule: {name: cosine, warmup_steps: 5}}
+train: {steps: 60, batch_size: 16}
+"""
+MISTAKES_OF_SEVERAL = [
+    ("pairs.0.a=vidoe", "pairs.0.a: no branch 'vidoe'. Did you mean 'video'? Branches: video, frame, still."),
+    ("pairs.1.b=frame", "branches.still: no pair uses it. Leave it out, or add a pair with it."),
+    ("pairs.1.wieght=3", "pairs.1.wieght: unknown key. Did you mean 'weight'? Known: a, b, pair, objective, source, weight."),
+    ("pairs.1.weight=0", "pairs.1.weight: expected a number above 0.0, got 0."),
+    ("pairs.2.weight=1", "pairs.2.weight: 'pairs' has no entry 2. It has 2, numbered from 0."),
+    ("pairs.first.weight=1", "pairs.first.weight: 'pairs' has no entry first. It has 2, numbered from 0."),
+    ("pairs.0.a.name=x", "pairs.0.a.name: 'pairs.0.a' is 'video', which has no keys. Replace it whole."),
+    ("pairs.0.pair.name=next_fram", "pairs.0.pair.name: no pair 'next_fram'. Did you mean 'next_frame'?"),
+    ("pairs.0.pair.frame=3", "pairs.0.pair.frame: pair 'next_frame' takes no option 'frame'. Did you mean 'frames'?"),
+    ("pairs.1.objective.variance=big", "pairs.1.objective.variance: expected a number or a mapping, got 'big'."),
+    ("pairs.1.source={name: video_folder, root: /no/such}", "pairs.1.source.root: /no/such does not exist"),
+    ("pairs.0={a: video, b: frame}", "pairs.0.pair: missing. Expected how two views are made of a sample."),
+    ("pairs.0.pair={frames: 3}", "pairs.0.pair.name: missing. Expected the name of a component."),
+    ("pairs=[]", "pairs: expected a list of 1 or more, got []."),
+    ("pairs=null", "pairs: missing. Expected pairs of branches, trained in turn; instead of pair."),
+    ("branches=null", "branches: missing. Expected branches by name, for several pairs; instead of a and b."),
+    ("branches.video.encoder.name=conv_gro", "branches.video.encoder.name: no encoder 'clip/conv_gro'. Did you mean 'clip/conv_gru'?"),
+    ("branches.still.modality=imag", "branches.still.modality.name: no modality 'imag'. Did you mean 'image'?"),
+    ("branches.video.expandr=3", "branches.video.expandr: unknown key. Did you mean 'expander'?"),
+    ("branches.video.expander=[0]", "branches.video.expander.0: expected a number above 0, got 0."),
+    ("branches.still.weights=ema", "branches.still.weights: only for branch b of a recipe with one pair. Leave it out; a pair whose"),
+    ("branches.still.momentum=0.9", "branches.still.momentum: only for branch b of a recipe with one pair."),
+    ("predictor={name: mlp}", "predictor: only in a recipe of one pair, where it maps a's embedding to b's. Leave it out."),
+    ("a={modality: clip, encoder: {name: conv_gru}, expander: [64]}",
+     "a: for a recipe of one pair, but this one has branches and pairs. Give pair, a and b, or else branches and pairs."),
+    ("objective=null", "objective: missing. Expected the loss."),
+    ("source=null", "source: missing. Expected where samples are."),
+]
+
+
+@pytest.mark.parametrize("override, expected", MISTAKES_OF_SEVERAL, ids=[m[0] for m in MISTAKES_OF_SEVERAL])
+def test_a_mistake_in_a_recipe_of_several_pairs(override, expected):
+    text = message(parse_yaml(SEVERAL, "x"), [override])
+    assert f"recipe (given as a mapping) has 1 mistake:\n  {expected}" in text, text
+
+
+def test_mistakes_in_several_pairs_come_out_together():
+    made = parse_yaml(SEVERAL, "x")
+    made["branches"]["no-name"] = made["branches"]["still"]
+    made["pairs"][1]["objective"]["form"] = "moco"
+    text = message(made, ["pairs.0.a=clip", "branches.frame.encoder.widht=3", "pair={name: next_frame}", "train.steps=many"])
+    assert text.splitlines()[0].endswith("has 7 mistakes:")
+    for part in ("pairs.0.a: no branch 'clip'", "branches.frame.encoder.widht:", "pair: for a recipe of one pair", "train.steps:",
+                 "branches.no-name: expected a name", "pairs.1.objective.form: moco needs a branch b", "takes no option 'form'"):
+        assert part in text, (part, text)
+
+
+def test_a_recipe_of_several_pairs():
+    recipe = load_recipe(parse_yaml(SEVERAL, "x"), ["branches.still.encoder={name: conv, width: 7}", "pairs.0.objective.name=vicreg",
+                                                    "pairs.0.objective.invariance=10", "branches.still.modality.mean=[1]"])
+    first, second = recipe.listed_pairs()
+    assert (first.a, first.b, first.pair.frames, first.objective.invariance, first.weight) == ("video", "frame", 8, 10.0, 1.0)
+    assert (second.objective.model_dump(), second.source.name, second.weight) == ({"name": "vicreg", "variance": 5.0}, "sample_videos", 2.0)
+    assert list(recipe.named_branches()) == ["video", "frame", "still"]
+    assert recipe.branches["still"].encoder.width == 7 and recipe.branches["still"].modality.mean == [1.0]
+    again = load_recipe(parse_yaml(to_yaml(recipe), "x"))
+    assert again == recipe and not {"a", "b", "pair"} & set(recipe.dump()) and "source" not in recipe.dump()["pairs"][0]
+    assert not {"branches", "pairs"} & set(load_recipe(parse_yaml(GOOD, "x")).dump())
+    other = load_recipe(parse_yaml(to_yaml(recipe), "x"), ["pairs.1.objective.variance=6"])
+    assert differences(recipe, other) == ["pairs.1.objective.variance: 5.0 -> 6.0"]
+
+
+def test_source_and_objective_may_stand_in_every_pair_alone():
+    made = parse_yaml(SEVERAL, "x")
+    for key in ("source", "objective"):
+        for pair in made["pairs"]:
+            pair[key] = made[key]
+        del made[key]
+    recipe = load_recipe(made)
+    assert recipe.source is None and [p.source.name for p in recipe.listed_pairs()] == ["sample_videos"] * 2
+    assert load_recipe(recipe.dump()) == recipe
+
+
+def test_an_override_reaches_into_a_list(good):
+    assert load_recipe(good, ["evaluate.probes.0.queries=9"]).evaluate.probes[0].queries == 9
+    assert "evaluate.probes.0.name: no probe 'retrieva'" in message(good, ["evaluate.probes.0.name=retrieva"])
+
+
+def test_a_recipe_of_one_pair_lacks_nothing(good):
+    for key in ("source", "pair", "a", "objective"):
+        assert f"has 1 mistake:\n  {key}: missing. Expected " in message(good, [f"{key}=null"])
+
+
 def test_all_mistakes_come_out_together(good):
     overrides = ["train.steps=many", "source.trian=3", "nonsense", "optim.name=adam", "evaluate.evry=2"]
     lines = message(good, overrides).splitlines()
@@ -216,11 +314,18 @@ def test_schema_names_components_and_options():
     assert folder["required"] == ["name", "root"] and folder["properties"]["test_fraction"] == {"type": "number", "default": 0.15}
     assert folder["additionalProperties"] is False and schema["additionalProperties"] is False
     assert all("description" in key for key in schema["properties"].values())
+    branches, pairs = schema["properties"]["branches"], schema["properties"]["pairs"]
+    assert branches["additionalProperties"] == {"$ref": "#/$defs/Branch", "required": ["modality", "encoder", "expander"]}
+    assert pairs["items"] == {"$ref": "#/$defs/PairOfBranches"} and schema["$defs"]["PairOfBranches"]["required"] == ["a", "b", "pair"]
+    of_pair = schema["$defs"]["PairOfBranches"]["properties"]
+    assert of_pair["pair"]["properties"]["name"]["enum"] == ["next_frame"] and of_pair["objective"]["oneOf"][0]["title"] == "vicreg"
+    one, several = schema["oneOf"]
+    assert one["required"] == ["source", "pair", "a", "b", "objective"] and several["required"] == ["branches", "pairs"]
     text = json.dumps(schema)
-    assert all(f'"#/$defs/{name}"' not in text or name in schema["$defs"] for name in ("Component", "Branch", "Train", "Optim"))
+    assert all(f'"#/$defs/{name}"' not in text or name in schema["$defs"] for name in ("Component", "Branch", "PairOfBranches", "Train", "Optim"))
 
 
-KEYS = st.sampled_from(["name", "source", "a", "b", "train", "optim", "evaluate", "probes", "steps", "weights", "encoder", "without_data", "zzz"])
+KEYS = st.sampled_from(["name", "source", "a", "b", "branches", "pairs", "pairs.0", "pair", "train", "optim", "evaluate", "probes", "steps", "weights", "encoder", "without_data", "zzz"])
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["same", "clip", "conv", "adamw"]) | st.text(),
                       lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=4), max_leaves=10)
 
@@ -230,7 +335,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | 
 def test_anything_is_a_recipe_or_a_recipe_error(tmp_path_factory, text, key, value):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_text(GOOD + text, encoding="utf-8", errors="replace")
-    for recipe, overrides in ((path, ()), (parse_yaml(GOOD, "x"), {key: value}), (parse_yaml(GOOD, "x"), [text])):
+    for recipe, overrides in ((path, ()), (parse_yaml(GOOD, "x"), {key: value}), (parse_yaml(SEVERAL, "x"), {key: value}), (parse_yaml(GOOD, "x"), [text])):
         try:
             to_yaml(load_recipe(recipe, overrides))
         except RecipeError as error:

@@ -91,3 +91,87 @@ def test_samples_name_their_record_and_epoch():
     names = [n for batch in read(0, 0, 5, NumberPair(broken=())) for n in batch[3]]
     assert len(names) == 40 and len(set(names)) == 20 and all(n.endswith(("@0", "@1")) for n in names)
     assert np.unique([n.split("@")[0] for n in names[:20]]).size == 10
+
+
+# ---- batches without two equal values ----
+
+class DistinctPair(NumberPair):
+    samples_per_record, distinct = 1, "value"
+
+    def distinct_of(self, record):
+        return record["value"]
+
+    def sample(self, record, rng):
+        a, b = super().sample(record, rng)
+        return a[:1], b[:1]
+
+
+def distinct_stream(values, broken=(), seed=5):
+    records = [{"id": f"r{i}", "number": i, "value": v} for i, v in enumerate(values)]
+    return data.Stream(records, DistinctPair(broken), seed)
+
+
+def values_of(stream, per_batch, start, end, workers=0):
+    return [[stream.records[int(n)]["value"] for n in b.a[:, 0]] for b, _ in data.batches(stream, per_batch, workers, start, end)]
+
+
+@pytest.mark.parametrize("values, per_batch, batches", [
+    ([i // 4 for i in range(80)], 16, 5),  # 20 values, 4 each: all placed
+    (["often"] * 50 + list(range(50)), 10, 5),  # 5 batches: one of "often" each, 45 others
+    (list(range(23)), 5, 4),  # no value twice: only what does not fill a batch is left over
+    ([None] * 3 + [1] * 20, 4, 1), (["a", "b", "c"], 3, 1), ([i % 8 for i in range(64)], 8, 8),
+])
+def test_no_value_twice_in_a_batch_and_as_many_batches_as_there_can_be(values, per_batch, batches):
+    stream = distinct_stream(values)
+    seen = set()
+    for epoch in range(6):
+        for batch in values_of(stream, per_batch, epoch * batches, (epoch + 1) * batches):
+            given = [v for v in batch if v is not None]
+            assert len(given) == len(set(given)) and len(batch) == per_batch
+        placed = [stream.locate(p) for p in range(epoch * batches * per_batch, (epoch + 1) * batches * per_batch)]
+        assert all(e == epoch for e, _ in placed) and len({n for _, n in placed}) == len(placed)  # no record twice in an epoch
+        seen |= {n for _, n in placed}
+    assert stream.epoch_length == batches * per_batch
+    counts = [values.count(v) if v is not None else 1 for v in set(values)] + [1] * max(0, values.count(None) - 1)
+    assert sum(min(c, batches + 1) for c in counts) < (batches + 1) * per_batch  # one more would not do
+    if len(values) < 100:
+        assert len(seen) > stream.epoch_length or len(values) == stream.epoch_length  # the left-over records change
+
+
+def test_distinct_epochs_are_shuffled_and_pure():
+    values = [i // 3 for i in range(300)]
+    first, again = (values_of(distinct_stream(values), 20, 0, 30) for _ in range(2))
+    assert first == again == values_of(distinct_stream(values), 20, 0, 30, workers=2)
+    assert first[15:] == values_of(distinct_stream(values), 20, 15, 30)  # a run goes on in the second epoch
+    assert first[:15] != first[15:] and first != values_of(distinct_stream(values, seed=6), 20, 0, 30)
+    together = [sum(v in batch and v + 1 in batch for batch in first) for v in range(0, 99, 2)]
+    assert max(together) < 10  # neighbours in the table are not neighbours in batches
+
+
+def test_replacements_keep_values_distinct():
+    values = [i // 2 for i in range(60)]
+    stream = distinct_stream(values, broken=range(0, 60, 5))
+    met = 0
+    for batch, bad in data.batches(stream, 10, 0, 0, 60):
+        drawn = [values[int(n)] for n in batch.a[:, 0]]
+        assert len(set(drawn)) == 10
+        met += len(bad)
+    assert met > 50
+    full = distinct_stream(list(range(10)), broken=[3])  # nothing else to put there: a value comes twice rather than none
+    batch, bad = next(iter(data.batches(full, 10, 0, 0, 1)))
+    assert len(batch) == 10 and bad[0] == ("r3", "broken on purpose")
+
+
+def test_too_few_values_for_a_batch():
+    with pytest.raises(ValueError, match="pair.distinct: a batch of 4 records needs as many different values of column 'value', and the training split has 3. "
+                                         "Lower train.batch_size"):
+        data.batches(distinct_stream([1, 2, 3] * 5), 4, 0, 0, 1)
+
+
+def test_the_pair_says_the_group():
+    class Grouped(NumberPair):
+        def group_of(self, record, number):
+            return record["number"] % 2 + 10 * (number == record["number"])
+
+    for batch in read(0, 0, 2, Grouped(broken=())):
+        assert torch.equal(batch[2], batch[0][:, 0] % 2 + 10)

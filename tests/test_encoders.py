@@ -28,6 +28,8 @@ OPTIONS = {
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
     "clip/mvit_v2_s": {"spatial_size": [32, 32], "temporal_size": 4},
+    "text/transformers": {"model": "bert", "config": {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                                      "intermediate_size": 16}},
 }
 SIZE = {"image/transformers": 16, "image/vit_b_16": 16}
 SMALL = sorted(BUILT_IN - LIBRARY - ({"image/timm"} if importlib.util.find_spec("timm") is None else set()))
@@ -47,6 +49,12 @@ def make(key: str, **options):
 
 
 def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
+    if key.startswith("molecule/"):
+        pytest.importorskip("rdkit")
+        from vicjoint.modalities.molecule import Graphs, Molecule
+        return Molecule()(Graphs.concatenate([Molecule().read("CCO"), Molecule().read("c1ccccc1")]))
+    if key.startswith(("text/", "protein/")):
+        return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor([[12]] + [[5]] * (batch - 1))
     if key.startswith("audio/"):
         return 0.1 * torch.randn(batch, 8000)
     size = SIZE.get(key, 32)
@@ -191,6 +199,7 @@ def test_residual_options():
     ("clip/frames_transformer", {"image": {"name": "conv"}, "dim": 10, "heads": 4}, r"dim 10 cannot be shared by 4 heads"),
     ("clip/frame_and_motion", {"frames": 1}, r"frames is 1, which shows no motion"),
     ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
+    ("image/pooled_conv", {"widths": [8, 16], "strides": [2]}, r"2 widths and 1 strides"),
 ])
 def test_wrong_options_are_named(key, options, message):
     with pytest.raises(ComponentError, match=message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint.model import MLP, Branch, JointModel, make_expander
+from vicjoint.model import MLP, Branch, JointModel, SharedBranches, make_expander
 from vicjoint.modalities.image import Pixels
 
 
@@ -56,3 +56,19 @@ def test_weights_of_branch_b(weights):
 
 def test_predictor_keeps_the_width():
     assert MLP(6, hidden=10)(torch.rand(4, 6)).shape == (4, 6)
+
+
+def test_shared_branches_register_each_weight_once_and_go_by_the_number_of_the_pair():
+    torch.manual_seed(0)
+    branches = {name: branch() for name in ("x", "y", "z")}
+    model = SharedBranches(branches, [("x", "y"), ("z", "x"), ("y", "y")]).eval()
+    assert len(list(model.parameters())) == len(set(model.parameters())) == 3 * len(list(branches["x"].parameters()))
+    assert {name.split(".")[1] for name in model.state_dict()} == {"x", "y", "z"}
+    views = torch.rand(2, 6, 3, 4, 4)
+    for number, two in enumerate([("x", "y"), ("z", "x"), ("y", "y")]):
+        z_a, z_b = model(views[0], views[1], number)
+        assert torch.equal(z_a, branches[two[0]](views[0])) and torch.equal(z_b, branches[two[1]](views[1]))
+    untrained_together = model.between("y", "z")
+    assert untrained_together.b is branches["z"] and torch.equal(untrained_together(*views)[0], branches["y"](views[0]))
+    joint = JointModel(branches["x"], branches["y"])
+    assert joint.between("a", "b") is joint and joint.branches == {"a": branches["x"], "b": branches["y"]}

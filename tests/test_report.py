@@ -113,6 +113,18 @@ def test_plots_are_svg_without_text_from_data(run):
     assert "prefers-color-scheme" in plots[0]
 
 
+def test_each_pair_has_its_own_curves_and_verdict(tmp_path):
+    pairs = ["video-<u>audio</u>", "video-text"]
+    lines(tmp_path / "metrics.jsonl", [
+        {"step": s, "pair": pairs[s % 2], "loss": 10.0 + s % 2, "invariance": 1.0, "lr": 1e-3, "samples_per_second": 5.0,
+         **(health(s) if s > 38 else {})} for s in range(41)])
+    html = text(tmp_path)
+    assert "<u>audio" not in html and html.count("<h3>video-&lt;u&gt;audio&lt;/u&gt;</h3>") == html.count("<h3>video-text</h3>") == 1
+    assert len([kind for kind, _ in images(html) if kind == "svg+xml"]) == 2 * 7 + 2, "loss, terms, 4 branch healths, alignment; lr, speed"
+    assert "video-text: healthy: &lt;u&gt;39&lt;/u&gt; (step 39)" in html and "audio&lt;/u&gt;: healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html
+    assert "loss of video-text, first and last<b>11 → 11</b>" in html and "audio&lt;/u&gt;, first and last<b>10 → 10</b>" in html
+
+
 def test_bad_samples_are_counted_and_the_first_twenty_shown(run):
     section = text(run).split("<h2>Bad samples</h2>")[1].split("<h2>")[0]
     assert "25 could not be read" in section and section.count("<tr>") == 1 + 20 and "cut &lt;off&gt;" in section

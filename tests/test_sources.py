@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vicjoint.sources import SampleVideos, SourceError, Table, VideoFolder
+from vicjoint.sources import SampleVideos, SourceError, VideoFolder
+from vicjoint.tables import Table
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -156,7 +157,7 @@ def test_wrong_fraction(tmp_path, source, fraction):
 def test_table_with_splits(tmp_path):
     text = "name,path,split\nx,v/a.mp4,train\ny,v/b.mp4,Val\nz,v/c.mp4,test\n\"w, w\",absent.mp4,validation\n"
     source = Table(table(tmp_path, text, "v/a.mp4", "v/b.mp4", "v/c.mp4"))
-    assert source.train == [{"id": "v/a.mp4", "path": str(tmp_path / "v/a.mp4"), "name": "x", "split": "train"}]
+    assert source.train == [{"id": "v/a.mp4", "path": str(tmp_path / "v/a.mp4"), "folder": str(tmp_path), "name": "x", "split": "train"}]
     assert [(r["id"], r["name"]) for r in source.test] == [("v/b.mp4", "y"), ("v/c.mp4", "z"), ("absent.mp4", "w, w")]
     assert source.describe() == f"table {tmp_path}/index.csv: 1 train, 3 test records"
 
@@ -222,7 +223,7 @@ def test_wrong_table_files(tmp_path):
     with pytest.raises(SourceError, match="absent.csv does not exist"):
         Table(str(tmp_path / "absent.csv"))
     touch(tmp_path, "one.csv")
-    with pytest.raises(SourceError, match="is a folder, expected a csv file. Found there: one.csv"):
+    with pytest.raises(SourceError, match="is a folder, expected a csv, jsonl or parquet file. Found there: one.csv"):
         Table(str(tmp_path))
     (tmp_path / "one.csv").write_bytes("path\né.mp4\n".encode("latin-1"))
     with pytest.raises(SourceError, match="is not UTF-8: .* at byte 5. Save it as UTF-8"):

@@ -17,18 +17,19 @@ from torch import Tensor
 from vicjoint.batch import Pair
 
 
-def backward(forward, objective, pair: Pair, recipe):
+def backward(forward, objective, pair: Pair, recipe, number: int = 0):
     """Adds the batch's gradient to the parameters of `forward` (the model) and `objective`. Returns (loss, terms, embeddings
-    (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their own)."""
+    (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their own). `number`: the pair's."""
     parts = pair.split(recipe.train.accumulate)
     autocast = torch.autocast(pair.group.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
     if len(parts) > 1 and recipe.train.exact:
-        return in_two_passes(forward, objective, parts, autocast, gradient_b=recipe.b.weights != "ema")
+        gradient_b = recipe.b is None or recipe.b.weights != "ema"
+        return in_two_passes(forward, objective, parts, autocast, gradient_b, number)
     total, sums = 0.0, {}
     for part, last in mark_last(parts):
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
-                z_a, z_b = forward(part.a, part.b)
+                z_a, z_b = forward(part.a, part.b, number)
             loss, terms = objective(z_a, z_b, part.group)
             (loss / len(parts)).backward()
         total = total + loss.detach() / len(parts)
@@ -36,14 +37,14 @@ def backward(forward, objective, pair: Pair, recipe):
     return total, sums, (z_a.detach(), z_b.detach())
 
 
-def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: bool):
+def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: bool, number: int):
     device = parts[0].group.device
     states, embedded = [], []
     with torch.no_grad(), unchanged_buffers(forward):
         for part in parts:
             states.append(random_state(device))
             with autocast:
-                embedded.append(forward(part.a, part.b))
+                embedded.append(forward(part.a, part.b, number))
     z_a, z_b = (torch.cat(z) for z in zip(*embedded))
     loss, terms = objective(z_a.requires_grad_(), z_b.requires_grad_(gradient_b), torch.cat([part.group for part in parts]))
     loss.backward()
@@ -54,7 +55,7 @@ def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: b
         set_random_state(device, state)  # the same dropout as in the first pass
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
-                again_a, again_b = forward(part.a, part.b)
+                again_a, again_b = forward(part.a, part.b, number)
             torch.autograd.backward([again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a])
     return loss.detach(), terms, (z_a.detach(), z_b.detach())
 

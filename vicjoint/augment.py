@@ -6,20 +6,18 @@
     pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}      # multi-crop
 """
 
-# B images, C = 3 channels, K crops of one image, N numbers of the colour transforms
+# C = 3 channels, K crops of one image
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vicjoint import transforms
 from vicjoint.batch import Crops
 from vicjoint.images import read_record
-from vicjoint.recipe_check import check_component
-from vicjoint.registry import build, register
+from vicjoint.registry import register
+from vicjoint.transform_list import TransformList
 
 # VICReg's official augmentations.py: the views differ in blur and solarization
 CROP_AND_COLOUR = ({"name": "random_resized_crop", "area": (0.08, 1.0), "interpolation": "bicubic"},
@@ -28,80 +26,7 @@ CROP_AND_COLOUR = ({"name": "random_resized_crop", "area": (0.08, 1.0), "interpo
                    {"name": "greyscale", "p": 0.2})
 VIEW_A = (*CROP_AND_COLOUR, {"name": "gaussian_blur", "p": 1.0, "sigma": (0.1, 2.0)}, {"name": "solarize", "p": 0.0})
 VIEW_B = (*CROP_AND_COLOUR, {"name": "gaussian_blur", "p": 0.1, "sigma": (0.1, 2.0)}, {"name": "solarize", "p": 0.2})
-CACHE_PIXELS = 2**16
 LOCAL_AREA, GLOBAL_AREA = (0.05, 0.4), (0.4, 1.0)  # the multi-crop of SwAV and DINO: small crops see parts, large ones most of it
-
-
-@dataclass
-class Uncoloured:
-    """Cropped pixels uint8 [B, 3, H, W] and the numbers [B, N] that their colour transforms drew. `to(device)` moves the pixels and
-    colours the whole batch there, in one go: float [B, 3, H, W] in [0, 1]."""
-
-    pixels: Tensor
-    numbers: np.ndarray
-    colour: list
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def to(self, device, non_blocking: bool = False) -> Tensor:
-        pixels = self.pixels.to(device, non_blocking=non_blocking)
-        x = torch.empty(pixels.shape, device=pixels.device)
-        # a CPU works in its cache: some images at a time
-        at_once = max(1, CACHE_PIXELS // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(pixels)
-        for i in range(0, len(pixels), at_once):
-            apply_colour(torch.div(pixels[i : i + at_once], 255, out=x[i : i + at_once]), self.numbers[i : i + at_once], self.colour)
-        return x
-
-    @staticmethod
-    def concatenate(views: list["Uncoloured"]) -> "Uncoloured":
-        return Uncoloured(torch.cat([v.pixels for v in views]), np.concatenate([v.numbers for v in views]), views[0].colour)
-
-
-def apply_colour(x: Tensor, numbers: np.ndarray, colour: list) -> Tensor:
-    """x [B, 3, H, W] in [0, 1], changed in place by each transform with its part of the numbers [B, N]."""
-    ends = np.cumsum([transform.count for transform in colour])
-    for transform, end in zip(colour, ends):
-        transform.apply(x, numbers[:, end - transform.count : end])
-    return x
-
-
-class View:
-    """The transforms of one view, built: geometry first, then colour."""
-
-    def __init__(self, branch: str, specs: list[dict], size: int):
-        self.steps = [_build(f"pair.{branch}.{i}", dict(spec), size) for i, spec in enumerate(specs)]
-        is_colour = [hasattr(step, "apply") for step in self.steps]
-        if is_colour != sorted(is_colour):
-            raise ValueError(f"pair.{branch}: {specs[is_colour.index(True)]['name']} stands before a crop or flip. "
-                             "Put random_resized_crop and horizontal_flip first.")
-        if not any(isinstance(step, transforms.RandomResizedCrop) for step in self.steps):
-            raise ValueError(f"pair.{branch}: no random_resized_crop, which gives a view its size. Put it first.")
-        self.geometry = [s for s, colour in zip(self.steps, is_colour) if not colour]
-        self.colour = [s for s, colour in zip(self.steps, is_colour) if colour]
-
-    def crop(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        for step in self.geometry:
-            pixels = step(pixels, rng)
-        return pixels
-
-    def __call__(self, pixels: Tensor, rng: np.random.Generator, deferred: bool):
-        """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or Uncoloured."""
-        pixels = self.crop(pixels, rng)[None]
-        numbers = np.array([[n for t in self.colour for n in t.draw(rng)]])
-        if deferred:
-            return Uncoloured(pixels, numbers, self.colour)
-        if not self.colour:
-            return pixels
-        x = torch.div(pixels, 255, out=torch.empty(pixels.shape))  # planes, whatever the order of the crop's memory
-        apply_colour(x, numbers, self.colour)
-        return x.mul_(255).add_(0.5).to(torch.uint8)  # rounds; values are in [0, 1]
-
-
-def _build(path: str, spec: dict, size: int):
-    if mistakes := check_component(path, "transform", str(spec.get("name")), spec):
-        raise ValueError("\n  ".join(mistakes))
-    return build("transform", spec, size)
 
 
 @register("pair", "augment")
@@ -130,9 +55,9 @@ class Augment:
         self.size, self.centre, self.colour, self.local = size, centre, colour, counts["local"]
         specs = {"a": VIEW_A if a is None else a, "b": VIEW_B if b is None else b}
         if self.local:
-            self.small = View("a", _with_area(specs["a"], LOCAL_AREA), local_size)
+            self.small = TransformList("pair.a", _with_area(specs["a"], LOCAL_AREA), local_size)
             specs = {branch: _with_area(spec, GLOBAL_AREA) for branch, spec in specs.items()}
-        self.a, self.b = (View(branch, list(spec), size) for branch, spec in specs.items())
+        self.a, self.b = (TransformList(f"pair.{branch}", list(spec), size) for branch, spec in specs.items())
         self.probe_steps = transforms.RandomResizedCrop(size, interpolation="bilinear"), transforms.HorizontalFlip(size)
         self.samples_per_record = 1
         self.crops = 1 + self.local  # of branch a

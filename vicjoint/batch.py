@@ -6,7 +6,11 @@ A view is what one branch sees; its form is the modality's contract:
     clip                [B, C, T, H, W] float, normalised
     audio               [B, T] float in [-1, 1], mono
     text, protein       (ids [B, L] int64, mask [B, L] bool)
-    molecule            torch_geometric.data.Batch
+    molecule            torch_geometric.data.Batch: x [N, 8] int64, edge_index [2, E] int64, edge_attr [E, 4] int64, batch [N] int64;
+                        x and edge_attr are category numbers, a column for each of ATOM_CATEGORIES and BOND_CATEGORIES
+
+Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`, `to(device)`, `view[start:end]` and a static
+`concatenate(views)`.
 """
 
 from dataclasses import dataclass
@@ -14,6 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# What the columns of a molecule's atoms and bonds are, and how many categories each has; the last category of a column: masked
+ATOM_CATEGORIES = {"atomic_number": 120, "degree": 12, "charge": 12, "hydrogens": 10, "aromatic": 3, "in_ring": 3, "chirality": 4, "hybridisation": 8}
+BOND_CATEGORIES = {"kind": 6, "conjugated": 3, "in_ring": 3, "stereo": 4}
 
 
 @dataclass
@@ -55,16 +63,45 @@ def to_device(view, device):
     return view.to(device, non_blocking=True)
 
 
+def batch_size(view) -> int:
+    """Samples of a view."""
+    return batch_size(view[0]) if isinstance(view, (tuple, list)) else len(view)
+
+
 def _slice(view, start: int, end: int):
+    """Samples start..end-1; an object gives them by `view[start:end]`."""
     if isinstance(view, (tuple, list)):
         return type(view)(_slice(v, start, end) for v in view)
     return view[start:end]
 
 
 def concatenate(views: list):
-    """Join per-record views along the batch dimension."""
+    """Join per-record views along the batch dimension: tensors, tuples of them, and objects with a static `concatenate(views)`.
+
+    (ids [B, L], ..., mask [B, L] bool) of different lengths are padded with 0 and False to the longest; other tensors must have one shape.
+    Raises ValueError where they have not.
+    """
     if isinstance(views[0], (tuple, list)):
+        if all(map(_is_masked, views)):
+            views = pad(views)
         return type(views[0])(concatenate(list(v)) for v in zip(*views))
-    if hasattr(views[0], "concatenate"):
+    if not isinstance(views[0], Tensor):
         return views[0].concatenate(views)
+    if len(shapes := {tuple(v.shape[1:]) for v in views}) > 1:
+        some = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+        raise ValueError(f"views of shapes {some} cannot be in one batch. A modality gives one shape to all samples, or (ids, mask) of any length.")
     return torch.cat(views)
+
+
+def _is_masked(view) -> bool:
+    return isinstance(view, tuple) and len(view) > 1 and isinstance(view[-1], Tensor) and view[-1].dtype == torch.bool and view[-1].ndim == 2
+
+
+def pad(views: list[tuple]) -> list[tuple]:
+    """Every tensor [B, L, ...] of every view with zeros at its end, up to the longest L."""
+    longest = max(view[-1].shape[1] for view in views)
+    return [tuple(_longer(part, longest) for part in view) for view in views]
+
+
+def _longer(x: Tensor, length: int) -> Tensor:
+    return x if x.shape[1] == length else torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
-from vicjoint.recipe_check import check_components, check_together, in_words, load_imports, root_is_a_path
+from vicjoint.recipe_check import check_components, check_form, check_together, in_words, load_imports, places, root_is_a_path
 from vicjoint.recipe_file import (RecipeError, apply, dump_yaml, find_recipe, parse_overrides, parse_yaml, plain, read_recipe,
                                   show)
 from vicjoint.recipe_schema import with_components
@@ -64,6 +64,15 @@ class Branch(Section):
     momentum: Number = Field(0.996, ge=0, le=1, description="of the moving average, with weights: ema")
 
 
+class PairOfBranches(Section):
+    a: str = Field(description="name of the branch that sees view a")
+    b: str = Field(description="name of the branch that sees view b")
+    pair: Component = Field(description="how two views are made of a sample")
+    objective: Component | None = Field(None, description="the loss of this pair; null: the recipe's")
+    source: Component | None = Field(None, description="where this pair's samples are; null: the recipe's")
+    weight: Number = Field(1.0, gt=0, description="factor of this pair's loss")
+
+
 class Optim(Component):
     schedule: Component = Field(description="factor of the learning rate at each step")
     clip: Number | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")
@@ -102,12 +111,14 @@ class Recipe(Section):
     name: str = Field(pattern=r"^\w[\w.+-]*$", description="names the folder below runs/: letters, digits and . _ + -")
     imports: list[str] = Field([], description="modules to import first: they register components")
     out: str | None = Field(None, description="run folder; null: runs/<name>/<number>")
-    source: Component = Field(description="where samples are")
-    pair: Component = Field(description="how two views are made of a sample")
-    a: Branch = Field(description="branch a")
-    b: Branch = Field(description="branch b; with weights same or ema it may leave out what is a's")
+    source: Component | None = Field(None, description="where samples are")
+    pair: Component | None = Field(None, description="how two views are made of a sample")
+    a: Branch | None = Field(None, description="branch a")
+    b: Branch | None = Field(None, description="branch b; with weights same or ema it may leave out what is a's")
+    branches: dict[str, Branch] | None = Field(None, min_length=1, description="branches by name, for several pairs; instead of a and b")
+    pairs: list[PairOfBranches] | None = Field(None, min_length=1, description="pairs of branches, trained in turn; instead of pair")
     predictor: Component | None = Field(None, description="maps a's embedding to b's")
-    objective: Component = Field(description="the loss")
+    objective: Component | None = Field(None, description="the loss")
     optim: Optim = Field(description="the optimizer, with its schedule and clip")
     train: Train = Field(description="length, batch and precision")
     data: Data = Field(Data(), description="reading")
@@ -118,8 +129,22 @@ class Recipe(Section):
     announcement: str | None = Field(None, description="written by the program where without_data was applied")
 
     def dump(self) -> dict:
-        """Every key and value, in YAML's plain types."""
-        return plain(self.model_dump())
+        """Every key and value, in YAML's plain types; without the keys of the form (one pair, or several) that this recipe does not have."""
+        optional = ("source", "pair", "a", "b", "branches", "pairs", "objective")
+        data = {key: value for key, value in plain(self.model_dump()).items() if key not in optional or value is not None}
+        for pair in data.get("pairs", []):
+            for key in [key for key, value in pair.items() if value is None]:
+                del pair[key]
+        return data
+
+    def named_branches(self) -> dict[str, Branch]:
+        """The branches by name; those of a recipe of one pair are called a and b."""
+        return self.branches or {"a": self.a, "b": self.b}
+
+    def listed_pairs(self) -> list[PairOfBranches]:
+        """The pairs in the order of their turns, each with its source and objective; one pair is a list of one."""
+        pairs = self.pairs or [PairOfBranches(a="a", b="b", pair=self.pair)]
+        return [pair.model_copy(update={"source": pair.source or self.source, "objective": pair.objective or self.objective}) for pair in pairs]
 
 
 # ---- loading ----
@@ -176,9 +201,10 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
         found = [(tuple(p for p in e["loc"] if p not in (TEXT, MAPPING)), e) for e in error.errors()]
         mistakes += [f"{'.'.join(map(str, loc))}: {in_words(loc, e, Recipe)}" for loc, e in found
                      if not (loc[0] == "b" and loc[1:2] and loc[1] in taken)]
-    mistakes += of_components + check_together(data, follows)
-    if check_paths and isinstance(root := _root(data), str) and root_is_a_path(data["source"]) and not Path(root).expanduser().exists():
-        mistakes.append(f"source.root: {root} does not exist (seen from {Path.cwd()}). Give the path of your data.")
+    mistakes += of_components + check_form(data, Recipe) + check_together(data, follows)
+    for path, root, source in [*places(data, ["source", "root"]), *places(data, ["pairs", "*", "source", "root"])]:
+        if check_paths and isinstance(root, str) and root_is_a_path(source) and not Path(root).expanduser().exists():
+            mistakes.append(f"{'.'.join(path)}: {root} does not exist (seen from {Path.cwd()}). Give the path of your data.")
     if mistakes:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
         raise RecipeError(f"recipe {label} has {count}:\n" + "\n".join(f"  {m}" for m in mistakes))
@@ -203,6 +229,8 @@ def differences(recipe_a: Recipe, recipe_b: Recipe) -> list[str]:
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, inner in value.items():
+        if isinstance(inner, list) and inner and all(isinstance(entry, dict) for entry in inner):
+            inner = dict(enumerate(inner))
         flat.update(_flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) and inner else {f"{prefix}{key}": inner})
     return flat
 

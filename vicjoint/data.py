@@ -1,10 +1,14 @@
 """Batches of pairs. A sample is a function of (seed, epoch, index): neither workers nor processes change it.
 
 1. The stream: epoch after epoch, each a permutation of the training records drawn from (seed, epoch). Position p of the stream
-   is record permutation[p % records] in epoch p // records.
-2. Global batch s is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive share.
+   is record permutation[p % records] in epoch p // records. Each pair of a run has a stream of its own: its number is drawn from, too.
+   Where the pair has a `distinct` column, an epoch is the largest number of whole batches in which no value occurs twice; the records
+   that are left over (others in each epoch) wait for a later epoch.
+2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each process takes its consecutive
+   share. Several pairs take turns: step s of P pairs is batch s // P of pair s % P.
 3. A worker reads a record with random numbers from (seed, epoch, record). A bad one is replaced by the next draw from those
-   numbers, and named; the main process writes it down and stops the run when there are too many.
+   numbers, and named; the main process writes it down and stops the run when there are too many. With `distinct`, the replacement has a value
+   that the batch does not have, as long as there is one.
 """
 
 import json
@@ -18,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vicjoint import distributed
-from vicjoint.batch import Pair, concatenate
+from vicjoint.batch import Pair, batch_size, concatenate
 
 READ_ERRORS = (ValueError, OSError)  # what a modality raises on bad input: its own messages, or the file system's
 
@@ -28,55 +32,147 @@ class BadDataError(RuntimeError):
 
 
 class Stream(Dataset):
-    """Position in the stream -> (view a, view b, record number, 'record@epoch', bad samples met on the way)."""
+    """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The group is the record's number, or what
+    the pair's `group_of(record, number)` says. `number`: the pair's."""
 
     MAX_REPLACEMENTS = 20
 
-    def __init__(self, records: list[dict], pair, seed: int):
-        self.records, self.pair, self.seed = records, pair, seed
-        self._permutation = (-1, None)
+    def __init__(self, records: list[dict], pair, seed: int, number: int = 0):
+        self.records, self.pair, self.seed, self.number = records, pair, seed, number
+        self.distinct = Distinct(records, pair) if getattr(pair, "distinct", None) else None
+        self._order = (-1, None)
+
+    @property
+    def epoch_length(self) -> int:
+        """Records of an epoch."""
+        return len(self.records) if self.distinct is None else self.distinct.batches * self.distinct.per_batch
+
+    def generator(self, *numbers: int) -> np.random.Generator:
+        """Random numbers from the seed, the pair's number and these; those of the first pair are what they are in a run of one pair."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *numbers], spawn_key=(self.number,) if self.number else ()))
 
     def locate(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, len(self.records))
-        if self._permutation[0] != epoch:
-            self._permutation = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.records)))
-        return epoch, int(self._permutation[1][place])
+        """(epoch, record number) of a position."""
+        epoch, place = divmod(position, self.epoch_length)
+        if self._order[0] != epoch:
+            rng = self.generator(epoch)
+            order = rng.permutation(len(self.records))
+            self._order = (epoch, order if self.distinct is None else self.distinct.arrange(order, rng))
+        return epoch, int(self._order[1][place])
 
     def __getitem__(self, position: int):
         epoch, index = self.locate(position)
-        rng = np.random.default_rng([self.seed, epoch, index, 1])
-        bad = []
+        rng = self.generator(epoch, index, 1)
+        bad, others = [], None
         for _ in range(self.MAX_REPLACEMENTS):
             record = self.records[index]
             try:
                 a, b = self.pair.sample(record, rng)
-                return a, b, index, f"{record['id']}@{epoch}", bad
+                return a, b, self._group(record, index), f"{record['id']}@{epoch}", bad
             except READ_ERRORS as error:
                 bad.append((record["id"], str(error)))
-                index = int(rng.integers(len(self.records)))
+                others = self._others(position) if others is None else others
+                index = int(others[rng.integers(len(others))])
         raise BadDataError(f"{self.MAX_REPLACEMENTS} samples in a row cannot be read; the last: {bad[-1][0]}: {bad[-1][1]}")
+
+    def _group(self, record: dict, index: int) -> int:
+        return self.pair.group_of(record, index) if hasattr(self.pair, "group_of") else index
+
+    def _others(self, position: int):
+        """The records that may replace the one at a position."""
+        if self.distinct is None:
+            return range(len(self.records))
+        first = position - position % self.distinct.per_batch
+        batch = [self.locate(p)[1] for p in range(first, first + self.distinct.per_batch)]
+        return self.distinct.others(batch, position - first)
+
+
+class Distinct:
+    """Epochs whose batches hold no value of the pair's `distinct` column twice. `batches` and `per_batch` are set by `set_batch`."""
+
+    def __init__(self, records: list[dict], pair):
+        self.column = pair.distinct
+        number: dict = {}
+        found = (pair.distinct_of(record) for record in records)
+        # an empty cell equals no other: its value is the record's own number
+        self.values = np.array([number.setdefault((value, i if value is None else -1), len(number)) for i, value in enumerate(found)])
+        self.counts = np.bincount(self.values)
+        self.set_batch(1)
+
+    def set_batch(self, per_batch: int) -> None:
+        """State the records of a global batch. Raises ValueError where there are not as many values."""
+        if len(self.counts) < per_batch:
+            raise ValueError(f"pair.distinct: a batch of {per_batch} records needs as many different values of column '{self.column}', and the training "
+                             f"split has {len(self.counts)}. Lower train.batch_size, or leave out pair.distinct.")
+        # B batches of R can be filled where each value counts at most B times: sum_v min(count_v, B) >= B R; this fails for good from some B on
+        tries = np.arange(1, len(self.values) // per_batch + 1)
+        ascending = np.sort(self.counts)
+        below = np.concatenate([[0], np.cumsum(ascending)])
+        fewer = np.searchsorted(ascending, tries, side="right")
+        placed = below[fewer] + (len(ascending) - fewer) * tries
+        self.per_batch, self.batches = per_batch, int(tries[placed >= tries * per_batch].max())
+
+    def arrange(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The epoch [batches * per_batch] of a permutation: value by value, a value's records are dealt to batches in turn, so that no batch
+        gets two of them; then batches, and the records of each, are shuffled."""
+        values = self.values[order]
+        _, first, which = np.unique(values, return_index=True, return_inverse=True)
+        by_value = np.lexsort((np.arange(len(order)), first[which]))  # values by first appearance, the records of a value in order
+        starts = first_of_run(first[which][by_value])
+        kept = np.sort(by_value[np.arange(len(order)) - starts < self.batches])  # at most one per batch, in the permutation's order
+        kept = kept[: self.batches * self.per_batch]
+        dealt = kept[np.argsort(first[which][kept], kind="stable")]
+        table = rng.permutation(order[dealt].reshape(self.per_batch, self.batches).T)
+        return rng.permuted(table, axis=1).ravel()
+
+    def others(self, batch: list[int], place: int) -> np.ndarray:
+        """Records to replace the one at a place in a batch: of values that the batch has not, and that no other place would draw; where there
+        are none, that the batch has not; where there are none, all."""
+        free = ~np.isin(self.values, self.values[batch])
+        own = free & (self.values % self.per_batch == place)
+        return np.flatnonzero(own if own.any() else free if free.any() else np.ones_like(free))
+
+
+def first_of_run(x: np.ndarray) -> np.ndarray:
+    """For each element of an array with equal elements side by side, where its run begins."""
+    begins = np.concatenate([[True], x[1:] != x[:-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(x)), 0))
+
+
+class Turns(Dataset):
+    """(number of the pair, position in its stream) -> what that stream has there."""
+
+    def __init__(self, streams: list[Stream]):
+        self.streams = streams
+
+    def __getitem__(self, place: tuple[int, int]):
+        number, position = place
+        return self.streams[number][position]
 
 
 class Batches(Sampler):
-    """Positions of this process's share of each global batch, from batch `start` up to `end`."""
+    """(number of the pair, position) of this process's share of each step's global batch, from step `start` up to `end`.
+    `records_per_batch`: of each pair."""
 
-    def __init__(self, records_per_batch: int, start: int, end: int):
+    def __init__(self, records_per_batch: list[int], start: int, end: int):
         self.records_per_batch, self.start, self.end = records_per_batch, start, end
 
     def __len__(self) -> int:
         return self.end - self.start
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = distributed.rank(), distributed.world_size()
-        first, last = (self.records_per_batch * r // world for r in (rank, rank + 1))
-        for batch in range(self.start, self.end):
-            yield list(range(batch * self.records_per_batch + first, batch * self.records_per_batch + last))
+        for step in range(self.start, self.end):
+            batch, number = divmod(step, len(self.records_per_batch))
+            records = self.records_per_batch[number]
+            first, last = (batch * records + records * r // world for r in (rank, rank + 1))
+            yield [(number, position) for position in range(first, last)]
 
 
 def collate(samples: list) -> tuple[Pair, list]:
-    views_a, views_b, records, names, bad = zip(*samples)
-    per_record = len(views_b[0])
-    group = torch.tensor(records).repeat_interleave(per_record)
+    views_a, views_b, groups, names, bad = zip(*samples)
+    per_record = batch_size(views_b[0])
+    group = torch.tensor(groups).repeat_interleave(per_record)
     pair = Pair(concatenate(list(views_a)), concatenate(list(views_b)), group, [n for n in names for _ in range(per_record)])
     return pair, [b for several in bad for b in several]
 
@@ -91,7 +187,7 @@ class Quarantine:
         self.causes: dict[str, str] = {}
         if path.exists():
             lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            self.causes = {line["sample"]: line["cause"] for line in lines}
+            self.causes = {line["sample"]: line["cause"] for line in lines if line["source"] == source}
 
     def add(self, bad: list[tuple[str, str]]) -> None:
         """Write down the new ones; raises BadDataError above the allowed number."""
@@ -117,9 +213,18 @@ def printable(text: str) -> str:
 
 
 def batches(stream: Stream, records_per_batch: int, workers: int, start: int, end: int) -> DataLoader:
-    """Yields (Pair, bad samples) for the global batches start..end-1. Workers are spawned, so decoders and torch's threads start clean."""
+    """Yields (Pair, bad samples) for the global batches start..end-1 of one stream."""
+    return in_turn([stream], [records_per_batch], workers, start, end)
+
+
+def in_turn(streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int) -> DataLoader:
+    """Yields (Pair, bad samples) for the steps start..end-1, in which the streams take turns. Workers are spawned, so decoders and
+    torch's threads start clean. Raises ValueError where a `distinct` column has too few values for a batch."""
+    for stream, records in zip(streams, records_per_batch):
+        if stream.distinct is not None:
+            stream.distinct.set_batch(records)
     return DataLoader(
-        stream, batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
+        Turns(streams), batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None, worker_init_fn=_start_worker if workers else None,
     )

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from vicjoint.build import build_parts
 from vicjoint.config import RecipeError, load_recipe
-from vicjoint.loop import build_parts, finish, resume
+from vicjoint.loop import finish, resume
 from vicjoint.registry import ComponentError
 
 

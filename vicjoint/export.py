@@ -17,6 +17,7 @@ from torch import nn
 from vicjoint import checkpoint
 from vicjoint.config import RecipeError, load_recipe
 from vicjoint.model import build_model
+from vicjoint.registry import nearest
 
 
 class RepresentationModel(nn.Module):
@@ -31,14 +32,14 @@ class RepresentationModel(nn.Module):
 
 
 def load_encoder(folder, branch: str = "a") -> RepresentationModel:
-    """The trained encoder of branch "a" or "b" of a run folder or an export, in evaluation mode. Its `dim` is the width of y.
-    Raises RecipeError where the folder is neither."""
-    folder = Path(folder)
-    if branch not in ("a", "b"):
-        raise RecipeError(f"branch: '{branch}' is unknown. Expected 'a' or 'b'.")
-    model, state = read_model(folder)
+    """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name of the recipe's `branches`.
+    Its `dim` is the width of y. Raises RecipeError where the folder is neither, or has no such branch."""
+    model, state = read_model(Path(folder))
+    if branch not in model.branches:
+        names = " or ".join(f"'{name}'" for name in model.branches)
+        raise RecipeError(f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}.")
     model.load_state_dict(state)
-    return RepresentationModel(getattr(model, branch)).eval()
+    return RepresentationModel(model.branches[branch]).eval()
 
 
 def read_model(folder: Path):
@@ -81,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
                                      description="Write a run's trained model into a folder, or its encoder into a file.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER or FILE", help="a folder, or a file ending in .pth or .safetensors")
-    parser.add_argument("--branch", choices=("a", "b"), default="a", help="whose encoder goes into a file")
+    parser.add_argument("--branch", default="a", metavar="NAME",
+                        help="whose encoder goes into a file: a, b, or a name of the recipe's branches")
     options = parser.parse_args(arguments)
     try:
         one_file = options.to.suffix in (".pth", ".safetensors")

@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from vicjoint.cells import path_of
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 89_478_485  # Pillow's limit for what may be a decompression bomb: a quarter GiB of RGB
 
@@ -51,7 +53,7 @@ def read_record(record: dict) -> Tensor:
 def _content(record: dict) -> bytes:
     if record.get("bytes") is not None:
         return record["bytes"]
-    with open(record["path"], "rb") as file:
+    with open(path_of(record), "rb") as file:
         file.seek(record.get("offset", 0))
         return file.read(record.get("size", -1))
 

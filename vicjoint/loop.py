@@ -6,7 +6,6 @@ pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folde
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vicjoint import checkpoint, data, distributed, metrics
 from vicjoint.accumulate import backward
-from vicjoint.config import Recipe, RecipeError, load_recipe
-from vicjoint.model import JointModel, as_spec, build_model, count_parameters
-from vicjoint.multicrop import MultiCrop
+from vicjoint.build import Parts, build_parts, try_one_record
+from vicjoint.config import Recipe, load_recipe
+from vicjoint.model import as_spec, count_parameters
 from vicjoint.optim import set_learning_rate
-from vicjoint.registry import build
 from vicjoint.report import write_report
 from vicjoint.runfolder import MetricsLog, open_run, table, write_environment, write_json
 
-HEALTH_EVERY = 20  # steps between health lines in metrics.jsonl
+HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
 
 
 class Stopped(RuntimeError):
@@ -33,24 +31,6 @@ class Stopped(RuntimeError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
-
-
-@dataclass
-class Parts:
-    """Everything a recipe describes, built."""
-
-    recipe: Recipe
-    source: object
-    pair: object
-    model: JointModel
-    untrained: JointModel  # as the model was before its first step: a row in every evaluation
-    objective: nn.Module
-    optimizer: torch.optim.Optimizer
-    probes: dict[str, object]
-    steps: int
-    records_per_batch: int
-    steps_per_epoch: float
-    device: torch.device
 
 
 def train(recipe, overrides=()) -> Path:
@@ -63,10 +43,7 @@ def train(recipe, overrides=()) -> Path:
         try_one_record(parts)
         folder = Path(distributed.broadcast_object(str(open_run(recipe)) if distributed.rank() == 0 else None))
         if distributed.rank() == 0:
-            terms = list(parts.objective.terms)
-            write_environment(folder, recipe, parts.source.describe(), parameters(parts.model), terms)
-            if said := getattr(parts.objective, "describe", lambda _: None)(recipe.a.expander[-1]):
-                print(said)
+            describe(parts, folder)
         start = resume(parts, folder)
         with checkpoint.StopSignal() as signal, MetricsLog(folder, start, parts.steps, recipe.train) as log:
             fit(parts, folder, start, log, signal)
@@ -76,75 +53,24 @@ def train(recipe, overrides=()) -> Path:
     return folder
 
 
-def build_parts(recipe: Recipe) -> Parts:
-    """Build every component; a value that a component refuses comes out as a RecipeError."""
-    device = pick_device(recipe.train.device)
-    try:
-        source = build("source", as_spec(recipe.source))
-        pair = build("pair", as_spec(recipe.pair))
-        pair.backend, pair.workers = recipe.data.video_backend, recipe.data.workers
-        torch.manual_seed(recipe.train.seed)
-        untrained = build_model(recipe)
-        torch.manual_seed(recipe.train.seed)
-        model = build_model(recipe).to(device)
-        objective = build("objective", as_spec(recipe.objective)).to(device)
-        if (crops := getattr(pair, "crops", 1)) > 1:
-            objective = MultiCrop(objective, crops)
-        spec = as_spec(recipe.optim)
-        spec.pop("schedule"), spec.pop("clip")
-        optimizer = build("optimizer", spec, nn.ModuleList([model, objective]), recipe.train.batch_size)
-        probes = {p["name"]: build("probe", p) for p in map(as_spec, recipe.evaluate.probes)}
-        probes = {name: probe for name, probe in probes.items() if usable(name, probe, source, pair)}
-    except (ValueError, TypeError, OSError) as error:
-        raise RecipeError(str(error)) from error
-    per_record = pair.samples_per_record
-    world = distributed.world_size()
-    if recipe.train.batch_size % per_record or recipe.train.batch_size // per_record < world:
-        raise RecipeError(
-            f"train.batch_size: {recipe.train.batch_size} samples cannot be made of records with {per_record} samples each on {world} "
-            f"processes. Expected a multiple of {per_record}{' (pair.windows)' if per_record > 1 else ''}, at least {per_record * world}."
-        )
-    records_per_batch = recipe.train.batch_size // per_record
-    if records_per_batch // world % recipe.train.accumulate:
-        raise RecipeError(f"train.accumulate: {records_per_batch // world} records a batch cannot be cut into {recipe.train.accumulate} equal parts.")
-    steps = recipe.train.steps or math.ceil(recipe.train.epochs * len(source.train) / records_per_batch)
-    return Parts(recipe, source, pair, model, untrained.to(device), objective, optimizer, probes, steps, records_per_batch,
-                 len(source.train) / records_per_batch, device)
-
-
-def usable(name: str, probe, source, pair) -> bool:
-    """Whether the source has what the probe needs; if not, one line says so. Raises ValueError for a probe of another pair."""
-    reason = probe.misses(source, pair) if hasattr(probe, "misses") else None
-    if reason and distributed.rank() == 0:
-        print(f"probe {name} is left out: {reason}")
-    return not reason
-
-
-@torch.no_grad()
-def try_one_record(parts: Parts) -> None:
-    """Send one record through both branches before anything is written: a model that does not fit its views is a wrong recipe."""
-    stream = data.Stream(parts.source.train, parts.pair, parts.recipe.train.seed)
-    pair, _ = next(iter(data.batches(stream, distributed.world_size(), 0, 0, 1)))
-    parts.model.eval()
-    try:
-        on_device = pair.to(parts.device)
-        parts.model(on_device.a, on_device.b)
-    except (ValueError, RuntimeError) as error:
-        shapes = " and ".join(map(shape_of, (on_device.a, on_device.b)))
-        raise RecipeError(f"the encoders cannot take this pair's views {shapes}: {error}") from error
-
-
-def shape_of(view) -> str:
-    return " + ".join(map(shape_of, view)) if isinstance(view, (tuple, list)) else str(list(view.shape))
+def describe(parts: Parts, folder: Path) -> None:
+    """What is about to be trained: a file in the run folder, and a line where an objective has something to say of its weights."""
+    sources = dict.fromkeys(p.source.describe() for p in parts.pairs)
+    terms = dict.fromkeys(term for p in parts.pairs for term in p.objective.terms)
+    write_environment(folder, parts.recipe, "; ".join(sources), parameters(parts.model), list(terms))
+    for p in parts.pairs:
+        width = parts.recipe.named_branches()[p.spec.a].expander[-1]
+        if said := getattr(p.objective, "describe", lambda _: None)(width):
+            print(f"{p.name}: {said}" if len(parts.pairs) > 1 else said)
 
 
 def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpoint.StopSignal) -> None:
     """Train from step `start` to the recipe's last step. Raises Stopped, after saving, where a signal asked for it."""
-    recipe, model, optimizer, device = parts.recipe, parts.model, parts.optimizer, parts.device
-    stream = data.Stream(parts.source.train, parts.pair, recipe.train.seed)
-    batches = iter(data.batches(stream, parts.records_per_batch, recipe.data.workers, start, parts.steps))
-    quarantine = data.Quarantine(folder / "bad_samples.jsonl", recipe.source.name, len(stream.records), recipe.data.max_bad_fraction)
-    forward = wrap(model, recipe, device)
+    recipe, model, optimizer, device, turns = parts.recipe, parts.model, parts.optimizer, parts.device, len(parts.pairs)
+    batches = iter(parts.batches(recipe.data.workers, start, parts.steps))
+    quarantines = {p.source_name: data.Quarantine(folder / "bad_samples.jsonl", p.source_name, len(p.source.train), recipe.data.max_bad_fraction)
+                   for p in parts.pairs}
+    forward = wrap(parts)
     model.train()
 
     for step in range(start, parts.steps):
@@ -154,13 +80,15 @@ def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpo
         if step > start and step % recipe.checkpoint.every == 0:
             save(parts, folder, step)
 
+        number = step % turns
+        trained = parts.pairs[number]
         began = time.perf_counter()
         pair, bad = next(batches)
         waited = time.perf_counter() - began
-        quarantine.add([b for of_process in distributed.gather_objects(bad) for b in of_process])
+        quarantines[trained.source_name].add([b for of_process in distributed.gather_objects(bad) for b in of_process])
 
         lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch)
-        loss, terms, embeddings = backward(forward, parts.objective, pair.to(device), recipe)
+        loss, terms, embeddings = backward(forward, trained.objective, pair.to(device), recipe, number)
         check_finite(step, loss, terms)
         if recipe.optim.clip:
             norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
@@ -169,8 +97,9 @@ def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpo
         optimizer.zero_grad(set_to_none=True)
         model.after_step()
 
-        healthy = (step + 1) % HEALTH_EVERY == 0 or step + 1 == parts.steps
-        log.step(step + 1, loss, terms, lr, time.perf_counter() - began, waited, embeddings if healthy else None)
+        healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
+        rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
+        log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None)
         if any(distributed.gather_objects(signal.asked)) and step + 1 < parts.steps:
             save(parts, folder, step + 1)
             raise Stopped(f"stopped by a signal after step {step + 1}; a checkpoint is saved. Run the same recipe with out={folder} to go on.")
@@ -179,8 +108,8 @@ def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpo
 
 
 def save(parts: Parts, folder: Path, step: int) -> None:
-    state = {"step": step, "model": parts.model.state_dict(), "objective": parts.objective.state_dict(),
-             "optimizer": parts.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+    first, *further = (p.objective.state_dict() for p in parts.pairs)
+    state = {"step": step, "model": parts.model.state_dict(), "objective": first, "further_objectives": further, "optimizer": parts.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
     if distributed.rank() == 0:
         checkpoint.save(folder / "checkpoints", step, state, parts.recipe.checkpoint.keep)
 
@@ -191,7 +120,8 @@ def resume(parts: Parts, folder: Path) -> int:
     if state is None:
         return 0
     parts.model.load_state_dict(state["model"])
-    parts.objective.load_state_dict(state["objective"])
+    for p, objective in zip(parts.pairs, [state["objective"], *state.get("further_objectives", [])]):
+        p.objective.load_state_dict(objective)
     parts.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["torch_rng"])
     print(f"going on from step {state['step']} of {parts.steps} in {folder}")
@@ -208,21 +138,16 @@ def check_finite(step: int, loss, terms: dict) -> None:
         )
 
 
-def wrap(model: JointModel, recipe: Recipe, device: torch.device):
-    """The model as the loop calls it: compiled and distributed where asked for."""
-    forward = model
+def wrap(parts: Parts):
+    """The model as the loop calls it, with two views and the number of their pair: compiled and distributed where asked for."""
+    forward = model = parts.model
     if distributed.world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if device.type == "cuda" else model
-        forward = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    return torch.compile(forward) if recipe.train.compile else forward
-
-
-def pick_device(asked: str) -> torch.device:
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("train.device: cuda was asked for, but torch sees no GPU. Expected auto or cpu on this machine.")
-    return torch.device(asked, torch.cuda.current_device()) if asked == "cuda" else torch.device(asked)
+        cuda = parts.device.type == "cuda"
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if cuda else model
+        # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on one process
+        idle = any({p.spec.a, p.spec.b} != set(model.branches) for p in parts.pairs)
+        forward = DistributedDataParallel(model, device_ids=[parts.device.index] if cuda else None, find_unused_parameters=idle)
+    return torch.compile(forward) if parts.recipe.train.compile else forward
 
 
 # ---- evaluation ----
@@ -232,11 +157,11 @@ def evaluate(parts: Parts) -> tuple[dict, dict]:
     """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is."""
     results, pictures = {}, {}
     if distributed.rank() == 0:
-        for name, probe in parts.probes.items():
-            rows = results.setdefault(name, {})
-            for key, value in probe(parts.model, parts.untrained, parts.source, parts.pair, parts.device):
+        for m in parts.measures:
+            rows = results.setdefault(m.name, {})
+            for key, value in m.probe(parts.model.between(*m.branches), parts.untrained.between(*m.branches), m.source, m.pair, parts.device):
                 if key == "pictures":
-                    pictures[name] = value
+                    pictures[m.name] = value
                 else:
                     row, metric = key.split("/")
                     rows.setdefault(row, {})[metric] = value
@@ -260,19 +185,21 @@ def finish(parts: Parts, folder: Path) -> None:
 
 @torch.no_grad()
 def final_spectra(parts: Parts) -> dict[str, list[float]]:
-    """Covariance spectrum of each branch's embeddings over about 512 training samples, in evaluation mode."""
-    stream = data.Stream(parts.source.train, parts.pair, parts.recipe.train.seed)
-    records = max(2, min(len(stream.records), 512 // parts.pair.samples_per_record))
-    z = {"a": [], "b": []}
+    """Covariance spectrum of each branch's embeddings over about 512 training samples, in evaluation mode; of a branch that several
+    pairs train, over the first one's samples."""
+    spectra = {}
     parts.model.eval()
-    for batch, _ in data.batches(stream, min(records, parts.records_per_batch), 0, 0, math.ceil(records / parts.records_per_batch)):
-        batch = batch.to(parts.device)
-        for branch, value in zip("ab", parts.model(batch.a, batch.b)):
-            z[branch].append(value.float().cpu())
-    return {branch: metrics.spectrum(torch.cat(values)).tolist() for branch, values in z.items()}
+    for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
+        records = max(2, min(len(stream.records), 512 // p.pair.samples_per_record))
+        batches = data.batches(stream, min(records, p.records_per_batch), 0, 0, math.ceil(records / p.records_per_batch))
+        on_device = (batch.to(parts.device) for batch, _ in batches)
+        z = zip(*(parts.model(batch.a, batch.b, number) for batch in on_device))
+        for branch, values in zip((p.spec.a, p.spec.b), z):
+            spectra.setdefault(branch, metrics.spectrum(torch.cat([value.float().cpu() for value in values])).tolist())
+    return spectra
 
 
-def parameters(model: JointModel) -> dict[str, dict[str, int]]:
+def parameters(model) -> dict[str, dict[str, int]]:
     """Parameter counts, {branch: {encoder: n, expander: n}}."""
     return {name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}
-            for name, branch in (("a", model.a), ("b", model.b))}
+            for name, branch in model.branches.items()}

@@ -1,4 +1,8 @@
-"""Two branches: view -> modality -> encoder -> representation y -> expander -> embedding z, and an optional predictor a -> b."""
+"""Branches: view -> modality -> encoder -> representation y -> expander -> embedding z.
+
+JointModel has two, a and b, and an optional predictor a -> b; SharedBranches has named ones, which several pairs share. Both are called
+with two views and the number of their pair, and give any two of their branches as a JointModel: `model.between("video", "audio")`.
+"""
 
 # B batch, D representation, E embedding
 
@@ -51,8 +55,16 @@ class JointModel(nn.Module):
             self.b.requires_grad_(False)
         self.predictor = predictor
 
-    def forward(self, view_a, view_b) -> tuple[Tensor, Tensor]:
-        """Embeddings z_a (after the predictor, where there is one) and z_b, [B, E] each."""
+    @property
+    def branches(self) -> dict[str, Branch]:
+        return {"a": self.a, "b": self.b}
+
+    def between(self, a: str, b: str) -> "JointModel":
+        """The model of the only pair."""
+        return self
+
+    def forward(self, view_a, view_b, pair: int = 0) -> tuple[Tensor, Tensor]:
+        """Embeddings z_a (after the predictor, where there is one) and z_b, [B, E] each. There is one pair, number 0."""
         z_a = self.a(view_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights != "ema"):
             z_b = self.b(view_b)
@@ -74,6 +86,29 @@ class JointModel(nn.Module):
             target.copy_(source)
 
 
+class SharedBranches(nn.Module):
+    """Branches by name, and the pairs (name of a, name of b) that train them in turn. A pair of one branch with itself shares its weights."""
+
+    def __init__(self, branches: dict[str, Branch], pairs: list[tuple[str, str]]):
+        super().__init__()
+        for name in branches:
+            if hasattr(nn.ModuleDict(), name):
+                raise ValueError(f"branches.{name}: torch has another meaning for this name in a module. Choose another one, such as {name}_1.")
+        self.branches = nn.ModuleDict(branches)
+        self.pairs = [self.between(*two) for two in pairs]  # a plain list: the weights are registered once, by branch
+
+    def between(self, a: str, b: str) -> JointModel:
+        """Two branches as a model of their own, on the same weights, whether or not they are trained together."""
+        return JointModel(self.branches[a], self.branches[b])
+
+    def forward(self, view_a, view_b, pair: int = 0) -> tuple[Tensor, Tensor]:
+        """Embeddings z_a and z_b, [B, E] each, of the views of pair number `pair`."""
+        return self.pairs[pair](view_a, view_b)
+
+    def after_step(self) -> None:
+        """Nothing follows: every branch has its own weights."""
+
+
 @register("predictor", "mlp")
 class MLP(nn.Module):
     """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU."""
@@ -86,8 +121,13 @@ class MLP(nn.Module):
         return self.net(z_a)
 
 
-def build_model(recipe) -> JointModel:
+def build_model(recipe) -> JointModel | SharedBranches:
     """The model a recipe describes, initialised from torch's current random state."""
+    if recipe.pairs:
+        for pair in recipe.pairs:
+            check_widths(*((f"branches.{name}", recipe.branches[name]) for name in (pair.a, pair.b)))
+        branches = {name: build_branch(spec) for name, spec in recipe.branches.items()}
+        return SharedBranches(branches, [(pair.a, pair.b) for pair in recipe.pairs])
     a = build_branch(recipe.a)
     weights = recipe.b.weights
     if weights != "own" and modality_spec(recipe.a)["name"] != modality_spec(recipe.b)["name"]:
@@ -96,11 +136,18 @@ def build_model(recipe) -> JointModel:
             f"'{modality_spec(recipe.b)['name']}' on b. Use b.weights=own."
         )
     b = build_branch(recipe.b) if weights == "own" else None
-    width = recipe.a.expander[-1]
-    if b is not None and recipe.b.expander[-1] != width:
-        raise ValueError(f"a.expander ends with {width} and b.expander with {recipe.b.expander[-1]}: the two embeddings must have one width.")
-    predictor = build("predictor", as_spec(recipe.predictor), width) if recipe.predictor else None
+    if b is not None:
+        check_widths(("a", recipe.a), ("b", recipe.b))
+    predictor = build("predictor", as_spec(recipe.predictor), recipe.a.expander[-1]) if recipe.predictor else None
     return JointModel(a, b, weights, recipe.b.momentum, predictor)
+
+
+def check_widths(a: tuple, b: tuple) -> None:
+    """Raises ValueError where the embeddings of two (key, branch of the recipe) differ in width."""
+    (key_a, spec_a), (key_b, spec_b) = a, b
+    if spec_a.expander[-1] != spec_b.expander[-1]:
+        raise ValueError(f"{key_a}.expander ends with {spec_a.expander[-1]} and {key_b}.expander with {spec_b.expander[-1]}: "
+                         "the two embeddings must have one width.")
 
 
 def build_branch(spec) -> Branch:

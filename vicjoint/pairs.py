@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
+from vicjoint.cells import path_of
 from vicjoint.registry import register
+from vicjoint.transforms import square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
 
 
@@ -70,7 +71,7 @@ class NextFrame:
     def sample(self, record: dict, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without replacement where the
         video has enough. Raises VideoError where the video cannot be read or is too short."""
-        with Video(record["path"], self.backend) as video:
+        with Video(path_of(record), self.backend) as video:
             windows = self.draw(video.info, rng, record["path"])
             wanted = sorted({n for w in windows for n in [*w.context, w.target]})
             frames = self.transform(to_channels_first(video.read(wanted)), rng)
@@ -117,18 +118,7 @@ class NextFrame:
 
     def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square alone."""
-        height, width = frames.shape[-2:]
-        square = max(1, round(min(height, width) * self.centre))
-        side, top, left, flip = square, (height - square) // 2, (width - square) // 2, False
-        if rng is not None:
-            side = max(1, round(square * rng.uniform(*self.area) ** 0.5))
-            top += int(rng.integers(0, square - side + 1))
-            left += int(rng.integers(0, square - side + 1))
-            flip = bool(rng.random() < self.flip)
-        frames = frames[..., top : top + side, left : left + side]
-        if side != self.size:
-            frames = F.resize(frames, [self.size, self.size], antialias=True)
-        return frames.flip(-1) if flip else frames
+        return square_frames(frames, self.size, self.centre, rng, self.area, self.flip)
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.cells import path_of
 from vicjoint.data import READ_ERRORS, printable
 from vicjoint.pairs import Window, to_channels_first
 from vicjoint.registry import register
@@ -97,7 +98,7 @@ class NextFrameRetrieval:
         videos = []
         for record in source.test:
             try:
-                with Video(record["path"], pair.backend) as video:
+                with Video(path_of(record), pair.backend) as video:
                     possible = pair.possible_windows(video.info, record["path"])
                     picks = np.linspace(0, len(possible) - 1, min(self.queries, len(possible))).round().astype(int)
                     windows = [possible[p] for p in picks]

@@ -1,6 +1,6 @@
 """What pydantic cannot see in a recipe: components, their options, and keys that depend on each other; and all messages in words.
 
-    mistakes = load_imports(data.get("imports")) + check_components(data) + check_together(data, follows=False)
+    mistakes = load_imports(data.get("imports")) + check_components(data) + check_form(data, Recipe) + check_together(data, follows=False)
     in_words(("train", "steps"), pydantic_error, Recipe)      # "expected a whole number, got 'many'."
 
 Options are compared with the constructor that the registry finds under the component's name, and converted by its annotations.
@@ -34,6 +34,9 @@ def load_imports(modules) -> list[str]:
     return []
 
 
+ONE_PAIR, SEVERAL_PAIRS = ("pair", "a", "b"), ("branches", "pairs")
+
+
 def check_together(data: dict, follows: bool) -> list[str]:
     """Mistakes that lie between two keys. `follows`: branch b has weights same or ema."""
     found = []
@@ -57,38 +60,90 @@ def check_together(data: dict, follows: bool) -> list[str]:
     return found
 
 
+def check_form(data: dict, recipe: type[BaseModel]) -> list[str]:
+    """Mistakes in which keys there are: one pair (pair, a, b), or several over named branches (branches, pairs)."""
+    given = lambda keys: [key for key in keys if data.get(key) is not None]  # noqa: E731
+    missing = lambda key: f"{key}: missing. Expected {recipe.model_fields[key].description}."  # noqa: E731
+    pairs = data["pairs"] if isinstance(data.get("pairs"), list) else []
+    everywhere = lambda key: pairs and all(isinstance(p, dict) and p.get(key) is not None for p in pairs)  # noqa: E731
+    found = [missing(key) for key in ("source", "objective") if data.get(key) is None and not everywhere(key)]
+    if not given(SEVERAL_PAIRS):
+        return [missing(key) for key in ONE_PAIR if data.get(key) is None] + found
+    if mixed := given(ONE_PAIR):
+        found.append(f"{', '.join(mixed)}: for a recipe of one pair, but this one has {' and '.join(given(SEVERAL_PAIRS))}. "
+                     "Give pair, a and b, or else branches and pairs.")
+    else:
+        found += [missing(key) for key in SEVERAL_PAIRS if data.get(key) is None]
+    if data.get("predictor") is not None:
+        found.append("predictor: only in a recipe of one pair, where it maps a's embedding to b's. Leave it out.")
+    branches = data["branches"] if isinstance(data.get("branches"), dict) else {}
+    return found + _check_branches(branches, pairs) + _check_pairs(branches, pairs, data.get("objective"))
+
+
+def _check_branches(branches: dict, pairs: list) -> list[str]:
+    found, used = [], [p.get(side) for p in pairs if isinstance(p, dict) for side in ("a", "b")]
+    for name, branch in branches.items():
+        if not re.fullmatch(r"[A-Za-z]\w*", str(name)):
+            found.append(f"branches.{name}: expected a name of letters, digits and _ that begins with a letter.")
+        elif pairs and name not in used:
+            found.append(f"branches.{name}: no pair uses it. Leave it out, or add a pair with it.")
+        for key, default in (("weights", "own"), ("momentum", 0.996)):  # a resolved recipe carries the default
+            if isinstance(branch, dict) and branch.get(key, default) != default:
+                found.append(f"branches.{name}.{key}: only for branch b of a recipe with one pair. Leave it out; a pair whose a and b are "
+                             "the same branch shares its weights.")
+    return found
+
+
+def _check_pairs(branches: dict, pairs: list, objective) -> list[str]:
+    found = []
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, dict):
+            continue
+        for side in ("a", "b"):
+            if isinstance(pair.get(side), str) and branches and pair[side] not in branches:
+                found.append(f"pairs.{i}.{side}: no branch '{pair[side]}'.{nearest(pair[side], branches)} "
+                             f"Branches: {', '.join(map(str, branches))}.")
+        if isinstance(pair.get("objective") or objective, dict) and (pair.get("objective") or objective).get("form") == "moco":
+            found.append(f"pairs.{i}.objective.form: moco needs a branch b with weights: ema, which a recipe of several pairs does not have. "
+                         "Use clip or nt_xent.")
+    return found
+
+
+def places(value, keys: list[str], path: tuple[str, ...] = (), parent=None):
+    """(path, value, the mapping or list that holds it) of each place that `keys` lead to; * is every name or number."""
+    if not keys:
+        yield path, value, parent
+    elif keys[0] == "*":
+        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in entries:
+            yield from places(inner, keys[1:], (*path, str(key)), value)
+    elif isinstance(value, dict) and keys[0] in value:
+        yield from places(value[keys[0]], keys[1:], (*path, keys[0]), value)
+
+
 def check_components(data: dict) -> list[str]:
     """Mistakes in the names and options of all components; converts the options in `data` to their types."""
     found, unknown_modality = [], set()
-    for path, family in FAMILY.items():
-        spec = data
-        for key in path.split("."):
-            spec = spec.get(key) if isinstance(spec, dict) else None
-        if family == "modality" and isinstance(spec, str):
-            spec = {"name": spec}
-        if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-            continue
-        name, branch = spec["name"], path[0]
-        if family == "encoder":
-            modality = data[branch].get("modality", data["a"].get("modality") if isinstance(data.get("a"), dict) else None)
-            modality = modality.get("name") if isinstance(modality, dict) else modality
-            if not isinstance(modality, str) or modality in unknown_modality:
-                continue  # nothing to look the encoder up with
-            name = f"{modality}/{name}"
-        mistakes = check_component(path, family, name, spec)
-        if family == "modality" and name not in registry.names("modality"):
-            unknown_modality.add(name)
-        found += mistakes
-    evaluate = data.get("evaluate")
-    probes = evaluate.get("probes") if isinstance(evaluate, dict) else None
-    seen = set()
-    for i, spec in enumerate(probes if isinstance(probes, list) else []):
-        if isinstance(spec, dict) and isinstance(spec.get("name"), str):
-            found += check_component(f"evaluate.probes.{i}", "probe", spec["name"], spec)
-            if spec["name"] in seen:
-                found.append(f"evaluate.probes.{i}: '{spec['name']}' is listed twice. Its results would replace each other.")
-            seen.add(spec["name"])
-    return found
+    for pattern, family in FAMILY.items():
+        for path, spec, parent in places(data, pattern.split(".")):
+            if family == "modality" and isinstance(spec, str):
+                spec = {"name": spec}
+            if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+                continue
+            name = spec["name"]
+            if family == "encoder":
+                of_a = data["a"].get("modality") if path[0] == "b" and isinstance(data.get("a"), dict) else None
+                modality = parent.get("modality", of_a)
+                modality = modality.get("name") if isinstance(modality, dict) else modality
+                if not isinstance(modality, str) or modality in unknown_modality:
+                    continue  # nothing to look the encoder up with
+                name = f"{modality}/{name}"
+            if family == "modality" and name not in registry.names("modality"):
+                unknown_modality.add(name)
+            found += check_component(".".join(path), family, name, spec)
+    names = [spec.get("name") if isinstance(spec, dict) else None for _, spec, _ in places(data, ["evaluate", "probes", "*"])]
+    return found + [f"evaluate.probes.{i}: '{name}' is listed twice. Its results would replace each other."
+                    for i, name in enumerate(names) if isinstance(name, str) and name in names[:i]]
 
 
 def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
@@ -185,11 +240,18 @@ def expected(error: dict) -> str:
 def in_words(loc: tuple, error: dict, recipe: type[BaseModel]) -> str:
     """The message for a pydantic error at the keys `loc` of the model `recipe`."""
     if error["type"] == "extra_forbidden":
-        section = recipe.model_fields[loc[0]].annotation if len(loc) > 1 else recipe
-        return f"unknown key.{nearest(loc[-1], section.model_fields)} Known: {', '.join(section.model_fields)}."
+        known = section_at(recipe, loc[:-1]).model_fields
+        return f"unknown key.{nearest(loc[-1], known)} Known: {', '.join(known)}."
     if error["type"] == "missing":
-        section = recipe if len(loc) == 1 else recipe.model_fields[loc[0]].annotation
-        field = getattr(section, "model_fields", {}).get(loc[-1])
+        field = None if len(loc) > 1 and loc[-1] == "name" else section_at(recipe, loc[:-1]).model_fields[loc[-1]]
         return f"missing. Expected {field.description if field else 'the name of a component'}."
     hint = nearest(error["input"], re.findall(r"'(\w+)'", expected(error))) if error["type"] == "literal_error" else ""
     return f"expected {expected(error)}, got {show(error['input'])}.{hint}"
+
+
+def section_at(section, keys: tuple):
+    """The model of the section that `keys` lead to, through optional sections and lists and mappings of them."""
+    for key in keys:
+        inner = section.model_fields[key].annotation if inspect.isclass(section) and issubclass(section, BaseModel) else typing.get_args(section)[-1]
+        section = next((kind for kind in typing.get_args(inner) if kind is not type(None)), inner) if type(None) in typing.get_args(inner) else inner
+    return section

@@ -15,10 +15,11 @@ import yaml
 
 from vicjoint.registry import nearest
 
-# the keys that hold a component, and the registry's family of each
+# the keys that hold a component, and the registry's family of each; * is any name or number
 FAMILY = {"source": "source", "pair": "pair", "a.modality": "modality", "a.encoder": "encoder", "b.modality": "modality",
-          "b.encoder": "encoder", "predictor": "predictor", "objective": "objective", "optim": "optimizer",
-          "optim.schedule": "schedule"}
+          "b.encoder": "encoder", "branches.*.modality": "modality", "branches.*.encoder": "encoder", "pairs.*.pair": "pair",
+          "pairs.*.source": "source", "pairs.*.objective": "objective", "predictor": "predictor", "objective": "objective",
+          "optim": "optimizer", "optim.schedule": "schedule", "evaluate.probes.*": "probe"}
 OWN_KEYS = {"optim": ("schedule", "clip")}  # keys inside a component that are the recipe's
 _TAG = "tag:yaml.org,2002:"
 
@@ -165,25 +166,41 @@ def parse_overrides(overrides: list[str] | dict) -> tuple[list[tuple[list[str], 
     return sorted(changes, key=lambda change: (len(change[0]), change[0][-1] != "name")), mistakes
 
 
+def family_of(keys: list[str]) -> str | None:
+    """The family of the component that these keys lead to; None where there is none."""
+    for pattern, family in FAMILY.items():
+        names = pattern.split(".")
+        if len(names) == len(keys) and all(name in ("*", key) for name, key in zip(names, keys)):
+            return family
+    return None
+
+
 def apply(data: dict, changes: list[tuple[list[str], Any]], mistakes: list[str]) -> dict:
-    """Put each value in its place, whole. A component that gets another name loses the options of the old one."""
+    """Put each value in its place, whole; an entry of a list is named by its number. A component that gets another name loses the
+    options of the old one."""
     data = plain(data)
     for keys, value in changes:
         inner = data
-        for depth, key in enumerate(keys[:-1], 1):
-            if isinstance(inner.get(key), str) and FAMILY.get(".".join(keys[:depth])) == "modality":
-                inner[key] = {"name": inner[key]}
-            if inner.get(key) is None:
-                inner[key] = {}
-            if not isinstance(inner[key], dict):
-                place = ".".join(keys[:depth])
-                mistakes.append(f"{'.'.join(keys)}: '{place}' is {show(inner[key])}, which has no keys. Replace it whole.")
+        for depth, key in enumerate(keys):
+            before = ".".join(keys[:depth])
+            if isinstance(inner, list):
+                if not (key.isdecimal() and int(key) < len(inner)):
+                    mistakes.append(f"{'.'.join(keys)}: '{before}' has no entry {key}. It has {len(inner)}, numbered from 0.")
+                    break
+                key = int(key)
+            elif not isinstance(inner, dict):
+                mistakes.append(f"{'.'.join(keys)}: '{before}' is {show(inner)}, which has no keys. Replace it whole.")
                 break
+            if depth == len(keys) - 1:
+                if key == "name" and family_of(keys[:-1]) and inner.get("name") != value:
+                    for option in [k for k in inner if k not in OWN_KEYS.get(before, ())]:
+                        del inner[option]
+                inner[key] = plain(value)
+                break
+            there = inner[key] if isinstance(inner, list) else inner.get(key)
+            if isinstance(there, str) and family_of(keys[: depth + 1]) == "modality":
+                inner[key] = {"name": there}
+            elif there is None:
+                inner[key] = {}
             inner = inner[key]
-        else:
-            component = ".".join(keys[:-1])
-            if keys[-1] == "name" and component in FAMILY and inner.get("name") != value:
-                for option in [k for k in inner if k not in OWN_KEYS.get(component, ())]:
-                    del inner[option]
-            inner[keys[-1]] = plain(value)
     return data

@@ -9,16 +9,17 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter
 
 from vicjoint import registry
-from vicjoint.recipe_check import option_types, recipe_options
+from vicjoint.recipe_check import ONE_PAIR, SEVERAL_PAIRS, option_types, recipe_options
 from vicjoint.recipe_file import plain
 
 
 def with_components(schema: dict) -> dict:
     """`schema`, which pydantic makes of Recipe, with the components registered now and their options. Changes `schema`."""
     keys, sections = schema["properties"], schema["$defs"]
-    for key in ("source", "pair", "objective"):
-        keys[key] |= component_schema(key)
-        keys[key].pop("$ref", None)
+    of_pair = sections["PairOfBranches"]["properties"]
+    for place in (keys, of_pair):
+        for key in ("source", "pair", "objective"):
+            place[key] = {"description": place[key]["description"]} | component_schema(key)
     keys["predictor"]["anyOf"] = [component_schema("predictor"), {"type": "null"}]
     clip = sections["Optim"]["properties"]["clip"]
     sections["Optim"] = component_schema("optimizer", {"schedule": component_schema("schedule"), "clip": clip})
@@ -26,11 +27,26 @@ def with_components(schema: dict) -> dict:
     branch, modalities = sections["Branch"], registry.names("modality")
     branch["properties"]["modality"] = {"anyOf": [{"enum": modalities}, component_schema("modality")]}
     branch["allOf"] = [_encoders_of(m) for m in modalities]
-    needed = branch.pop("required")
-    keys["a"] |= {"required": needed}
+    whole = {"$ref": "#/$defs/Branch", "required": branch.pop("required")}
     follows = {"properties": {"weights": {"enum": ["same", "ema"]}}, "required": ["weights"]}
-    keys["b"] |= {"if": follows, "else": {"required": needed}}
+    described = lambda key, rule: {"description": keys[key]["description"]} | rule  # noqa: E731
+    keys["a"] = described("a", whole)
+    keys["b"] = described("b", {"$ref": "#/$defs/Branch", "if": follows, "else": {"required": whole["required"]}})
+    keys["branches"] = described("branches", {"type": "object", "minProperties": 1, "additionalProperties": whole})
+    keys["pairs"] = described("pairs", {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/PairOfBranches"}})
+    schema["oneOf"] = [
+        {"title": "one pair", "required": ["source", *ONE_PAIR, "objective"], "not": _any_of(SEVERAL_PAIRS)},
+        {"title": "several pairs", "required": list(SEVERAL_PAIRS), "not": _any_of(ONE_PAIR),
+         "allOf": [{"if": {"not": {"required": [key]}}, "then": _in_each_pair(key)} for key in ("source", "objective")]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _any_of(keys: tuple[str, ...]) -> dict:
+    return {"anyOf": [{"required": [key]} for key in keys]}
+
+
+def _in_each_pair(key: str) -> dict:
+    return {"properties": {"pairs": {"items": {"required": [key]}}}}
 
 
 def _encoders_of(modality: str) -> dict:

@@ -13,17 +13,19 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import warnings
 from pathlib import Path
 from typing import Any, Callable
 
 FAMILIES = ("modality", "source", "pair", "transform", "objective", "encoder", "predictor", "optimizer", "schedule", "probe")
 
 # The modules whose import fills the registry. Order is layer order.
-BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.image_sources", "vicjoint.shard_sources", "vicjoint.objectives", "vicjoint.model",
-            "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.probes", "vicjoint.classify")
+BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.tables", "vicjoint.sample_table", "vicjoint.image_sources", "vicjoint.shard_sources",
+            "vicjoint.sequence_sources", "vicjoint.sample_molecules", "vicjoint.sample_cells", "vicjoint.objectives", "vicjoint.model",
+            "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.cross_modal", "vicjoint.probes", "vicjoint.classify")
 
-# A modality may use encoders registered for another: a next frame is an image.
-ACCEPTS = {"next_frame": ("next_frame", "image")}
+# A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are images.
+ACCEPTS = {"next_frame": ("next_frame", "image"), "drawing": ("drawing", "image"), "microscope": ("microscope", "image")}
 
 _components: dict[str, dict[str, Callable]] = {family: {} for family in FAMILIES}
 
@@ -171,6 +173,20 @@ def load_encoder_folders() -> None:
             )
         seen[info.name] = folder
         importlib.import_module(f"encoders.{info.name}")
+
+
+def need(modules: list[str], user: str, extra: str) -> list:
+    """Import optional libraries when they are first used. Raises ComponentError that says how to install what is missing."""
+    found = []
+    for module in modules:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what libraries say about each other while they load is not for our users
+                found.append(importlib.import_module(module))
+        except ImportError as error:
+            raise ComponentError(f"{user} needs {' and '.join(m.split('.')[0] for m in modules)} ({error}). "
+                                 f"Run: pip install 'vicjoint[{extra}]'") from None
+    return found
 
 
 def load_imports(modules: list[str]) -> None:

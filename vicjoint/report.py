@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from vicjoint.plots import COLOURS, MORE_COLOURS, Curve, chart, is_number, pictures_section, series
+from vicjoint.curves import by_pair, curves_section, progress_section, spectrum_section
+from vicjoint.plots import is_number, pictures_section, series
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 BAD_SHOWN = 20
 LOWER_IS_BETTER = ("offset", "rmse", "copy_rate", "median_rank")
-PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
-ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}
 SAME = "among the frames of the same video, the last context frame included"
 METRICS = {
     "r1": f"R@1: share of queries whose true partner ranks first (next frame: {SAME})",
@@ -40,12 +39,6 @@ METRICS = {
     "rate": "learning rate that was best on the held-out training images",
     "rmse": "root mean squared error", "median_rank": "median rank of the true partner",
     "spearman": "rank correlation of prediction and truth", "auc": "area under the ROC curve (0.5: chance)",
-}
-HEALTH = {
-    "std": ("Standard deviation", "Mean over dimensions of z. The hinge (dashed) asks for 1; 0 is collapse."),
-    "dead": ("Dead dimensions", "Share of dimensions clearly below the hinge."),
-    "rank": ("Effective rank", "How many directions z really uses. Higher is richer."),
-    "redundancy": ("Redundancy", "Mean absolute correlation between dimensions. Lower is better."),
 }
 
 def read_lines(path: Path) -> list[dict]:
@@ -81,47 +74,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file; pickled objects are refused."""
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
-
-
-def curves_section(rows: list[dict], terms: list[str]) -> str:
-    """Loss, its terms, health, learning rate and speed over steps."""
-    def branches(name):
-        return [Curve(b, COLOURS[b], *series(rows, "health", b, name)) for b in COLOURS]
-
-    neutral = MORE_COLOURS[0]
-    term_curves = [Curve(t, MORE_COLOURS[i % len(MORE_COLOURS)], *series(rows, t)) for i, t in enumerate(terms)]
-    plots = [chart("Loss", "Sum of the weighted terms.", [Curve("", neutral, *series(rows, "loss"))], may_log=True),
-             chart("Terms", "As weighted in the loss.", term_curves, may_log=True)]
-    plots += [chart(title, note, branches(name), 1.0 if name == "std" else None) for name, (title, note) in HEALTH.items()]
-    plots += [chart("Alignment", "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
-                    [Curve("", neutral, *series(rows, "health", "alignment"))]),
-              chart("Learning rate", "", [Curve("", neutral, *series(rows, "lr"))]),
-              chart("Samples per second", "", [Curve("", neutral, *series(rows, "samples_per_second"))])]
-    return f'<p class="soft">Horizontal axis: step.</p><div class="plots">{"".join(plots)}</div>'
-
-
-def progress_section(rows: list[dict]) -> str:
-    """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance."""
-    probes = {probe: row["results"][probe] for row in rows for probe in row["results"]}
-    plots = []
-    for probe, results in probes.items():
-        metrics = [m for m in results.get("model", {}) if m.endswith(PROGRESS_METRICS)] or list(results.get("model", {}))[:1]
-        curves = [Curve(metric if name == "model" else "", MORE_COLOURS[i % len(MORE_COLOURS)],
-                        *series(rows, "results", probe, name, metric), style)
-                  for i, metric in enumerate(metrics) for name, style in ROW_STYLES.items()]
-        plots.append(chart(probe, "Solid: model. Dashed: random initialisation. Dotted: chance.", curves))
-    return f'<div class="plots">{"".join(plots)}</div>'
-
-
-def spectrum_section(spectra: dict) -> str:
-    """Eigenvalues of the covariance of z, on a log scale; those at rounding noise (1e-10 of the largest) are not shown."""
-    curves = []
-    for branch in COLOURS:
-        values = np.asarray(spectra.get(branch, []), float)
-        values = values[values > max(values.max(initial=0.0) * 1e-10, 0.0)]
-        curves.append(Curve(branch, COLOURS[branch], list(range(1, len(values) + 1)), list(values)))
-    note = "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows collapsed ones."
-    return f'<div class="plots">{chart("Covariance of z", note, curves, may_log=True)}</div>'
 
 
 def lower_is_better(metric: str) -> bool:
@@ -194,22 +146,28 @@ def environment_section(environment: dict) -> str:
 
 
 def verdict_line(rows: list[dict]) -> str:
-    """The last health verdict with its badge: green healthy, red collapsed, amber any other trouble, grey none yet."""
-    verdicts = [(row["step"], row["verdict"]) for row in rows if isinstance(row.get("verdict"), str)]
-    if not verdicts:
-        return '<p class="verdict"><span class="badge grey">unknown</span>No health was measured yet.</p>'
-    step, words = verdicts[-1]
-    colour, badge = ("green", "healthy") if words.startswith("healthy") else ("red", "collapsed") if "collapsed" in words \
-        else ("amber", "watch")
-    return f'<p class="verdict"><span class="badge {colour}">{badge}</span><span>{escape(words)} (step {step})</span></p>'
+    """Each pair's last health verdict with its badge: green healthy, red collapsed, amber any other trouble, grey none yet."""
+    html, pairs = "", by_pair(rows)
+    for pair, of_pair in pairs.items():
+        which = f"{escape(pair)}: " if len(pairs) > 1 else ""
+        verdicts = [(row["step"], row["verdict"]) for row in of_pair if isinstance(row.get("verdict"), str)]
+        if not verdicts:
+            html += f'<p class="verdict"><span class="badge grey">unknown</span>{which}No health was measured yet.</p>'
+            continue
+        step, words = verdicts[-1]
+        colour, badge = ("green", "healthy") if words.startswith("healthy") else ("red", "collapsed") if "collapsed" in words \
+            else ("amber", "watch")
+        html += f'<p class="verdict"><span class="badge {colour}">{badge}</span><span>{which}{escape(words)} (step {step})</span></p>'
+    return html
 
 
 def summary(rows: list[dict]) -> str:
     """Steps, loss, time and speed as cards."""
-    losses, seconds, speed = (series(rows, name)[1] for name in ("loss", "seconds", "samples_per_second"))
-    cards = {"steps": f"{rows[-1]['step']:,}"}
-    if losses:
-        cards["loss, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
+    seconds, speed = (series(rows, name)[1] for name in ("seconds", "samples_per_second"))
+    cards, pairs = {"steps": f"{rows[-1]['step']:,}"}, by_pair(rows)
+    for pair, of_pair in pairs.items():
+        if losses := series(of_pair, "loss")[1]:
+            cards[f"loss{' of ' + escape(pair) if len(pairs) > 1 else ''}, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
     if seconds:
         took = sum(seconds)  # of all steps; evaluations come on top
         cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"

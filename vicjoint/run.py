@@ -82,27 +82,33 @@ def list_components() -> int:
 def dry_run(recipe: Recipe) -> int:
     """Build everything, take one step on real data, say what a run would need; nothing is written."""
     from vicjoint import data
-    from vicjoint.loop import backward, build_parts, parameters
+    from vicjoint.accumulate import backward
+    from vicjoint.build import build_parts
+    from vicjoint.loop import parameters
     parts = build_parts(recipe)
     print(to_yaml(recipe))
     for branch, counts in parameters(parts.model).items():
         print(f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()))
-    print(parts.source.describe())
-    print(f"samples: {len(parts.source.train):,} records x {parts.pair.samples_per_record} = "
-          f"{len(parts.source.train) * parts.pair.samples_per_record:,} an epoch; steps: {parts.steps:,} of {recipe.train.batch_size}")
-    stream = data.Stream(parts.source.train, parts.pair, recipe.train.seed)
-    began = time.perf_counter()
-    pair, bad = next(iter(data.batches(stream, parts.records_per_batch, 0, 0, 1)))
-    reading = time.perf_counter() - began
-    backward(parts.model, parts.objective, pair.to(parts.device), recipe)  # warm-up
-    began = time.perf_counter()
-    loss, terms, _ = backward(parts.model, parts.objective, pair.to(parts.device), recipe)
-    parts.optimizer.step()
-    step = time.perf_counter() - began
-    print(f"one step: loss {float(loss):.3f} (" + ", ".join(f"{k} {float(v):.3f}" for k, v in terms.items()) + ")")
-    print(f"one step: {step:.3f} s to train, {reading:.3f} s to read its batch on one process; bad samples in it: {len(bad)}")
+    for source in dict.fromkeys(p.source.describe() for p in parts.pairs):
+        print(source)
+    reading, training = 0.0, 0.0  # seconds of a step, on average over the pairs
+    for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
+        which, each = f"{p.name}: " if len(parts.pairs) > 1 else "", p.pair.samples_per_record
+        print(f"{which}samples: {len(p.source.train):,} records x {each} = {len(p.source.train) * each:,} an epoch; "
+              f"steps: {len(range(number, parts.steps, len(parts.pairs))):,} of {recipe.train.batch_size}")
+        began = time.perf_counter()
+        pair, bad = next(iter(data.batches(stream, p.records_per_batch, 0, 0, 1)))
+        read = time.perf_counter() - began
+        backward(parts.model, p.objective, pair.to(parts.device), recipe, number)  # warm-up
+        began = time.perf_counter()
+        loss, terms, _ = backward(parts.model, p.objective, pair.to(parts.device), recipe, number)
+        parts.optimizer.step()
+        step = time.perf_counter() - began
+        print(f"{which}one step: loss {float(loss):.3f} (" + ", ".join(f"{k} {float(v):.3f}" for k, v in terms.items()) + ")")
+        print(f"{which}one step: {step:.3f} s to train, {read:.3f} s to read its batch on one process; bad samples in it: {len(bad)}")
+        reading, training = reading + read / len(parts.pairs), training + step / len(parts.pairs)
     # with workers, reading goes on beside training and only the slower of the two counts
-    each = max(step, reading / recipe.data.workers) if recipe.data.workers else step + reading
+    each = max(training, reading / recipe.data.workers) if recipe.data.workers else training + reading
     print(f"estimated time: {each * parts.steps / 60:.1f} min without evaluation; peak memory: {peak_memory_mib(parts.device):.0f} MiB")
     return DONE
 

@@ -76,7 +76,8 @@ class MetricsLog:
     run resumes from are cut off. `options`: the recipe's `train` section."""
 
     def __init__(self, folder: Path, start: int, steps: int, options):
-        self.folder, self.batch_size, self.verdict = folder, options.batch_size, ""
+        self.folder, self.batch_size = folder, options.batch_size
+        self.verdicts, self.losses = {}, {}  # the last of each pair
         self.active = distributed.rank() == 0
         if not self.active:
             return
@@ -96,37 +97,40 @@ class MetricsLog:
             if self.board:
                 self.board.close()
 
-    def step(self, step: int, loss, terms: dict, lr: float, seconds: float, waited: float, embeddings=None) -> None:
-        """One line for a step that was taken (1-based). `waited`: the part of `seconds` spent waiting for data. `embeddings`
-        (z_a, z_b) are given where health is due."""
+    def step(self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None) -> None:
+        """One line for a step that was taken (1-based) on the pair of that name. `rates`: lr, seconds, and `waited`, the part of `seconds`
+        spent waiting for data. `embeddings` (z_a, z_b) are given where health is due."""
         if not self.active:
             return
         values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
-        line = {"step": step, **values, "lr": lr, "seconds": seconds, "waited": waited, "samples_per_second": self.batch_size / seconds}
+        speed = self.batch_size / rates["seconds"]
+        line = {"step": step, "pair": pair, **values, **rates, "samples_per_second": speed}
         if embeddings is not None:
             line["health"] = metrics.health(*embeddings)
             line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape, hinge="variance" in terms)
-            self._say(step, line["verdict"])
+            self._say(step, pair, line["verdict"])
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         self.bar.update()
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()} | {"samples/s": f"{self.batch_size / seconds:.0f}"})
+        self.losses[pair] = values["loss"]
+        shown = self.losses if len(self.losses) > 1 else values
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"})
         if self.board:
             self._to_board(step, line)
 
-    def _say(self, step: int, verdict: str) -> None:
+    def _say(self, step: int, pair: str, verdict: str) -> None:
         """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""
         kind = verdict.split(":")[0]
-        if kind != self.verdict:
-            tqdm.write(f"step {step}: {verdict}")
-        self.verdict = kind
+        if kind != self.verdicts.get(pair):
+            tqdm.write(f"step {step}: {pair + ': ' if len(self.losses) > 1 else ''}{verdict}")
+        self.verdicts[pair] = kind
 
     def _to_board(self, step: int, line: dict) -> None:
         flat = {k: v for k, v in line.items() if isinstance(v, float)}
         for branch, values in line.get("health", {}).items():
             flat |= {f"health_{branch}/{k}": v for k, v in values.items()} if isinstance(values, dict) else {f"health/{branch}": values}
         for name, value in flat.items():
-            self.board.add_scalar(name, value, step)
+            self.board.add_scalar(f"{line['pair']}/{name}" if len(self.losses) > 1 else name, value, step)
 
     def evaluation(self, step: int, results: dict) -> None:
         if not self.active:

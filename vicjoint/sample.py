@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
 
+from vicjoint.write_video import RATE_FPS, write_mp4  # noqa: F401  (RATE_FPS: the world's clock)
+
 VERSION = 1  # raise it when the same numbers give other pictures: old caches are then left aside
 SIDE = 64.0
-RATE_FPS = 24
 SPLITS = ("train", "test")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 TEXTURES = {  # brightness over coordinates that turn with the sprite, clipped to [-0.25, 0.25]
@@ -297,19 +297,6 @@ def _give_name(building: Path, folder: Path, wanted: dict, what: str) -> None:
     except OSError:
         if not _is_complete(folder, wanted, what):  # another process was faster: its files are the same
             raise
-
-
-def write_mp4(path: Path, video_THWC: np.ndarray) -> None:
-    """Write uint8 [T, H, W, 3] as H.264; even height and width."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE_FPS, options={"crf": "18", "preset": "veryfast"})
-        stream.height, stream.width = video_THWC.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.gop_size = 12
-        stream.thread_count = 1
-        for frame_HWC in video_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def read_factors(folder: Path) -> list[dict]:

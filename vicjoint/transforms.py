@@ -94,6 +94,24 @@ def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
     return F.center_crop(pixels, [size, size])
 
 
+def square_frames(frames: Tensor, size: int, centre: float, rng: np.random.Generator | None = None, area: tuple[float, float] = (1.0, 1.0),
+                  flip: float = 0.0) -> Tensor:
+    """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames. The square in the middle has `centre` of the shorter
+    side; the crop is a random `area` (share: least, most) of it, mirrored with probability `flip`. Without rng the square alone."""
+    height, width = frames.shape[-2:]
+    square = max(1, round(min(height, width) * centre))
+    side, top, left, mirrored = square, (height - square) // 2, (width - square) // 2, False
+    if rng is not None:
+        side = max(1, round(square * rng.uniform(*area) ** 0.5))
+        top += int(rng.integers(0, square - side + 1))
+        left += int(rng.integers(0, square - side + 1))
+        mirrored = bool(rng.random() < flip)
+    frames = frames[..., top : top + side, left : left + side]
+    if side != size:
+        frames = F.resize(frames, [size, size], antialias=True)
+    return frames.flip(-1) if mirrored else frames
+
+
 # ---- colour: a batch in [0, 1], changed in place ----
 
 @register("transform", "colour_jitter")

@@ -28,13 +28,14 @@ class VideoError(ValueError):
 @dataclass(frozen=True)
 class VideoInfo:
     """The frames that exist. timestamps_seconds: float64 [frames], strictly increasing. fps: their average rate.
-    height, width: pixels of a frame as shown, after rotation."""
+    height, width: pixels of a frame as shown, after rotation. start_seconds: when the file begins, its sound included, on the same clock."""
 
     frames: int
     fps: float
     height: int
     width: int
     timestamps_seconds: np.ndarray
+    start_seconds: float = 0.0
 
 
 class PyAV:
@@ -210,7 +211,8 @@ def _info(times: list, first, stream) -> VideoInfo:
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
     sides = (first.height, first.width) if _quarter_turns(first) % 2 == 0 else (first.width, first.height)
-    return VideoInfo(len(times), rate, *sides, seconds)
+    start = (stream.container.start_time or 0) / av.time_base if usable else 0.0
+    return VideoInfo(len(times), rate, *sides, seconds, start)
 
 
 def _quarter_turns(frame) -> int:

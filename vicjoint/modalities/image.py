@@ -1,19 +1,31 @@
-"""Images, next frames and clips: uint8 pixels with channels first -> normalised float views."""
+"""Images, next frames and clips: files -> uint8 pixels with channels first -> normalised float views."""
 
+# B batch, C = 3 channels, T frames, H height, W width
+
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vicjoint import images
+from vicjoint.modalities.base import Modality
 from vicjoint.registry import register
+from vicjoint.transform_list import TransformList
+from vicjoint.transforms import centre_crop, square_frames
+from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
+COARSE = 32, 16, 8  # what the pixels row compares: side of an image, side of a clip's frames, number of these
 
 
-@register("modality", "image")
 @register("modality", "next_frame")
-@register("modality", "clip")
-class Pixels(nn.Module):
+class Pixels(Modality):
     """uint8 [B, C, (T,) H, W] in 0..255 -> float view of the same shape, (x / 255 - mean) / std per channel.
     A float input is taken to be in [0, 1] already. `mean` and `std` have one number per channel."""
+
+    baseline = "pixels"
 
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD):
         super().__init__()
@@ -28,3 +40,114 @@ class Pixels(nn.Module):
         shape = (1, -1) + (1,) * (pixels.ndim - 2)
         scale = 1 / (255 * self.std) if pixels.dtype == torch.uint8 else 1 / self.std
         return (pixels * scale.view(shape)).sub_((self.mean / self.std).view(shape))  # the product of bytes and floats is float
+
+    def simple_features(self, raw: Tensor) -> Tensor:
+        """The pixels [B, K] in [0, 1], averaged to at most 32 x 32, clips to 8 x 16 x 16."""
+        x = raw.float() / 255 if raw.dtype == torch.uint8 else raw.float()
+        image, frame, frames = COARSE
+        if x.ndim == 4:
+            return nn.functional.adaptive_avg_pool2d(x, [min(n, image) for n in x.shape[-2:]]).flatten(1)
+        return nn.functional.adaptive_avg_pool3d(x, [min(n, most) for n, most in zip(x.shape[-3:], (frames, frame, frame))]).flatten(1)
+
+
+@register("modality", "image")
+class Image(Pixels):
+    """Pictures, and how the pair cross_modal reads their files (formats, transparency, 16 bits: see vicjoint.images).
+
+    size: side of the views in pixels. transforms: those of training, in the pair augment's form, random_resized_crop first; null: a random
+    crop of 60 to 100 % of the area and nothing else, since a flip or other colours may contradict the other half of the pair (a digit, "left",
+    "red"); []: none, the evaluation view. centre: in evaluation the short side is resized to size / centre and the centre is kept.
+    """
+
+    reading = ("size", "transforms", "centre")
+
+    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, size: int = 64, transforms: list[dict] | None = None,
+                 centre: float = 1.0):
+        super().__init__(mean, std)
+        _check_size("image", size, centre)
+        self.size, self.centre = size, centre
+        specs = CROP if transforms is None else transforms
+        self.transforms = TransformList("modality.transforms", list(specs), size) if specs else None
+
+    def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
+        """uint8 [1, 3, size, size] of an image file. Raises ImageError."""
+        pixels = images.read(value)
+        if rng is None or self.transforms is None:
+            return centre_crop(pixels, self.size, self.centre)[None]
+        return self.transforms(pixels, rng)
+
+
+@register("modality", "clip")
+class Clip(Pixels):
+    """Clips, and how the pair cross_modal reads them from video files.
+
+    frames: of a clip. Where the pair has a common window (its `seconds`), or with `window` (seconds), they are spread evenly over that time: those
+    on display at the middles of `frames` equal parts, by timestamps, one more than once where the video has fewer. Otherwise they are `stride`
+    frames apart. Training starts anywhere, evaluation in the middle.
+    size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default, since left and right may be named.
+    """
+
+    timed = True
+    reading = ("frames", "stride", "window", "size", "centre", "area", "flip")
+
+    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, frames: int = 8, stride: int = 2,
+                 window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0):
+        super().__init__(mean, std)
+        _check_size("clip", size, centre)
+        for name, value in {"frames": frames, "stride": stride}.items():
+            if value < 1:
+                raise ValueError(f"modality 'clip': {name} is {value}, expected 1 or more.")
+        if window is not None and window <= 0:
+            raise ValueError(f"modality 'clip': window is {window}, expected a number of seconds above 0, or null to use stride.")
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1.")
+        self.frames, self.stride, self.window = frames, stride, window
+        self.size, self.centre, self.area, self.flip = size, centre, area, flip
+        self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
+
+    def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
+        """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
+        with Video(value, self.backend) as video:
+            numbers = self._numbers(video.info, rng, window, value)
+            frames = torch.from_numpy(video.read(numbers)).permute(0, 3, 1, 2)
+        return square_frames(frames, self.size, self.centre, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
+
+    def seconds(self, value: str) -> float:
+        """How long the file shows pictures, from its start to the end of its last frame. Raises VideoError."""
+        return _seconds(value)
+
+    def _numbers(self, info: VideoInfo, rng, window: tuple[float, float] | None, path: str) -> list[int]:
+        if window is None and self.window is None:
+            possible = info.frames - (self.frames - 1) * self.stride
+            if possible < 1:
+                raise VideoError(f"{path}: has {info.frames} frames, {(self.frames - 1) * self.stride + 1} are needed "
+                                 "(the modality's frames and stride).")
+            start = (possible - 1) // 2 if rng is None else int(rng.integers(possible))
+            return list(range(start, start + self.frames * self.stride, self.stride))
+        if window is None:
+            spare = duration(info) - self.window
+            if spare < -1e-3:
+                raise VideoError(f"{path}: is {duration(info):.2f} s long, {self.window} s are needed (the modality's window).")
+            window = max(spare, 0) * (0.5 if rng is None else rng.random()), self.window
+        start, length = window
+        asked = info.start_seconds + start + (np.arange(self.frames) + 0.5) * length / self.frames
+        # a frame is on display from its timestamp on; the millionth decides where rounding would
+        return np.clip(np.searchsorted(info.timestamps_seconds, asked + 1e-6, side="right") - 1, 0, None).tolist()
+
+
+@functools.lru_cache(maxsize=2**16)
+def _seconds(path: str) -> float:
+    with Video(path, "pyav") as video:
+        return duration(video.info)
+
+
+def duration(info: VideoInfo) -> float:
+    """Seconds from the file's start to the end of its last frame."""
+    return float(info.timestamps_seconds[-1] - info.start_seconds + 1 / info.fps)
+
+
+def _check_size(modality: str, size: int, centre: float) -> None:
+    if size < 8:
+        raise ValueError(f"modality '{modality}': size is {size}, expected 8 or more pixels.")
+    if not 0 < centre <= 1:
+        raise ValueError(f"modality '{modality}': centre is {centre}, expected a share above 0 and at most 1.")

@@ -1,0 +1,138 @@
+"""Images and clips as modalities: right pixels of real files, right seconds by timestamps, and simple features."""
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+
+from vicjoint.modalities.image import Clip, Image, Pixels, duration
+from vicjoint.video import VideoError, VideoInfo
+from vicjoint.write_video import write_mp4
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """48 frames at 24 a second whose brightness is 5 times their number."""
+    path = tmp_path / "counting.mp4"
+    write_mp4(path, np.broadcast_to((5 * np.arange(48, dtype=np.uint8))[:, None, None, None], (48, 32, 48, 3)))
+    return str(path)
+
+
+def frame_numbers(view) -> list[int]:
+    return (view.float().mean((0, 1, 3, 4)) / 5).round().int().tolist()
+
+
+def test_image_with_transparency_lies_on_white(tmp_path):
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[5:15, 5:15] = (255, 0, 0, 255)
+    Picture.fromarray(pixels).save(tmp_path / "a.png")
+    view = Image(size=20).read(str(tmp_path / "a.png"))
+    assert view.shape == (1, 3, 20, 20) and view.dtype == torch.uint8
+    assert view[0, :, 10, 10].tolist() == [255, 0, 0] and view[0, :, 1, 1].tolist() == [255, 255, 255]
+
+
+def test_image_training_and_evaluation_views(tmp_path):
+    Picture.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    whole, middle, none = Image(size=16), Image(size=16, centre=0.5), Image(size=16, transforms=[])
+    assert torch.equal(whole.read(path), whole.read(path)) and not torch.equal(middle.read(path), whole.read(path))
+    assert torch.equal(whole.read(path, rng(1)), whole.read(path, rng(1))) and not torch.equal(whole.read(path, rng(1)), whole.read(path, rng(2)))
+    assert torch.equal(none.read(path, rng(1)), none.read(path))
+    grey = Image(size=16, transforms=[{"name": "random_resized_crop"}, {"name": "greyscale", "p": 1.0}]).read(path, rng())
+    assert torch.equal(grey[:, 0], grey[:, 1])
+    assert whole(whole.read(path)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"size": 4}, "size is 4, expected 8 or more"), ({"centre": 0.0}, "centre is 0.0, expected a share"),
+    ({"transforms": [{"name": "greyscal"}]}, "modality.transforms.0.name: no transform 'greyscal'. Did you mean 'greyscale'"),
+    ({"transforms": [{"name": "greyscale"}]}, "modality.transforms: no random_resized_crop"),
+])
+def test_wrong_image_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Image(**options)
+
+
+def test_common_window_of_a_clip(counting):
+    """At 24 frames a second, frame 15 is on display from 0.625 s on, the middle of the first quarter of [0.5, 1.5] s."""
+    clip = Clip(frames=4, size=16)
+    assert clip.seconds(counting) == pytest.approx(2.0)
+    for start in (0.5, 0.51, 0.53):
+        assert frame_numbers(clip.read(counting, None, (start, 1.0))) == [15, 21, 27, 33]
+    assert frame_numbers(Clip(frames=4, size=16, window=1.0).read(counting)) == [15, 21, 27, 33]  # evaluation: the middle
+    assert frame_numbers(Clip(frames=24, size=16).read(counting, None, (0.0, 1.0))) == list(range(24))
+    assert frame_numbers(Clip(frames=6, size=16).read(counting, None, (0.0, 3 / 24))) == [0, 0, 1, 1, 2, 2]  # more than there are
+
+
+def test_clip_by_stride(counting):
+    clip = Clip(frames=4, stride=5, size=16)
+    assert frame_numbers(clip.read(counting)) == [16, 21, 26, 31]
+    starts = {frame_numbers(clip.read(counting, rng(seed)))[0] for seed in range(60)}
+    assert min(starts) <= 3 and max(starts) >= 29 and max(starts) <= 32
+    with pytest.raises(VideoError, match="has 48 frames, 51 are needed"):
+        Clip(frames=11, stride=5).read(counting)
+    with pytest.raises(VideoError, match="is 2.00 s long, 2.5 s are needed .the modality's window"):
+        Clip(window=2.5).read(counting)
+
+
+def test_window_counts_from_the_start_of_the_file_and_by_timestamps():
+    """A file whose pictures begin 0.2 s after its sound, with uneven steps: time 0 is the file's start, and a frame stays until the next."""
+    times = 10.0 + np.array([0.2, 0.3, 0.35, 0.8, 0.9, 1.2])
+    info = VideoInfo(6, 5.0, 8, 8, times, start_seconds=10.0)
+    assert duration(info) == pytest.approx(1.4)
+    assert Clip(frames=1)._numbers(info, None, (0.65, 0.4), "x") == [3]  # its middle, 10.85: the frame from 10.8 on
+    late = VideoInfo(6, 5.0, 8, 8, times, start_seconds=9.5)
+    assert Clip(frames=1)._numbers(late, None, (0.65, 0.4), "x") == [2]
+
+
+def test_start_of_a_file_whose_sound_comes_first(tmp_path):
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libx264", rate=25)
+        picture.width = picture.height = 32
+        picture.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        audio = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        audio.sample_rate, audio.pts = 8000, 0
+        container.mux(sound.encode(audio))
+        for n in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * n, np.uint8), format="rgb24")
+            frame.pts = n + 5  # 0.2 s
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode())
+    assert Clip().seconds(str(path)) == pytest.approx(1.0, abs=0.02)
+    numbers = Clip(frames=2, size=16).read(str(path), None, (0.2, 0.08))
+    assert (numbers.float().mean((0, 1, 3, 4)) / 10).round().int().tolist() == [0, 1]
+
+
+def test_one_crop_for_all_frames_of_a_clip(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "still.mp4", np.repeat(picture, 12, 0))
+    clip = Clip(frames=4, stride=1, size=16, area=(0.3, 0.5), flip=0.5)
+    for seed in range(4):
+        view = clip.read(str(tmp_path / "still.mp4"), rng(seed)).float()
+        assert (view - view[:, :, :1]).abs().mean() < 12
+    assert (clip.read(str(tmp_path / "still.mp4"), rng(0)).float() - clip.read(str(tmp_path / "still.mp4"), rng(1)).float()).abs().mean() > 20
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"frames": 0}, "frames is 0, expected 1 or more"), ({"window": 0.0}, "window is 0.0, expected a number of seconds"),
+    ({"area": (0.5, 0.2)}, r"area is \[0.5, 0.2\], expected"), ({"size": 2}, "size is 2"),
+])
+def test_wrong_clip_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Clip(**options)
+
+
+def test_simple_features_are_coarse_pixels():
+    x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = x.double().reshape(2, 3, 32, 2, 32, 2).mean((3, 5)).flatten(1) / 255
+    assert torch.allclose(Pixels().simple_features(x).double(), expected, atol=1e-6)
+    assert Pixels().simple_features(x[..., :20, :20]).shape == (2, 3 * 20 * 20)
+    assert Clip().simple_features(x[:, :, None].expand(2, 3, 16, 64, 64)).shape == (2, 3 * 8 * 16 * 16)
+    assert Pixels.baseline == "pixels"

@@ -1,0 +1,188 @@
+"""Tables: three formats with one meaning, rows without files, splits by a column, two tables joined; messages for wrong ones."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from vicjoint import cells
+from vicjoint.augment import Augment
+from vicjoint.cells import CellError
+from vicjoint.pairs import NextFrame
+from vicjoint.sources import SourceError
+from vicjoint.tables import Table
+
+ROWS = [{"smiles": s, "mass": m, "captions": [f"{s} one", f"{s} two"], "split": split}
+        for s, m, split in (("CCO", 46.07, "train"), ("c1ccccc1", 78.11, "train"), ("O", 18.02, "test"))]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in rows) + "\n\n", encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        quoted = lambda value: '"' + (json.dumps(value) if isinstance(value, list) else str(value)).replace('"', '""') + '"'  # noqa: E731
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(map(quoted, r.values())) for r in rows)]), encoding="utf-8")
+    return str(path)
+
+
+def ids(records) -> list[str]:
+    return [r["id"] for r in records]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_formats_keep_types_and_rows_without_files_have_numbers(tmp_path, suffix):
+    source = Table(write(tmp_path / f"t{suffix}", ROWS))
+    assert source.train == [{**row, "id": f"row {i}", "folder": str(tmp_path)} for i, row in enumerate(ROWS[:2], 1)]
+    assert ids(source.test) == ["row 3"] and source.test[0]["captions"] == ["O one", "O two"]
+    assert source.describe() == f"table {tmp_path}/t{suffix}: 2 train, 1 test records"
+
+
+def test_csv_without_files_is_text(tmp_path):
+    source = Table(write(tmp_path / "t.csv", ROWS))
+    assert source.train[0] == {"smiles": "CCO", "mass": "46.07", "captions": '["CCO one", "CCO two"]', "split": "train", "id": "row 1",
+                               "folder": str(tmp_path)}
+    assert cells.values(source.train[0], "captions") == ['["CCO one", "CCO two"]']
+    assert cells.values(source.train[0], "captions", several=True) == ["CCO one", "CCO two"]
+
+
+def test_id_columns(tmp_path):
+    rows = [{"id": f"m{i}", "name": f"n{i}", "folder": "x", "path_of": "y"} for i in range(4)]
+    records = lambda source: sorted(source.train + source.test, key=lambda r: r["name"])  # noqa: E731
+    plain = records(Table(write(tmp_path / "t.jsonl", rows)))
+    assert ids(plain) == ["m0", "m1", "m2", "m3"]
+    assert plain[0]["table_folder"] == "x" and plain[0]["folder"] == str(tmp_path)  # the table's, whatever its columns are called
+    named = records(Table(str(tmp_path / "t.jsonl"), id="name"))
+    assert ids(named) == ["n0", "n1", "n2", "n3"] and named[0]["table_id"] == "m0"
+
+
+def test_a_line_that_lacks_a_key_has_an_empty_cell(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n\n{"b": "x"}\n{"a": 2, "b": null}\n')
+    source = Table(str(tmp_path / "t.jsonl"))
+    rows = sorted(source.train + source.test, key=lambda r: r["id"])
+    assert [(r["a"], r["b"]) for r in rows] == [(1, None), (None, "x"), (2, None)]
+    with pytest.raises(CellError, match="column 'b' is empty"):
+        cells.values(rows[0], "b")
+
+
+# ---- splits ----
+
+def test_equal_cells_are_on_one_side(tmp_path):
+    rows = [{"smiles": f"C{i % 20}", "n": i} for i in range(200)]
+    source = Table(write(tmp_path / "t.jsonl", rows), split_by="smiles", test_fraction=0.25)
+    train, test = ({r["smiles"] for r in part} for part in (source.train, source.test))
+    assert not train & test and len(test) == 5 and len(source.train) == 150
+    by_row = Table(str(tmp_path / "t.jsonl"), test_fraction=0.25)
+    assert {r["smiles"] for r in by_row.train} & {r["smiles"] for r in by_row.test}  # without split_by they are on both
+
+
+def test_split_null_divides_anew(tmp_path):
+    path = write(tmp_path / "t.jsonl", [{"n": i, "split": "train" if i else "test"} for i in range(40)])
+    assert len(Table(path).test) == 1 and len(Table(path, split=None, test_fraction=0.25).test) == 10
+    assert len(Table(path, split=None, split_by="n", test_fraction=0.5).test) == 20
+    with pytest.raises(SourceError, match="has a column 'split', so split_by=n would not be used. Leave out split_by, or set split=null"):
+        Table(path, split_by="n")
+
+
+# ---- two tables ----
+
+def test_second_table(tmp_path):
+    first = write(tmp_path / "spoken" / "index.jsonl", [{"path": f"{i}.wav", "digit": i % 10, "split": "test" if i < 10 else "train"} for i in range(30)])
+    second = write(tmp_path / "written" / "index.csv", [{"path": f"{i}.png", "digit": i % 10, "split": "test" if i < 20 else "train"} for i in range(50)])
+    for folder, suffix in (("spoken", "wav"), ("written", "png")):
+        for i in range(10):
+            (tmp_path / folder / f"{i}.{suffix}").write_bytes(b"x")
+    source = Table(first, second=second)
+    assert (len(source.train), len(source.test), len(source.second["train"]), len(source.second["test"])) == (20, 10, 30, 20)
+    assert source.second["test"][3] == {"id": "3.png", "path": str(tmp_path / "written" / "3.png"), "folder": str(tmp_path / "written"), "digit": "3",
+                                        "split": "test", "second": True}
+    assert source.describe().endswith(f"second table {second}: 30 train, 20 test records")
+
+
+def test_split_by_holds_over_both_tables(tmp_path):
+    first = write(tmp_path / "graphs.jsonl", [{"smiles": f"C{i}"} for i in range(40)])
+    second = write(tmp_path / "wells.jsonl", [{"smiles": f"C{i % 30 + 20}", "well": i} for i in range(90)])
+    source = Table(first, second=second, split_by="smiles")
+    assert {r["smiles"] for r in source.train}.isdisjoint(r["smiles"] for r in source.second["test"])
+    assert {r["smiles"] for r in source.test}.isdisjoint(r["smiles"] for r in source.second["train"])
+    with pytest.raises(SourceError, match="wells.jsonl has no column 'smile' .option split_by.. Did you mean 'smiles'"):
+        write(tmp_path / "graphs.jsonl", [{"smile": f"C{i}"} for i in range(40)])
+        Table(first, second=second, split_by="smile")
+
+
+# ---- cells ----
+
+def test_paths_of_cells(tmp_path):
+    """Relative to the table's folder, absolute as they are, `..` leads out, spaces around do not count; `~` is a name like any other."""
+    record = {"folder": "/data/table"}
+    found = [cells.file_path(record, v) for v in ("a.png", "sub/../b.png", "../other/c.png", "/abs/./d.png", " e.png ", "~/f.png")]
+    assert found == ["/data/table/a.png", "/data/table/b.png", "/data/other/c.png", "/abs/d.png", "/data/table/e.png", "/data/table/~/f.png"]
+    with pytest.raises(CellError, match="expected the path of a file, got int 3"):
+        cells.file_path(record, 3)
+
+
+@pytest.mark.parametrize("cell, several, separator, expected", [
+    ("[Na+].[Cl-]", False, None, ["[Na+].[Cl-]"]), ("[Na+].[Cl-]", True, None, ["[Na+].[Cl-]"]), ('["a", "", "b"]', True, None, ["a", "b"]),
+    ("a | b |", True, "|", ["a", "b"]), ("a | b", False, None, ["a | b"]), (["a", "b"], False, None, ["a", "b"]), (7, False, None, ["7"]),
+    ([0.1, 0.2], False, None, [[0.1, 0.2]]), ({"x": 1}, False, None, [{"x": 1}]), (0, False, None, ["0"]),
+])
+def test_what_a_cell_holds(cell, several, separator, expected):
+    assert cells.values({"c": cell}, "c", several, separator) == expected
+
+
+@pytest.mark.parametrize("cell", ["", "  ", None, [], ["", " "]])
+def test_empty_cells(cell):
+    with pytest.raises(CellError, match="column 'c' is empty"):
+        cells.values({"c": cell}, "c")
+
+
+def test_pairs_of_files_name_what_the_table_lacks(tmp_path):
+    record = Table(write(tmp_path / "t.jsonl", ROWS)).train[0]
+    for pair in (NextFrame(), Augment(32)):
+        with pytest.raises(ValueError, match="its table has no column 'path'. Name the column with the files: source.column="):
+            pair.sample(record, None)
+
+
+# ---- wrong tables ----
+
+@pytest.mark.parametrize("name, text, options, message", [
+    ("t.jsonl", '{"a": 1}\n{"a": \n', {}, "line 2: is not JSON: .* Expected an object such as"),
+    ("t.jsonl", '{"a": 1}\n[1]\n', {}, "line 2: is list, expected an object such as"),
+    ("t.jsonl", "", {}, "t.jsonl is empty, expected at least two rows"),
+    ("t.jsonl", '{"a": 1}\n', {}, "only one row .row 1., expected two or more"),
+    ("t.jsonl", '{"id": "x"}\n{"id": ""}\n', {}, "line 2: column 'id' is empty, expected what names the row"),
+    ("t.jsonl", '{"a": 1}\n{"a": null}\n{"a": 2}\n', {"split_by": "a"}, "split_by: column 'a' is empty in some row"),
+    ("t.jsonl", '{"id": "x", "split": "train"}\n{"id": "x", "split": "test"}\n', {}, "rows named 'x' are in train and in test. Name another id column"),
+    ("t.jsonl", '{"path": 3}\n{"path": 4}\n', {}, "line 1: column 'path' is 3, expected a file path"),
+    ("t.csv", "name\na\nb\n", {"id": "nam"}, "no column 'nam' .option id.. Did you mean 'name'"),
+    ("t.csv", "name\na\nb\n", {"split_by": "nam"}, "no column 'nam' .option split_by.. Did you mean 'name'"),
+    ("t.parquet", "no parquet", {}, "cannot read .*t.parquet: .* Expected a parquet file"),
+    ("t.tsv", "a\tb\n", {}, "ends in '.tsv', expected one of .csv .jsonl .parquet. Rename or convert it"),
+])
+def test_wrong_tables(tmp_path, name, text, options, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        Table(str(tmp_path / name), **options)
+
+
+def test_parquet_without_its_library(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.parquet", ROWS)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SourceError, match=r"needs pyarrow: pip install 'vicjoint\[parquet\]'"):
+        Table(path)
+    assert len(Table(write(tmp_path / "t.jsonl", ROWS)).train) == 2  # nothing else needs it
+
+
+def test_real_tables(shared_data):
+    grid = Table(str(shared_data / "grid_av" / "index.csv"), id="utterance")
+    assert (len(grid.train), len(grid.test)) == (498, 102) and grid.test[0]["id"] == "bbaf2n"
+    assert Path(cells.file_path(grid.test[0], grid.test[0]["audio"])).is_file()
+    molecules = Table(str(shared_data / "molecules" / "esol.csv"), split=None, split_by="smiles")
+    assert len(molecules.train) + len(molecules.test) == 1127 and molecules.train[0]["id"].startswith("esol_")
+    proteins = Table(str(shared_data / "proteins" / "deeploc.csv"), id="uniprot")
+    assert (len(proteins.train), len(proteins.test)) == (2319, 449)
