@@ -145,6 +145,17 @@ def test_sound_that_starts_later_than_the_pictures_stays_in_time(tmp_path):
     assert torch.equal(middle, wave[RATE : RATE + RATE // 2])
 
 
+def test_a_stretch_of_a_film_is_that_of_the_whole_even_where_seeking_lands_late(tmp_path, monkeypatch):
+    write_film(tmp_path / "a.mp4", tone(3.0, 8000), 8000)
+    whole = read(tmp_path / "a.mp4", 8000)
+    with Sound(tmp_path / "a.mp4") as sound:
+        for start in (0.7, 1.1, 1.9):
+            assert (sound.read(start, 1.0, 8000) - whole[round(start * 8000) :][:8000]).abs().max() < 1e-3
+        original = sound._reader._from
+        monkeypatch.setattr(sound._reader, "_from", lambda start: original(None if start is None else start + 1.0))
+        assert (sound.read(1.1, 1.0, 8000) - whole[8800:16800]).abs().max() < 1e-3
+
+
 def test_the_chosen_stream_of_several(shared_data):
     path = shared_data / "codec_edge_cases" / "nasa_13013.mp4"
     with Sound(path) as sound, Sound(path, 0) as first, Sound(path, 1) as second:
