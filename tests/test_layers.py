@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
-     "images", "cells", "write_video", "hashing", "sound"},
+     "images", "cells", "guard", "write_video", "hashing", "sound"},
     {"modalities", "sources", "tables", "sample_table", "image_sources", "shard_sources", "sequence_sources", "objectives", "model", "optim",
      "metrics", "checkpoint", "sample", "sample_images", "sample_proteins", "sample_molecules", "sample_cells", "transforms", "transform_list",
      "multicrop", "accumulate", "waveforms"},

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.guard import no_file, no_media, quiet
+
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wma", ".wmv")
 RUN_UP_SECONDS = 0.3     # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
@@ -96,12 +98,8 @@ def _resampler(source: int, target: int):
 
 
 def _check_file(path: str) -> None:
-    if not os.path.exists(path):
-        raise SoundError(f"{path}: no such file.")
-    if os.path.isdir(path):
-        raise SoundError(f"{path}: a folder, not a sound file.")
-    if os.path.getsize(path) == 0:
-        raise SoundError(f"{path}: the file is empty (0 bytes).")
+    if cause := no_file(path, "sound") or no_media(path):
+        raise SoundError(f"{path}: {cause}.")
 
 
 def _open(path: str, stream: int | None):

@@ -6,12 +6,13 @@
 """
 
 import importlib
-import os
 from dataclasses import dataclass
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+
+from vicjoint.guard import no_file, no_media
 
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is decoded.
@@ -170,12 +171,8 @@ class PyAV:
 
 def _open(path: str):
     """An open container with a video stream, or VideoError with the cause."""
-    if not os.path.exists(path):
-        raise VideoError(f"{path}: no such file.")
-    if os.path.isdir(path):
-        raise VideoError(f"{path}: a folder, not a video file.")
-    if os.path.getsize(path) == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes).")
+    if cause := no_file(path, "video") or no_media(path):
+        raise VideoError(f"{path}: {cause}.")
     try:
         container = av.open(path)
     except (av.FFmpegError, OSError, ValueError) as error:
