@@ -40,7 +40,7 @@ class BadDataError(RuntimeError):
 def cause_of(error: Exception) -> str:
     """An error's message, at most CAUSE characters of it."""
     text = str(error) or {MemoryError: "needs more memory than there is"}.get(type(error), type(error).__name__)
-    return text if len(text) <= CAUSE else f"{text[:CAUSE]}... ({len(text):,} characters)"
+    return text if len(text) <= CAUSE else f"{text[:CAUSE // 2]} ... {text[-CAUSE // 2:]}"
 
 
 def listed(bad) -> str:

@@ -12,6 +12,7 @@ several fragments. No feature depends on the order of the atoms; chirality is R 
 # B molecules, N atoms, E bonds, each counted in both directions
 
 import logging
+import re
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -82,6 +83,8 @@ def parse(smiles: str, max_atoms: int | None = None):
         raise ValueError(f"'{shortened(text)}' is longer than a molecule of {max_atoms} atoms (max_atoms). Leave it out, or raise max_atoms")
     if not text:
         raise ValueError("the SMILES string is empty, expected at least one atom")
+    if wrong := re.search(r"[^!-~]", text):  # rdkit drops a line break and all behind it, or a letter beyond ASCII at the end, without a word
+        raise ValueError(f"'{shortened(text)}' is not a valid SMILES: syntax error around position {wrong.start() + 1}: {wrong.group()!r} is no sign of SMILES")
     parameters = Chem.SmilesParserParams()
     parameters.parseName = parameters.allowCXSMILES = False  # what stands after a blank is a mistake here, not a name to drop
     with rdBase.BlockLogs():
