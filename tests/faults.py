@@ -203,7 +203,7 @@ TEXT = {
     "mapping": Fault(lambda _: {"text": "a dog"}, "expected text, got dict", "a mapping"),
     "numbers": Fault(lambda _: [1, 2], "expected text, got list", "a list of numbers"),
     "bytes": Fault(lambda _: b"a dog", "expected text, got bytes", "bytes"),
-    "huge": Fault(lambda _: "dog " * 5_000_000, None, "twenty million letters: cut at the modality's length"),
+    "huge": Fault(lambda _: "dog " * 500_000, None, "two million letters: cut at the modality's length"),
     "controls": Fault(lambda _: "\x1b[2J\u202egod a", None, "control characters: bytes like others"),
 }
 MOLECULE = {
@@ -238,7 +238,7 @@ PROTEIN = {
     "not UTF-8": Fault(lambda _: "MKT\udce9YI", "is no residue", "bytes of another encoding"),
     "header": Fault(lambda _: ">sp|P12345", "is no residue", "a FASTA header"),
     "mapping": Fault(lambda _: {"sequence": "MKT"}, "expected a protein sequence as text, got dict", "a mapping"),
-    "huge": Fault(lambda _: "MKTAYIAK" * 1_000_000, None, "eight million residues: cut at the modality's length"),
+    "huge": Fault(lambda _: "MKTAYIAK" * 100_000, None, "eight hundred thousand residues: cut at the modality's length"),
     "truncated": Fault(lambda _: "MKTA", None, "a shorter protein is a protein"),
 }
 MICROSCOPE = of_files("microscope", ".tif", tif) | {
