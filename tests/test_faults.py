@@ -14,15 +14,15 @@ import torch
 
 from faults import FAULTS, GOOD, table
 from vicjoint import data, distributed
-from vicjoint.augment import Augment
-from vicjoint.cross_modal import CrossModal
 from vicjoint.modalities.audio import Audio
 from vicjoint.modalities.image import Clip, Image
 from vicjoint.modalities.microscope import Microscope
 from vicjoint.modalities.molecule import Molecule
 from vicjoint.modalities.protein import Protein
 from vicjoint.modalities.text import Text
-from vicjoint.pairs import NextFrame
+from vicjoint.pairs.augment import Augment
+from vicjoint.pairs.cross_modal import CrossModal
+from vicjoint.pairs.next_frame import NextFrame
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS = {"image": Image(size=16), "video": Clip(frames=4, size=16), "audio": Audio(seconds=0.25), "text": Text(), "molecule": Molecule(),
