@@ -8,6 +8,8 @@ The sections below are the keys. A component, `{name: ..., option: ...}`, takes 
 finds under its name. recipe/file.py reads and writes text, recipe/check.py finds mistakes, recipe/schema.py describes the keys.
 """
 
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,10 +151,17 @@ class Recipe(Section):
 
 # ---- loading ----
 
-def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), check_paths: bool = True) -> Recipe:
+class ImportsError(RecipeError):
+    """A recipe that is not the user's own names modules to import."""
+
+
+def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), check_paths: bool = True,
+                imports: Collection[str] | None = None) -> Recipe:
     """The recipe of a file, a bare name among the shipped ones, or a mapping, with overrides (`["train.steps=10"]` or a mapping).
 
-    check_paths=False skips the check that source.root exists, for uses that need no data. Raises RecipeError with all mistakes.
+    check_paths=False skips the check that source.root exists, for uses that need no data. imports: modules that may be imported; null: all that
+    the recipe names, for the one that the user runs. A recipe that lies in a run folder or an export may come from anybody: of its modules only
+    these are imported, and those that this process has already. Raises RecipeError with all mistakes, ImportsError for other modules.
     """
     if isinstance(recipe, dict):
         label, data = "(given as a mapping)", plain(recipe)
@@ -175,7 +184,16 @@ def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), che
         )
     elif any(keys[0] == "source" for keys, _ in changes):
         changed.pop("announcement", None)
+    if imports is not None:
+        refuse_imports(changed.get("imports"), imports, label)
     return check(changed, label, mistakes, check_paths)
+
+
+def refuse_imports(named, allowed: Collection[str], label: str) -> None:
+    named = named if isinstance(named, list) else []
+    if refused := [module for module in named if isinstance(module, str) and module not in allowed and module not in sys.modules]:
+        raise ImportsError(f"recipe {label} wants to import {', '.join(refused)}. A recipe that comes with a run or an export runs no code of its own. "
+                           "If you trust these modules, say so: --allow-imports, or load_encoder(folder, imports=[...]).")
 
 
 def _root(data: dict):

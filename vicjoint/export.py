@@ -8,6 +8,7 @@
 import argparse
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from vicjoint import checkpoint
 from vicjoint.config import RecipeError, load_recipe
+from vicjoint.guard import printable_lines
 from vicjoint.model import build_model
 from vicjoint.registry import nearest
 
@@ -31,10 +33,11 @@ class RepresentationModel(nn.Module):
         return self.encoder(self.modality(view))
 
 
-def load_encoder(folder, branch: str = "a") -> RepresentationModel:
+def load_encoder(folder, branch: str = "a", imports: Collection[str] | None = ()) -> RepresentationModel:
     """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name of the recipe's `branches`.
-    Its `dim` is the width of y. Raises RecipeError where the folder is neither, or has no such branch."""
-    model, state = read_model(Path(folder))
+    Its `dim` is the width of y. imports: modules that its recipe may import, for encoders of your own; None: all that it names. Without it a folder
+    from elsewhere runs no code: weights are plain numbers. Raises RecipeError where the folder is neither, or has no such branch."""
+    model, state = read_model(Path(folder), imports)
     if branch not in model.branches:
         names = " or ".join(f"'{name}'" for name in model.branches)
         raise RecipeError(f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}.")
@@ -42,7 +45,7 @@ def load_encoder(folder, branch: str = "a") -> RepresentationModel:
     return RepresentationModel(model.branches[branch]).eval()
 
 
-def read_model(folder: Path):
+def read_model(folder: Path, imports: Collection[str] | None):
     """(model as the recipe describes it, trained state) of a run folder or an export."""
     if not (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is neither a run nor an export: it has no recipe.yaml.")
@@ -53,14 +56,14 @@ def read_model(folder: Path):
         if saved is None:
             raise RecipeError(f"{folder} has no checkpoint that can be read. Run its recipe with out={folder} first.")
         state = saved["model"]
-    recipe = load_recipe(folder / "recipe.yaml", check_paths=False)
+    recipe = load_recipe(folder / "recipe.yaml", check_paths=False, imports=imports)
     with torch.random.fork_rng(devices=[]):
         return build_model(recipe), state
 
 
-def export(run: Path, to: Path) -> Path:
+def export(run: Path, to: Path, imports: Collection[str] | None = ()) -> Path:
     """Write model.safetensors and recipe.yaml of a run into the folder `to`."""
-    model, state = read_model(run)
+    model, state = read_model(run, imports)
     model.load_state_dict(state)
     to.mkdir(parents=True, exist_ok=True)
     # `weights: same` makes b the same tensors as a; safetensors wants each tensor once, so they are written as copies
@@ -69,9 +72,9 @@ def export(run: Path, to: Path) -> Path:
     return to
 
 
-def export_encoder(run: Path, to: Path, branch: str) -> Path:
+def export_encoder(run: Path, to: Path, branch: str, imports: Collection[str] | None = ()) -> Path:
     """Write the state_dict of one branch's encoder as a .pth or .safetensors file."""
-    state = {name: tensor.clone().contiguous() for name, tensor in load_encoder(run, branch).encoder.state_dict().items()}
+    state = {name: tensor.clone().contiguous() for name, tensor in load_encoder(run, branch, imports).encoder.state_dict().items()}
     to.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, to) if to.suffix == ".safetensors" else torch.save(state, to)
     return to
@@ -84,12 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER or FILE", help="a folder, or a file ending in .pth or .safetensors")
     parser.add_argument("--branch", default="a", metavar="NAME",
                         help="whose encoder goes into a file: a, b, or a name of the recipe's branches")
+    parser.add_argument("--allow-imports", action="store_true", help="import the modules that the run's recipe names: they run code")
     options = parser.parse_args(arguments)
     try:
         one_file = options.to.suffix in (".pth", ".safetensors")
-        print(f"export: {export_encoder(options.run, options.to, options.branch) if one_file else export(options.run, options.to)}")
+        imports = None if options.allow_imports else ()
+        print(f"export: {export_encoder(options.run, options.to, options.branch, imports) if one_file else export(options.run, options.to, imports)}")
     except (RecipeError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
         return 2
     return 0
 

@@ -12,6 +12,7 @@ import time
 
 from vicjoint import registry
 from vicjoint.config import Recipe, RecipeError, json_schema, load_recipe, to_yaml
+from vicjoint.guard import printable, printable_lines
 from vicjoint.registry import ComponentError
 
 DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
@@ -29,19 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
             raise RecipeError("no recipe given. Usage: python -m vicjoint.run RECIPE [key=value ...]")
         recipe = load_recipe(options.recipe, options.overrides)
         if recipe.announcement:
-            print(recipe.announcement, flush=True)
+            print(printable_lines(recipe.announcement), flush=True)
         if options.dry_run:
             return dry_run(recipe)
         from vicjoint.loop import train
         folder = train(recipe)
     except (RecipeError, ComponentError) as error:
-        print(error, file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
         return WRONG_RECIPE
     except stopped() as error:
-        print(error, file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
         return STOPPED
     except expected_failures() as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {printable_lines(error)}", file=sys.stderr)
         return FAILED
     print(f"run: {folder}")
     return DONE
@@ -90,7 +91,7 @@ def dry_run(recipe: Recipe) -> int:
     for branch, counts in parameters(parts.model).items():
         print(f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()))
     for source in dict.fromkeys(p.source.describe() for p in parts.pairs):
-        print(source)
+        print(printable(source))
     reading, training = 0.0, 0.0  # seconds of a step, on average over the pairs
     for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
         which, each = f"{p.name}: " if len(parts.pairs) > 1 else "", p.pair.samples_per_record

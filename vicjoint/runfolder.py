@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from vicjoint import distributed, metrics
-from vicjoint.config import Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -23,7 +23,10 @@ def open_run(recipe: Recipe) -> Path:
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"out: {folder} is a file. Expected a folder, or a name that is free.")
         if (folder / "recipe.yaml").exists():
-            changed = differences(load_recipe(folder / "recipe.yaml"), recipe)
+            try:
+                changed = differences(load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports), recipe)
+            except ImportsError as error:
+                changed = [f"imports: {error}"]
             if changed:
                 raise RecipeError(
                     f"out: {folder} holds a run of a different recipe. It differs in:\n  " + "\n  ".join(changed)
