@@ -8,15 +8,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"registry", "config", "recipe_file", "recipe_check", "recipe_schema", "batch", "distributed", "video", "video_backends",
-     "images", "cells", "write_video", "hashing", "sound"},
+     "images", "cells", "write_video", "hashing", "sound", "time_limit"},
     {"modalities", "sources", "tables", "sample_table", "image_sources", "shard_sources", "sequence_sources", "objectives", "model", "optim",
      "metrics", "checkpoint", "sample", "sample_images", "sample_proteins", "sample_molecules", "sample_cells", "transforms", "transform_list",
-     "multicrop", "accumulate", "waveforms"},
+     "multicrop", "accumulate", "waveforms", "stopping"},
     {"pairs", "augment", "cross_modal"},
     {"data"},
+    {"readers"},
     {"probes", "classify", "frozen", "ridge", "regression", "retrieval", "zero_shot", "linear_map", "retrieval_pictures", "ranking"},
     {"runfolder", "report", "curves", "plots"},
     {"build"},
+    {"resuming"},
     {"loop"},
     {"run", "evaluate", "export"},
 ]
