@@ -5,7 +5,7 @@
     print(to_yaml(recipe))          # the resolved recipe; load_recipe reads it back to the same thing
 
 The sections below are the keys. A component, `{name: ..., option: ...}`, takes the options of the constructor that the registry
-finds under its name. recipe_file.py reads and writes text, recipe_check.py finds mistakes, recipe_schema.py describes the keys.
+finds under its name. recipe/file.py reads and writes text, recipe/check.py finds mistakes, recipe/schema.py describes the keys.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
-from vicjoint.recipe_check import check_components, check_form, check_together, in_words, load_imports, places, root_is_a_path
-from vicjoint.recipe_file import (RecipeError, apply, dump_yaml, find_recipe, parse_overrides, parse_yaml, plain, read_recipe,
+from vicjoint.recipe.check import check_components, check_form, check_together, in_words, load_imports, places, root_is_a_path
+from vicjoint.recipe.file import (RecipeError, apply, dump_yaml, find_recipe, parse_overrides, parse_yaml, plain, read_recipe,
                                   show)
-from vicjoint.recipe_schema import with_components
+from vicjoint.recipe.schema import with_components
 
 __all__ = ["Recipe", "RecipeError", "differences", "json_schema", "load_recipe", "parse_yaml", "to_yaml"]
 
@@ -225,7 +225,12 @@ def to_yaml(recipe: Recipe) -> str:
 def differences(recipe_a: Recipe, recipe_b: Recipe) -> list[str]:
     """One line for each key that differs, with both values; where a run is written, how many processes read, and how long to wait
     for them do not count."""
-    a, b = _flat(recipe_a.dump()), _flat(recipe_b.dump())
+    return differences_of(recipe_a.dump(), recipe_b.dump())
+
+
+def differences_of(a: dict, b: dict) -> list[str]:
+    """`differences` of what `dump` gives: of a recipe that comes with data, which is compared but not loaded (it could name `imports`)."""
+    a, b = _flat(a), _flat(b)
     return [f"{key}: {show(a[key]) if key in a else 'absent'} -> {show(b[key]) if key in b else 'absent'}"
             for key in dict.fromkeys([*a, *b])
             if key not in ("out", "data.workers", "data.timeout", "train.timeout") and (key in a, a.get(key)) != (key in b, b.get(key))]

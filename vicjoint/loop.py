@@ -23,7 +23,7 @@ from vicjoint.config import Recipe, load_recipe
 from vicjoint.model import as_spec, count_parameters
 from vicjoint.optim import set_learning_rate
 from vicjoint.readers import ReaderError
-from vicjoint.report import write_report
+from vicjoint.report.page import write_report
 from vicjoint.resuming import resume, save
 from vicjoint.runfolder import MetricsLog, best_step, only_one, open_run, replaced, table, write_environment, write_json
 from vicjoint.stopping import Interrupted, Stopped, StopSignal, seed_everything

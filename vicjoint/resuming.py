@@ -9,7 +9,7 @@ from pathlib import Path
 from vicjoint import checkpoint, distributed
 from vicjoint.build import Parts
 from vicjoint.checkpoint import CheckpointError
-from vicjoint.config import RecipeError, differences, load_recipe
+from vicjoint.config import differences_of
 from vicjoint.runfolder import best_step, cut_to
 
 APPENDED = ("bad_samples.jsonl",)  # with no step in their lines: their length is saved
@@ -76,10 +76,7 @@ def restore(parts: Parts, state: dict) -> None:
 
 def misfit(parts: Parts, state: dict) -> str | None:
     """Why a checkpoint is not one of this run, or None. Looked at before anything is loaded: half a state would be worse than none."""
-    try:
-        changed = differences(load_recipe(state["recipe"], check_paths=False), parts.recipe)
-    except RecipeError as error:
-        return f"its recipe cannot be read: {error}"
+    changed = differences_of(state["recipe"], parts.recipe.dump())
     if changed:
         return "it is of another recipe, which differs in " + "; ".join(changed)
     own, given = parts.model.state_dict(), state["model"]
