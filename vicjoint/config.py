@@ -90,6 +90,7 @@ class Train(Section):
     exact: bool = Field(True, description="with parts: the objective sees the whole batch, for one more forward pass; false: each part")
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    timeout: Number = Field(600, gt=0, description="seconds that a process waits for the others in a step, where there are several")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run folder")
 
 
@@ -97,6 +98,7 @@ class Data(Section):
     workers: Whole = Field(2, ge=0, description="processes that read data; 0: none beside the training process")
     max_bad_fraction: Number = Field(0.01, ge=0, le=1, description="share of bad samples above which a run stops")
     video_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field("auto", description="reader of video files")
+    timeout: Number | None = Field(300, gt=0, description="seconds after which a sample that is still being read counts as bad; null: no limit")
 
 
 class Evaluate(Section):
@@ -107,6 +109,8 @@ class Evaluate(Section):
 class Checkpoint(Section):
     every: Whole = Field(200, gt=0, description="steps between checkpoints")
     keep: Whole = Field(2, gt=0, description="newest checkpoints that are kept")
+    best: str | None = Field(None, description="PROBE/METRIC: the checkpoint with the model's largest value while training is kept too; "
+                                               "-PROBE/METRIC: with the smallest")
 
 
 class Recipe(Section):
@@ -237,11 +241,17 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def differences(recipe_a: Recipe, recipe_b: Recipe) -> list[str]:
-    """One line for each key that differs, with both values; where a run is written and how many processes read do not count."""
-    a, b = _flat(recipe_a.dump()), _flat(recipe_b.dump())
+    """One line for each key that differs, with both values; where a run is written, how many processes read, and how long to wait
+    for them do not count."""
+    return differences_of(recipe_a.dump(), recipe_b.dump())
+
+
+def differences_of(a: dict, b: dict) -> list[str]:
+    """`differences` of what `dump` gives: of a recipe that comes with data, which is compared but not loaded (it could name `imports`)."""
+    a, b = _flat(a), _flat(b)
     return [f"{key}: {show(a[key]) if key in a else 'absent'} -> {show(b[key]) if key in b else 'absent'}"
             for key in dict.fromkeys([*a, *b])
-            if key not in ("out", "data.workers") and (key in a, a.get(key)) != (key in b, b.get(key))]
+            if key not in ("out", "data.workers", "data.timeout", "train.timeout") and (key in a, a.get(key)) != (key in b, b.get(key))]
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from vicjoint.build import build_parts
 from vicjoint.config import RecipeError, load_recipe
+from vicjoint.checkpoint import CheckpointError
 from vicjoint.guard import printable_lines
-from vicjoint.loop import finish, resume
+from vicjoint.loop import finish
 from vicjoint.registry import ComponentError
+from vicjoint.resuming import load_fitting, restore
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,10 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not (options.run / "recipe.yaml").exists():
             raise RecipeError(f"{options.run} is not a run: it has no recipe.yaml.")
         parts = build_parts(load_recipe(options.run / "recipe.yaml", imports=None if options.allow_imports else ()))
-        if resume(parts, options.run) == 0:
-            raise RecipeError(f"{options.run} has no checkpoint that can be read.")
+        state = load_fitting(parts, options.run)
+        if state is None:
+            raise RecipeError(f"{options.run} has no checkpoint. Run its recipe with out={options.run} first.")
+        restore(parts, state)
         finish(parts, options.run)
-    except (RecipeError, ComponentError, ValueError) as error:
+    except (RecipeError, ComponentError, CheckpointError, ValueError) as error:
         print(printable_lines(error), file=sys.stderr)
         return 2
     return 0

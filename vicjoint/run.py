@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except expected_failures() as error:
         print(f"stopped: {printable_lines(error)}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("stopped at once. The same command with out=FOLDER goes on from the last checkpoint.", file=sys.stderr)
+        return FAILED
     print(f"run: {folder}")
     return DONE
 
@@ -59,16 +62,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def stopped() -> type[Exception]:
-    from vicjoint.loop import Stopped
+    from vicjoint.stopping import Stopped
     return Stopped
 
 
 def expected_failures() -> tuple[type[Exception], ...]:
     """Errors whose message says all that a user needs."""
-    from vicjoint.data import BadDataError
-    from vicjoint.loop import TrainingError
+    from vicjoint.loop import OWN_ERRORS
     from vicjoint.video import VideoError
-    return BadDataError, TrainingError, VideoError
+    return *OWN_ERRORS, VideoError
 
 
 def list_components() -> int:

@@ -1,5 +1,7 @@
 """A run's folder on disk: which one, what stands in it, and the lines written while training (file, terminal, TensorBoard)."""
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -17,6 +19,8 @@ from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load
 def open_run(recipe: Recipe) -> Path:
     """The folder of this run: `out`, or the next free runs/<name>/<number>. Raises RecipeError where `out` holds another recipe's run."""
     if recipe.out is None:
+        if folder := started_before(Path("runs") / recipe.name):
+            return folder
         folder = next_number(Path("runs") / recipe.name)
     else:
         folder = Path(recipe.out)
@@ -33,11 +37,46 @@ def open_run(recipe: Recipe) -> Path:
                     + "\nGive another out=FOLDER, or the recipe that started this run."
                 )
             return folder
-        if folder.is_dir() and any(folder.iterdir()):
+        (folder / "recipe.yaml.tmp").unlink(missing_ok=True)  # of a process killed while it began this run
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             raise RecipeError(f"out: {folder} holds files but no run (no recipe.yaml). Give an empty or a new folder.")
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     return folder
+
+
+def launcher() -> str | None:
+    """What stays the same when torchrun starts its processes again (--max-restarts), or None without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return run and f"{run} on {platform.node()} by process {os.getppid()}"
+
+
+def started_before(parent: Path) -> Path | None:
+    """The folder in which processes that torchrun has had to replace began this run."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    for path in sorted(parent.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(ValueError):
+            if json.loads(path.read_text(encoding="utf-8")).get("launcher") == launcher():
+                return path.parent
+    return None
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def only_one(folder: Path):
+    """Hold a run folder while writing in it; the system frees it when the process ends in any way. Raises RecipeError where another process
+    has it. A file system that knows no locks goes without."""
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(f"out: another process is training in {folder}. Wait for its end, or stop it; or give another out=FOLDER.") from None
+        except OSError:
+            pass
+        yield
 
 
 def next_number(parent: Path) -> Path:
@@ -54,9 +93,22 @@ def next_number(parent: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name and rename: the file is whole or absent."""
+    with replaced(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def replaced(path: Path):
+    """A binary file, open for writing, that takes `path`'s place when it is whole and on the disk."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value) -> None:
@@ -69,7 +121,7 @@ def write_environment(folder: Path, recipe: Recipe, source: str, parameters: dic
         "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
-        "source": source, "parameters": parameters, "terms": terms, "announcement": recipe.announcement,
+        "launcher": launcher(), "source": source, "parameters": parameters, "terms": terms, "announcement": recipe.announcement,
     })
 
 
@@ -87,7 +139,7 @@ class MetricsLog:
             keep_lines_to(folder / name, start)
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True)
-        self.board = _tensorboard(folder) if options.tensorboard else None
+        self.board = _tensorboard(folder, start) if options.tensorboard else None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -158,12 +210,35 @@ def keep_lines_to(path: Path, step: int) -> None:
     write_text(path, "".join(line + "\n" for line in kept))
 
 
-def _tensorboard(folder: Path):
+def cut_to(path: Path, size: int) -> None:
+    """Cut a file to the bytes it had when a checkpoint was saved."""
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def best_step(folder: Path, wanted: str, last: int | None = None) -> int | None:
+    """The step of evaluation.jsonl with the model's best value, the earliest of equals. `wanted`: PROBE/METRIC, the largest is best; with a - before
+    it the smallest. `last`: evaluation.json counts too, as of this step. Raises KeyError, with the metrics there are, where the probe does not
+    give it."""
+    probe, _, metric = wanted.removeprefix("-").rpartition("/")
+    values, path, final = [], folder / "evaluation.jsonl", folder / "evaluation.json"
+    evaluations = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if last is not None and final.exists():
+        evaluations.append({"step": last, "results": json.loads(final.read_text(encoding="utf-8"))})
+    for evaluation in evaluations:
+        measured = evaluation["results"][probe]["model"]
+        if metric not in measured:
+            raise KeyError(f"checkpoint.best: {wanted}: {probe} does not measure '{metric}' of the model. Expected one of {', '.join(measured)}.")
+        values.append((measured[metric] * (-1 if wanted.startswith("-") else 1), -evaluation["step"]))
+    return -max(values)[1] if values else None
+
+
+def _tensorboard(folder: Path, start: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise RecipeError("train.tensorboard: TensorBoard is not installed. Run: pip install 'vicjoint[tensorboard]'") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)  # a killed run's later points are not shown
 
 
 DIRECTIONS = {"a_to_b_": "a to b", "b_to_a_": "b to a"}
