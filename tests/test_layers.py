@@ -20,6 +20,7 @@ LAYERS = [  # files and packages
     {"runfolder", "report"},
     {"build"},
     {"resuming"},
+    {"nonfinite"},
     {"loop"},
     {"run", "evaluate", "export"},
 ]

@@ -90,6 +90,8 @@ class Train(Section):
     exact: bool = Field(True, description="with parts: the objective sees the whole batch, for one more forward pass; false: each part")
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite: stop, or leave out the step")
+    nonfinite_limit: Whole = Field(10, ge=0, description="with skip: steps that a run may leave out in all, before it stops")
     timeout: Number = Field(600, gt=0, description="seconds that a process waits for the others in a step, where there are several")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run folder")
 

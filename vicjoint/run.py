@@ -1,4 +1,4 @@
-"""python -m vicjoint.run RECIPE [key=value ...] [--dry-run] [--list] [--schema]
+"""python -m vicjoint.run RECIPE [key=value ...] [--dry-run] [--list] [--schema] [--replay STEP]
 
 Trains what a recipe describes. Exit code 0: done (the last line on stdout is `run: FOLDER`); 2: a wrong recipe or arguments;
 75: stopped by a signal with a checkpoint saved (the same command with out=FOLDER goes on); 1: anything else.
@@ -33,6 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(printable_lines(recipe.announcement), flush=True)
         if options.dry_run:
             return dry_run(recipe)
+        if options.replay is not None:
+            from vicjoint.nonfinite import replay
+            replay(recipe, options.replay)
+            return DONE
         from vicjoint.loop import train
         folder = train(recipe)
     except (RecipeError, ComponentError) as error:
@@ -58,6 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe, sizes, one measured step and the time to expect; then exit")
     parser.add_argument("--list", action="store_true", help="list every registered component with its options")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
+    parser.add_argument("--replay", type=int, metavar="STEP", help="with out=FOLDER of a run: read a step's batch again, say what the model makes of it; then exit")
     return parser.parse_intermixed_args(arguments)
 
 

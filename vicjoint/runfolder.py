@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vicjoint import distributed, metrics
 from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.guard import printable
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -171,6 +172,16 @@ class MetricsLog:
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"})
         if self.board:
             self._to_board(step, line)
+
+    def skipped(self, step: int, pair: str, terms: dict, rates: dict[str, float], why: str) -> None:
+        """One line for a step (1-based) that was left out: no loss, no terms, and `skipped`, the reason."""
+        if not self.active:
+            return
+        line = {"step": step, "pair": pair, "loss": None, **dict.fromkeys(terms), **rates, "skipped": why}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.update()
+        tqdm.write(printable(why))
 
     def _say(self, step: int, pair: str, verdict: str) -> None:
         """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""

@@ -179,6 +179,8 @@ def summary(rows: list[dict]) -> str:
     for pair, of_pair in pairs.items():
         if losses := series(of_pair, "loss")[1]:
             cards[f"loss{' of ' + escape(pair) if len(pairs) > 1 else ''}, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
+    if skipped := sum(1 for row in rows if row.get("skipped")):
+        cards["steps left out (not finite)"] = f"{skipped:,}"
     if seconds:
         took = sum(seconds)  # of all steps; evaluations come on top
         cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"
