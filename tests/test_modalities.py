@@ -120,9 +120,20 @@ def test_one_crop_for_all_frames_of_a_clip(tmp_path):
     assert (clip.read(str(tmp_path / "still.mp4"), rng(0)).float() - clip.read(str(tmp_path / "still.mp4"), rng(1)).float()).abs().mean() > 20
 
 
+def test_the_square_of_a_clip_lies_where_it_is_asked_for(tmp_path):
+    picture = np.zeros((1, 32, 48, 3), dtype=np.uint8)
+    picture[:, 20:28, 8:16] = 255  # its middle at a quarter of the width and three quarters of the height
+    write_mp4(tmp_path / "still.mp4", np.repeat(picture, 12, 0))
+    read = lambda seed, **where: Clip(frames=2, stride=1, size=8, centre=0.25, **where).read(str(tmp_path / "still.mp4"), seed).float()  # noqa: E731
+    assert read(None, at=(0.25, 0.75)).mean() > 240 and read(rng(0), at=(0.25, 0.75), area=(0.5, 1.0)).mean() > 240
+    assert read(None).mean() < 15 and read(None, at=(0.75, 0.25)).mean() < 15
+    assert read(None, at=(0.0, 1.0)).shape == (1, 3, 2, 8, 8)  # as near to the corner as the frame allows
+
+
 @pytest.mark.parametrize("options, message", [
     ({"frames": 0}, "frames is 0, expected 1 or more"), ({"window": 0.0}, "window is 0.0, expected a number of seconds"),
     ({"area": (0.5, 0.2)}, r"area is \[0.5, 0.2\], expected"), ({"size": 2}, "size is 2"),
+    ({"at": (0.5, 1.5)}, r"at is \[0.5, 1.5\], expected \[x, y\], shares of the width"),
 ])
 def test_wrong_clip_options(options, message):
     with pytest.raises(ValueError, match=message):

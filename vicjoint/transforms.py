@@ -95,12 +95,14 @@ def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
 
 
 def square_frames(frames: Tensor, size: int, centre: float, rng: np.random.Generator | None = None, area: tuple[float, float] = (1.0, 1.0),
-                  flip: float = 0.0) -> Tensor:
-    """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames. The square in the middle has `centre` of the shorter
-    side; the crop is a random `area` (share: least, most) of it, mirrored with probability `flip`. Without rng the square alone."""
+                  flip: float = 0.0, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames. The square has `centre` of the shorter side, and its own
+    centre `at` these shares of the width and the height, or as near as the frame allows; the crop is a random `area` (share: least, most) of
+    it, mirrored with probability `flip`. Without rng the square alone."""
     height, width = frames.shape[-2:]
     square = max(1, round(min(height, width) * centre))
-    side, top, left, mirrored = square, (height - square) // 2, (width - square) // 2, False
+    left, top = (min(max(0, math.floor(length * place - square / 2)), length - square) for length, place in zip((width, height), at))
+    side, mirrored = square, False
     if rng is not None:
         side = max(1, round(square * rng.uniform(*area) ** 0.5))
         top += int(rng.integers(0, square - side + 1))

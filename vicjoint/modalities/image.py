@@ -85,13 +85,15 @@ class Clip(Pixels):
     on display at the middles of `frames` equal parts, by timestamps, one more than once where the video has fewer. Otherwise they are `stride`
     frames apart. Training starts anywhere, evaluation in the middle.
     size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default, since left and right may be named.
+    at: where the square has its centre, as shares of the frame's width and height; the middle by default, elsewhere for a mouth or a lane.
     """
 
     timed = True
-    reading = ("frames", "stride", "window", "size", "centre", "area", "flip")
+    reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at")
 
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, frames: int = 8, stride: int = 2,
-                 window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0):
+                 window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0,
+                 at: tuple[float, float] = (0.5, 0.5)):
         super().__init__(mean, std)
         _check_size("clip", size, centre)
         for name, value in {"frames": frames, "stride": stride}.items():
@@ -101,7 +103,9 @@ class Clip(Pixels):
             raise ValueError(f"modality 'clip': window is {window}, expected a number of seconds above 0, or null to use stride.")
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1.")
-        self.frames, self.stride, self.window = frames, stride, window
+        if not all(0 <= share <= 1 for share in at):
+            raise ValueError(f"modality 'clip': at is {list(at)}, expected [x, y], shares of the width and the height from 0 to 1.")
+        self.frames, self.stride, self.window, self.at = frames, stride, window, at
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
 
@@ -110,7 +114,7 @@ class Clip(Pixels):
         with Video(value, self.backend) as video:
             numbers = self._numbers(video.info, rng, window, value)
             frames = torch.from_numpy(video.read(numbers)).permute(0, 3, 1, 2)
-        return square_frames(frames, self.size, self.centre, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
+        return square_frames(frames, self.size, self.centre, rng, self.area, self.flip, self.at).transpose(0, 1)[None].contiguous()
 
     def seconds(self, value: str) -> float:
         """How long the file shows pictures, from its start to the end of its last frame. Raises VideoError."""
