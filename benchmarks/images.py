@@ -25,10 +25,10 @@ from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode
 
 from benchmarks.measure import table, write
-from vicjoint import images
-from vicjoint.augment import Augment
+from vicjoint.files import images
 from vicjoint.modalities.image import IMAGENET_MEAN, IMAGENET_STD, Pixels
-from vicjoint.transform_list import Uncoloured
+from vicjoint.pairs.augment import Augment
+from vicjoint.transforms.compose import Uncoloured
 
 BATCH = 64
 

@@ -11,14 +11,14 @@ from PIL import Image
 import vicjoint
 from benchmarks.images import official, photo
 from vicjoint import data
-from vicjoint.augment import Augment
 from vicjoint.batch import Crops
-from vicjoint.image_sources import ImageFolder
-from vicjoint.images import decode
+from vicjoint.files.images import decode
 from vicjoint.modalities.image import Pixels
-from vicjoint.multicrop import MultiCrop
 from vicjoint.objectives import InfoNCE, VICReg
-from vicjoint.transform_list import Uncoloured
+from vicjoint.objectives.multicrop import MultiCrop
+from vicjoint.pairs.augment import Augment
+from vicjoint.sources.image_folder import ImageFolder
+from vicjoint.transforms.compose import Uncoloured
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint import classify, frozen
-from vicjoint.classify import KNN, Heads, Linear, top_shares, votes
 from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Pixels
+from vicjoint.probes import classify, frozen
+from vicjoint.probes.classify import KNN, Heads, Linear, top_shares, votes
 
 
 def test_votes_by_hand():

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image as Picture
 
-from vicjoint import cross_modal, data
-from vicjoint.cross_modal import CrossModal
+from vicjoint import data
 from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Clip, Image, Pixels
-from vicjoint.sources import VideoFolder
-from vicjoint.tables import Table
-from vicjoint.write_video import write_mp4
+from vicjoint.pairs import cross_modal
+from vicjoint.pairs.cross_modal import CrossModal
+from vicjoint.sources.table import Table
+from vicjoint.sources.video_folder import VideoFolder
+from vicjoint.video.write import write_mp4
 
 
 class Number(Modality):

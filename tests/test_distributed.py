@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from vicjoint import distributed
-from vicjoint.objectives import BarlowTwins, InfoNCE, VICReg
-from vicjoint.objectives import spread
+from vicjoint.objectives import BarlowTwins, InfoNCE, VICReg, spread
 
 WORLD = int(sys.argv[1])
 ROWS = {2: [6, 4], 4: [3, 1, 4, 2]}[WORLD]  # uneven

@@ -6,9 +6,12 @@ import time
 
 import pytest
 
-from vicjoint import image_sources, images, sample
-from vicjoint.image_sources import FileRecords, ImageFolder, SampleImages
-from vicjoint.sources import SourceError
+from vicjoint.files import images
+from vicjoint.samples import world
+from vicjoint.samples.images import SampleImages
+from vicjoint.sources import image_folder
+from vicjoint.sources.base import SourceError
+from vicjoint.sources.image_folder import FileRecords, ImageFolder
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +51,8 @@ def test_one_tree_of_classes_is_split_by_hash_and_a_flat_folder_has_no_labels(tm
 def test_the_index_is_used_until_a_folder_changes(tmp_path, monkeypatch):
     root = touch(tmp_path / "in", *(f"{c}/{i}.jpg" for c in "abc" for i in range(4)))
     first = ImageFolder(root)
-    walk, walks = image_sources._walk, []
-    monkeypatch.setattr(image_sources, "_walk", lambda *a: walks.append(1) or walk(*a))
+    walk, walks = image_folder._walk, []
+    monkeypatch.setattr(image_folder, "_walk", lambda *a: walks.append(1) or walk(*a))
     assert pairs(ImageFolder(root).train) == pairs(first.train) and not walks
     time.sleep(0.01)
     touch(tmp_path / "in", "b/new.jpg")
@@ -137,7 +140,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 def test_sample_images():
     source = SampleImages(train=24, test=12, size=32)
     assert len(source.train) == 24 and len(source.test) == 12
-    for shape in sample.SHAPES:
+    for shape in world.SHAPES:
         assert sum(r["label"] == shape for r in source.train) == 4
     record = source.train[5]
     assert record["label"] == record["sprites"][0]["shape"] and record["id"].startswith(f"train/{record['label']}/")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vicjoint import images
-from vicjoint.images import ImageError, read, read_record
+from vicjoint.files import images
+from vicjoint.files.images import ImageError, read, read_record
 
 RNG = np.random.default_rng(0)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import vicjoint
-from vicjoint import sample
 from vicjoint.config import RecipeError
+from vicjoint.samples.videos import make_videos
 from vicjoint.video import Video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "made"
-    sample.make_videos(folder, train=12, test=4, frames=24, size=32, seed=0, progress=False)
+    make_videos(folder, train=12, test=4, frames=24, size=32, seed=0, progress=False)
     return folder
 
 

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from vicjoint.modalities import image
 from vicjoint.modalities.image import Clip, Image, Pixels, duration
 from vicjoint.video import VideoError, VideoInfo
-from vicjoint.write_video import write_mp4
+from vicjoint.video.write import write_mp4
 
 
 def rng(seed=0):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint.model import MLP, Branch, JointModel, SharedBranches, make_expander
 from vicjoint.modalities.image import Pixels
+from vicjoint.model import MLP, Branch, JointModel, SharedBranches, make_expander
 
 
 class Mean(nn.Module):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from vicjoint import pairs, sample
-from vicjoint.pairs import NextFrame
+from vicjoint.pairs import next_frame
+from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.video import VideoError, VideoInfo
+from vicjoint.video.write import write_mp4
 
 
 def info(times) -> VideoInfo:
@@ -34,7 +35,7 @@ class Memory:
 
 @pytest.fixture
 def memory(monkeypatch):
-    monkeypatch.setattr(pairs, "Video", Memory)
+    monkeypatch.setattr(next_frame, "Video", Memory)
     Memory.frames_THWC = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
     return Memory
 
@@ -137,7 +138,7 @@ def test_a_real_mp4_gives_its_frames(tmp_path, backend):
     frames = np.zeros((30, 48, 64, 3), np.uint8)
     for t in range(30):
         frames[t, :, :, :] = 8 * t
-    sample.write_mp4(tmp_path / "grey.mp4", frames)
+    write_mp4(tmp_path / "grey.mp4", frames)
     pair = NextFrame(frames=4, stride=3, gap=2, size=32, windows=3)
     pair.backend = backend
     a, b = pair.sample({"path": str(tmp_path / "grey.mp4")}, np.random.default_rng(0))

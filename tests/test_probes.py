@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint import probes, sample
 from vicjoint.model import JointModel
-from vicjoint.pairs import NextFrame, Window
-from vicjoint.probes import NextFrameRetrieval, middle_rank
+from vicjoint.pairs.next_frame import NextFrame, Window
+from vicjoint.probes import next_frame
+from vicjoint.probes.next_frame import NextFrameRetrieval, middle_rank
+from vicjoint.video.write import write_mp4
 
 FRAMES, LEVEL = 30, 4  # frame t of a video is grey with brightness LEVEL * t + 3 * video
 
@@ -46,7 +47,7 @@ def source(tmp_path_factory):
     for v in range(4):
         frames = np.zeros((FRAMES, 32, 32, 3), np.uint8)
         frames += (LEVEL * np.arange(FRAMES) + 30 * v).astype(np.uint8)[:, None, None, None]
-        sample.write_mp4(folder / f"{v}.mp4", frames)
+        write_mp4(folder / f"{v}.mp4", frames)
         made.test.append({"id": f"{v}.mp4", "path": str(folder / f"{v}.mp4")})
     return made
 
@@ -126,4 +127,4 @@ def _pair():
 
 def test_coarse_averages_blocks():
     pixels = torch.rand(2, 3, 32, 32)
-    assert torch.allclose(probes.coarse(pixels.flatten(1)).view(2, 3, 16, 16)[:, :, 0, 0], pixels[:, :, :2, :2].mean((2, 3)), atol=1e-6)
+    assert torch.allclose(next_frame.coarse(pixels.flatten(1)).view(2, 3, 16, 16)[:, :, 0, 0], pixels[:, :, :2, :2].mean((2, 3)), atol=1e-6)

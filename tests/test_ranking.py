@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vicjoint import ranking
-from vicjoint.ranking import Right, counts, metrics, prototypes, ranks
+from vicjoint.probes import ranking
+from vicjoint.probes.ranking import Right, counts, metrics, prototypes, ranks
 
 
 def slow_ranks(queries, candidates, right):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint import regression, ridge
 from vicjoint.modalities.base import Modality
-from vicjoint.regression import Regression, auc, mid_ranks, number_metrics, pearson
-from vicjoint.ridge import Ridge, fit_chosen
+from vicjoint.probes import regression, ridge
+from vicjoint.probes.regression import Regression, auc, mid_ranks, number_metrics, pearson
+from vicjoint.probes.ridge import Ridge, fit_chosen
 
 
 @pytest.mark.parametrize("n, d", [(40, 6), (12, 30)])

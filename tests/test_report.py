@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint import plots, report
-from vicjoint.report import main, write_report
+from vicjoint.report import page, plots
+from vicjoint.report.page import main, write_report
 from vicjoint.runfolder import table
 
 NASTY = "<script>alert(1)</script>.mp4"
@@ -191,7 +191,7 @@ def test_an_empty_folder_gives_a_page_of_sentences(tmp_path):
 
 def test_direction_of_metrics():
     lower = ("offset", "rmse", "copy_rate", "median_rank", "a_to_b_median_rank")
-    assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if report.lower_is_better(m)] == list(lower)
+    assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if page.lower_is_better(m)] == list(lower)
 
 
 @pytest.mark.parametrize("words, badge", [("healthy: fine", "green"), ("collapsed: branch a", "red"), ("redundant: a", "amber")])
@@ -204,7 +204,7 @@ def test_a_resumed_run_shows_each_step_once(tmp_path):
     lines(tmp_path / "m.jsonl", [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 2, "loss": 3}])
     with open(tmp_path / "m.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
-    assert plots.series(report.read_steps(tmp_path / "m.jsonl"), "loss") == ([1, 2], [1, 3])
+    assert plots.series(page.read_steps(tmp_path / "m.jsonl"), "loss") == ([1, 2], [1, 3])
 
 
 def test_thinning_keeps_the_peaks():
@@ -222,7 +222,7 @@ def test_command_line(run, capsys):
 
 def test_a_failed_write_keeps_the_old_page(run, monkeypatch):
     (run / "report.html").write_text("old")
-    monkeypatch.setattr(report, "page", lambda folder: 1 / 0)
+    monkeypatch.setattr(page, "page", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(run)
     assert (run / "report.html").read_text() == "old"

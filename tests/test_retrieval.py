@@ -9,12 +9,12 @@ from PIL import Image
 from torch import nn
 
 import vicjoint
-from vicjoint import linear_map
-from vicjoint.retrieval import Retrieval, number_within
-from vicjoint.linear_map import LinearMap, PrincipalComponents
 from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Pixels
-from vicjoint.zero_shot import ZeroShot
+from vicjoint.probes import linear_map
+from vicjoint.probes.linear_map import LinearMap, PrincipalComponents
+from vicjoint.probes.retrieval import Retrieval, number_within
+from vicjoint.probes.zero_shot import ZeroShot
 
 
 class Vector(Modality):

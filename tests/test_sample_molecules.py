@@ -1,14 +1,16 @@
 """The rule-made molecules and cells: deterministic, apart in train and test, and true to what they say."""
 
 import itertools
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
-from vicjoint import registry, sample, sample_cells
+from vicjoint import registry
 from vicjoint.registry import ComponentError
-from vicjoint.sources import SourceError
+from vicjoint.samples import cells
+from vicjoint.sources.base import SourceError
 
 pytest.importorskip("rdkit")
 tifffile = pytest.importorskip("tifffile")
@@ -16,8 +18,8 @@ from rdkit import Chem  # noqa: E402
 from rdkit.Chem import Crippen  # noqa: E402
 
 from vicjoint.modalities.microscope import Microscope  # noqa: E402
-from vicjoint.sample_cells import CHANNELS, SampleCells, expose, render, traits  # noqa: E402
-from vicjoint.sample_molecules import GROUPS, RINGS, SampleMolecules, make_molecules  # noqa: E402
+from vicjoint.samples.cells import CHANNELS, SampleCells, expose, render, traits  # noqa: E402
+from vicjoint.samples.molecules import GROUPS, RINGS, SampleMolecules, make_molecules  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -91,13 +93,13 @@ def test_cells_are_16_bit_files_of_five_channels(capfd):
     before = tifffile.imread(first["path"])
     assert SampleCells(train=6, test=3, wells=2, size=32).train == source.train  # from the cache
     capfd.readouterr()
-    sample.shutil.rmtree(source.root)
+    shutil.rmtree(source.root)
     assert np.array_equal(tifffile.imread(SampleCells(train=6, test=3, wells=2, size=32).train[0]["path"]), before)
 
 
 def test_parts_act_in_the_same_way_in_every_molecule():
     """log-odds of the traits are additive in the parts, to the last digit."""
-    train, _ = make_molecules(200, 1, 0, **sample_cells.PARTS)
+    train, _ = make_molecules(200, 1, 0, **cells.PARTS)
     parts = sorted({(place, part) for m in train for place, part in enumerate((m.ring, *m.groups))})
     x = np.array([[(m.ring, *m.groups)[place] == part for place, part in parts] for m in train], dtype=float)
     y = np.array([[np.log(v / (1 - v)) for v in traits(m, 0).values()] for m in train])
@@ -112,14 +114,14 @@ def test_parts_act_in_the_same_way_in_every_molecule():
     ("chromatin", 0, lambda c: -np.abs(np.diff(c, axis=-1)).sum() / c.sum()), ("er_grain", 1, lambda c: -np.abs(np.diff(c, axis=-1)).sum() / c.sum()),
 ])
 def test_traits_are_visible(trait, channel, measure):
-    middle = dict.fromkeys(sample_cells.TRAITS, 0.5)
+    middle = dict.fromkeys(cells.TRAITS, 0.5)
     low, high = (np.mean([measure(render({**middle, trait: value}, 64, np.random.default_rng(seed))[0][channel]) for seed in range(12)])
                  for value in (0.05, 0.95))
     assert high > low + 0.02 * abs(low)
 
 
 def test_long_cells_are_long():
-    middle = dict.fromkeys(sample_cells.TRAITS, 0.0)
+    middle = dict.fromkeys(cells.TRAITS, 0.0)
 
     def elongation(length: float) -> float:
         cells = render({**middle, "length": length, "nucleus": 1.0}, 64, np.random.default_rng(1))[0][0]
@@ -129,7 +131,7 @@ def test_long_cells_are_long():
 
 
 def test_a_plate_has_its_own_exposure():
-    channels, _ = render(dict.fromkeys(sample_cells.TRAITS, 0.5), 48, np.random.default_rng(0))
+    channels, _ = render(dict.fromkeys(cells.TRAITS, 0.5), 48, np.random.default_rng(0))
     first, same, other = (expose(channels, plate, 0, np.random.default_rng(5)).astype(float) for plate in (0, 0, 1))
     assert np.array_equal(first, same)
     ratio = (other.mean((1, 2)) / first.mean((1, 2)))

@@ -6,11 +6,13 @@ import av
 import numpy as np
 import pytest
 
-from vicjoint import images, sample_table, video
-from vicjoint.cells import file_path
-from vicjoint.sample_table import MOTIONS, RATE_HZ, SampleTable
-from vicjoint.sources import SourceError
-from vicjoint.tables import Table
+from vicjoint import video
+from vicjoint.files import images
+from vicjoint.files.cells import file_path
+from vicjoint.samples import table
+from vicjoint.samples.table import MOTIONS, RATE_HZ, SampleTable
+from vicjoint.sources.base import SourceError
+from vicjoint.sources.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +56,14 @@ def test_the_sound_of_the_video_is_the_sound_file_at_the_same_time(source):
 def test_a_scene_is_pure_and_every_motion_stays_inside():
     seen = set()
     for index in range(120):
-        scene, motion = sample_table.draw(3, "train", index, 32)
-        assert (scene, motion) == sample_table.draw(3, "train", index, 32) != sample_table.draw(4, "train", index, 32)
+        scene, motion = table.draw(3, "train", index, 32)
+        assert (scene, motion) == table.draw(3, "train", index, 32) != table.draw(4, "train", index, 32)
         sprite = scene.sprites[0]
         x, y = sprite.x + sprite.vx * np.arange(32), sprite.y + sprite.vy * np.arange(32)
         for place in (x, y):
             assert place.min() >= sprite.size / 2 - 0.01 and place.max() <= 64 - sprite.size / 2 + 0.01
         assert (round(x[-1] - x[0]), round(y[-1] - y[0])) == tuple(28 * step for step in MOTIONS[motion])
-        seen.add((motion, sample_table.size_word(sprite)))
+        seen.add((motion, table.size_word(sprite)))
     assert len(seen) == 10
 
 
@@ -72,14 +74,14 @@ def pitch_hz(sound: np.ndarray) -> float:
 
 def heard(**factors):
     from dataclasses import replace
-    scene, _ = sample_table.draw(0, "train", 0, 48)
+    scene, _ = table.draw(0, "train", 0, 48)
     motion = factors.pop("motion", "still")
     sprite = replace(scene.sprites[0], **{"shape": "circle", "texture": "plain", "colour": "red", "size": 14.0, **factors})
-    return sample_table.sound_of(replace(scene, sprites=(sprite,)), motion, 48)
+    return table.sound_of(replace(scene, sprites=(sprite,)), motion, 48)
 
 
 def test_factors_are_heard():
-    tones = [pitch_hz(heard(colour=c)) for c in sample_table.COLOURS]
+    tones = [pitch_hz(heard(colour=c)) for c in table.COLOURS]
     assert np.allclose(tones, 440 * 2 ** (np.arange(8) / 6), rtol=0.01)
     assert pitch_hz(heard(size=24.0)) == pytest.approx(220, rel=0.01)
     up, down = heard(motion="up"), heard(motion="down")
@@ -87,7 +89,7 @@ def test_factors_are_heard():
     loud = lambda x: float(np.sqrt(np.mean(x**2)))  # noqa: E731
     assert loud(heard(motion="right")[-4000:]) > 3 * loud(heard(motion="right")[:4000])
     assert loud(heard(motion="left")[:4000]) > 3 * loud(heard(motion="left")[-4000:])
-    sounds = [heard(shape=s, texture=t) for s in sample_table.SHAPES for t in sample_table.TEXTURES]
+    sounds = [heard(shape=s, texture=t) for s in table.SHAPES for t in table.TEXTURES]
     assert all(np.corrcoef(a, b)[0, 1] < 0.96 for i, a in enumerate(sounds) for b in sounds[:i])
     assert max(np.abs(s).max() for s in sounds) <= 1 and len(sounds[0]) == 2 * RATE_HZ
 

@@ -7,9 +7,9 @@ import pytest
 
 from vicjoint.modalities.protein import Protein
 from vicjoint.registry import build
-from vicjoint.sample_proteins import MOTIFS, PLACES
-from vicjoint.sequence_sources import Fasta, SampleProteins
-from vicjoint.sources import SourceError
+from vicjoint.samples.proteins import MOTIFS, PLACES, SampleProteins
+from vicjoint.sources.base import SourceError
+from vicjoint.sources.sequences import Fasta
 
 
 def fasta(folder, text: str, name: str = "p.fasta") -> str:

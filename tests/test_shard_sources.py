@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint import images
 from vicjoint.config import RecipeError, load_recipe
-from vicjoint.shard_sources import HuggingFace, WebDataset, find_shards
-from vicjoint.sources import SourceError
+from vicjoint.files import images
+from vicjoint.sources.base import SourceError
+from vicjoint.sources.shards import HuggingFace, WebDataset, find_shards
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vicjoint.sound import Sound, SoundError, read
+from vicjoint.files.sound import Sound, SoundError, read
 from vicjoint.video import Video
 
 av = pytest.importorskip("av")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vicjoint.sources import SampleVideos, SourceError, VideoFolder
-from vicjoint.tables import Table
+from vicjoint.samples.videos import SampleVideos
+from vicjoint.sources.base import SourceError
+from vicjoint.sources.table import Table
+from vicjoint.sources.video_folder import VideoFolder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -8,12 +8,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from vicjoint import cells
-from vicjoint.augment import Augment
-from vicjoint.cells import CellError
-from vicjoint.pairs import NextFrame
-from vicjoint.sources import SourceError
-from vicjoint.tables import Table
+from vicjoint.files import cells
+from vicjoint.files.cells import CellError
+from vicjoint.pairs.augment import Augment
+from vicjoint.pairs.next_frame import NextFrame
+from vicjoint.sources.base import SourceError
+from vicjoint.sources.table import Table
 
 ROWS = [{"smiles": s, "mass": m, "captions": [f"{s} one", f"{s} two"], "split": split}
         for s, m, split in (("CCO", 46.07, "train"), ("c1ccccc1", 78.11, "train"), ("O", 18.02, "test"))]

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vicjoint import transforms as T
+from vicjoint.transforms import images as T
 
 SIZE = 224
 

@@ -7,8 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from vicjoint import video_backends
-from vicjoint.video import Video, VideoError, probe, read
+from vicjoint.video import backends, Video, VideoError, probe, read
 
 BACKENDS = ["auto", "pyav"] + (["decord"] if importlib.util.find_spec("decord") else [])
 H, W = 48, 64
@@ -95,7 +94,7 @@ def test_variable_rate_times(tmp_path):
 
 
 def test_large_files_are_sought_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_backends, "KEEP_BYTES", 0)
+    monkeypatch.setattr(backends, "KEEP_BYTES", 0)
     for name in ("b_frames.mp4", "open_gop.mp4", "a.mkv", "variable.mp4"):
         with Video(write(tmp_path / name, **MAKE[name]), "pyav") as video:
             for wanted in ([37], [2, 30, 31], range(40)):

@@ -14,7 +14,7 @@ from torch import nn
 from vicjoint import data, distributed
 from vicjoint.config import PairOfBranches, Recipe, RecipeError
 from vicjoint.model import JointModel, SharedBranches, as_spec, build_model, modality_spec
-from vicjoint.multicrop import MultiCrop
+from vicjoint.objectives.multicrop import MultiCrop
 from vicjoint.registry import build, find, options
 
 

@@ -5,7 +5,7 @@
     print(to_yaml(recipe))          # the resolved recipe; load_recipe reads it back to the same thing
 
 The sections below are the keys. A component, `{name: ..., option: ...}`, takes the options of the constructor that the registry
-finds under its name. recipe_file.py reads and writes text, recipe_check.py finds mistakes, recipe_schema.py describes the keys.
+finds under its name. recipe/file.py reads and writes text, recipe/check.py finds mistakes, recipe/schema.py describes the keys.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
-from vicjoint.recipe_check import check_components, check_form, check_together, in_words, load_imports, places, root_is_a_path
-from vicjoint.recipe_file import (RecipeError, apply, dump_yaml, find_recipe, parse_overrides, parse_yaml, plain, read_recipe,
+from vicjoint.recipe.check import check_components, check_form, check_together, in_words, load_imports, places, root_is_a_path
+from vicjoint.recipe.file import (RecipeError, apply, dump_yaml, find_recipe, parse_overrides, parse_yaml, plain, read_recipe,
                                   show)
-from vicjoint.recipe_schema import with_components
+from vicjoint.recipe.schema import with_components
 
 __all__ = ["Recipe", "RecipeError", "differences", "json_schema", "load_recipe", "parse_yaml", "to_yaml"]
 

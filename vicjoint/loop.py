@@ -19,7 +19,7 @@ from vicjoint.build import Parts, build_parts, try_one_record
 from vicjoint.config import Recipe, load_recipe
 from vicjoint.model import as_spec, count_parameters
 from vicjoint.optim import set_learning_rate
-from vicjoint.report import write_report
+from vicjoint.report.page import write_report
 from vicjoint.runfolder import MetricsLog, open_run, table, write_environment, write_json
 
 HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vicjoint.batch import Crops, Pair
+from vicjoint.batch import Crops
 from vicjoint.registry import build, register, shared_options
 
 

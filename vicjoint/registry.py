@@ -19,11 +19,9 @@ from typing import Any, Callable
 
 FAMILIES = ("modality", "source", "pair", "transform", "objective", "encoder", "predictor", "optimizer", "schedule", "probe")
 
-# The modules whose import fills the registry. Order is layer order.
-BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.tables", "vicjoint.sample_table", "vicjoint.image_sources", "vicjoint.shard_sources",
-            "vicjoint.sequence_sources", "vicjoint.sample_molecules", "vicjoint.sample_cells", "vicjoint.objectives", "vicjoint.model",
-            "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.cross_modal", "vicjoint.probes", "vicjoint.classify",
-            "vicjoint.regression", "vicjoint.retrieval", "vicjoint.zero_shot")
+# The modules and packages whose import fills the registry. Order is layer order.
+BUILT_IN = ("vicjoint.transforms", "vicjoint.modalities", "vicjoint.sources", "vicjoint.samples", "vicjoint.objectives", "vicjoint.model", "vicjoint.optim",
+            "vicjoint.pairs", "vicjoint.probes")
 
 # A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are images.
 ACCEPTS = {"next_frame": ("next_frame", "image"), "drawing": ("drawing", "image"), "microscope": ("microscope", "image")}

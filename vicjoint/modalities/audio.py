@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint import waveforms
+from vicjoint.files.sound import Sound
 from vicjoint.modalities.base import Modality
-from vicjoint.recipe_check import check_component
+from vicjoint.recipe.check import check_component
 from vicjoint.registry import ComponentError, build, register
-from vicjoint.sound import Sound
+from vicjoint.transforms import waveforms
 
 BANDS, SLOTS = 40, 8  # of the simple features
 LEAST_RATE_HZ = 1000

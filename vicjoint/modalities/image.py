@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vicjoint import images
+from vicjoint.files import images
 from vicjoint.modalities.base import Modality
 from vicjoint.registry import register
-from vicjoint.transform_list import TransformList
-from vicjoint.transforms import centre_crop, middle_square, square_frames
+from vicjoint.transforms.compose import TransformList
+from vicjoint.transforms.images import centre_crop, middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +52,7 @@ class Pixels(Modality):
 
 @register("modality", "image")
 class Image(Pixels):
-    """Pictures, and how the pair cross_modal reads their files (formats, transparency, 16 bits: see vicjoint.images).
+    """Pictures, and how the pair cross_modal reads their files (formats, transparency, 16 bits: see vicjoint.files.images).
 
     size: side of the views in pixels. transforms: those of training, in the pair augment's form, random_resized_crop first; null: a random
     crop of 60 to 100 % of the area and nothing else, since a flip or other colours may contradict the other half of the pair (a digit, "left",

@@ -1,0 +1,48 @@
+"""Some queries of a retrieval with what they found first, for the report: where the candidates are images or clips."""
+
+import numpy as np
+import torch
+
+from vicjoint.data import READ_ERRORS, printable
+from vicjoint.probes import ranking
+from vicjoint.probes.frozen import Reading, as_picture, both_records
+
+SHOWN = 5  # candidates of a query
+TITLE = 160  # characters
+
+
+def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: int) -> dict[str, np.ndarray]:
+    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n, K], title, good, captions} of up to
+    `most` evenly spaced queries, from the direction whose candidates are pictures, a to b before b to a; empty where neither's are.
+    `z`: {direction: (queries, candidates)}; `data`: (source, pair)."""
+    source, pair = data
+    records = [both_records(source, pair.workers, branch)[1].records for branch in "ab"]
+
+    def picture(side: int, item: int) -> np.ndarray | None:
+        reading = Reading(pair, "ab"[side], every=True)
+        place = int(sides[side].places[item])
+        return as_picture(reading(records[side][place], place)[int(sides[side].numbers[item])])
+
+    def name(side: int, item: int) -> str:
+        record = records[side][int(sides[side].places[item])]
+        value = pair.values_of(record, "ab"[side])[int(sides[side].numbers[item])]
+        return printable(f"{record['id']}: {value}" if str(value) != str(record["id"]) else str(value))[:TITLE]
+
+    try:
+        of = next((of for of in (0, 1) if picture(1 - of, 0) is not None), None)
+        if of is None:
+            return {}
+        queries, candidates = z[("a_to_b", "b_to_a")[of]]
+        chosen = torch.from_numpy(np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int))
+        near_to, candidates = ranking.centred(queries[chosen.to(queries.device)], candidates)
+        similarity = near_to @ candidates.T
+        near = similarity.nan_to_num(nan=-torch.inf).topk(min(SHOWN, len(candidates)), 1).indices.cpu()
+        answers = right.direction(of)(chosen).gather(1, near).numpy()
+        own = [picture(of, q) for q in chosen]
+        found = {"neighbours": np.stack([[picture(1 - of, c) for c in row] for row in near]), "right": answers, "good": answers[:, 0],
+                 "title": np.array([f"{name(of, q)}; first: {name(1 - of, row[0])}" for q, row in zip(chosen, near)], dtype=str),
+                 "captions": np.array([f"query, {'ab'[of]}", f"retrieved, {'ba'[of]}"])}
+        return found | ({"query": np.stack(own)} if own[0] is not None else {})
+    except READ_ERRORS as error:
+        print(f"evaluation shows no pictures: {printable(str(error))}")
+        return {}

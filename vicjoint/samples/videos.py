@@ -1,0 +1,64 @@
+"""The sample world as videos: mp4 files of moving textured sprites, made once into a cache folder.
+
+    folder = cached_videos(train=512, test=96, frames=32, size=64, seed=0)   # builds on first use, some seconds
+    records = read_factors(folder)                                     # one dict per video: id, path, split, sprites, ...
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from vicjoint.cache import cache_root
+from vicjoint.registry import register
+from vicjoint.samples.world import VERSION, SampleError, make_world, read_factors, render, scene
+from vicjoint.sources.base import SourceError
+from vicjoint.video.write import write_mp4
+
+
+@register("source", "sample_videos")
+class SampleVideos:
+    """The sample world as mp4 files in the cache folder; records carry the factors `background` and `sprites`."""
+
+    def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
+        try:
+            self.root = cached_videos(train, test, frames, size, seed)
+        except SampleError as error:
+            raise SourceError(str(error)) from None
+        records = read_factors(self.root)
+        self.train = [r for r in records if r["split"] == "train"]
+        self.test = [r for r in records if r["split"] == "test"]
+
+    def describe(self) -> str:
+        return f"sample_videos {self.root}: {len(self.train)} train, {len(self.test)} test videos"
+
+
+def cached_videos(train: int, test: int, frames: int, size: int, seed: int) -> Path:
+    """The cache folder that holds these videos; they are made when they are not there yet."""
+    numbers = json.dumps([train, test, frames, size, seed])
+    folder = cache_root() / f"sample_videos-v{VERSION}-{hashlib.sha256(numbers.encode()).hexdigest()[:12]}"
+    make_videos(folder, train, test, frames, size, seed)
+    return folder
+
+
+def make_videos(folder: Path, train: int, test: int, frames: int, size: int, seed: int, progress: bool = True) -> None:
+    """Make folder/train/*.mp4, folder/test/*.mp4 and folder/factors.jsonl; return at once where they are complete.
+    Raises SampleError on wrong parameters, a folder that holds something else, and a disk that cannot be written."""
+    wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
+    _check(wanted)
+    make_world(folder, wanted, _make_video, "sample videos", progress)
+
+
+def _check(wanted: dict) -> None:
+    for name, least in {"train": 1, "test": 1, "frames": 2, "size": 16, "seed": 0}.items():
+        if wanted[name] < least:
+            raise SampleError(f"sample videos: {name} is {wanted[name]}, expected {least} or more.")
+    if wanted["size"] % 2:
+        raise SampleError(f"sample videos: size is {wanted['size']}, expected an even number (the mp4 files are yuv420p).")
+
+
+def _make_video(folder: Path, wanted: dict, split: str, index: int) -> dict:
+    made = scene(wanted["seed"], split, index)
+    name = f"{split}/{index:05d}.mp4"
+    write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]))
+    return {"id": name, **asdict(made)}

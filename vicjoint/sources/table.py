@@ -1,0 +1,230 @@
+"""The source `table`: a csv, jsonl or parquet file, one record per row.
+
+    Table("/data/videos.csv")                                     # a column `path` of files, and any others
+    Table("/data/molecules.jsonl", split_by="smiles")             # no file column: cells are what modalities read
+    Table("spoken/index.csv", second="written/index.csv")         # two tables, joined by the key of the pair cross_modal
+
+A record has every column under its name, `id` for messages, `folder` (the table's, where relative paths start) and, where there is a column
+of paths, `path`. csv cells are text; jsonl and parquet cells keep their type, lists included (five captions of one picture).
+"""
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from vicjoint.files.cells import CellError, as_text, is_empty
+from vicjoint.registry import nearest, register
+from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_fraction, split_by_hash
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
+RESERVED = ("id", "path", "folder", "second")  # keys of a record that are not the cell of that column
+
+
+@register("source", "table")
+class Table:
+    """A table of samples: csv (UTF-8, one header line), jsonl (an object per line) or parquet; records in the table's order.
+
+    root: the file. column: the one with the path of a row's file, absolute or relative to the table's folder; `..` may lead out of it. A table
+    without a column `path` has no such file; its cells are read by the pair cross_modal. id: the column that names a row where there is no
+    path; without such a column it is the row's number.
+    split: the column that says train, test, val or validation (the last two count as test). Without it, or with null, the split is by hash of
+    the path or id; or of the column `split_by`, so that equal cells (the same molecule, the same speaker) are on one side.
+    second: another table, whose rows supply column b of the pair cross_modal to the rows of this one that have an equal key; columns named
+    `split` and `split_by` work in it as in the first, and equal cells of `split_by` are on the same side in both.
+    Columns named id, path, folder or second whose meaning in a record is another become table_id, table_path, ...
+    """
+
+    def __init__(self, root: str, column: str = "path", id: str = "id", split: str | None = "split", split_by: str | None = None,
+                 test_fraction: float = 0.15, second: str | None = None):
+        check_fraction("table", test_fraction)
+        self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
+        tables = [_Rows(Path(root).expanduser().absolute(), self.named)]
+        self.root = tables[0].path
+        if second is not None:
+            tables.append(_Rows(Path(second).expanduser().absolute(), self.named, second=True))
+        if split_by is not None:
+            _split_together(tables, split_by, test_fraction)
+        for table in tables:
+            table.divide(split, test_fraction)
+        self.train, self.test = tables[0].sides()
+        # split -> the records that column b of the pair cross_modal comes from
+        self.second = dict(zip(("train", "test"), tables[1].sides())) if second is not None else None
+        self._second_path = tables[-1].path
+
+    def describe(self) -> str:
+        text = f"table {self.root}: {len(self.train)} train, {len(self.test)} test records"
+        if self.second:
+            text += f"; second table {self._second_path}: {len(self.second['train'])} train, {len(self.second['test'])} test records"
+        return text
+
+
+class _Rows:
+    """One table file: its records and, after `divide`, their sides."""
+
+    def __init__(self, path: Path, named: dict[str, str | None], second: bool = False):
+        self.path = path
+        header, rows = read_table(path)
+        defaults = {"column": "path", "id": "id", "split": "split", "split_by": None}
+        for option, name in named.items():  # one that the user named has to be there; in a second table only split_by
+            if name is not None and name != defaults[option] and (not second or option == "split_by"):
+                _check_column(path, option, name, header)
+        self.lines, self.rows = [line for line, _ in rows], [row for _, row in rows]
+        self.column = named["column"] if named["column"] in header else None
+        self.name = named["id"] if named["id"] in header else None
+        self.split = named["split"] if named["split"] in header else None
+        if self.split and named["split_by"]:
+            raise SourceError(f"table: {path} has a column '{self.split}', so split_by={named['split_by']} would not be used. "
+                              "Leave out split_by, or set split=null to divide the rows anew.")
+        self.second = second
+        self.records = [self._record(number, row) for number, row in enumerate(self.rows)]
+        self.side: list[str] = []
+
+    def _where(self, number: int) -> str:
+        return f"table: {self.path}, line {self.lines[number]}"
+
+    def _record(self, number: int, row: dict) -> dict:
+        folder = self.path.parent
+        own = {"folder": str(folder)} | ({"second": True} if self.second else {})
+        if self.column is not None:
+            if not isinstance(row[self.column], str) or is_empty(row[self.column]):
+                found = "empty" if is_empty(row[self.column]) else f"{row[self.column]!r}"[:50]
+                raise SourceError(f"{self._where(number)}: column '{self.column}' is {found}, expected a file path.")
+            path = os.path.normpath(folder / row[self.column])
+            own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
+        else:
+            if self.name is not None and is_empty(row[self.name]):
+                raise SourceError(f"{self._where(number)}: column '{self.name}' is empty, expected what names the row.")
+            own["id"] = as_text(row, self.name) if self.name is not None else f"row {number + 1}"
+        meant = {"path": self.column, "id": self.column or self.name}  # a column that a record's key is made from is not kept twice
+        others = {f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in row.items()}
+        return {**others, **own}
+
+    def divide(self, split: str | None, test_fraction: float) -> None:
+        if self.split:
+            self.side = [self._side(number, row[self.split]) for number, row in enumerate(self.rows)]
+        elif not self.side:
+            by_hash = split_by_hash(list(dict.fromkeys(r["id"] for r in self.records)), test_fraction, f"table {self.path}",
+                                    "file" if self.column is not None else "row")
+            self.side = [by_hash[r["id"]] for r in self.records]
+        self._check(split)
+
+    def _side(self, number: int, value) -> str:
+        if str(value).strip().lower() not in SPLIT_OF:
+            raise SourceError(f"{self._where(number)}: {self.split} is '{value}', expected one of {', '.join(SPLIT_OF)}.")
+        return SPLIT_OF[str(value).strip().lower()]
+
+    def sides(self) -> tuple[list[dict], list[dict]]:
+        train, test = ([r for r, side in zip(self.records, self.side) if side == wanted] for wanted in ("train", "test"))
+        return train, test
+
+    def _check(self, split: str | None) -> None:
+        train, test = self.sides()
+        for name, part in (("train", train), ("test", test)):
+            if not part:
+                raise SourceError(f"table: {self.path}: no row of column '{split}' says {name}. Mark some, or name another split column."
+                                  if self.split else f"table: {self.path}: the split by hash leaves no row for {name}. Change test_fraction.")
+        if self.column is not None:
+            self._check_files()
+            check_apart("table", train, test)
+        elif both := {r["id"] for r in train} & {r["id"] for r in test}:
+            raise SourceError(f"table: {self.path}: rows named '{min(both)}' are in train and in test. Name another id column, "
+                              "or keep them on one side, or the test is on training data.")
+
+    def _check_files(self) -> None:
+        first = self.records[:LOOKED_AT]
+        if not any(os.path.exists(r["path"]) for r in first):
+            raise SourceError(
+                f"table: {self.path}: none of the first {len(first)} files exists, the first is {first[0]['path']}. "
+                f"Paths are relative to the {self.path.suffix[1:]}'s folder {self.path.parent}: correct them, or move the {self.path.suffix[1:]}."
+            )
+
+
+def _split_together(tables: list[_Rows], column: str, test_fraction: float) -> None:
+    """Divide all tables by the hash of a column's cells, equal cells on one side."""
+    cells = []
+    for table in tables:
+        try:
+            cells.append([as_text(row, column) for row in table.rows])
+        except CellError as error:
+            raise SourceError(f"table: {table.path}: split_by: {error} in some row, expected a cell to split by.") from None
+    by_hash = split_by_hash(list(dict.fromkeys(cell for part in cells for cell in part)), test_fraction,
+                            f"table {tables[0].path}, column '{column}'", "value")
+    for table, part in zip(tables, cells):
+        table.side = [by_hash[cell] for cell in part]
+
+
+# ---- files ----
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
+    """(columns, [(line number, row)]) of a csv, jsonl or parquet file; every row has every column. Raises SourceError."""
+    if not path.exists():
+        raise SourceError(f"table: root {path} does not exist. Expected a csv, jsonl or parquet file: check the path.")
+    if path.is_dir():
+        tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        raise SourceError(f"table: root {path} is a folder, expected a csv, jsonl or parquet file. "
+                          f"Found there: {', '.join(tables[:5]) or 'none of them'}.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise SourceError(f"table: {path} ends in '{path.suffix}', expected one of {' '.join(SUFFIXES)}. Rename or convert it.")
+    try:
+        reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix.lower()]
+        header, rows = reader(path)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"table: {path} is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8.") from None
+    except (csv.Error, OSError) as error:
+        raise SourceError(f"table: cannot read {path}: {error}. Expected a {path.suffix[1:]} file"
+                          f"{'' if path.suffix == '.parquet' else ' in UTF-8'}.") from None
+    if not rows:
+        raise SourceError(f"table: {path} is empty, expected {'a header line and ' if path.suffix == '.csv' else ''}at least two rows.")
+    if twice := [name for name, times in Counter(header).items() if times > 1]:
+        raise SourceError(f"table: {path} has two columns named '{twice[0]}'. Rename one.")
+    return header, rows
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+    numbered = [(reader.line_num, row) for row in reader if row]
+    header = numbered[0][1] if numbered else []
+    for line, row in numbered[1:]:
+        if len(row) != len(header):
+            raise SourceError(f"table: {path}, line {line}: {len(row)} fields, the header has {len(header)}. "
+                              "Put quotes around values with commas.")
+    return header, [(line, dict(zip(header, row))) for line, row in numbered[1:]]
+
+
+def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
+    """A key that a line lacks is null there."""
+    found = []
+    for line, text in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise SourceError(f"table: {path}, line {line}: is not JSON: {error}. Expected an object such as {{\"path\": \"a.png\"}}.") from None
+        if not isinstance(row, dict):
+            raise SourceError(f"table: {path}, line {line}: is {type(row).__name__}, expected an object such as {{\"path\": \"a.png\"}}.")
+        found.append((line, row))
+    header = list(dict.fromkeys(key for _, row in found for key in row))
+    return header, [(line, {key: row.get(key) for key in header}) for line, row in found]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise SourceError(f"table: {path} needs pyarrow: pip install 'vicjoint[parquet]'") from None
+    try:
+        table = parquet.read_table(path)
+    except ArrowException as error:
+        raise SourceError(f"table: cannot read {path}: {str(error).splitlines()[0]}. Expected a parquet file.") from None
+    return table.column_names, list(enumerate(table.to_pylist(), 1))
+
+
+def _check_column(path: Path, option: str, name: str, header: list[str]) -> None:
+    if name not in header:
+        raise SourceError(f"table: {path} has no column '{name}' (option {option}).{nearest(name, header)} "
+                          f"Columns: {', '.join(header)}.")

@@ -1,0 +1,91 @@
+"""Frames of video files by their true number: 0-based, in the order in which a player shows them.
+
+    with Video("clip.mp4") as video:
+        video.info.frames, video.info.timestamps_seconds
+        frames = video.read([3, 5, 7, 8])          # uint8 [4, H, W, 3], RGB, upright
+
+Which frames exist is always settled by PyAV, from the packets' timestamps where the container tells them reliably and by decoding
+otherwise: edit lists, variable frame rate and B-frames are all honoured. Another decoder (decord, torchcodec) is trusted with a
+file only when it counts the same frames at the same times. Open a file where it is read, in the worker: a Video does not pickle.
+"""
+
+import os
+
+import numpy as np
+
+from vicjoint.video.backends import OTHERS, PyAV, VideoError, VideoInfo
+
+BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+
+
+class Video:
+    """An open video file; `info` says what it holds, `read` gives frames. Use it in a `with` block.
+
+    backend: pyav, decord, torchcodec, or auto: decord where it is installed and agrees with PyAV about the file, else torchcodec
+    on the same condition, else PyAV. Raises VideoError where the file, or a backend asked for by name, cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike, backend: str = "auto"):
+        self.path = os.fspath(path)
+        self._may_fall_back = backend == "auto"
+        if backend not in BACKENDS:
+            raise VideoError(f"video_backend '{backend}' is unknown. Expected one of: {', '.join(BACKENDS)}.")
+        self._pyav = PyAV(self.path)
+        try:
+            self.info = self._pyav.info
+            self._decoder, self.backend = self._choose(backend)
+        except BaseException:
+            self._pyav.close()
+            raise
+
+    def _choose(self, backend: str):
+        wanted = ("decord", "torchcodec") if backend == "auto" else (backend,)
+        for name in wanted:
+            if name == "pyav":
+                break
+            try:
+                return OTHERS[name](self.path, self.info), name
+            except VideoError:
+                if not self._may_fall_back:
+                    raise
+        return self._pyav, "pyav"
+
+    def read(self, frames) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one forward pass."""
+        numbers = np.asarray(list(frames), dtype=np.int64)
+        outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
+        if outside.size:
+            raise VideoError(f"{self.path}: there is no frame {outside[0]}; {self.info.frames} frames exist, numbered from 0.")
+        if not numbers.size:
+            return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
+        unique, places = np.unique(numbers, return_inverse=True)
+        try:
+            decoded = self._decoder.read(unique.tolist())
+        except VideoError:
+            if self._decoder is self._pyav or not self._may_fall_back:
+                raise
+            self._decoder, self.backend = self._pyav, "pyav"
+            decoded = self._pyav.read(unique.tolist())
+        return decoded if np.array_equal(unique, numbers) else decoded[places]
+
+    def close(self) -> None:
+        self._decoder.close()
+        self._pyav.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read(path, frames, backend: str = "auto") -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] of one file by true number; see Video."""
+    with Video(path, backend) as video:
+        return video.read(frames)
+
+
+def probe(path, backend: str = "auto") -> VideoInfo:
+    """What a file holds; see VideoInfo."""
+    with Video(path, backend) as video:
+        return video.info
