@@ -23,7 +23,7 @@ FAMILIES = ("modality", "source", "pair", "transform", "objective", "encoder", "
 BUILT_IN = ("vicjoint.modalities", "vicjoint.sources", "vicjoint.tables", "vicjoint.sample_table", "vicjoint.image_sources", "vicjoint.shard_sources",
             "vicjoint.sequence_sources", "vicjoint.sample_molecules", "vicjoint.sample_cells", "vicjoint.objectives", "vicjoint.model",
             "vicjoint.optim", "vicjoint.transforms", "vicjoint.pairs", "vicjoint.augment", "vicjoint.cross_modal", "vicjoint.probes", "vicjoint.classify",
-            "vicjoint.regression", "vicjoint.retrieval", "vicjoint.zero_shot")
+            "vicjoint.regression", "vicjoint.retrieval", "vicjoint.zero_shot", "vicjoint.pair_match")
 
 # A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are images.
 ACCEPTS = {"next_frame": ("next_frame", "image"), "drawing": ("drawing", "image"), "microscope": ("microscope", "image")}
