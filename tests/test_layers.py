@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"registry", "batch", "distributed", "cache", "hashing"},
+    {"registry", "batch", "distributed", "cache", "hashing", "guard"},
     {"recipe", "files", "video"},
     {"config", "transforms", "objectives", "optim", "metrics", "checkpoint", "accumulate"},
     {"modalities", "sources"},
@@ -19,7 +19,7 @@ LAYERS = [  # files and packages
     {"runfolder", "report"},
     {"build"},
     {"loop"},
-    {"run", "evaluate", "export"},
+    {"run", "evaluate", "export", "check"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))

@@ -38,6 +38,7 @@ class Audio(Modality):
 
     timed = True
     baseline = "spectrum"
+    shared = ("rate_hz",)
     reading = ("seconds", "short", "augment", "stream")
 
     def __init__(self, rate_hz: int = 16000, seconds: float = 1.0, short: Literal["zeros", "repeat"] = "zeros",

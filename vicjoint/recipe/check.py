@@ -134,10 +134,12 @@ def check_components(data: dict) -> list[str]:
             if family == "encoder":
                 of_a = data["a"].get("modality") if path[0] == "b" and isinstance(data.get("a"), dict) else None
                 modality = parent.get("modality", of_a)
-                modality = modality.get("name") if isinstance(modality, dict) else modality
-                if not isinstance(modality, str) or modality in unknown_modality:
+                modality = modality if isinstance(modality, dict) else {"name": modality}
+                if not isinstance(modality.get("name"), str) or modality["name"] in unknown_modality:
                     continue  # nothing to look the encoder up with
-                name = f"{modality}/{name}"
+                name = f"{modality['name']}/{name}"
+                found += check_component(".".join(path), family, name, spec) + _check_shared(".".join(path), modality, spec | {"name": name})
+                continue
             if family == "modality" and name not in registry.names("modality"):
                 unknown_modality.add(name)
             found += check_component(".".join(path), family, name, spec)
@@ -161,6 +163,17 @@ def check_probes(data: dict) -> list[str]:
         if isinstance(branch := spec.get("branch"), str) and branch not in branches:
             found.append(f"{key}.branch: no branch '{branch}'.{nearest(branch, branches)} Branches: {', '.join(map(str, branches))}.")
     return found
+
+
+def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
+    """Mistakes in the options that an encoder has in common with its modality: such as the rate of a sound, which a waveform does not tell."""
+    try:
+        common = registry.shared_options(modality, encoder)
+    except ComponentError:  # an unknown encoder, which has a message of its own
+        return []
+    of_modality = f"{path.removesuffix('.encoder')}.modality"
+    return [f"{path}.{key}: {show(encoder[key])}, but {of_modality}.{key} is {show(value)}. Leave it out: the encoder takes the modality's."
+            for key, value in common.items() if key in encoder and encoder[key] != value]
 
 
 def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
