@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import vicjoint
-from vicjoint import data
+from vicjoint import checkpoint, data
 from vicjoint.build import build_parts
 from vicjoint.config import RecipeError, load_recipe
 from vicjoint.evaluate import main as evaluate_command
@@ -182,7 +183,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def state(folder: Path, step: int = 6) -> dict:
-    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+    return checkpoint.load(checkpoint.path_of(folder / "checkpoints", step))
 
 
 def test_pairs_take_turns_and_everything_is_named(tmp_path, capsys):
@@ -256,7 +257,7 @@ def test_a_stopped_run_of_several_pairs_is_resumed_exactly(tmp_path):
     learnt = recipe(objective={"name": "infonce", "learnable": True}, optim={"name": "adamw", "lr": 1e-2, "schedule": {"name": "constant"}})
     whole = vicjoint.train(learnt, [f"out={tmp_path / 'whole'}"])
     stopped = vicjoint.train(learnt, [f"out={tmp_path / 'stopped'}"])
-    (stopped / "checkpoints" / "step_00000006.pt").unlink()  # as if it had been killed after its checkpoint at step 3, in the middle of a round
+    shutil.rmtree(stopped / "checkpoints" / "step_00000006")  # as if it had been killed after its checkpoint at step 3, in the middle of a round
     assert vicjoint.train(learnt, [f"out={stopped}"]) == stopped
     ends = [state(folder) for folder in (whole, stopped)]
     assert all(torch.equal(a, b) for a, b in zip(ends[0]["model"].values(), ends[1]["model"].values()))
