@@ -19,7 +19,7 @@ LAYERS = [  # files and packages
     {"runfolder", "report"},
     {"build"},
     {"loop"},
-    {"run", "evaluate", "export", "check"},
+    {"run", "evaluate", "export"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))
