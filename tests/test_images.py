@@ -77,15 +77,15 @@ def cut(path):
 
 
 @pytest.mark.parametrize("make, cause", [
-    (lambda f: (f / "x.jpg").write_bytes(b""), r"x.jpg: is empty \(0 bytes\)"),
+    (lambda f: (f / "x.jpg").write_bytes(b""), r"x.jpg: the file is empty \(0 bytes\)"),
     (lambda f: (f / "x.jpg").write_bytes(b"<html>not found</html>"), "x.jpg: cannot be decoded: not an image of a known format"),
     (lambda f: cut(save(f / "x.jpg", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))), "x.jpg: cannot be decoded: "),
     (lambda f: cut(save(f / "x.png", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))), "x.png: cannot be decoded: "),
     (lambda f: cut(save(f / "x.gif", RNG.integers(0, 256, (64, 64), dtype=np.uint8))), "x.gif: cannot be decoded: "),
     (lambda f: save(f / "x.tif", np.zeros((4, 4), np.float32)), "x.tif: floating-point pixels have no known range"),
     (lambda f: save(f / "x.tif", np.full((4, 4), 100_000, np.int32)), "x.tif: grey values from 100000 to 100000, expected 8 or 16 bits"),
-    (lambda f: (f / "x.png").mkdir(), "x.png: Is a directory"),
-    (lambda f: None, "x.png: No such file or directory"),
+    (lambda f: (f / "x.png").mkdir(), "x.png: a folder, not an image file"),
+    (lambda f: None, "x.png: no such file"),
 ])
 def test_what_cannot_be_read_is_named(tmp_path, make, cause):
     make(tmp_path)

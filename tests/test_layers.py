@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"registry", "batch", "distributed", "cache", "hashing", "time_limit"},
+    {"registry", "batch", "distributed", "cache", "hashing", "guard", "time_limit"},
     {"recipe", "files", "video"},
     {"config", "transforms", "objectives", "optim", "metrics", "checkpoint", "accumulate", "stopping"},
     {"modalities", "sources"},
@@ -20,6 +20,7 @@ LAYERS = [  # files and packages
     {"runfolder", "report"},
     {"build"},
     {"resuming"},
+    {"nonfinite"},
     {"loop"},
     {"run", "evaluate", "export"},
 ]

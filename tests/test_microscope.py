@@ -201,11 +201,11 @@ def test_a_cut_file_never_passes_for_a_whole_one(form, share, tmp_path):
 
 
 @pytest.mark.parametrize("make, cause", [
-    (empty, r"bad.tif: is empty \(0 bytes\)"),
+    (empty, r"bad.tif: the file is empty \(0 bytes\)"),
     (text, "bad.tif: cannot be decoded: not a TIFF file"),
     (broken, "bad.tif: cannot be decoded: "),
-    (lambda tmp: str(tmp / "missing.tif"), "missing.tif: No such file or directory"),
-    (lambda tmp: str(tmp), ": Is a directory"),
+    (lambda tmp: str(tmp / "missing.tif"), "missing.tif: no such file"),
+    (lambda tmp: str(tmp), ": a folder, not a microscope file"),
     (lambda tmp: save(tmp, PIXELS[:3]), r"bad.tif: 3 channel\(s\) of 80 x 60, the modality expects 5 \(option channels\)"),
     (lambda tmp: save(tmp, PIXELS[0]), r"bad.tif: 1 channel\(s\) of 80 x 60, the modality expects 5"),
     (lambda tmp: save(tmp, np.stack([PIXELS, PIXELS])), r"bad.tif: an array of shape \[2, 5, 60, 80\], expected height and width and one axis"),
@@ -225,7 +225,7 @@ def test_bad_files_of_one_channel_each_name_their_cause(tmp_path):
     two = Microscope(channels=["DNA", "ER"], size=32)
     with pytest.raises(MicroscopeError, match="the path has no {channel}"):
         two.read(str(tmp_path / "x_DNA.tif"))
-    with pytest.raises(MicroscopeError, match="x_ER.tif: No such file"):
+    with pytest.raises(MicroscopeError, match="x_ER.tif: no such file"):
         two.read(str(tmp_path / "x_{channel}.tif"))
     save(tmp_path, PIXELS[0, :30], "x_ER.tif")
     with pytest.raises(MicroscopeError, match=r"channel 'ER' has 1 channel\(s\) of 80 x 30, expected one of 80 x 60 as 'DNA'"):

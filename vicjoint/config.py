@@ -8,6 +8,8 @@ The sections below are the keys. A component, `{name: ..., option: ...}`, takes 
 finds under its name. recipe/file.py reads and writes text, recipe/check.py finds mistakes, recipe/schema.py describes the keys.
 """
 
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,6 +90,8 @@ class Train(Section):
     exact: bool = Field(True, description="with parts: the objective sees the whole batch, for one more forward pass; false: each part")
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite: stop, or leave out the step")
+    nonfinite_limit: Whole = Field(10, ge=0, description="with skip: steps that a run may leave out in all, before it stops")
     timeout: Number = Field(600, gt=0, description="seconds that a process waits for the others in a step, where there are several")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run folder")
 
@@ -153,10 +157,17 @@ class Recipe(Section):
 
 # ---- loading ----
 
-def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), check_paths: bool = True) -> Recipe:
+class ImportsError(RecipeError):
+    """A recipe that is not the user's own names modules to import."""
+
+
+def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), check_paths: bool = True,
+                imports: Collection[str] | None = None) -> Recipe:
     """The recipe of a file, a bare name among the shipped ones, or a mapping, with overrides (`["train.steps=10"]` or a mapping).
 
-    check_paths=False skips the check that source.root exists, for uses that need no data. Raises RecipeError with all mistakes.
+    check_paths=False skips the check that source.root exists, for uses that need no data. imports: modules that may be imported; null: all that
+    the recipe names, for the one that the user runs. A recipe that lies in a run folder or an export may come from anybody: of its modules only
+    these are imported, and those that this process has already. Raises RecipeError with all mistakes, ImportsError for other modules.
     """
     if isinstance(recipe, dict):
         label, data = "(given as a mapping)", plain(recipe)
@@ -179,7 +190,16 @@ def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), che
         )
     elif any(keys[0] == "source" for keys, _ in changes):
         changed.pop("announcement", None)
+    if imports is not None:
+        refuse_imports(changed.get("imports"), imports, label)
     return check(changed, label, mistakes, check_paths)
+
+
+def refuse_imports(named, allowed: Collection[str], label: str) -> None:
+    named = named if isinstance(named, list) else []
+    if refused := [module for module in named if isinstance(module, str) and module not in allowed and module not in sys.modules]:
+        raise ImportsError(f"recipe {label} wants to import {', '.join(refused)}. A recipe that comes with a run or an export runs no code of its own. "
+                           "If you trust these modules, say so: --allow-imports, or load_encoder(folder, imports=[...]).")
 
 
 def _root(data: dict):

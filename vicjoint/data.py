@@ -23,13 +23,30 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vicjoint import distributed
 from vicjoint.batch import Pair, batch_size, concatenate
+from vicjoint.guard import printable
 from vicjoint.time_limit import SampleTimeout, TimeLimit
 
-READ_ERRORS = (ValueError, OSError)  # what a modality raises on bad input: its own messages, or the file system's
+READ_ERRORS = (ValueError, OSError, MemoryError)  # what a modality raises on bad input: its own messages, the file system's, or too much of it
+CAUSE = 500  # characters of a cause that are kept
 
 
 class BadDataError(RuntimeError):
     """More bad samples than the recipe allows."""
+
+    def __init__(self, message: str):
+        # a worker's error comes out of the DataLoader anew, made from the worker's whole traceback, which ends with the message
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].rstrip() if message.startswith("Caught ") else message)
+
+
+def cause_of(error: Exception) -> str:
+    """An error's message, at most CAUSE characters of it."""
+    text = str(error) or {MemoryError: "needs more memory than there is"}.get(type(error), type(error).__name__)
+    return text if len(text) <= CAUSE else f"{text[:CAUSE // 2]} ... {text[-CAUSE // 2:]}"
+
+
+def listed(bad) -> str:
+    """The first ten of (sample, cause), a line each."""
+    return "\n".join(f"  {printable(sample)}: {printable(cause)}" for sample, cause in list(bad)[:10])
 
 
 class Stream(Dataset):
@@ -75,10 +92,11 @@ class Stream(Dataset):
             except READ_ERRORS as error:
                 if isinstance(error, SampleTimeout):
                     rng.bit_generator.state = before  # the same replacement whether the reading was ended, killed, or not tried again
-                bad.append((record["id"], str(error)))
+                bad.append((record["id"], cause_of(error)))
                 others = self._others(position) if others is None else others
                 index = int(others[rng.integers(len(others))])
-        raise BadDataError(f"{self.MAX_REPLACEMENTS} samples in a row cannot be read; the last: {bad[-1][0]}: {bad[-1][1]}")
+        raise BadDataError(f"{self.MAX_REPLACEMENTS} samples in a row cannot be read, so nothing stands in for {printable(bad[0][0])}. Repair or remove "
+                           f"them; python -m vicjoint.check RECIPE lists all. The first ten:\n{listed(dict(bad).items())}")
 
     def _group(self, record: dict, index: int) -> int:
         return self.pair.group_of(record, index) if hasattr(self.pair, "group_of") else index
@@ -205,16 +223,10 @@ class Quarantine:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"source": self.source, "sample": sample, "cause": cause}) + "\n")
         if len(self.causes) > self.allowed:
-            first = "\n".join(f"  {printable(sample)}: {printable(cause)}" for sample, cause in list(self.causes.items())[:10])
             raise BadDataError(
                 f"{len(self.causes)} of {self.records} samples cannot be read; data.max_bad_fraction={self.fraction} allows {self.allowed}. "
-                f"Repair or remove them, or raise data.max_bad_fraction. The first ten (all in {self.path}):\n{first}"
+                f"Repair or remove them, or raise data.max_bad_fraction. The first ten (all in {self.path}):\n{listed(self.causes.items())}"
             )
-
-
-def printable(text: str) -> str:
-    """Text from data without control characters, so that it cannot steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def batches(stream: Stream, records_per_batch: int, workers: int, start: int, end: int) -> DataLoader:

@@ -21,15 +21,15 @@ from vicjoint.build import Parts, build_parts, try_one_record
 from vicjoint.checkpoint import CheckpointError
 from vicjoint.config import Recipe, load_recipe
 from vicjoint.model import as_spec, count_parameters
+from vicjoint.nonfinite import Watch
 from vicjoint.optim import set_learning_rate
 from vicjoint.readers import ReaderError
 from vicjoint.report.page import write_report
 from vicjoint.resuming import resume, save
 from vicjoint.runfolder import MetricsLog, best_step, only_one, open_run, replaced, table, write_environment, write_json
-from vicjoint.stopping import Interrupted, Stopped, StopSignal, seed_everything
+from vicjoint.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 
 HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
-TRAINING, EVALUATION = 1, 2  # which random numbers
 
 
 class TrainingError(RuntimeError):
@@ -115,6 +115,7 @@ def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, si
     for number, p in enumerate(parts.pairs):
         parts.limit.learn(number, list(quarantines[p.source_name].causes.items()))
     forward = wrap(parts)
+    watch = Watch(parts, folder, begin)
     if not evaluated:
         evaluate_while_training(parts, folder, begin, log, signal)
     model.train()
@@ -136,18 +137,22 @@ def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, si
 
             seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
             lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch)
+            watch.remember()
             loss, terms, embeddings = backward(forward, trained.objective, pair.to(parts.device), recipe, number)
-            check_finite(step, loss, terms)
-            if recipe.optim.clip:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
-                check_finite(step, norm, {"gradient norm": norm})
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            model.after_step()
+            skipped = watch.look(step, number, pair, loss, terms)
+            if skipped and watch.over:
+                if step:
+                    save(parts, folder, step)  # as before this step: --replay has its exact weights
+                raise TrainingError(skipped)
+            if not skipped:
+                update(parts)
 
             healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
             rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
-            log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None)
+            if skipped:
+                log.skipped(step + 1, trained.name, terms, rates, skipped)
+            else:
+                log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None)
             after(parts, folder, step + 1, log, signal)
 
 
@@ -187,14 +192,13 @@ def evaluate_while_training(parts: Parts, folder: Path, done: int, log: MetricsL
         raise TrainingError(error.args[0]) from None
 
 
-def check_finite(step: int, loss, terms: dict) -> None:
-    """Stop before the optimizer step: the weights stay those of the last good step."""
-    if not torch.isfinite(loss):
-        broken = [f"{name}={float(value)}" for name, value in terms.items() if not torch.isfinite(value)] or [f"loss={float(loss)}"]
-        raise TrainingError(
-            f"step {step + 1}: {', '.join(broken)} is not finite. Nothing was updated by this step. "
-            "Lower optim.lr, set optim.clip=1.0, or use train.precision=fp32."
-        )
+def update(parts: Parts) -> None:
+    """The optimizer's step with the gradients that are there, and what follows it."""
+    if parts.recipe.optim.clip:
+        nn.utils.clip_grad_norm_(parts.model.parameters(), parts.recipe.optim.clip)
+    parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.model.after_step()
 
 
 def wrap(parts: Parts):

@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from vicjoint import distributed, metrics
-from vicjoint.config import Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.guard import printable
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -27,7 +28,10 @@ def open_run(recipe: Recipe) -> Path:
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"out: {folder} is a file. Expected a folder, or a name that is free.")
         if (folder / "recipe.yaml").exists():
-            changed = differences(load_recipe(folder / "recipe.yaml"), recipe)
+            try:
+                changed = differences(load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports), recipe)
+            except ImportsError as error:
+                changed = [f"imports: {error}"]
             if changed:
                 raise RecipeError(
                     f"out: {folder} holds a run of a different recipe. It differs in:\n  " + "\n  ".join(changed)
@@ -168,6 +172,16 @@ class MetricsLog:
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"})
         if self.board:
             self._to_board(step, line)
+
+    def skipped(self, step: int, pair: str, terms: dict, rates: dict[str, float], why: str) -> None:
+        """One line for a step (1-based) that was left out: no loss, no terms, and `skipped`, the reason."""
+        if not self.active:
+            return
+        line = {"step": step, "pair": pair, "loss": None, **dict.fromkeys(terms), **rates, "skipped": why}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.update()
+        tqdm.write(printable(why))
 
     def _say(self, step: int, pair: str, verdict: str) -> None:
         """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""

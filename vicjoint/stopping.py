@@ -64,6 +64,9 @@ class StopSignal:
                 raise Interrupted
 
 
+TRAINING, EVALUATION = 1, 2  # which random numbers
+
+
 def seed_everything(*numbers: int) -> None:
     """Set the random numbers of torch (all devices), numpy and Python from these. Called before each step with (seed, step, process), they are
     a function of the step: a run that goes on needs no state of theirs, on any number of processes, and an evaluation leaves no trace."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from vicjoint.files.cells import path_of
+from vicjoint.guard import MOST_BYTES, no_file, quiet
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 89_478_485  # Pillow's limit for what may be a decompression bomb: a quarter GiB of RGB
@@ -40,7 +41,7 @@ def read_record(record: dict) -> Tensor:
     name = record.get("path") or record.get("id", "image")
     name = f"{name} ({record['id']})" if "offset" in record else name
     try:
-        content = _content(record)
+        content = _content(record, name)
         if not content:
             raise ImageError(f"{name}: is empty (0 bytes)")
         return decode(content, name)
@@ -50,9 +51,14 @@ def read_record(record: dict) -> Tensor:
         raise ImageError(f"{name}: {error.strerror or error}") from None
 
 
-def _content(record: dict) -> bytes:
+def _content(record: dict, name: str) -> bytes:
     if record.get("bytes") is not None:
         return record["bytes"]
+    inside = "offset" in record  # a tar file may be of any size, one of its members may not
+    if cause := no_file(path_of(record), "image", None if inside else MOST_BYTES):
+        raise ImageError(f"{name}: {cause}")
+    if inside and record["size"] > MOST_BYTES:
+        raise ImageError(f"{name}: has {record['size']:,} bytes, more than the {MOST_BYTES:,} that are read")
     with open(path_of(record), "rb") as file:
         file.seek(record.get("offset", 0))
         return file.read(record.get("size", -1))
@@ -68,7 +74,8 @@ def decode(content: bytes, name: str) -> Tensor:
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{name}: claims {width} x {height} pixels, more than the {MAX_PIXELS:,} pixels that are read. Make it smaller")
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+                with quiet():
+                    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
             return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
     except ImageError:
         raise

@@ -23,12 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.guard import no_file, no_media
+
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wma", ".wmv")
 RUN_UP_SECONDS = 0.3     # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
 MP3_RUN_UP = 11520       # samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
 ADRIFT_SECONDS = 0.02    # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
 LOUDEST = 2.0            # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
+MOST_WEIGHTS = 1 << 25   # of a filter that resamples: one for rates without a common divisor would fill the memory
 UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000)  # what programs write into a wav's header when they write to a pipe
 
 
@@ -55,6 +58,9 @@ class Sound:
         first = round(start * source)
         if source == rate_hz:
             return torch.from_numpy(self._samples(first, count))
+        common = math.gcd(source, rate_hz)
+        if source // common * (rate_hz // common) > MOST_WEIGHTS:
+            raise SoundError(f"{self.path}: its sampling rate is {source} Hz, a damaged or an odd one: {rate_hz} Hz cannot be made of it. Write the file anew.")
         resample, block_in, block_out = _resampler(source, rate_hz)
         blocks = math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1  # the filter looks beyond both ends
         wave = self._samples(first - blocks * block_in, math.ceil(count * source / rate_hz) + 2 * blocks * block_in)
@@ -96,12 +102,8 @@ def _resampler(source: int, target: int):
 
 
 def _check_file(path: str) -> None:
-    if not os.path.exists(path):
-        raise SoundError(f"{path}: no such file.")
-    if os.path.isdir(path):
-        raise SoundError(f"{path}: a folder, not a sound file.")
-    if os.path.getsize(path) == 0:
-        raise SoundError(f"{path}: the file is empty (0 bytes).")
+    if cause := no_file(path, "sound") or no_media(path):
+        raise SoundError(f"{path}: {cause}.")
 
 
 def _open(path: str, stream: int | None):

@@ -39,7 +39,7 @@ class Drawing(Pixels):
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Tensor:
         """uint8 [1, 3, size, size]. Raises ValueError for an invalid SMILES and for one that is too large."""
-        molecule = parse(value)
+        molecule = parse(value, self.max_atoms)
         if molecule.GetNumAtoms() > self.max_atoms:
             raise ValueError(f"'{shortened(value)}' has {molecule.GetNumAtoms()} atoms, max_atoms is {self.max_atoms}. "
                              "Leave it out, or raise max_atoms")

@@ -10,6 +10,7 @@ channels, plates and days, and 16 bits are seldom used up; only what is bright r
 # C channels, H height, W width, B images
 
 import logging
+import math
 import warnings
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from vicjoint.guard import MOST_BYTES, no_file, quiet
 from vicjoint.modalities.base import Modality
 from vicjoint.registry import need, register
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".stk", ".lsm")
+MOST_VALUES = 1 << 28  # of all channels of an image: half a GiB at 16 bits, five channels of 7,000 x 7,000
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 
@@ -151,10 +154,10 @@ def read_channels(path: str | Path, channels: int) -> np.ndarray:
     which axis of an array of unknown meaning the channels are. Raises MicroscopeError."""
     path = str(path)
     try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise MicroscopeError(f"{path}: is empty (0 bytes)")
-        array, axes = _read_tiff(path) if path.lower().endswith(TIFF_SUFFIXES) else _read_picture(path)
+        if cause := no_file(path, "microscope", MOST_BYTES):
+            raise MicroscopeError(f"{path}: {cause}")
+        with quiet():
+            array, axes = _read_tiff(path) if path.lower().endswith(TIFF_SUFFIXES) else _read_picture(path)
     except MicroscopeError:
         raise
     except OSError as error:
@@ -176,6 +179,7 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series
+            _check_size(path, sum(math.prod(s.shape) for s in series))
             if len(series) > 1 and len({(s.shape, s.dtype) for s in series}) == 1:  # written page by page
                 return np.stack([s.asarray() for s in series]), "I" + series[0].axes
             return series[0].asarray(), series[0].axes
@@ -183,10 +187,16 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
         logger.disabled = disabled
 
 
+def _check_size(path: str, values: int) -> None:
+    if values > MOST_VALUES:
+        raise MicroscopeError(f"{path}: claims {values:,} values in all its channels, more than the {MOST_VALUES:,} that are read. Cut it into fields")
+
+
 def _read_picture(path: str) -> tuple[np.ndarray, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata that Pillow finds odd
         with Image.open(path) as image:
+            _check_size(path, image.width * image.height * len(image.getbands()))
             array = np.array(image.convert("RGB") if image.mode == "P" else image)
     return array, "YXS"[: array.ndim]
 

@@ -12,6 +12,7 @@ several fragments. No feature depends on the order of the atoms; chirality is R 
 # B molecules, N atoms, E bonds, each counted in both directions
 
 import logging
+import re
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,6 +27,7 @@ COUNTED = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)  # H B C N O F Si P S Cl Br
 HYBRIDISATIONS = ("S", "SP", "SP2", "SP3", "SP3D", "SP3D2")
 BOND_KINDS = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")
 RING = list(ATOM_CATEGORIES).index("in_ring")
+CHARACTERS_PER_ATOM = 16  # more than any: [13C@@H](%10 with its ring closures has 11
 CIP_ITERATIONS = 200_000  # some tenths of a second
 
 
@@ -69,13 +71,20 @@ class Graphs:
                 number.repeat_interleave(self.bond_counts, output_size=len(self.bonds)))
 
 
-def parse(smiles: str):
-    """rdkit's molecule of a SMILES string. Raises ValueError with rdkit's reason; rdkit's own log stays silent."""
+def parse(smiles: str, max_atoms: int | None = None):
+    """rdkit's molecule of a SMILES string. Raises ValueError with rdkit's reason; rdkit's own log stays silent. `max_atoms`: a text too long for so
+    many atoms is refused unread, since rdkit's time grows much faster than the text (a hundred thousand characters: minutes)."""
     from rdkit import Chem, rdBase
 
+    if not isinstance(smiles, str):
+        raise ValueError(f"expected a SMILES string, got {type(smiles).__name__} {str(smiles)[:50]}")
     text = smiles.strip()
+    if max_atoms is not None and len(text) > CHARACTERS_PER_ATOM * max_atoms:
+        raise ValueError(f"'{shortened(text)}' is longer than a molecule of {max_atoms} atoms (max_atoms). Leave it out, or raise max_atoms")
     if not text:
         raise ValueError("the SMILES string is empty, expected at least one atom")
+    if wrong := re.search(r"[^!-~]", text):  # rdkit drops a line break and all behind it, or a letter beyond ASCII at the end, without a word
+        raise ValueError(f"'{shortened(text)}' is not a valid SMILES: syntax error around position {wrong.start() + 1}: {wrong.group()!r} is no sign of SMILES")
     parameters = Chem.SmilesParserParams()
     parameters.parseName = parameters.allowCXSMILES = False  # what stands after a blank is a mistake here, not a name to drop
     with rdBase.BlockLogs():
@@ -145,7 +154,7 @@ class Molecule(Modality):
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Graphs:
         """Graphs of one molecule. Raises ValueError for an invalid SMILES and for one that is too large."""
-        molecule = parse(value)
+        molecule = parse(value, self.max_atoms)
         if self.largest_fragment:
             molecule = choose_fragment(molecule)
         if molecule.GetNumAtoms() > self.max_atoms:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.data import READ_ERRORS, printable
+from vicjoint.data import READ_ERRORS
+from vicjoint.guard import printable
 from vicjoint.files.cells import path_of
 from vicjoint.pairs.next_frame import Window, to_channels_first
 from vicjoint.registry import register

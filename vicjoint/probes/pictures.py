@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from vicjoint.data import READ_ERRORS, printable
+from vicjoint.data import READ_ERRORS
+from vicjoint.guard import printable
 from vicjoint.probes import ranking
 from vicjoint.probes.frozen import Reading, as_picture, both_records
 

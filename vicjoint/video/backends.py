@@ -6,13 +6,15 @@
 """
 
 import importlib
-import os
 from dataclasses import dataclass
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from vicjoint.guard import no_file, no_media
+
+MOST_PIXELS = 1 << 26  # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
@@ -59,7 +61,10 @@ class PyAV:
         self._stream = self._container.streams.video[0]
         self._context = self._stream.codec_context
         self._context.thread_count = 1
-        self._context.options = {"err_detect": "explode"}  # damaged data is an error, not a grey patch
+        self._context.options = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}  # damaged data is an error, not a grey patch
+        if self._context.width * self._context.height > MOST_PIXELS:
+            raise VideoError(f"{self.path}: claims frames of {self._context.width} x {self._context.height} pixels, more than the {MOST_PIXELS:,} that are "
+                             "read. Make them smaller.")
 
     def _index(self) -> VideoInfo:
         """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first for its shape."""
@@ -170,12 +175,8 @@ class PyAV:
 
 def _open(path: str):
     """An open container with a video stream, or VideoError with the cause."""
-    if not os.path.exists(path):
-        raise VideoError(f"{path}: no such file.")
-    if os.path.isdir(path):
-        raise VideoError(f"{path}: a folder, not a video file.")
-    if os.path.getsize(path) == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes).")
+    if cause := no_file(path, "video") or no_media(path):
+        raise VideoError(f"{path}: {cause}.")
     try:
         container = av.open(path)
     except (av.FFmpegError, OSError, ValueError) as error:
