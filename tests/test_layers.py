@@ -22,7 +22,7 @@ LAYERS = [  # files and packages
     {"resuming"},
     {"nonfinite"},
     {"loop"},
-    {"run", "evaluate", "export"},
+    {"run", "evaluate", "export", "check"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))

@@ -250,9 +250,14 @@ def in_turn(streams: list[Stream], records_per_batch: list[int], workers: int, s
 
 
 def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)  # workers decode side by side; the main process trains
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group: the main process saves, then ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    start_reading(worker)
     limit = torch.utils.data.get_worker_info().dataset.streams[0].limit  # one object, which the streams share
     if limit.rows is not None:
         limit.enter(worker)
+
+
+def start_reading(worker: int) -> None:
+    """What a process that reads does first."""
+    torch.set_num_threads(1)  # workers decode side by side; the main process trains
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group: the main process saves, then ends its workers
+        signal.signal(number, signal.SIG_IGN)

@@ -118,7 +118,7 @@ def examine(parts: Parts, number: int, pair) -> dict[str, dict]:
             z = branch.expander(y)
             z = two.predict(z) if side == "a" else z
             found[side] = {"view": numbers(floats(view)), "representation": numbers([y]), "embedding": numbers([z]),
-                           "samples": noticeable(z.float(), pair.samples)}
+                           "samples": noticeable([x.flatten(1).float() for x in (*floats(view), y, z) if len(x) == len(pair.samples)], pair.samples)}
     return found
 
 
@@ -139,8 +139,11 @@ def numbers(tensors: list[Tensor]) -> dict:
     return told
 
 
-def noticeable(z: Tensor, samples: list[str]) -> list[dict]:
-    """Samples whose embedding has values that are not finite, or a norm EXTREME times the median; each once, the worst first."""
+def noticeable(stages: list[Tensor], samples: list[str]) -> list[dict]:
+    """Samples with values that are not finite, or with a norm EXTREME times the median; each once, the worst first. `stages` [B, K] are a view,
+    a representation and an embedding: looked at is the first with values that are not finite, since behind it a batch norm spreads them to all
+    samples; where there is none, the embedding."""
+    z = next((x for x in stages if not torch.isfinite(x).all()), stages[-1])
     norms = z.norm(dim=1)
     good = norms[torch.isfinite(norms)]
     median = float(good.median()) if len(good) else 0.0
