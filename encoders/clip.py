@@ -2,6 +2,7 @@
 
     encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on a CPU
     encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN: quicker still
+    encoder: {name: conv_bigru, width: 16}                            # the same for what happens at any time: a word, a gesture
     encoder: {name: frame_and_motion, frames: 4}                      # the last frame's y moved on; takes single frames too
     encoder: {name: r3d_18}                                           # torchvision's video models, random weights
     encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
@@ -38,6 +39,40 @@ class ConvGRU(nn.Module):
         frames_BTD = rearrange(frames, "(b t) d -> b t d", b=len(view))
         _, state = self.gru(frames_BTD)
         return self.join(torch.cat([state[-1], frames_BTD[:, -1]], 1))
+
+
+class OverTime(nn.Module):
+    """Features [B, T, D] of any number of steps -> [B, dim]: a bidirectional GRU, and the maximum of its states over time, so that y says what
+    there was, and in what surroundings, rather than when. In training, `dropout` is the share of features and of maxima that are set to 0."""
+
+    def __init__(self, features: int, hidden: int, dim: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(features, hidden, batch_first=True, bidirectional=True)
+        self.project = nn.Linear(2 * hidden, dim)
+
+    def forward(self, features_BTD: Tensor) -> Tensor:
+        states, _ = self.gru(self.dropout(features_BTD))
+        return self.project(self.dropout(states.amax(1)))
+
+
+@register_encoder("clip", "conv_bigru")
+class ConvBiGRU(nn.Module):
+    """A small CNN on each frame and its change from the one before, and a GRU in both directions; for clips in which something is said or
+    done at an unknown time, of any number of frames."""
+
+    def __init__(self, width: int = 32, hidden: int = 128, dim: int = 256, dropout: float = 0.2, channels: int = 3):
+        super().__init__()
+        self.dim = dim
+        self.trunk = ConvTrunk(2 * channels, width, coarse=True)
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.trunk.features, 2 * hidden, bias=False), nn.BatchNorm1d(2 * hidden),
+                                     nn.ReLU(inplace=True))
+        self.over_time = OverTime(2 * hidden, hidden, dim, dropout)
+
+    def forward(self, view: Tensor) -> Tensor:
+        change = view.diff(dim=2, prepend=view[:, :, :1])
+        frames = rearrange(torch.cat([view, change], 1), "b c t h w -> (b t) c h w")
+        return self.over_time(rearrange(self.project(self.trunk(frames)), "(b t) d -> b t d", b=len(view)))
 
 
 @register_encoder("clip", "conv_stack")

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from vicjoint import registry
+from vicjoint.config import RecipeError, load_recipe
+from vicjoint.model import build_model
 from vicjoint.registry import ComponentError, build, build_encoder
 
 soundfile = pytest.importorskip("soundfile")
@@ -181,7 +183,7 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch, missing):
 
 # ---- encoders ----
 
-MEL = ["conv_mel", "resnet18_mel", "transformer_mel"]
+MEL = ["conv_mel", "conv_bigru", "resnet18_mel", "transformer_mel"]
 
 
 def test_the_log_mel_is_torchaudios():
@@ -308,6 +310,32 @@ def test_views_that_are_too_short_are_named():
         build_encoder("audio", "transformer_mel")(torch.zeros(1, 800))
     with pytest.raises(ValueError, match=r"a view of 399 samples is shorter than its first frame, 400"):
         build_encoder("audio", "transformers", model="wav2vec2", config=WAVE)(torch.zeros(1, 399))
+
+
+# ---- one rate for the modality and its encoder ----
+
+RECIPE = {"name": "rates", "source": {"name": "sample_table"}, "pair": {"name": "cross_modal", "a": "sound", "b": "sound"},
+          "a": {"modality": {"name": "audio", "rate_hz": 8000}, "encoder": {"name": "conv_mel"}, "expander": [8]},
+          "b": {"modality": "audio", "encoder": {"name": "resnet1d18"}, "expander": [8]}, "objective": {"name": "vicreg"},
+          "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}}, "train": {"steps": 1, "batch_size": 4}}
+
+
+def test_the_encoder_takes_the_rate_of_its_modality():
+    from encoders.audio import LogMel
+    model = build_model(load_recipe(RECIPE, ["b.encoder={name: transformer_mel, width: 16, layers: 1}"]))
+    assert torch.equal(model.a.encoder.mel.filters, LogMel(8000).filters) and model.a.encoder.mel.hop == 80
+    assert torch.equal(model.b.encoder.mel.filters, LogMel(16000).filters)
+    build_model(load_recipe(RECIPE, ["a.encoder.rate_hz=8000"]))  # one on the waveform has no such option, and agreeing is no mistake
+
+
+@pytest.mark.parametrize("override, message", [
+    ("a.encoder.rate_hz=16000", "a.encoder.rate_hz: 16000, but a.modality.rate_hz is 8000. Leave it out: the encoder takes the modality's."),
+    ("b.encoder={name: conv_mel, rate_hz: 8000}", "b.encoder.rate_hz: 8000, but b.modality.rate_hz is 16000. Leave it out"),
+])
+def test_another_rate_in_the_encoder_is_a_mistake(override, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(RECIPE, [override])
+    assert message in str(error.value)
 
 
 # ---- real data ----

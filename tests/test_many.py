@@ -124,6 +124,22 @@ class Retrieval(Probe):
 @register("probe", "many_first")
 class First(Probe):
     pass
+
+
+@register("probe", "many_look")
+class Look:
+    """Where the test rows of one branch begin, and the first weight of the encoder that sees them."""
+
+    def __init__(self, branch: str = "a", scale: float = 1.0):
+        self.branch, self.scale = branch, scale
+
+    def misses(self, source, pair):
+        return "negative" if self.scale < 0 else None
+
+    def __call__(self, model, untrained, source, pair, device):
+        side = "ab".index(self.branch)
+        yield "model/begins", float(pair.modalities[side].read(source.test[0][getattr(pair, self.branch)])[0, 0])
+        yield "model/weight", next(getattr(model, self.branch).encoder.parameters()).flatten()[0].item()
 '''
 
 
@@ -194,6 +210,34 @@ def test_pairs_take_turns_and_everything_is_named(tmp_path, capsys):
     assert "video-text: " in page.split("Results")[0] and "loss of video-audio, first and last" in page and "cannot be shown" not in page
     assert 'alt="many_retrieval audio-text"' in page and "many_retrieval audio-text after 60 steps" in said.out
     assert "video-audio=" in said.err and "video-text=" in said.err, "the progress bar has the loss of each pair"
+
+
+def test_probes_look_at_any_branch_under_names_of_their_own(tmp_path, capsys):
+    probes = [{"name": "many_look"}, {"name": "many_look", "branch": "text", "as": "words"}, {"name": "many_look", "branch": "audio", "as": "sounds"},
+              {"name": "many_retrieval", "as": "found"}, {"name": "many_look", "branch": "text", "scale": -1, "as": "nothing"}]
+    parts = build_parts(load_recipe(recipe(evaluate={"probes": probes})))
+    assert [m.name for m in parts.measures] == ["many_look video-audio", "words", "sounds", "found video-audio", "found video-text", "found audio-text"]
+    assert capsys.readouterr().out.strip() == "probe nothing is left out: negative"
+    row = parts.pairs[0].source.test[0]
+    for m, branch_name, column in zip(parts.measures, ("video", "text", "audio"), "xzy"):
+        seen = dict(m.probe(parts.model.between(*m.branches), None, m.source, m.pair, "cpu"))
+        assert seen["model/begins"] == pytest.approx(float(row[column].split()[0]), abs=1e-6), branch_name
+        assert seen["model/weight"] == next(parts.model.branches[branch_name].encoder.parameters()).flatten()[0].item(), branch_name
+
+    unnamed = build_parts(load_recipe(recipe(evaluate={"probes": [{"name": "many_look", "branch": "text"}]})))
+    assert [m.name for m in unnamed.measures] == ["many_look text"]
+    with pytest.raises(RecipeError, match="evaluate.probes.0.branch: no branch 'txt'. Did you mean 'text'. Branches: video, audio, text."):
+        load_recipe(recipe(evaluate={"probes": [{"name": "many_look", "branch": "txt"}]}))
+    with pytest.raises(RecipeError, match="evaluate.probes.0.branch: no branch 'text'. Branches: a, b."):
+        load_recipe(one_pair(evaluate={"probes": [{"name": "many_look", "branch": "text"}]}))
+
+
+def test_a_probe_is_listed_twice_in_a_recipe_of_one_pair(tmp_path):
+    made = one_pair(evaluate={"probes": [{"name": "many_look"}, {"name": "many_look", "as": "other", "branch": "b"}]})
+    folder = vicjoint.train(made, [f"out={tmp_path / 'run'}", "train.steps=1"])
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert list(results) == ["many_look", "other"] and results["many_look"] != results["other"]
+    assert evaluate_command([str(folder)]) == 0 and json.loads((folder / "evaluation.json").read_text()) == results
 
 
 def test_a_branch_without_a_part_in_a_step_stays_as_it_is(tmp_path):

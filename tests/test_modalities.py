@@ -1,11 +1,16 @@
 """Images and clips as modalities: right pixels of real files, right seconds by timestamps, and simple features."""
 
+import copy
+import pickle
+import shutil
+
 import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
 
+from vicjoint.modalities import image
 from vicjoint.modalities.image import Clip, Image, Pixels, duration
 from vicjoint.video import VideoError, VideoInfo
 from vicjoint.video.write import write_mp4
@@ -120,9 +125,39 @@ def test_one_crop_for_all_frames_of_a_clip(tmp_path):
     assert (clip.read(str(tmp_path / "still.mp4"), rng(0)).float() - clip.read(str(tmp_path / "still.mp4"), rng(1)).float()).abs().mean() > 20
 
 
+def test_the_square_of_a_clip_lies_where_it_is_asked_for(tmp_path):
+    picture = np.zeros((1, 32, 48, 3), dtype=np.uint8)
+    picture[:, 20:28, 8:16] = 255  # its middle at a quarter of the width and three quarters of the height
+    write_mp4(tmp_path / "still.mp4", np.repeat(picture, 12, 0))
+    read = lambda seed, **where: Clip(frames=2, stride=1, size=8, centre=0.25, **where).read(str(tmp_path / "still.mp4"), seed).float()  # noqa: E731
+    assert read(None, at=(0.25, 0.75)).mean() > 240 and read(rng(0), at=(0.25, 0.75), area=(0.5, 1.0)).mean() > 240
+    assert read(None).mean() < 15 and read(None, at=(0.75, 0.25)).mean() < 15
+    assert read(None, at=(0.0, 1.0)).shape == (1, 3, 2, 8, 8)  # as near to the corner as the frame allows
+
+
+def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, monkeypatch):
+    options = {"frames": 4, "window": 0.5, "size": 16, "centre": 0.5, "at": (0.4, 0.6), "area": (0.3, 0.8), "flip": 0.5}
+    plain, keeping = Clip(**options), Clip(**options, cache_mb=1)
+    second = str(tmp_path / "second.mp4")
+    shutil.copy(counting, second)
+    for value, seed in ((counting, 0), (counting, 1), (second, 2)):
+        assert torch.equal(plain.read(value, rng(seed)), keeping.read(value, rng(seed)))
+    monkeypatch.setattr(image, "Video", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(keeping.read(counting), keeping.read(counting)) and not torch.equal(keeping.read(counting, rng(3)), keeping.read(counting, rng(4)))
+    assert set(keeping._kept) == {counting, second} and copy.deepcopy(keeping)._kept == pickle.loads(pickle.dumps(keeping))._kept == {}
+    monkeypatch.undo()
+    of_one = keeping._kept[counting][1]
+    assert of_one.untyped_storage().nbytes() == of_one.nbytes and keeping._kept_bytes == 2 * of_one.nbytes
+    keeping._kept, keeping._kept_bytes = {}, 2**20 - of_one.nbytes  # room for one more
+    for value in (counting, second):
+        assert torch.equal(plain.read(value, rng(5)), keeping.read(value, rng(5)))
+    assert list(keeping._kept) == [counting] and keeping._kept_bytes == 2**20
+
+
 @pytest.mark.parametrize("options, message", [
     ({"frames": 0}, "frames is 0, expected 1 or more"), ({"window": 0.0}, "window is 0.0, expected a number of seconds"),
     ({"area": (0.5, 0.2)}, r"area is \[0.5, 0.2\], expected"), ({"size": 2}, "size is 2"),
+    ({"cache_mb": -1}, "cache_mb is -1, expected a number of megabytes"), ({"at": (0.5, 1.5)}, r"at is \[0.5, 1.5\], expected \[x, y\], shares of the width"),
 ])
 def test_wrong_clip_options(options, message):
     with pytest.raises(ValueError, match=message):

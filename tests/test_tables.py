@@ -104,6 +104,28 @@ def test_second_table(tmp_path):
     assert source.describe().endswith(f"second table {second}: 30 train, 20 test records")
 
 
+def test_rows_that_lack_a_needed_cell_are_left_out(tmp_path):
+    rows = [{"one": f"{i}.png", "other": "" if i % 3 else f"o{i}.png", "note": "", "split": "test" if i % 2 else "train"} for i in range(12)]
+    first = write(tmp_path / "t.csv", rows)
+    source = Table(first, needs=["one", "other"])
+    assert ids(source.train + source.test) == ["row 1", "row 7", "row 4", "row 10"]  # rows keep their numbers
+    assert source.describe() == f"table {first}: 2 train, 2 test records (8 rows with an empty one or other are left out)"
+    assert len(Table(first).train) == 6 and Table(first, needs=["one"]).describe().endswith("6 train, 6 test records")
+    # the split by hash and messages go by the file, whatever is left out
+    by_hash, whole = Table(first, split=None, test_fraction=0.5, needs=["other"]), Table(first, split=None, test_fraction=0.5)
+    assert set(ids(by_hash.train)) | set(ids(by_hash.test)) == {"row 1", "row 4", "row 7", "row 10"} and len(whole.train) == 6
+    lacks_path = write(tmp_path / "p.csv", [{"path": "", "x": "1", "split": "train"}, {"path": "p.csv", "x": "", "split": "train"},
+                                            {"path": "p.csv", "x": "2", "split": "train"}, {"path": "t.csv", "x": "3", "split": "test"}])
+    assert ids(Table(lacks_path, needs=["path", "x"]).train) == ["p.csv"]
+    second = write(tmp_path / "second.csv", [{"one": "1.png", "extra": x, "split": split} for x in ("", "y") for split in ("train", "test")])
+    both = Table(first, second=second, needs=["extra"])
+    assert [r["extra"] for r in both.second["train"]] == ["y"] and len(both.train) == 6
+    with pytest.raises(SourceError, match=r"has no column 'othr' \(option needs\). Did you mean 'other'"):
+        Table(first, needs=["othr"])
+    with pytest.raises(SourceError, match=r"every row has an empty cell in one of the columns note \(option needs\). Leave it out"):
+        Table(first, needs=["note"])
+
+
 def test_split_by_holds_over_both_tables(tmp_path):
     first = write(tmp_path / "graphs.jsonl", [{"smiles": f"C{i}"} for i in range(40)])
     second = write(tmp_path / "wells.jsonl", [{"smiles": f"C{i % 30 + 20}", "well": i} for i in range(90)])

@@ -11,7 +11,7 @@
 
 from vicjoint.registry import build_encoder, list_encoders, register, register_encoder
 
-__all__ = ["build_encoder", "list_encoders", "load_encoder", "register", "register_encoder", "train"]
+__all__ = ["Modality", "build_encoder", "list_encoders", "load_encoder", "register", "register_encoder", "train"]
 
 
 def __getattr__(name: str):
@@ -22,4 +22,7 @@ def __getattr__(name: str):
     if name == "load_encoder":
         from vicjoint.export import load_encoder
         return load_encoder
+    if name == "Modality":
+        from vicjoint.modalities.base import Modality
+        return Modality
     raise AttributeError(f"module 'vicjoint' has no attribute '{name}'")

@@ -192,20 +192,31 @@ def check_reading_options(recipe: Recipe, pairs: list[TrainedPair]) -> None:
 # ---- probes ----
 
 def build_measures(recipe: Recipe, pairs: list[TrainedPair], model) -> list[Measure]:
-    """Each probe on the first pair, or where its class says `all_pairs`, on every two branches. A probe keeps what it has read, so each
-    measure has its own. What cannot be measured is left out, and a line says why. Raises ValueError for a probe of another pair."""
+    """Each probe on the first pair, on the first that has its `branch`, or where its class says `all_pairs`, on every two branches. A probe keeps
+    what it has read, so each measure has its own. What cannot be measured is left out, and a line says why. Raises ValueError for a probe of
+    another pair."""
     found = []
     for spec in map(as_spec, recipe.evaluate.probes):
-        of_first = [((pairs[0].spec.a, pairs[0].spec.b), pairs[0].source, pairs[0].pair)]
+        given, branch = spec.pop("as", None), spec.get("branch") if recipe.branches else None
         everywhere = getattr(find("probe", spec["name"]), "all_pairs", False)
-        for (a, b), source, pair in every_two_branches(recipe, pairs, model) if everywhere else of_first:
-            name = f"{spec['name']} {a}-{b}" if recipe.pairs else spec["name"]
-            probe = build("probe", spec)
+        possible = every_two_branches(recipe, pairs, model) if everywhere else [((p.spec.a, p.spec.b), p.source, p.pair) for p in pairs]
+        if branch:
+            possible = [place for place in possible if branch in place[0]]
+        reasons = {}
+        for (a, b), source, pair in possible if everywhere or branch else possible[:1]:
+            of = f" {branch}" if branch and not everywhere else f" {a}-{b}"
+            name = (given or spec["name"]) + (of if recipe.pairs and (everywhere or not given) else "")
+            probe = build("probe", {**spec, "branch": "ab"[(a, b).index(branch)]} if branch else spec)
             reason = pair if isinstance(pair, str) else probe.misses(source, pair) if hasattr(probe, "misses") else None
-            if not reason:
-                found.append(Measure(name, probe, (a, b), source, pair))
-            elif distributed.rank() == 0:
-                print(f"probe {name} is left out: {reason}")
+            if reason:
+                reasons.setdefault(name, reason)
+                continue
+            reasons.pop(name, None)
+            found.append(Measure(name, probe, (a, b), source, pair))
+            if not everywhere:
+                break
+        for name, reason in reasons.items() if distributed.rank() == 0 else ():
+            print(f"probe {name} is left out: {reason}")
     return found
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = 1
+FILES = ("model.safetensors", "training.safetensors", "state.json")
 TEMPORARY = ".tmp"
 TENSOR, ITEMS, TUPLE = "__tensor__", "__items__", "__tuple__"  # in state.json: what JSON has no form for
 
@@ -64,7 +65,7 @@ def write(folder: Path, step: int, state: dict) -> None:
     save_file(model, folder / "model.safetensors")
     save_file(training, folder / "training.safetensors")
     (folder / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-    files = {path.name: {"bytes": path.stat().st_size, "crc32": checksum(path)} for path in sorted(folder.iterdir())}
+    files = {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum(folder / name)} for name in FILES}
     (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
     for path in folder.iterdir():
         synchronise(path)
@@ -151,7 +152,8 @@ def load(path: Path) -> dict:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"checkpoint {path} cannot be used: it has format {manifest['format']}, and this version reads {FORMAT}.")
-        for name, given in manifest["files"].items():
+        for name in FILES:
+            given = manifest["files"][name]
             if (path / name).stat().st_size != given["bytes"]:
                 raise CheckpointError(f"checkpoint {path} cannot be used: {name} has {(path / name).stat().st_size} bytes of {given['bytes']}.")
             if checksum(path / name) != given["crc32"]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.batch import Crops
-from vicjoint.registry import build, register
+from vicjoint.registry import build, register, shared_options
 
 
 class Branch(nn.Module):
@@ -154,7 +154,7 @@ def build_branch(spec) -> Branch:
     modality = modality_spec(spec)
     encoder = as_spec(spec.encoder)
     encoder["name"] = f"{modality['name']}/{encoder['name']}"
-    return Branch(build("modality", modality), build("encoder", encoder), list(spec.expander))
+    return Branch(build("modality", modality), build("encoder", shared_options(modality, encoder) | encoder), list(spec.expander))
 
 
 def modality_spec(branch) -> dict:

@@ -116,6 +116,14 @@ def build(family: str, spec: dict, *args, **given) -> Any:
     return component(*args, **spec, **given)
 
 
+def shared_options(modality: dict, encoder: dict) -> dict[str, Any]:
+    """Options that the encoder of a branch has in common with its modality, which names them in `shared`: {option: the modality's value}.
+    Both as recipes write them, the encoder's name with the modality's before it. Raises ComponentError for unknown names."""
+    of_modality = find("modality", modality["name"])
+    known, common = options(of_modality), options(find("encoder", encoder["name"]))
+    return {key: modality.get(key, known[key].default) for key in getattr(of_modality, "shared", ()) if key in common}
+
+
 def takes_any_option(component: Callable) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
 

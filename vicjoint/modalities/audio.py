@@ -32,12 +32,13 @@ class Audio(Modality):
     the middle in evaluation, unless the pair asks for the same seconds of both of its halves.
     short: what a sound shorter than the window becomes: zeros: silence around it (at a random place in training, in the middle in
     evaluation); repeat: it is repeated (from a random place on, or from its beginning). A pair's own window always gets zeros.
-    augment: transforms for training, in order, such as {name: gain} (vicjoint/waveforms.py lists them); null: none.
+    augment: transforms for training, in order, such as {name: gain} (vicjoint/transforms/waveforms.py lists them); null: none.
     stream: number of the audio stream in files with several; null: the one that a player chooses.
     """
 
     timed = True
     baseline = "spectrum"
+    shared = ("rate_hz",)
     reading = ("seconds", "short", "augment", "stream")
 
     def __init__(self, rate_hz: int = 16000, seconds: float = 1.0, short: Literal["zeros", "repeat"] = "zeros",

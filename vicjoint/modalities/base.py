@@ -20,12 +20,14 @@ class Modality(nn.Module):
     reads: what a cell of a table is: `file` (a path, which the pair resolves against the table's folder) or `text` (the value).
     timed: whether samples have a time axis, so that `window` cuts the same seconds out of both halves of a pair.
     baseline: name of the row that `simple_features` gives in evaluations.
+    shared: options that an encoder with an option of the same name has to agree on: it gets the modality's value, and another one is an error.
     reading: the options that `read` uses; they are wrong in a recipe whose pair reads for itself (augment, next_frame).
     """
 
     reads: ClassVar[Literal["file", "text"]] = "file"
     timed: ClassVar[bool] = False
     baseline: ClassVar[str] = "simple"
+    shared: ClassVar[tuple[str, ...]] = ()
     reading: ClassVar[tuple[str, ...]] = ()
 
     def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None):

@@ -12,7 +12,7 @@ from vicjoint.files import images
 from vicjoint.modalities.base import Modality
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
-from vicjoint.transforms.images import centre_crop, square_frames
+from vicjoint.transforms.images import centre_crop, middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,13 +85,17 @@ class Clip(Pixels):
     on display at the middles of `frames` equal parts, by timestamps, one more than once where the video has fewer. Otherwise they are `stride`
     frames apart. Training starts anywhere, evaluation in the middle.
     size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default, since left and right may be named.
+    at: where the square has its centre, as shares of the frame's width and height; the middle by default, elsewhere for a mouth or a lane.
+    cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that later epochs only cut and resize; 0: none.
+    The first videos that fit stay; the others are decoded each time. Views are the same with and without.
     """
 
     timed = True
-    reading = ("frames", "stride", "window", "size", "centre", "area", "flip")
+    reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at", "cache_mb")
 
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, frames: int = 8, stride: int = 2,
-                 window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0):
+                 window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0,
+                 at: tuple[float, float] = (0.5, 0.5), cache_mb: int = 0):
         super().__init__(mean, std)
         _check_size("clip", size, centre)
         for name, value in {"frames": frames, "stride": stride}.items():
@@ -101,16 +105,41 @@ class Clip(Pixels):
             raise ValueError(f"modality 'clip': window is {window}, expected a number of seconds above 0, or null to use stride.")
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1.")
-        self.frames, self.stride, self.window = frames, stride, window
+        if not all(0 <= share <= 1 for share in at):
+            raise ValueError(f"modality 'clip': at is {list(at)}, expected [x, y], shares of the width and the height from 0 to 1.")
+        if cache_mb < 0:
+            raise ValueError(f"modality 'clip': cache_mb is {cache_mb}, expected a number of megabytes, or 0 to keep nothing.")
+        self.frames, self.stride, self.window, self.at = frames, stride, window, at
+        self.cache_mb, self._kept, self._kept_bytes = cache_mb, {}, 0
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
 
     def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        with Video(value, self.backend) as video:
-            numbers = self._numbers(video.info, rng, window, value)
-            frames = torch.from_numpy(video.read(numbers)).permute(0, 3, 1, 2)
-        return square_frames(frames, self.size, self.centre, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
+        if value in self._kept:
+            info, squares = self._kept[value]
+            squares = squares[self._numbers(info, rng, window, value)]
+        else:
+            with Video(value, self.backend) as video:
+                numbers = self._numbers(video.info, rng, window, value)
+                squares = self._keep(value, video)[numbers] if self.cache_mb else self._squares(video.read(numbers))
+        return square_frames(squares, self.size, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
+
+    def __getstate__(self) -> dict:
+        """Copies and workers begin with nothing kept."""
+        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
+
+    def _squares(self, frames: np.ndarray) -> Tensor:
+        """[T, H, W, 3] -> the squares that crops are taken from, [T, 3, S, S]."""
+        return middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
+
+    def _keep(self, path: str, video: Video) -> Tensor:
+        """The squares of all frames, kept where there is room."""
+        squares = self._squares(video.read(range(video.info.frames)))
+        if self._kept_bytes + squares.nbytes <= self.cache_mb * 2**20:
+            self._kept[path] = video.info, squares.clone()  # of the square alone, not a view of the frames
+            self._kept_bytes += squares.nbytes
+        return squares
 
     def seconds(self, value: str) -> float:
         """How long the file shows pictures, from its start to the end of its last frame. Raises VideoError."""

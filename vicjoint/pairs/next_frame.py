@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vicjoint.files.cells import path_of
 from vicjoint.registry import register
-from vicjoint.transforms.images import square_frames
+from vicjoint.transforms.images import middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
 
 
@@ -117,7 +117,7 @@ class NextFrame:
 
     def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square alone."""
-        return square_frames(frames, self.size, self.centre, rng, self.area, self.flip)
+        return square_frames(middle_square(frames, self.centre), self.size, rng, self.area, self.flip)
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -146,6 +146,20 @@ def splits(source, label: str, workers: int, branch: str) -> tuple[Split, Split,
     return *(Split(of, labels, (labels >= 0).numpy()) for of, labels in zip(both, parts)), classes
 
 
+def zero_or_one(record: dict, column: str, probe: str) -> int | None:
+    """The record's 0 or 1 (also as text, or False and True); None where it has none. Raises ValueError for anything else."""
+    text = str("" if record.get(column) is None else record[column]).strip().lower()
+    known = {"": None, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+    if text not in known:
+        raise ValueError(f"evaluate.probes: {probe}: {column} of {record['id']} is {record[column]!r:.60}, expected 0 or 1.")
+    return known[text]
+
+
+def evenly(total: int, limit: int | None) -> np.ndarray:
+    """At most `limit` of the places 0..total-1, evenly spaced; None: all of them."""
+    return np.unique(np.linspace(0, total - 1, total if limit is None else min(limit, total)).round().astype(int))
+
+
 # ---- features ----
 
 def row_encoders(model, untrained, branch: str) -> dict[str, Callable]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.probes import ranking
-from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, represent
+from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, evenly, represent, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.pictures import pictures_of
 from vicjoint.registry import register
@@ -45,6 +45,7 @@ class Retrieval:
     queries each stands for itself. A value that occurs twice (the same caption, the same file) is right wherever it occurs. With a `key` of the pair
     every candidate of the query's class is right.
 
+    only: a column of 0 and 1, of tables that list wrong couples as well: only records with 1 there count as pairs; null: all do.
     limit: at most so many test records, evenly spaced (null: all). linear_map: training records for the row of that name (0: no such row).
     pictures: queries shown in the report.
 
@@ -59,19 +60,25 @@ class Retrieval:
 
     all_pairs = True  # called once for each two branches of a run
 
-    def __init__(self, limit: int | None = None, linear_map: int = 2000, pictures: int = 8):
+    def __init__(self, limit: int | None = None, linear_map: int = 2000, pictures: int = 8, only: str | None = None):
         if limit is not None and limit < 2:
             raise ValueError(f"retrieval: limit is {limit}, expected 2 test records or more, or null for all of them.")
         if linear_map < 0 or pictures < 0:
             raise ValueError(f"retrieval needs linear_map and pictures of 0 or more, got {linear_map} and {pictures}.")
-        self.limit, self.linear_map, self.pictures = limit, linear_map, pictures
+        self.limit, self.linear_map, self.pictures, self.only = limit, linear_map, pictures, only
         self._fixed: list[tuple] = []  # (pair, its rows that do not change while the model trains)
 
     def misses(self, source, pair) -> str | None:
         if not hasattr(pair, "plain_all"):
             raise ValueError("evaluate.probes: 'retrieval' compares two modalities of a record, which this pair does not give. "
                              "Use pair: {name: cross_modal}, or leave it out.")
+        if self.only and not len(self._places(source.test, None)):
+            raise ValueError(f"evaluate.probes: retrieval: no test record has 1 in '{self.only}'. Correct `only`, or leave it out.")
         return None
+
+    def _places(self, records: list[dict], limit: int | None) -> np.ndarray:
+        pairs = np.array([i for i, r in enumerate(records) if self.only is None or zero_or_one(r, self.only, "retrieval") == 1], dtype=int)
+        return pairs[evenly(len(pairs), limit)]
 
     def __call__(self, model, untrained, source, pair, device):
         """Raises ValueError where fewer than two test records can be read by both branches."""
@@ -100,8 +107,7 @@ class Retrieval:
         sides, keys = [], {}
         for i, branch in enumerate("ab"):
             _, test = both_records(source, pair.workers, branch)
-            total = len(test.records)
-            places = np.unique(np.linspace(0, total - 1, min(self.limit or total, total)).round().astype(int))
+            places = self._places(test.records, self.limit)
             reading = Reading(pair, branch, every=True)
             rows, where = represent({row: both[i] for row, both in encoders.items()}, test, reading, places, device)
             numbers = number_within(where)
@@ -131,8 +137,7 @@ class Retrieval:
         sides = []
         for branch, of in (("a", model.a), ("b", model.b)):
             train, _ = both_records(source, pair.workers, branch)
-            total = len(train.records)
-            places = np.unique(np.linspace(0, total - 1, min(self.linear_map, total)).round().astype(int))
+            places = self._places(train.records, self.linear_map)
             rows, where = represent({"simple": of.modality.simple_features}, train, Reading(pair, branch), places, device)
             sides.append((rows["simple"], {p: i for i, p in enumerate(where.tolist())}, [pair.key_of(train.records[p]) for p in where.tolist()]))
         (a, places_a, keys_a), (b, places_b, keys_b) = sides

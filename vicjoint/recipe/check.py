@@ -134,16 +134,46 @@ def check_components(data: dict) -> list[str]:
             if family == "encoder":
                 of_a = data["a"].get("modality") if path[0] == "b" and isinstance(data.get("a"), dict) else None
                 modality = parent.get("modality", of_a)
-                modality = modality.get("name") if isinstance(modality, dict) else modality
-                if not isinstance(modality, str) or modality in unknown_modality:
+                modality = modality if isinstance(modality, dict) else {"name": modality}
+                if not isinstance(modality.get("name"), str) or modality["name"] in unknown_modality:
                     continue  # nothing to look the encoder up with
-                name = f"{modality}/{name}"
+                name = f"{modality['name']}/{name}"
+                found += check_component(".".join(path), family, name, spec) + _check_shared(".".join(path), modality, spec | {"name": name})
+                continue
             if family == "modality" and name not in registry.names("modality"):
                 unknown_modality.add(name)
             found += check_component(".".join(path), family, name, spec)
-    names = [spec.get("name") if isinstance(spec, dict) else None for _, spec, _ in places(data, ["evaluate", "probes", "*"])]
-    return found + [f"evaluate.probes.{i}: '{name}' is listed twice. Its results would replace each other."
-                    for i, name in enumerate(names) if isinstance(name, str) and name in names[:i]]
+    return found + check_probes(data)
+
+
+def check_probes(data: dict) -> list[str]:
+    """Mistakes in the names of probes' results, and in the branches that they look at."""
+    found, names = [], []
+    branches = list(data["branches"]) if isinstance(data.get("branches"), dict) else ["a", "b"]
+    for path, spec, _ in places(data, ["evaluate", "probes", "*"]):
+        if not isinstance(spec, dict):
+            continue
+        key, given = ".".join(path), spec.get("as")
+        name = spec.get("name") if given is None else given
+        if given is not None and not (isinstance(given, str) and re.fullmatch(r"\w[\w.+-]*", given)):
+            found.append(f"{key}.as: expected a name of letters, digits and . _ + -, got {show(given)}.")
+        elif isinstance(name, str) and name in names:
+            found.append(f"{key}: '{name}' is listed twice. Its results would replace each other. Name one of them, such as as: {name}_2.")
+        names.append(name)
+        if isinstance(branch := spec.get("branch"), str) and branch not in branches:
+            found.append(f"{key}.branch: no branch '{branch}'.{nearest(branch, branches)} Branches: {', '.join(map(str, branches))}.")
+    return found
+
+
+def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
+    """Mistakes in the options that an encoder has in common with its modality: such as the rate of a sound, which a waveform does not tell."""
+    try:
+        common = registry.shared_options(modality, encoder)
+    except ComponentError:  # an unknown encoder, which has a message of its own
+        return []
+    of_modality = f"{path.removesuffix('.encoder')}.modality"
+    return [f"{path}.{key}: {show(encoder[key])}, but {of_modality}.{key} is {show(value)}. Leave it out: the encoder takes the modality's."
+            for key, value in common.items() if key in encoder and encoder[key] != value]
 
 
 def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
@@ -153,7 +183,7 @@ def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
     except ComponentError as error:
         return [f"{path}.name: {error}"]
     known, types, found = recipe_options(component), option_types(component), []
-    for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(path, ())]:
+    for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(re.sub(r"\.\d+", ".*", path), ())]:
         if key in known:
             try:
                 spec[key] = convert(spec[key], types.get(key, Any), known[key].default)

@@ -36,17 +36,19 @@ class Table:
     the path or id; or of the column `split_by`, so that equal cells (the same molecule, the same speaker) are on one side.
     second: another table, whose rows supply column b of the pair cross_modal to the rows of this one that have an equal key; columns named
     `split` and `split_by` work in it as in the first, and equal cells of `split_by` are on the same side in both.
+    needs: columns; rows where one of them is empty are left out, and counted in `describe` (an empty cell is a bad sample otherwise).
     Columns named id, path, folder or second whose meaning in a record is another become table_id, table_path, ...
     """
 
     def __init__(self, root: str, column: str = "path", id: str = "id", split: str | None = "split", split_by: str | None = None,
-                 test_fraction: float = 0.15, second: str | None = None):
+                 test_fraction: float = 0.15, second: str | None = None, needs: list[str] = ()):
         check_fraction("table", test_fraction)
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
-        tables = [_Rows(Path(root).expanduser().absolute(), self.named)]
+        tables = [_Rows(Path(root).expanduser().absolute(), self.named, needs)]
         self.root = tables[0].path
         if second is not None:
-            tables.append(_Rows(Path(second).expanduser().absolute(), self.named, second=True))
+            tables.append(_Rows(Path(second).expanduser().absolute(), self.named, needs, second=True))
+        _check_needs(tables, needs)
         if split_by is not None:
             _split_together(tables, split_by, test_fraction)
         for table in tables:
@@ -54,26 +56,28 @@ class Table:
         self.train, self.test = tables[0].sides()
         # split -> the records that column b of the pair cross_modal comes from
         self.second = dict(zip(("train", "test"), tables[1].sides())) if second is not None else None
-        self._second_path = tables[-1].path
+        self._tables = tables
 
     def describe(self) -> str:
-        text = f"table {self.root}: {len(self.train)} train, {len(self.test)} test records"
-        if self.second:
-            text += f"; second table {self._second_path}: {len(self.second['train'])} train, {len(self.second['test'])} test records"
-        return text
+        return "; second ".join(table.describe() for table in self._tables)
 
 
 class _Rows:
     """One table file: its records and, after `divide`, their sides."""
 
-    def __init__(self, path: Path, named: dict[str, str | None], second: bool = False):
+    def __init__(self, path: Path, named: dict[str, str | None], needs: list[str], second: bool = False):
         self.path = path
-        header, rows = read_table(path)
+        self.header, rows = header, rows = read_table(path)
         defaults = {"column": "path", "id": "id", "split": "split", "split_by": None}
         for option, name in named.items():  # one that the user named has to be there; in a second table only split_by
             if name is not None and name != defaults[option] and (not second or option == "split_by"):
                 _check_column(path, option, name, header)
-        self.lines, self.rows = [line for line, _ in rows], [row for _, row in rows]
+        has = [column for column in needs if column in header]
+        kept = [(number, line, row) for number, (line, row) in enumerate(rows) if not any(is_empty(row[column]) for column in has)]
+        if not kept:
+            raise SourceError(f"table: {path}: every row has an empty cell in one of the columns {', '.join(has)} (option needs). Leave it out.")
+        self.left_out, self.needs = len(rows) - len(kept), has
+        self.lines, self.rows = [line for _, line, _ in kept], [row for _, _, row in kept]
         self.column = named["column"] if named["column"] in header else None
         self.name = named["id"] if named["id"] in header else None
         self.split = named["split"] if named["split"] in header else None
@@ -81,26 +85,31 @@ class _Rows:
             raise SourceError(f"table: {path} has a column '{self.split}', so split_by={named['split_by']} would not be used. "
                               "Leave out split_by, or set split=null to divide the rows anew.")
         self.second = second
-        self.records = [self._record(number, row) for number, row in enumerate(self.rows)]
+        self.records = [self._record(number, line, row) for number, line, row in kept]
         self.side: list[str] = []
 
-    def _where(self, number: int) -> str:
-        return f"table: {self.path}, line {self.lines[number]}"
+    def describe(self) -> str:
+        train, test = self.sides()
+        left_out = f" ({self.left_out} rows with an empty {' or '.join(self.needs)} are left out)" if self.left_out else ""
+        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}"
 
-    def _record(self, number: int, row: dict) -> dict:
+    def _where(self, line: int) -> str:
+        return f"table: {self.path}, line {line}"
+
+    def _record(self, number: int, line: int, row: dict) -> dict:
         folder = self.path.parent
         own = {"folder": str(folder)} | ({"second": True} if self.second else {})
         if self.column is not None:
             if not isinstance(row[self.column], str) or is_empty(row[self.column]):
                 found = "empty" if is_empty(row[self.column]) else f"{row[self.column]!r}"[:50]
-                raise SourceError(f"{self._where(number)}: column '{self.column}' is {found}, expected a file path.")
+                raise SourceError(f"{self._where(line)}: column '{self.column}' is {found}, expected a file path.")
             if not can_be_named(row[self.column]):
-                raise SourceError(f"{self._where(number)}: column '{self.column}' is {row[self.column]!r:.50}, which no file can be named. Correct it.")
+                raise SourceError(f"{self._where(line)}: column '{self.column}' is {row[self.column]!r:.50}, which no file can be named. Correct it.")
             path = os.path.normpath(folder / row[self.column])
             own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
         else:
             if self.name is not None and is_empty(row[self.name]):
-                raise SourceError(f"{self._where(number)}: column '{self.name}' is empty, expected what names the row.")
+                raise SourceError(f"{self._where(line)}: column '{self.name}' is empty, expected what names the row.")
             own["id"] = as_text(row, self.name) if self.name is not None else f"row {number + 1}"
         meant = {"path": self.column, "id": self.column or self.name}  # a column that a record's key is made from is not kept twice
         others = {f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in row.items()}
@@ -108,16 +117,16 @@ class _Rows:
 
     def divide(self, split: str | None, test_fraction: float) -> None:
         if self.split:
-            self.side = [self._side(number, row[self.split]) for number, row in enumerate(self.rows)]
+            self.side = [self._side(line, row[self.split]) for line, row in zip(self.lines, self.rows)]
         elif not self.side:
             by_hash = split_by_hash(list(dict.fromkeys(r["id"] for r in self.records)), test_fraction, f"table {self.path}",
                                     "file" if self.column is not None else "row")
             self.side = [by_hash[r["id"]] for r in self.records]
         self._check(split)
 
-    def _side(self, number: int, value) -> str:
+    def _side(self, line: int, value) -> str:
         if str(value).strip().lower() not in SPLIT_OF:
-            raise SourceError(f"{self._where(number)}: {self.split} is '{value}', expected one of {', '.join(SPLIT_OF)}.")
+            raise SourceError(f"{self._where(line)}: {self.split} is '{value}', expected one of {', '.join(SPLIT_OF)}.")
         return SPLIT_OF[str(value).strip().lower()]
 
     def sides(self) -> tuple[list[dict], list[dict]]:
@@ -144,6 +153,13 @@ class _Rows:
                 f"table: {self.path}: none of the first {len(first)} files exists, the first is {first[0]['path']}. "
                 f"Paths are relative to the {self.path.suffix[1:]}'s folder {self.path.parent}: correct them, or move the {self.path.suffix[1:]}."
             )
+
+
+def _check_needs(tables: list[_Rows], needs: list[str]) -> None:
+    """Raises SourceError where no table has one of the columns."""
+    for column in needs:
+        if not any(column in table.header for table in tables):
+            _check_column(tables[0].path, "needs", column, tables[0].header)
 
 
 def _split_together(tables: list[_Rows], column: str, test_fraction: float) -> None:

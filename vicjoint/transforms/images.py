@@ -94,19 +94,26 @@ def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
     return F.center_crop(pixels, [size, size])
 
 
-def square_frames(frames: Tensor, size: int, centre: float, rng: np.random.Generator | None = None, area: tuple[float, float] = (1.0, 1.0),
-                  flip: float = 0.0) -> Tensor:
-    """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames. The square in the middle has `centre` of the shorter
-    side; the crop is a random `area` (share: least, most) of it, mirrored with probability `flip`. Without rng the square alone."""
+def middle_square(frames: Tensor, centre: float, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """The square [F, 3, S, S] of frames [F, 3, H, W] whose side is `centre` of the shorter one of theirs, and whose middle is `at` these
+    shares of the width and the height, or as near as the frame allows."""
     height, width = frames.shape[-2:]
-    square = max(1, round(min(height, width) * centre))
-    side, top, left, mirrored = square, (height - square) // 2, (width - square) // 2, False
+    side = max(1, round(min(height, width) * centre))
+    left, top = (min(max(0, math.floor(length * place - side / 2)), length - side) for length, place in zip((width, height), at))
+    return frames[..., top : top + side, left : left + side]
+
+
+def square_frames(squares: Tensor, size: int, rng: np.random.Generator | None = None, area: tuple[float, float] = (1.0, 1.0),
+                  flip: float = 0.0) -> Tensor:
+    """uint8 [F, 3, S, S] -> [F, 3, size, size]: one crop, a random `area` (share: least, most) of the square, for all frames, mirrored with
+    probability `flip`. Without rng the whole square."""
+    side, top, left, mirrored = squares.shape[-1], 0, 0, False
     if rng is not None:
+        square = side
         side = max(1, round(square * rng.uniform(*area) ** 0.5))
-        top += int(rng.integers(0, square - side + 1))
-        left += int(rng.integers(0, square - side + 1))
+        top, left = (int(rng.integers(0, square - side + 1)) for _ in range(2))
         mirrored = bool(rng.random() < flip)
-    frames = frames[..., top : top + side, left : left + side]
+    frames = squares[..., top : top + side, left : left + side]
     if side != size:
         frames = F.resize(frames, [size, size], antialias=True)
     return frames.flip(-1) if mirrored else frames
