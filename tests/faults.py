@@ -162,7 +162,7 @@ IMAGE = of_files("image", ".png", png) | {
     "truncated": Fault(file(lambda: png()[:900], "cut.png"), "cannot be decoded", "cut off in the middle (png)"),
     "truncated jpeg": Fault(file(lambda: jpg()[: len(jpg()) // 2], "cut.jpg"), "cannot be decoded", "cut off in the middle (jpeg)"),
     "bit flips": Fault(file(lambda: flipped(png(), 1, spared=40), "flip.png"), "cannot be decoded", "turned bits (png: its checksums tell)"),
-    "bit flips jpeg": Fault(file(lambda: flipped(jpg(), 3, 6, spared=700), "flip.jpg"), None, "turned bits in the pixels (jpeg has no checksum)"),
+    "bit flips jpeg": Fault(file(lambda: flipped(jpg(), 4, 6, spared=700), "flip.jpg"), None, "turned bits in the pixels (jpeg has no checksum)"),
     "huge": Fault(file(png_that_claims(100_000, 100_000), "huge.png"), "claims far more than", "claims 100,000 x 100,000 pixels"),
     "wrong type": Fault(file(lambda: wav(), "sound.png"), "not an image of a known format", "a sound under its name"),
     "float": Fault(file(lambda: tif(np.ones((8, 8), np.float32)), "float.tif"), "no known range", "pixels without a known range"),

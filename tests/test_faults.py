@@ -155,6 +155,7 @@ def test_an_epoch_is_the_same_on_two_processes_and_names_every_fault(world, monk
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more of them than there are cores
 @pytest.mark.slow  # three processes that import everything
 def test_an_epoch_is_the_same_with_workers(world, capfd):
     alone = epoch(world, 0)  # as root, whom no permission keeps out: workers cannot start as another user
