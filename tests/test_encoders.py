@@ -111,17 +111,19 @@ def test_clip_encoders_see_the_order_of_frames():
 
 
 def test_parts_of_time_are_kept_apart_at_any_length():
-    for key, shape, time in (("clip/conv_time", (1, 3, 12, 32, 32), 2), ("audio/conv_time", (1, 32000), 1)):
+    for key, shape, time in (("clip/conv_time", (1, 3, 48, 32, 32), 2), ("audio/conv_time", (1, 32000), 1)):
         encoder = make(key, slots=4).eval()
         seen = []
         encoder.slots.project.register_forward_hook(lambda _, given, __: seen.append(given[0].unflatten(1, (-1, 4))))  # noqa: B023
-        event = torch.zeros(shape)
-        event.narrow(time, shape[time] * 9 // 16, shape[time] // 8).normal_()  # in the middle of the third quarter
+        eighth, early, late = shape[time] // 8, torch.zeros(shape), torch.zeros(shape)
+        event = torch.randn_like(early.narrow(time, 0, eighth))
+        early.narrow(time, shape[time] // 16, eighth).copy_(event)  # in the middle of the first quarter
+        late.narrow(time, shape[time] * 9 // 16, eighth).copy_(event)  # of the third
         with torch.no_grad():
-            encoder(torch.zeros(shape)), encoder(event)
-            assert encoder(event.narrow(time, 0, shape[time] * 3 // 4)).shape == (1, encoder.dim)
+            encoder(early), encoder(late)
+            assert encoder(late.narrow(time, 0, shape[time] * 3 // 4)).shape == (1, encoder.dim)
         change = (seen[1] - seen[0]).abs().sum((0, 1))
-        assert change.argmax() == 2 and change[0] < 0.2 * change[2], key  # a clip is seen from its own mean, which moves a little
+        assert change[[0, 2]].min() > 1.5 * change[1] and change[[0, 2]].min() > 2 * change[3], (key, change)
 
 
 def test_frame_and_motion_starts_as_a_copy_of_the_last_frame_and_moves_on():
