@@ -80,8 +80,6 @@ class Readers:
             except (RuntimeError, OSError, EOFError) as error:
                 if not self.workers:
                     raise
-                if isinstance(error, data.BadDataError):  # DataLoader adds where it was raised
-                    raise data.BadDataError(str(error).rpartition("BadDataError: ")[2].rstrip()) from None
                 timed_out = str(error).startswith("DataLoader timed out")
                 self._check_dead(wait=not timed_out)
                 self._check_late()
