@@ -108,9 +108,8 @@ def test_a_mistake_gives_one_message(name, capsys):
     assert len(said.err.strip().splitlines()) <= 4 and sorted(Path(".").rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments, code", [(["r.yaml"], 2), (["table.yaml", "source.root=nowhere"], 2)])
-def test_the_command_itself(place, arguments, code):
+def test_the_command_itself(place):
     yaml_file("name: [1, 2\n")()
-    done = subprocess.run([sys.executable, "-m", "vicjoint.run", *arguments], capture_output=True, text=True, cwd=place,
+    done = subprocess.run([sys.executable, "-m", "vicjoint.run", "r.yaml"], capture_output=True, text=True, cwd=place,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    assert done.returncode == code and done.stderr.strip() and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.strip() and "Traceback" not in done.stderr

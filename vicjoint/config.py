@@ -223,8 +223,8 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         found = [(tuple(p for p in e["loc"] if p not in (TEXT, MAPPING)), e) for e in error.errors()]
-        mistakes += [f"{'.'.join(map(str, loc))}: {in_words(loc, e, Recipe)}" for loc, e in found
-                     if not (loc[0] == "b" and loc[1:2] and loc[1] in taken)]
+        mistakes += [f"{'.'.join(map(str, loc)) or 'a key'}: {in_words(loc, e, Recipe)}" for loc, e in found
+                     if not (loc[:1] == ("b",) and loc[1:2] and loc[1] in taken)]
     mistakes += of_components + check_form(data, Recipe) + check_together(data, follows)
     for path, root, source in [*places(data, ["source", "root"]), *places(data, ["pairs", "*", "source", "root"])]:
         if check_paths and isinstance(root, str) and root_is_a_path(source) and not Path(root).expanduser().exists():

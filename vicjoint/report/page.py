@@ -137,7 +137,7 @@ def bad_samples_section(rows: list[dict]) -> str:
     if not rows:
         return "<p>Every sample could be read.</p>"
     columns = ("source", "sample", "cause")
-    cells = ("".join(f"<td>{escape(str(row.get(c, '–')))}</td>" for c in columns) for row in rows[:BAD_SHOWN])
+    cells = ("".join(f"<td>{escape(printable(row.get(c, '–')))}</td>" for c in columns) for row in rows[:BAD_SHOWN])
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     more = f" The first {BAD_SHOWN}:" if len(rows) > BAD_SHOWN else ""
     head = "".join(f"<th>{c}</th>" for c in columns)
