@@ -201,7 +201,7 @@ def test_bad_cells_become_bad_samples(tmp_path):
             pair.sample(record, rng())
         except ValueError as error:
             causes[record["id"]] = str(error)
-    expected = {"e": "column 'im' is empty", "n": "column 'n' is empty", "m": "column 'im': .*none.png: No such file", "c": "column 'im': .*cut.png: cannot be decoded",
+    expected = {"e": "column 'im' is empty", "n": "column 'n' is empty", "m": "column 'im': .*none.png: no such file", "c": "column 'im': .*cut.png: cannot be decoded",
                 "t": "column 'n': could not convert"}
     assert set(causes) == set(expected)
     for name, cause in expected.items():

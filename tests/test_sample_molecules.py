@@ -136,3 +136,43 @@ def test_a_plate_has_its_own_exposure():
     assert np.array_equal(first, same)
     ratio = (other.mean((1, 2)) / first.mean((1, 2)))
     assert np.abs(np.log(ratio)).max() > 0.2
+
+
+def test_a_group_acts_differently_at_each_place():
+    ring, (one, other) = list(RINGS)[0], list(GROUPS)[:2]
+    orders = [(one, other, other), (other, one, other), (other, other, one)]
+    found = [list(traits(cells.Made("", ring, groups, "", 0.0, 0.0, 0), 0).values()) for groups in orders]
+    assert all(np.abs(np.subtract(a, b)).max() > 0.05 for a, b in itertools.combinations(found, 2))
+
+
+def test_a_well_has_its_own_cells_and_the_files_and_numbers_of_them():
+    """Each file is what its molecule, well, plate and seed say, and `cells` is how many were drawn."""
+    source = SampleCells(train=4, test=2, wells=2, size=32, seed=3)
+    made = make_molecules(4, 2, 3, **cells.PARTS)
+    for split, records in enumerate((source.train, source.test)):
+        for index, r in enumerate(records):
+            rng = np.random.default_rng([3, 3, split, index])
+            channels, number = render(traits(made[split][index // 2], 3), 32, rng)
+            assert r["cells"] == str(number) and r["smiles"] == made[split][index // 2].smiles
+            assert np.array_equal(tifffile.imread(r["path"]), expose(channels, int(r["plate"][-1]) - 1, 3, rng))
+    assert len({r["cells"] for r in source.train}) > 2
+    with tifffile.TiffFile(source.train[0]["path"]) as file:
+        assert file.series[0].axes == "CYX"
+
+
+def test_endoplasmic_reticulum_is_around_the_nucleus():
+    channels, _ = render({**dict.fromkeys(cells.TRAITS, 0.5), "nucleus": 1.0, "number": 0.0}, 64, np.random.default_rng(0))
+    nucleus = channels[0] > 0.5
+    assert nucleus.sum() > 50 and channels[1][nucleus].mean() < 0.5 * channels[1][channels[1] > 0.2].mean()
+
+
+def test_light_is_uneven_and_photons_are_noise():
+    """On an empty field: one half is brighter, differently on each plate, and the variance is 60 signal + 40^2 as the camera's."""
+    tilts = []
+    for plate in range(cells.PLATES):
+        field = expose(np.zeros((5, 64, 64)), plate, 0, np.random.default_rng(plate)).astype(float) - cells.OFFSET
+        tilts.append([field[c, :, 32:].mean() / field[c, :, :32].mean() - 1 for c in range(5)])
+        steps = np.diff(field, axis=-1)  # of neighbours, so that the slope of the light hardly counts
+        expected = 2 * (60 * field.mean((1, 2)) + 40**2)
+        np.testing.assert_allclose(steps.var((1, 2)), expected, rtol=0.15)
+    assert np.abs(tilts).max() > 0.1 and np.std(tilts, axis=0).min() > 0.01
