@@ -160,7 +160,7 @@ def test_odd_images_are_read_or_named(tmp_path):
         assert pair.a.shape == (9, 3, 16, 16)
     assert {name.split("/")[1] for name in read} == {"plain.jpg", "cmyk.jpg", "rgba.png", "animated.gif", "pixel.png", "sixteen.png"}
     assert {name.split("/")[1]: cause.split(": ", 1)[1] for name, cause in named.items()} == {
-        "broken.jpg": named["class/broken.jpg"].split(": ", 1)[1], "empty.png": "is empty (0 bytes)",
+        "broken.jpg": named["class/broken.jpg"].split(": ", 1)[1], "empty.png": "the file is empty (0 bytes)",
         "page.jpeg": "cannot be decoded: not an image of a known format"}
 
 
