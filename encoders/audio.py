@@ -1,7 +1,7 @@
 """Encoders of sound: view [B, T] float in [-1, 1], mono, at `rate_hz`, of any length -> y [B, dim].
 
     encoder: {name: conv_mel, width: 32}                              # a small CNN on the log-mel spectrogram, quick on a CPU
-    encoder: {name: conv_bigru, mel: {n_mels: 40}}                    # convolutions over time and a GRU: what was said, at whatever time
+    encoder: {name: conv_time, slots: 12, mel: {n_mels: 40}}          # convolutions over time, parts of time kept apart: a sentence
     encoder: {name: resnet18_mel, stem: small, mel: {n_mels: 40}}     # torchvision's ResNet-18 on the log-mel
     encoder: {name: transformer_mel, width: 192, layers: 4}           # patches of the log-mel, as the Audio Spectrogram Transformer
     encoder: {name: resnet1d18}                                       # ResNet-18 of 1-D convolutions on the waveform
@@ -21,7 +21,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from encoders.clip import OverTime
+from encoders.clip import OverTime, over_time
 from encoders.image import ConvTrunk, remove_head
 from vicjoint.registry import ComponentError, nearest, register_encoder
 
@@ -133,23 +133,20 @@ class ConvMel(nn.Module):
         return self.project(self.trunk(self.mel(view).unsqueeze(1)))
 
 
-@register_encoder("audio", "conv_bigru")
-class ConvBiGRUMel(nn.Module):
-    """Two convolutions over time on the log-mel, its bands as channels, each of stride 2, then a GRU in both directions: a state every
-    4 hops. For sounds in which something is said at an unknown time, of any length."""
+@register_encoder("audio", "conv_time")
+class ConvTimeMel(nn.Module):
+    """Two convolutions over time on the log-mel, its bands as channels, each of stride 2, then means over `slots` parts of time, which are
+    kept apart: for sounds of a whole sentence, of any length."""
 
-    def __init__(self, hidden: int = 128, dim: int = 256, dropout: float = 0.2, rate_hz: int = 16000, mel: dict | None = None):
+    def __init__(self, features: int = 128, slots: int = 8, dim: int = 256, dropout: float = 0.0, rate_hz: int = 16000, mel: dict | None = None):
         super().__init__()
         self.dim = dim
         self.mel = log_mel(mel, rate_hz=rate_hz)
-        layers: list[nn.Module] = []
-        for before, after in ((len(self.mel.filters), hidden), (hidden, 2 * hidden)):
-            layers += [nn.Conv1d(before, after, 5, 2, padding=2, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers)
-        self.over_time = OverTime(2 * hidden, hidden, dim, dropout)
+        self.time = nn.Sequential(*over_time(len(self.mel.filters), features // 2, 2), *over_time(features // 2, features, 2))
+        self.slots = OverTime(features, slots, dim, dropout)
 
     def forward(self, view: Tensor) -> Tensor:
-        return self.over_time(self.layers(self.mel(view)).transpose(1, 2))
+        return self.slots(self.time(self.mel(view)))
 
 
 @register_encoder("audio", "resnet18_mel")

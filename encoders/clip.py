@@ -2,7 +2,7 @@
 
     encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on a CPU
     encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN: quicker still
-    encoder: {name: conv_bigru, width: 16}                            # the same for what happens at any time: a word, a gesture
+    encoder: {name: conv_time, width: 16, slots: 12}                  # a CNN per frame, parts of time kept apart: a sentence, a gesture
     encoder: {name: frame_and_motion, frames: 4}                      # the last frame's y moved on; takes single frames too
     encoder: {name: r3d_18}                                           # torchvision's video models, random weights
     encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
@@ -42,37 +42,45 @@ class ConvGRU(nn.Module):
 
 
 class OverTime(nn.Module):
-    """Features [B, T, D] of any number of steps -> [B, dim]: a bidirectional GRU, and the maximum of its states over time, so that y says what
-    there was, and in what surroundings, rather than when. In training, `dropout` is the share of features and of maxima that are set to 0."""
+    """Features [B, D, T] of any number of steps -> [B, dim]: means over `slots` equal parts of time, kept apart, then a linear layer. So y
+    says what was when, to the length of a slot. In training, `dropout` is the share of the means that are set to 0."""
 
-    def __init__(self, features: int, hidden: int, dim: int, dropout: float):
+    def __init__(self, features: int, slots: int, dim: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.gru = nn.GRU(features, hidden, batch_first=True, bidirectional=True)
-        self.project = nn.Linear(2 * hidden, dim)
+        if slots < 1 or not 0 <= dropout < 1:
+            raise ComponentError(f"encoder 'conv_time': slots is {slots} and dropout {dropout}, expected slots of 1 or more, and dropout from 0 "
+                                 "to below 1.")
+        self.slots, self.dropout = slots, nn.Dropout(dropout)
+        self.project = nn.Linear(features * slots, dim)
 
-    def forward(self, features_BTD: Tensor) -> Tensor:
-        states, _ = self.gru(self.dropout(features_BTD))
-        return self.project(self.dropout(states.amax(1)))
+    def forward(self, features_BDT: Tensor) -> Tensor:
+        return self.project(self.dropout(nn.functional.adaptive_avg_pool1d(features_BDT, self.slots).flatten(1)))
 
 
-@register_encoder("clip", "conv_bigru")
-class ConvBiGRU(nn.Module):
-    """A small CNN on each frame and its change from the one before, and a GRU in both directions; for clips in which something is said or
-    done at an unknown time, of any number of frames."""
+def over_time(before: int, after: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution of five steps, [B, before, T] -> [B, after, T / stride], with batch norm and ReLU."""
+    return [nn.Conv1d(before, after, 5, stride, padding=2, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
 
-    def __init__(self, width: int = 32, hidden: int = 128, dim: int = 256, dropout: float = 0.2, channels: int = 3):
+
+@register_encoder("clip", "conv_time")
+class ConvTime(nn.Module):
+    """A small CNN on each frame, as it differs from the clip's mean and from the frame before, a convolution over five frames, and means over `slots` parts of time, which
+    are kept apart: for clips of a whole sentence or gesture, of any number of frames."""
+
+    def __init__(self, width: int = 32, features: int = 128, slots: int = 8, dim: int = 256, dropout: float = 0.0, channels: int = 3):
         super().__init__()
         self.dim = dim
         self.trunk = ConvTrunk(2 * channels, width, coarse=True)
-        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.trunk.features, 2 * hidden, bias=False), nn.BatchNorm1d(2 * hidden),
-                                     nn.ReLU(inplace=True))
-        self.over_time = OverTime(2 * hidden, hidden, dim, dropout)
+        self.frame = nn.Sequential(nn.Linear(self.trunk.features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU(inplace=True))
+        self.time = nn.Sequential(*over_time(features, features))
+        self.slots = OverTime(features, slots, dim, dropout)
 
     def forward(self, view: Tensor) -> Tensor:
+        moving = view - view.mean(2, keepdim=True)
         change = view.diff(dim=2, prepend=view[:, :, :1])
-        frames = rearrange(torch.cat([view, change], 1), "b c t h w -> (b t) c h w")
-        return self.over_time(rearrange(self.project(self.trunk(frames)), "(b t) d -> b t d", b=len(view)))
+        frames = rearrange(torch.cat([moving, change], 1), "b c t h w -> (b t) c h w")
+        features = self.frame(self.trunk(frames))
+        return self.slots(self.time(rearrange(features, "(b t) d -> b d t", b=len(view))))
 
 
 @register_encoder("clip", "conv_stack")

@@ -183,7 +183,7 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch, missing):
 
 # ---- encoders ----
 
-MEL = ["conv_mel", "conv_bigru", "resnet18_mel", "transformer_mel"]
+MEL = ["conv_mel", "conv_time", "resnet18_mel", "transformer_mel"]
 
 
 def test_the_log_mel_is_torchaudios():

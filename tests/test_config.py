@@ -107,6 +107,9 @@ MISTAKES = [
     ("predictor={name: mlp, dim: 3}", "predictor.dim: predictor 'mlp' takes no option 'dim'."),
     ("evaluate.probes=[{name: retrieval, query: 3}]", "evaluate.probes.0.query: probe 'retrieval' takes no option 'query'. Did you mean 'queries'?"),
     ("evaluate.probes=[{name: retrieval}, {name: retrieval}]", "evaluate.probes.1: 'retrieval' is listed twice."),
+    ("evaluate.probes=[{name: retrieval}, {name: retrieval, as: retrieval}]", "evaluate.probes.1: 'retrieval' is listed twice. Its results would "
+     "replace each other. Name one of them, such as as: retrieval_2."),
+    ("evaluate.probes=[{name: retrieval, as: a/b}]", "evaluate.probes.0.as: expected a name of letters, digits and . _ + -, got 'a/b'."),
     ("imports=[no_such_module]", "imports: cannot import 'no_such_module'"),
     ("name=a/b", "name: expected a name of letters, digits"),
     ("train.steps", "argument 'train.steps': expected key=value, such as train.steps=100."),

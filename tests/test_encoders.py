@@ -103,26 +103,27 @@ def test_position_survives_the_small_cnns():
 
 def test_clip_encoders_see_the_order_of_frames():
     view = torch.randn(2, 3, 4, 32, 32)
-    for key in ("clip/conv_gru", "clip/conv_bigru", "clip/conv_stack", "clip/frames_transformer", "clip/frame_and_motion"):
+    for key in ("clip/conv_gru", "clip/conv_time", "clip/conv_stack", "clip/frames_transformer", "clip/frame_and_motion"):
         encoder = make(key).eval()
         if hasattr(encoder, "change"):  # starts at zero
             torch.nn.init.normal_(encoder.change.weight)
         assert not torch.allclose(encoder(view), encoder(view.flip(2)), atol=1e-4), key
 
 
-def test_the_gru_over_time_takes_any_length_and_what_happens_counts_more_than_when():
-    for key, length in (("clip/conv_bigru", 2), ("audio/conv_bigru", 1)):
-        encoder = make(key).eval()
-        shape = (1, 3, 12, 32, 32) if key.startswith("clip") else (1, 32000)
-        event, early, late = torch.randn(1), torch.zeros(shape), torch.zeros(shape)
-        step = shape[length] // 12
-        event = torch.randn_like(early.narrow(length, 0, 2 * step))
-        early.narrow(length, 3 * step, 2 * step).copy_(event)
-        late.narrow(length, 7 * step, 2 * step).copy_(event)
+def test_parts_of_time_are_kept_apart_at_any_length():
+    for key, shape, time in (("clip/conv_time", (1, 3, 48, 32, 32), 2), ("audio/conv_time", (1, 32000), 1)):
+        encoder = make(key, slots=4).eval()
+        seen = []
+        encoder.slots.project.register_forward_hook(lambda _, given, __: seen.append(given[0].unflatten(1, (-1, 4))))  # noqa: B023
+        eighth, early, late = shape[time] // 8, torch.zeros(shape), torch.zeros(shape)
+        event = torch.randn_like(early.narrow(time, 0, eighth))
+        early.narrow(time, shape[time] // 16, eighth).copy_(event)  # in the middle of the first quarter
+        late.narrow(time, shape[time] * 9 // 16, eighth).copy_(event)  # of the third
         with torch.no_grad():
-            nothing, one, other = (encoder(view) for view in (torch.zeros(shape), early, late))
-            assert (one - other).norm() < 0.3 * (one - nothing).norm(), key
-            assert encoder(early.narrow(length, 0, 9 * step)).shape == (1, encoder.dim)
+            encoder(early), encoder(late)
+            assert encoder(late.narrow(time, 0, shape[time] * 3 // 4)).shape == (1, encoder.dim)
+        change = (seen[1] - seen[0]).abs().sum((0, 1))
+        assert change[[0, 2]].min() > 1.5 * change[1] and change[[0, 2]].min() > 2 * change[3], (key, change)
 
 
 def test_frame_and_motion_starts_as_a_copy_of_the_last_frame_and_moves_on():

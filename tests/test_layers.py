@@ -8,16 +8,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"registry", "batch", "distributed", "cache", "hashing", "guard"},
+    {"registry", "batch", "distributed", "cache", "hashing", "guard", "time_limit"},
     {"recipe", "files", "video"},
-    {"config", "transforms", "objectives", "optim", "metrics", "checkpoint", "accumulate"},
+    {"config", "transforms", "objectives", "optim", "metrics", "checkpoint", "accumulate", "stopping"},
     {"modalities", "sources"},
     {"samples", "model"},
     {"pairs"},
     {"data"},
+    {"readers"},
     {"probes"},
     {"runfolder", "report"},
     {"build"},
+    {"resuming"},
+    {"nonfinite"},
     {"loop"},
     {"run", "evaluate", "export", "check"},
 ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import vicjoint
+from vicjoint import checkpoint
 from vicjoint.config import RecipeError
 from vicjoint.samples.videos import make_videos
 from vicjoint.video import Video
@@ -45,7 +47,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict:
-    return torch.load(folder / "checkpoints" / "step_00000006.pt", weights_only=True)["model"]
+    return checkpoint.load(folder / "checkpoints" / "step_00000006")["model"]
 
 
 def test_a_run_leaves_its_folder(videos, tmp_path, capsys):
@@ -231,9 +233,9 @@ def test_moco_with_its_ema_branch_and_queue_is_resumed_exactly(videos, tmp_path)
         vicjoint.train(moco, ["b={weights: own, momentum: 0.996}"])
     whole = vicjoint.train(moco, [f"out={tmp_path / 'whole'}"])
     first = vicjoint.train(moco, [f"out={tmp_path / 'stopped'}"])
-    (first / "checkpoints" / "step_00000006.pt").unlink()  # as if it had been killed after its checkpoint at step 3
+    shutil.rmtree(first / "checkpoints" / "step_00000006")  # as if it had been killed after its checkpoint at step 3
     again = vicjoint.train(moco, [f"out={first}"])
-    ends = [torch.load(f / "checkpoints" / "step_00000006.pt", weights_only=True) for f in (whole, again)]
+    ends = [checkpoint.load(f / "checkpoints" / "step_00000006") for f in (whole, again)]
     assert all(torch.equal(a, b) for part in ("model", "objective") for a, b in zip(ends[0][part].values(), ends[1][part].values()))
     assert ends[0]["objective"]["queue"].norm(dim=1).allclose(torch.ones(20)) and int(ends[0]["objective"]["place"]) == 48 % 20
     assert not torch.equal(ends[0]["model"]["a.encoder.project.weight"], ends[0]["model"]["b.encoder.project.weight"])

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import vicjoint
-from vicjoint import data
+from vicjoint import checkpoint, data
 from vicjoint.build import build_parts
 from vicjoint.config import RecipeError, load_recipe
 from vicjoint.evaluate import main as evaluate_command
@@ -123,6 +124,22 @@ class Retrieval(Probe):
 @register("probe", "many_first")
 class First(Probe):
     pass
+
+
+@register("probe", "many_look")
+class Look:
+    """Where the test rows of one branch begin, and the first weight of the encoder that sees them."""
+
+    def __init__(self, branch: str = "a", scale: float = 1.0):
+        self.branch, self.scale = branch, scale
+
+    def misses(self, source, pair):
+        return "negative" if self.scale < 0 else None
+
+    def __call__(self, model, untrained, source, pair, device):
+        side = "ab".index(self.branch)
+        yield "model/begins", float(pair.modalities[side].read(source.test[0][getattr(pair, self.branch)])[0, 0])
+        yield "model/weight", next(getattr(model, self.branch).encoder.parameters()).flatten()[0].item()
 '''
 
 
@@ -166,7 +183,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def state(folder: Path, step: int = 6) -> dict:
-    return torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+    return checkpoint.load(checkpoint.path_of(folder / "checkpoints", step))
 
 
 def test_pairs_take_turns_and_everything_is_named(tmp_path, capsys):
@@ -195,6 +212,34 @@ def test_pairs_take_turns_and_everything_is_named(tmp_path, capsys):
     assert "video-audio=" in said.err and "video-text=" in said.err, "the progress bar has the loss of each pair"
 
 
+def test_probes_look_at_any_branch_under_names_of_their_own(tmp_path, capsys):
+    probes = [{"name": "many_look"}, {"name": "many_look", "branch": "text", "as": "words"}, {"name": "many_look", "branch": "audio", "as": "sounds"},
+              {"name": "many_retrieval", "as": "found"}, {"name": "many_look", "branch": "text", "scale": -1, "as": "nothing"}]
+    parts = build_parts(load_recipe(recipe(evaluate={"probes": probes})))
+    assert [m.name for m in parts.measures] == ["many_look video-audio", "words", "sounds", "found video-audio", "found video-text", "found audio-text"]
+    assert capsys.readouterr().out.strip() == "probe nothing is left out: negative"
+    row = parts.pairs[0].source.test[0]
+    for m, branch_name, column in zip(parts.measures, ("video", "text", "audio"), "xzy"):
+        seen = dict(m.probe(parts.model.between(*m.branches), None, m.source, m.pair, "cpu"))
+        assert seen["model/begins"] == pytest.approx(float(row[column].split()[0]), abs=1e-6), branch_name
+        assert seen["model/weight"] == next(parts.model.branches[branch_name].encoder.parameters()).flatten()[0].item(), branch_name
+
+    unnamed = build_parts(load_recipe(recipe(evaluate={"probes": [{"name": "many_look", "branch": "text"}]})))
+    assert [m.name for m in unnamed.measures] == ["many_look text"]
+    with pytest.raises(RecipeError, match="evaluate.probes.0.branch: no branch 'txt'. Did you mean 'text'. Branches: video, audio, text."):
+        load_recipe(recipe(evaluate={"probes": [{"name": "many_look", "branch": "txt"}]}))
+    with pytest.raises(RecipeError, match="evaluate.probes.0.branch: no branch 'text'. Branches: a, b."):
+        load_recipe(one_pair(evaluate={"probes": [{"name": "many_look", "branch": "text"}]}))
+
+
+def test_a_probe_is_listed_twice_in_a_recipe_of_one_pair(tmp_path):
+    made = one_pair(evaluate={"probes": [{"name": "many_look"}, {"name": "many_look", "as": "other", "branch": "b"}]})
+    folder = vicjoint.train(made, [f"out={tmp_path / 'run'}", "train.steps=1"])
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert list(results) == ["many_look", "other"] and results["many_look"] != results["other"]
+    assert evaluate_command([str(folder)]) == 0 and json.loads((folder / "evaluation.json").read_text()) == results
+
+
 def test_a_branch_without_a_part_in_a_step_stays_as_it_is(tmp_path):
     folder = vicjoint.train(recipe(), [f"out={tmp_path / 'run'}", "train.steps=1", "evaluate.probes=[]"])
     untrained, trained = build_parts(load_recipe(recipe())).model.state_dict(), state(folder, 1)["model"]
@@ -212,7 +257,7 @@ def test_a_stopped_run_of_several_pairs_is_resumed_exactly(tmp_path):
     learnt = recipe(objective={"name": "infonce", "learnable": True}, optim={"name": "adamw", "lr": 1e-2, "schedule": {"name": "constant"}})
     whole = vicjoint.train(learnt, [f"out={tmp_path / 'whole'}"])
     stopped = vicjoint.train(learnt, [f"out={tmp_path / 'stopped'}"])
-    (stopped / "checkpoints" / "step_00000006.pt").unlink()  # as if it had been killed after its checkpoint at step 3, in the middle of a round
+    shutil.rmtree(stopped / "checkpoints" / "step_00000006")  # as if it had been killed after its checkpoint at step 3, in the middle of a round
     assert vicjoint.train(learnt, [f"out={stopped}"]) == stopped
     ends = [state(folder) for folder in (whole, stopped)]
     assert all(torch.equal(a, b) for a, b in zip(ends[0]["model"].values(), ends[1]["model"].values()))

@@ -15,7 +15,9 @@ from vicjoint import data, distributed
 from vicjoint.config import PairOfBranches, Recipe, RecipeError
 from vicjoint.model import JointModel, SharedBranches, as_spec, build_model, modality_spec
 from vicjoint.objectives.multicrop import MultiCrop
-from vicjoint.registry import build, find, options
+from vicjoint.readers import Readers
+from vicjoint.registry import build, find, nearest, options
+from vicjoint.time_limit import TimeLimit
 
 
 @dataclass
@@ -55,18 +57,19 @@ class Parts:
     steps: int
     steps_per_epoch: float
     device: torch.device
+    limit: TimeLimit  # for reading a sample
 
     @property
     def objective(self) -> nn.Module:
         """That of the first pair."""
         return self.pairs[0].objective
 
-    def batches(self, workers: int, start: int, end: int):
+    def batches(self, workers: int, start: int, end: int) -> Readers:
         """(Pair, bad samples) of the steps start..end-1; the pairs take turns."""
-        return data.in_turn(self.streams(), [p.records_per_batch for p in self.pairs], workers, start, end)
+        return Readers(self.streams(), [p.records_per_batch for p in self.pairs], workers, start, end)
 
     def streams(self) -> list[data.Stream]:
-        return [data.Stream(p.source.train, p.pair, self.recipe.train.seed, number) for number, p in enumerate(self.pairs)]
+        return [data.Stream(p.source.train, p.pair, self.recipe.train.seed, number, self.limit) for number, p in enumerate(self.pairs)]
 
 
 class Weighted(nn.Module):
@@ -100,6 +103,7 @@ def build_parts(recipe: Recipe) -> Parts:
         spec.pop("schedule"), spec.pop("clip")
         optimizer = build("optimizer", spec, nn.ModuleList([model, *(p.objective for p in pairs)]), recipe.train.batch_size)
         measures = build_measures(recipe, pairs, model)
+        check_best(recipe, measures)
         check_distinct(pairs)
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
@@ -107,7 +111,7 @@ def build_parts(recipe: Recipe) -> Parts:
     rounds = max(math.ceil((recipe.train.epochs or 0) * len(p.source.train) / p.records_per_batch) for p in pairs)
     steps_per_epoch = len(pairs) * max(len(p.source.train) / p.records_per_batch for p in pairs)
     return Parts(recipe, pairs, model, untrained.to(device), optimizer, measures, recipe.train.steps or len(pairs) * rounds,
-                 steps_per_epoch, device)
+                 steps_per_epoch, device, TimeLimit(recipe.data.timeout))
 
 
 def build_pairs(recipe: Recipe, device: torch.device) -> list[TrainedPair]:
@@ -188,21 +192,45 @@ def check_reading_options(recipe: Recipe, pairs: list[TrainedPair]) -> None:
 # ---- probes ----
 
 def build_measures(recipe: Recipe, pairs: list[TrainedPair], model) -> list[Measure]:
-    """Each probe on the first pair, or where its class says `all_pairs`, on every two branches. A probe keeps what it has read, so each
-    measure has its own. What cannot be measured is left out, and a line says why. Raises ValueError for a probe of another pair."""
+    """Each probe on the first pair, on the first that has its `branch`, or where its class says `all_pairs`, on every two branches. A probe keeps
+    what it has read, so each measure has its own. What cannot be measured is left out, and a line says why. Raises ValueError for a probe of
+    another pair."""
     found = []
     for spec in map(as_spec, recipe.evaluate.probes):
-        of_first = [((pairs[0].spec.a, pairs[0].spec.b), pairs[0].source, pairs[0].pair)]
+        given, branch = spec.pop("as", None), spec.get("branch") if recipe.branches else None
         everywhere = getattr(find("probe", spec["name"]), "all_pairs", False)
-        for (a, b), source, pair in every_two_branches(recipe, pairs, model) if everywhere else of_first:
-            name = f"{spec['name']} {a}-{b}" if recipe.pairs else spec["name"]
-            probe = build("probe", spec)
+        possible = every_two_branches(recipe, pairs, model) if everywhere else [((p.spec.a, p.spec.b), p.source, p.pair) for p in pairs]
+        if branch:
+            possible = [place for place in possible if branch in place[0]]
+        reasons = {}
+        for (a, b), source, pair in possible if everywhere or branch else possible[:1]:
+            of = f" {branch}" if branch and not everywhere else f" {a}-{b}"
+            name = (given or spec["name"]) + (of if recipe.pairs and (everywhere or not given) else "")
+            probe = build("probe", {**spec, "branch": "ab"[(a, b).index(branch)]} if branch else spec)
             reason = pair if isinstance(pair, str) else probe.misses(source, pair) if hasattr(probe, "misses") else None
-            if not reason:
-                found.append(Measure(name, probe, (a, b), source, pair))
-            elif distributed.rank() == 0:
-                print(f"probe {name} is left out: {reason}")
+            if reason:
+                reasons.setdefault(name, reason)
+                continue
+            reasons.pop(name, None)
+            found.append(Measure(name, probe, (a, b), source, pair))
+            if not everywhere:
+                break
+        for name, reason in reasons.items() if distributed.rank() == 0 else ():
+            print(f"probe {name} is left out: {reason}")
     return found
+
+
+def check_best(recipe: Recipe, measures: list[Measure]) -> None:
+    """Raises ValueError where checkpoint.best asks for a probe that is not run while training."""
+    best = recipe.checkpoint.best
+    if best is None:
+        return
+    probe, names = best.removeprefix("-").rpartition("/")[0], [m.name for m in measures]
+    if not recipe.evaluate.every:
+        raise ValueError(f"checkpoint.best: {best} is measured while training, but evaluate.every is not set. Set evaluate.every, such as to checkpoint.every.")
+    if probe not in names:
+        raise ValueError(f"checkpoint.best: {best} is not PROBE/METRIC of a probe of this run.{nearest(probe, names)} "
+                         f"Expected one of {', '.join(names) or 'none, since evaluate.probes is empty'}, then / and one of its metrics.")
 
 
 def every_two_branches(recipe: Recipe, pairs: list[TrainedPair], model) -> list[tuple]:

@@ -1,70 +1,211 @@
-"""Checkpoints: everything a run needs to go on, written under a temporary name and renamed, so a file is whole or absent; and
-the signals that ask for one."""
+"""Checkpoints: a folder step_<step>/ with everything a run needs to go on. It is whole or absent, and it never holds code.
 
+    model.safetensors      the model's state, an ema branch's too
+    training.safetensors   every other tensor: the optimizer's and the objectives'
+    state.json             the plain values, with the names of tensors in their places
+    manifest.json          bytes and CRC-32 of the other three, by which a damaged checkpoint is known
+
+It is written under a temporary name; files, and the folder, are synchronised with the disk before it gets its own.
+"""
+
+import json
 import os
 import re
-import signal
-import threading
-import time
+import shutil
+import zlib
 from pathlib import Path
+from typing import Callable
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+FILES = ("model.safetensors", "training.safetensors", "state.json")
+TEMPORARY = ".tmp"
+TENSOR, ITEMS, TUPLE = "__tensor__", "__items__", "__tuple__"  # in state.json: what JSON has no form for
 
 
-def save(folder: Path, step: int, state: dict, keep: int) -> Path:
-    """Write `state` as folder/step_<step>.pt and delete all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}.pt"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or used; the message names it and says why."""
+
+
+# ---- writing ----
+
+def save(folder: Path, step: int, state: dict, keep: int, best: int | None = None) -> Path:
+    """Write `state` (tensors, plain values, and dicts, lists and tuples of them; the model's under "model") as folder/step_<step>, then
+    delete all but the newest `keep` and step `best`. Raises CheckpointError where it cannot be written: nothing else has changed then."""
+    path = path_of(folder, step)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary, step, state)
+        if path.exists():  # one that a resumed run could not use
+            remove(path)
+        os.replace(temporary, path)
+        synchronise(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # first: its room counts below
+        raise CheckpointError(unwritable(path, state, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     for old in steps(folder)[:-keep]:
-        (folder / f"step_{old:08d}.pt").unlink()
+        if old != best:
+            remove(path_of(folder, old))
     return path
+
+
+def write(folder: Path, step: int, state: dict) -> None:
+    names: dict[tuple, str] = {}
+    model, training = {}, {}
+    plain = {"model": encode(state["model"], "", model, names),
+             **{key: encode(value, key, training, names) for key, value in state.items() if key != "model"}}
+    save_file(model, folder / "model.safetensors")
+    save_file(training, folder / "training.safetensors")
+    (folder / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+    files = {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum(folder / name)} for name in FILES}
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        synchronise(path)
+    synchronise(folder)
+
+
+def encode(value, name: str, tensors: dict[str, Tensor], names: dict[tuple, str]):
+    """`value` as JSON can hold it. Its tensors go into `tensors` by their place in it; one that occurs twice (shared weights) is written once.
+    Raises TypeError for what is neither a tensor nor plain."""
+    if isinstance(value, Tensor):
+        own = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
+        if names.setdefault(own, name) == name:
+            value = value.detach().cpu().contiguous()
+            # a part of a larger storage would bring all of it
+            tensors[name] = value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+        return {TENSOR: names[own]}
+    inner = lambda key, v: encode(v, f"{name}.{key}" if name else str(key), tensors, names)  # noqa: E731
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: inner(key, v) for key, v in value.items()}
+        return {ITEMS: [[key, inner(key, v)] for key, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [inner(i, v) for i, v in enumerate(value)]
+        return {TUPLE: items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values; {name} is of type {type(value).__name__}.")
+
+
+def unwritable(path: Path, state: dict, error: Exception) -> str:
+    tensors: dict[str, Tensor] = {}
+    encode(state, "", tensors, {})
+    needed = sum(t.nbytes for t in tensors.values()) / 2**20
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
+    except OSError:
+        free = "what is free there is not known"
+    there = steps(path.parent)
+    before = f"The one of step {there[-1]} is as it was" if there else "There is none before it"
+    return (f"checkpoint {path} cannot be written: {error}. It needs about {needed:.0f} MiB, and {free}. {before}. "
+            "Make room (or lower checkpoint.keep in a new run), then give the same command again to go on.")
+
+
+def remove(path: Path) -> None:
+    """Under a temporary name first, so that no half of a checkpoint bears a checkpoint's name."""
+    temporary = path.with_name(path.name + ".old" + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.replace(path, temporary)
+    shutil.rmtree(temporary)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file's data, or a folder's names, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+# ---- reading ----
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
 
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending."""
-    found = (re.fullmatch(r"step_(\d+)\.pt", p.name) for p in folder.glob("step_*.pt"))
+    found = (re.fullmatch(r"step_(\d+)", p.name) for p in folder.glob("step_*"))
     return sorted(int(m.group(1)) for m in found if m)
 
 
-def load_last(folder: Path) -> dict | None:
-    """The newest checkpoint that can be read (tensors and plain values only, never code), or None."""
-    for step in reversed(steps(folder)):
-        path = folder / f"step_{step:08d}.pt"
+def load(path: Path) -> dict:
+    """The state of one checkpoint, tensors on the CPU. Raises CheckpointError where it is not what was written."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {path} cannot be used: it has format {manifest['format']}, and this version reads {FORMAT}.")
+        for name in FILES:
+            given = manifest["files"][name]
+            if (path / name).stat().st_size != given["bytes"]:
+                raise CheckpointError(f"checkpoint {path} cannot be used: {name} has {(path / name).stat().st_size} bytes of {given['bytes']}.")
+            if checksum(path / name) != given["crc32"]:
+                raise CheckpointError(f"checkpoint {path} cannot be used: {name} is damaged (its checksum differs).")
+        tensors = load_file(path / "training.safetensors")
+        state = decode(json.loads((path / "state.json").read_text(encoding="utf-8")), tensors | load_file(path / "model.safetensors"))
+        if state["step"] != manifest["step"] or path.name != path_of(path.parent, state["step"]).name:
+            raise CheckpointError(f"checkpoint {path} cannot be used: its name and its content (step {state['step']}) differ.")
+        return state
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be used ({type(error).__name__}: {error}).") from error
+
+
+def decode(value, tensors: dict[str, Tensor]):
+    if isinstance(value, list):
+        return [decode(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if TENSOR in value:
+        return tensors[value[TENSOR]].clone()  # not a window on the file, which may be deleted
+    if TUPLE in value:
+        return tuple(decode(v, tensors) for v in value[TUPLE])
+    if ITEMS in value:
+        return {key: decode(v, tensors) for key, v in value[ITEMS]}
+    return {key: decode(v, tensors) for key, v in value.items()}
+
+
+def load_last(folder: Path, refuse: Callable[[dict], str | None] = lambda state: None) -> dict | None:
+    """The newest checkpoint that can be used, or None where there is none at all. One that is damaged, or that `refuse` has a reason against, is
+    named on the terminal, and the one before it is taken. Raises CheckpointError where none of those that exist can be used."""
+    found = steps(folder)
+    for step in reversed(found):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a truncated zip, a foreign pickle: torch raises many types
-            print(f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); trying the one before it")
+            state = load(path_of(folder, step))
+            if not (reason := refuse(state)):
+                return state
+            print(f"checkpoint {path_of(folder, step)} cannot be used: {reason}")
+        except CheckpointError as error:
+            print(error)
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used (see above). "
+                              "Put a copy of one there; or delete the run folder to start again from the first step.")
     return None
 
 
-class StopSignal:
-    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one stops at once.
-
-    One within a second of the first is the same request: `timeout` sends its signal to the program and again to the whole group."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    ONE_REQUEST_SECONDS = 1.0
-
-    def __init__(self):
-        self.asked, self._before, self._first = False, {}, 0.0
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number, _frame) -> None:
-        if self.asked and time.monotonic() - self._first > self.ONE_REQUEST_SECONDS:
-            raise KeyboardInterrupt
-        if not self.asked:
-            self.asked, self._first = True, time.monotonic()
+def tidy(folder: Path, step: int) -> None:
+    """Before a run goes on from a step: delete what a killed process left half done, and give later checkpoints, which could not be used,
+    a name that ends in .refused."""
+    for path in folder.glob(f"step_*{TEMPORARY}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for later in (s for s in steps(folder) if s > step):
+        path = path_of(folder, later)
+        aside = path.with_name(path.name + ".refused")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)

@@ -8,6 +8,8 @@ The sections below are the keys. A component, `{name: ..., option: ...}`, takes 
 finds under its name. recipe/file.py reads and writes text, recipe/check.py finds mistakes, recipe/schema.py describes the keys.
 """
 
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,6 +90,9 @@ class Train(Section):
     exact: bool = Field(True, description="with parts: the objective sees the whole batch, for one more forward pass; false: each part")
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="at a loss or gradient that is not finite: stop, or leave out the step")
+    nonfinite_limit: Whole = Field(10, ge=0, description="with skip: steps that a run may leave out in all, before it stops")
+    timeout: Number = Field(600, gt=0, description="seconds that a process waits for the others in a step, where there are several")
     tensorboard: bool = Field(False, description="also write TensorBoard files into the run folder")
 
 
@@ -95,6 +100,7 @@ class Data(Section):
     workers: Whole = Field(2, ge=0, description="processes that read data; 0: none beside the training process")
     max_bad_fraction: Number = Field(0.01, ge=0, le=1, description="share of bad samples above which a run stops")
     video_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field("auto", description="reader of video files")
+    timeout: Number | None = Field(300, gt=0, description="seconds after which a sample that is still being read counts as bad; null: no limit")
 
 
 class Evaluate(Section):
@@ -105,6 +111,8 @@ class Evaluate(Section):
 class Checkpoint(Section):
     every: Whole = Field(200, gt=0, description="steps between checkpoints")
     keep: Whole = Field(2, gt=0, description="newest checkpoints that are kept")
+    best: str | None = Field(None, description="PROBE/METRIC: the checkpoint with the model's largest value while training is kept too; "
+                                               "-PROBE/METRIC: with the smallest")
 
 
 class Recipe(Section):
@@ -149,10 +157,17 @@ class Recipe(Section):
 
 # ---- loading ----
 
-def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), check_paths: bool = True) -> Recipe:
+class ImportsError(RecipeError):
+    """A recipe that is not the user's own names modules to import."""
+
+
+def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), check_paths: bool = True,
+                imports: Collection[str] | None = None) -> Recipe:
     """The recipe of a file, a bare name among the shipped ones, or a mapping, with overrides (`["train.steps=10"]` or a mapping).
 
-    check_paths=False skips the check that source.root exists, for uses that need no data. Raises RecipeError with all mistakes.
+    check_paths=False skips the check that source.root exists, for uses that need no data. imports: modules that may be imported; null: all that
+    the recipe names, for the one that the user runs. A recipe that lies in a run folder or an export may come from anybody: of its modules only
+    these are imported, and those that this process has already. Raises RecipeError with all mistakes, ImportsError for other modules.
     """
     if isinstance(recipe, dict):
         label, data = "(given as a mapping)", plain(recipe)
@@ -175,7 +190,16 @@ def load_recipe(recipe: str | Path | dict, overrides: list[str] | dict = (), che
         )
     elif any(keys[0] == "source" for keys, _ in changes):
         changed.pop("announcement", None)
+    if imports is not None:
+        refuse_imports(changed.get("imports"), imports, label)
     return check(changed, label, mistakes, check_paths)
+
+
+def refuse_imports(named, allowed: Collection[str], label: str) -> None:
+    named = named if isinstance(named, list) else []
+    if refused := [module for module in named if isinstance(module, str) and module not in allowed and module not in sys.modules]:
+        raise ImportsError(f"recipe {label} wants to import {', '.join(refused)}. A recipe that comes with a run or an export runs no code of its own. "
+                           "If you trust these modules, say so: --allow-imports, or load_encoder(folder, imports=[...]).")
 
 
 def _root(data: dict):
@@ -199,8 +223,8 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         found = [(tuple(p for p in e["loc"] if p not in (TEXT, MAPPING)), e) for e in error.errors()]
-        mistakes += [f"{'.'.join(map(str, loc))}: {in_words(loc, e, Recipe)}" for loc, e in found
-                     if not (loc[0] == "b" and loc[1:2] and loc[1] in taken)]
+        mistakes += [f"{'.'.join(map(str, loc)) or 'a key'}: {in_words(loc, e, Recipe)}" for loc, e in found
+                     if not (loc[:1] == ("b",) and loc[1:2] and loc[1] in taken)]
     mistakes += of_components + check_form(data, Recipe) + check_together(data, follows)
     for path, root, source in [*places(data, ["source", "root"]), *places(data, ["pairs", "*", "source", "root"])]:
         if check_paths and isinstance(root, str) and root_is_a_path(source) and not Path(root).expanduser().exists():
@@ -219,11 +243,17 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def differences(recipe_a: Recipe, recipe_b: Recipe) -> list[str]:
-    """One line for each key that differs, with both values; where a run is written and how many processes read do not count."""
-    a, b = _flat(recipe_a.dump()), _flat(recipe_b.dump())
+    """One line for each key that differs, with both values; where a run is written, how many processes read, and how long to wait
+    for them do not count."""
+    return differences_of(recipe_a.dump(), recipe_b.dump())
+
+
+def differences_of(a: dict, b: dict) -> list[str]:
+    """`differences` of what `dump` gives: of a recipe that comes with data, which is compared but not loaded (it could name `imports`)."""
+    a, b = _flat(a), _flat(b)
     return [f"{key}: {show(a[key]) if key in a else 'absent'} -> {show(b[key]) if key in b else 'absent'}"
             for key in dict.fromkeys([*a, *b])
-            if key not in ("out", "data.workers") and (key in a, a.get(key)) != (key in b, b.get(key))]
+            if key not in ("out", "data.workers", "data.timeout", "train.timeout") and (key in a, a.get(key)) != (key in b, b.get(key))]
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:

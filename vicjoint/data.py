@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vicjoint import distributed
 from vicjoint.batch import Pair, batch_size, concatenate
 from vicjoint.guard import printable
+from vicjoint.time_limit import SampleTimeout, TimeLimit
 
 READ_ERRORS = (ValueError, OSError, MemoryError)  # what a modality raises on bad input: its own messages, the file system's, or too much of it
 CAUSE = 500  # characters of a cause that are kept
@@ -54,8 +55,9 @@ class Stream(Dataset):
 
     MAX_REPLACEMENTS = 20
 
-    def __init__(self, records: list[dict], pair, seed: int, number: int = 0):
+    def __init__(self, records: list[dict], pair, seed: int, number: int = 0, limit: TimeLimit | None = None):
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
+        self.limit = limit or TimeLimit()
         self.distinct = Distinct(records, pair) if getattr(pair, "distinct", None) else None
         self._order = (-1, None)
 
@@ -82,11 +84,14 @@ class Stream(Dataset):
         rng = self.generator(epoch, index, 1)
         bad, others = [], None
         for _ in range(self.MAX_REPLACEMENTS):
-            record = self.records[index]
+            record, before = self.records[index], rng.bit_generator.state
             try:
-                a, b = self.pair.sample(record, rng)
+                with self.limit.reading(self.number, index, record["id"]):
+                    a, b = self.pair.sample(record, rng)
                 return a, b, self._group(record, index), f"{record['id']}@{epoch}", bad
             except READ_ERRORS as error:
+                if isinstance(error, SampleTimeout):
+                    rng.bit_generator.state = before  # the same replacement whether the reading was ended, killed, or not tried again
                 bad.append((record["id"], cause_of(error)))
                 others = self._others(position) if others is None else others
                 index = int(others[rng.integers(len(others))])
@@ -229,19 +234,30 @@ def batches(stream: Stream, records_per_batch: int, workers: int, start: int, en
     return in_turn([stream], [records_per_batch], workers, start, end)
 
 
-def in_turn(streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int) -> DataLoader:
+def in_turn(streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int, patience: float = 0) -> DataLoader:
     """Yields (Pair, bad samples) for the steps start..end-1, in which the streams take turns. Workers are spawned, so decoders and
-    torch's threads start clean. Raises ValueError where a `distinct` column has too few values for a batch."""
+    torch's threads start clean. Raises ValueError where a `distinct` column has too few values for a batch; with workers and a `patience` above
+    0, RuntimeError where a batch takes longer than so many seconds, after which it can be asked for again."""
     for stream, records in zip(streams, records_per_batch):
         if stream.distinct is not None:
             stream.distinct.set_batch(records)
     return DataLoader(
         Turns(streams), batch_sampler=Batches(records_per_batch, start, end), num_workers=workers, collate_fn=collate,
         pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None, worker_init_fn=_start_worker if workers else None,
+        prefetch_factor=4 if workers else None, worker_init_fn=_start_worker if workers else None, timeout=patience if workers else 0,
+        generator=torch.Generator(),  # its own: torch's would be moved by how often reading is started
     )
 
 
 def _start_worker(worker: int) -> None:
+    start_reading(worker)
+    limit = torch.utils.data.get_worker_info().dataset.streams[0].limit  # one object, which the streams share
+    if limit.rows is not None:
+        limit.enter(worker)
+
+
+def start_reading(worker: int) -> None:
+    """What a process that reads does first."""
     torch.set_num_threads(1)  # workers decode side by side; the main process trains
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process saves, then ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group: the main process saves, then ends its workers
+        signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from datetime import timedelta
 from typing import Callable
 
 import torch
@@ -9,16 +10,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def start() -> None:
-    """Join the process group when launched by torchrun; otherwise do nothing."""
+_patient = None  # the group in which processes wait for the first one's long work
+
+
+def start(timeout_seconds: float = 600) -> None:
+    """Join the process group when launched by torchrun; otherwise do nothing. A process waits so long for the others in a step."""
+    global _patient
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def stop() -> None:
+    global _patient
     if dist.is_initialized():
+        _patient = None
         # a DistributedDataParallel that only waits for the garbage collector still holds the group, and gloo's threads then abort the exit
         gc.collect()
         dist.destroy_process_group()
@@ -33,8 +41,16 @@ def world_size() -> int:
 
 
 def barrier() -> None:
+    """Wait for all processes, as long as it takes: the first one may evaluate for hours. The death of one ends it."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(_patient)
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that another process is gone or does not answer. torch has no one type for it: gloo raises RuntimeError, NCCL
+    DistBackendError, the store DistNetworkError or DistStoreError."""
+    signs = ("gloo/", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
+    return world_size() > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(s in str(error) for s in signs))
 
 
 def broadcast_object(value):
@@ -44,6 +60,22 @@ def broadcast_object(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_first(make: Callable):
+    """What `make()` gives on the first process, on every process; an exception that it raises there is raised on every one."""
+    if not dist.is_initialized():
+        return make()
+    box = (None, None)
+    if rank() == 0:
+        try:
+            box = make(), None
+        except Exception as error:
+            box = None, error
+    value, error = broadcast_object(box)
+    if error is not None:
+        raise error
+    return value
 
 
 def gather_objects(value) -> list:

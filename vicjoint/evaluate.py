@@ -1,4 +1,4 @@
-"""python -m vicjoint.evaluate RUN: the recipe's probes on the trained model of a run folder; rewrites its evaluation.json and report."""
+"""python -m vicjoint.evaluate RUN [--allow-imports]: the recipe's probes on the trained model of a run folder; rewrites its evaluation.json and report."""
 
 import argparse
 import sys
@@ -6,23 +6,29 @@ from pathlib import Path
 
 from vicjoint.build import build_parts
 from vicjoint.config import RecipeError, load_recipe
-from vicjoint.loop import finish, resume
+from vicjoint.checkpoint import CheckpointError
+from vicjoint.guard import printable_lines
+from vicjoint.loop import finish
 from vicjoint.registry import ComponentError
+from vicjoint.resuming import load_fitting, restore
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vicjoint.evaluate", description="Evaluate the trained model of a run.")
     parser.add_argument("run", type=Path)
+    parser.add_argument("--allow-imports", action="store_true", help="import the modules that the run's recipe names: they run code")
     options = parser.parse_args(arguments)
     try:
         if not (options.run / "recipe.yaml").exists():
             raise RecipeError(f"{options.run} is not a run: it has no recipe.yaml.")
-        parts = build_parts(load_recipe(options.run / "recipe.yaml"))
-        if resume(parts, options.run) == 0:
-            raise RecipeError(f"{options.run} has no checkpoint that can be read.")
+        parts = build_parts(load_recipe(options.run / "recipe.yaml", imports=None if options.allow_imports else ()))
+        state = load_fitting(parts, options.run)
+        if state is None:
+            raise RecipeError(f"{options.run} has no checkpoint. Run its recipe with out={options.run} first.")
+        restore(parts, state)
         finish(parts, options.run)
-    except (RecipeError, ComponentError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (RecipeError, ComponentError, CheckpointError, ValueError) as error:
+        print(printable_lines(error), file=sys.stderr)
         return 2
     return 0
 

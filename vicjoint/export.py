@@ -8,6 +8,7 @@
 import argparse
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vicjoint import checkpoint
-from vicjoint.config import RecipeError, load_recipe
+from vicjoint.checkpoint import CheckpointError
+from vicjoint.config import Recipe, RecipeError, load_recipe
+from vicjoint.guard import printable_lines
 from vicjoint.model import build_model
 from vicjoint.registry import nearest
+from vicjoint.runfolder import best_step
 
 
 class RepresentationModel(nn.Module):
@@ -31,10 +35,13 @@ class RepresentationModel(nn.Module):
         return self.encoder(self.modality(view))
 
 
-def load_encoder(folder, branch: str = "a") -> RepresentationModel:
+def load_encoder(folder, branch: str = "a", step: int | str | None = None, imports: Collection[str] | None = ()) -> RepresentationModel:
     """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name of the recipe's `branches`.
-    Its `dim` is the width of y. Raises RecipeError where the folder is neither, or has no such branch."""
-    model, state = read_model(Path(folder))
+    Its `dim` is the width of y. `step`: of a run's checkpoints the one of a step or, with checkpoint.best, the "best"; None: the last.
+    `imports`: modules that its recipe may import, for encoders of your own; None: all that it names. Without them a folder from elsewhere runs no
+    code: weights are plain numbers.
+    Raises RecipeError where the folder is neither, or has no such branch or checkpoint."""
+    model, state = read_model(Path(folder), step, imports)
     if branch not in model.branches:
         names = " or ".join(f"'{name}'" for name in model.branches)
         raise RecipeError(f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}.")
@@ -42,25 +49,44 @@ def load_encoder(folder, branch: str = "a") -> RepresentationModel:
     return RepresentationModel(model.branches[branch]).eval()
 
 
-def read_model(folder: Path):
+def read_model(folder: Path, step: int | str | None, imports: Collection[str] | None):
     """(model as the recipe describes it, trained state) of a run folder or an export."""
     if not (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is neither a run nor an export: it has no recipe.yaml.")
+    recipe = load_recipe(folder / "recipe.yaml", check_paths=False, imports=imports)
     if (folder / "model.safetensors").exists():
+        if step is not None:
+            raise RecipeError(f"step: {folder} is an export, which holds one model. Give step with a run folder.")
         state = load_file(folder / "model.safetensors")
     else:
-        saved = checkpoint.load_last(folder / "checkpoints")
-        if saved is None:
-            raise RecipeError(f"{folder} has no checkpoint that can be read. Run its recipe with out={folder} first.")
-        state = saved["model"]
-    recipe = load_recipe(folder / "recipe.yaml", check_paths=False)
+        state = read_checkpoint(folder, recipe, step)["model"]
     with torch.random.fork_rng(devices=[]):
         return build_model(recipe), state
 
 
-def export(run: Path, to: Path) -> Path:
+def read_checkpoint(run: Path, recipe: Recipe, step: int | str | None) -> dict:
+    """The state of a run's checkpoint: the newest that can be read, that of a step, or the `best` one. Raises RecipeError where there is none."""
+    folder = run / "checkpoints"
+    there = checkpoint.steps(folder)
+    if not there:
+        raise RecipeError(f"{run} has no checkpoint. Run its recipe with out={run} first.")
+    try:
+        if step is None:
+            return checkpoint.load_last(folder)
+        if step == "best":
+            if recipe.checkpoint.best is None:
+                raise RecipeError(f"step: best: the recipe of {run} does not say what is best. Give a step, or train with checkpoint.best=PROBE/METRIC.")
+            step = best_step(run, recipe.checkpoint.best, last=there[-1])
+        if step not in there:
+            raise RecipeError(f"step: {run} has no checkpoint of step {step}. Expected one of {', '.join(map(str, there))}, or best.")
+        return checkpoint.load(checkpoint.path_of(folder, step))
+    except CheckpointError as error:
+        raise RecipeError(str(error)) from error
+
+
+def export(run: Path, to: Path, step: int | str | None = None, imports: Collection[str] | None = ()) -> Path:
     """Write model.safetensors and recipe.yaml of a run into the folder `to`."""
-    model, state = read_model(run)
+    model, state = read_model(run, step, imports)
     model.load_state_dict(state)
     to.mkdir(parents=True, exist_ok=True)
     # `weights: same` makes b the same tensors as a; safetensors wants each tensor once, so they are written as copies
@@ -69,9 +95,9 @@ def export(run: Path, to: Path) -> Path:
     return to
 
 
-def export_encoder(run: Path, to: Path, branch: str) -> Path:
+def export_encoder(run: Path, to: Path, branch: str, step: int | str | None = None, imports: Collection[str] | None = ()) -> Path:
     """Write the state_dict of one branch's encoder as a .pth or .safetensors file."""
-    state = {name: tensor.clone().contiguous() for name, tensor in load_encoder(run, branch).encoder.state_dict().items()}
+    state = {name: tensor.clone().contiguous() for name, tensor in load_encoder(run, branch, step, imports).encoder.state_dict().items()}
     to.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, to) if to.suffix == ".safetensors" else torch.save(state, to)
     return to
@@ -84,12 +110,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER or FILE", help="a folder, or a file ending in .pth or .safetensors")
     parser.add_argument("--branch", default="a", metavar="NAME",
                         help="whose encoder goes into a file: a, b, or a name of the recipe's branches")
+    parser.add_argument("--step", metavar="N", type=lambda text: int(text) if text.isdigit() else text,
+                        help="a step that has a checkpoint, or best (with checkpoint.best); the last one is the default")
+    parser.add_argument("--allow-imports", action="store_true", help="import the modules that the run's recipe names: they run code")
     options = parser.parse_args(arguments)
     try:
-        one_file = options.to.suffix in (".pth", ".safetensors")
-        print(f"export: {export_encoder(options.run, options.to, options.branch) if one_file else export(options.run, options.to)}")
+        run, to, branch, step, imports = options.run, options.to, options.branch, options.step, None if options.allow_imports else ()
+        one_file = to.suffix in (".pth", ".safetensors")
+        print(f"export: {export_encoder(run, to, branch, step, imports) if one_file else export(run, to, step, imports)}")
     except (RecipeError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
         return 2
     return 0
 

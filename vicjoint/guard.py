@@ -21,8 +21,8 @@ _lock = threading.RLock()
 def no_file(path: str, what: str, most_bytes: int | None = None) -> str | None:
     """Why the file at `path` must not be opened as a `what` (image, video, sound), or None. Opening a named pipe waits for ever, a device may
     never end, and a NUL character ends a path early in C."""
-    if "\0" in path:
-        return "the path has a NUL character, so it names no file"
+    if not can_be_named(path):
+        return "the path has a NUL character or half a surrogate, so it names no file"
     try:
         state = os.stat(path)
     except FileNotFoundError:
@@ -37,6 +37,14 @@ def no_file(path: str, what: str, most_bytes: int | None = None) -> str | None:
     if most_bytes is not None and state.st_size > most_bytes:
         return f"the file has {state.st_size:,} bytes, more than the {most_bytes:,} that are read"
     return None
+
+
+def can_be_named(path: str) -> bool:
+    """Whether the system takes `path` for a path at all."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def no_media(path: str) -> str | None:

@@ -4,6 +4,8 @@ Writes recipe.yaml, environment.json, metrics.jsonl, evaluation.jsonl (while tra
 pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folder.
 """
 
+import contextlib
+import errno
 import math
 import time
 from pathlib import Path
@@ -13,44 +15,84 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vicjoint import checkpoint, data, distributed, metrics
+from vicjoint import data, distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.build import Parts, build_parts, try_one_record
+from vicjoint.checkpoint import CheckpointError
 from vicjoint.config import Recipe, load_recipe
 from vicjoint.model import as_spec, count_parameters
+from vicjoint.nonfinite import Watch
 from vicjoint.optim import set_learning_rate
+from vicjoint.readers import ReaderError
 from vicjoint.report.page import write_report
-from vicjoint.runfolder import MetricsLog, open_run, table, write_environment, write_json
+from vicjoint.resuming import resume, save
+from vicjoint.runfolder import MetricsLog, best_step, only_one, open_run, replaced, table, write_environment, write_json
+from vicjoint.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 
 HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
-
-
-class Stopped(RuntimeError):
-    """A signal asked to stop; a checkpoint is saved and the same command goes on from it."""
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
+OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, data.BadDataError)  # they say all already
+
+
 def train(recipe, overrides=()) -> Path:
     """Train what a recipe (file, bare name or mapping) with overrides (`["train.steps=10"]`) describes; returns the run folder.
-    A folder given by `out` that holds a run of the same recipe is resumed."""
+    A folder given by `out` that holds a run of the same recipe is resumed. Raises Stopped, with a checkpoint saved, where a signal asked for it."""
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    distributed.start()
+    distributed.start(recipe.train.timeout)
     try:
         parts = build_parts(recipe)
         try_one_record(parts)
-        folder = Path(distributed.broadcast_object(str(open_run(recipe)) if distributed.rank() == 0 else None))
-        if distributed.rank() == 0:
-            describe(parts, folder)
-        start = resume(parts, folder)
-        with checkpoint.StopSignal() as signal, MetricsLog(folder, start, parts.steps, recipe.train) as log:
-            fit(parts, folder, start, log, signal)
-        finish(parts, folder)
+        folder = distributed.from_first(lambda: open_run(recipe))
+        with only_one(folder) if distributed.rank() == 0 else contextlib.nullcontext(), StopSignal() as signal:
+            try:
+                run_in(parts, folder, signal)
+            except OWN_ERRORS:
+                raise
+            except (OSError, RuntimeError) as error:
+                raise in_words(error, parts.recipe, folder, signal.asked) from error
     finally:
         distributed.stop()
     return folder
+
+
+def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
+    """From the folder's last checkpoint to the report."""
+    if distributed.rank() == 0:
+        describe(parts, folder)
+    start = resume(parts, folder)
+    with MetricsLog(folder, start[0], parts.steps, parts.recipe.train) as log:
+        fit(parts, folder, start, log, signal)
+    try:
+        with signal.at_once():
+            finish(parts, folder)
+    except Interrupted:  # the last step's checkpoint is saved
+        raise Stopped(stopped_at(parts.steps, folder)) from None
+
+
+def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exception:
+    """What the system or another process is to blame for, as an error whose message says all; any other error as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TrainingError(f"{folder} cannot be written: {error.strerror}. Its checkpoints are as they were. Make room, then give the same "
+                             f"command again (out={folder}) to go on.")
+    if str(error).startswith("DataLoader worker"):  # while evaluating: training has readers that are watched
+        return TrainingError(f"a process that read data for an evaluation ended unexpectedly ({error}). Where memory is short, lower data.workers. "
+                             f"The same command with out={folder} goes on.")
+    if distributed.is_lost(error):
+        of = f"process {distributed.rank()} of {distributed.world_size()}"
+        said = (f"{of}: another process is gone, or did not answer within train.timeout={recipe.train.timeout:g} s ({str(error).splitlines()[0]}). "
+                f"The same command with out={folder} goes on from the last checkpoint; torchrun --max-restarts=N does so by itself.")
+        return Stopped(said) if asked and distributed.rank() > 0 else TrainingError(said)  # the first process has saved before it left
+    return error
+
+
+def stopped_at(step: int | None, folder: Path) -> str:
+    after = "" if step is None else f" after step {step}"
+    return f"stopped by a signal{after}; a checkpoint is saved. Run the same recipe with out={folder} to go on."
 
 
 def describe(parts: Parts, folder: Path) -> None:
@@ -64,78 +106,99 @@ def describe(parts: Parts, folder: Path) -> None:
             print(f"{p.name}: {said}" if len(parts.pairs) > 1 else said)
 
 
-def fit(parts: Parts, folder: Path, start: int, log: MetricsLog, signal: checkpoint.StopSignal) -> None:
-    """Train from step `start` to the recipe's last step. Raises Stopped, after saving, where a signal asked for it."""
-    recipe, model, optimizer, device, turns = parts.recipe, parts.model, parts.optimizer, parts.device, len(parts.pairs)
-    batches = iter(parts.batches(recipe.data.workers, start, parts.steps))
+def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, signal: StopSignal) -> None:
+    """Train from a step (and whether its evaluation is done) to the recipe's last one. Raises Stopped, after saving, where a signal asked for it."""
+    recipe, model, optimizer, turns = parts.recipe, parts.model, parts.optimizer, len(parts.pairs)
+    begin, evaluated = start
     quarantines = {p.source_name: data.Quarantine(folder / "bad_samples.jsonl", p.source_name, len(p.source.train), recipe.data.max_bad_fraction)
                    for p in parts.pairs}
+    for number, p in enumerate(parts.pairs):
+        parts.limit.learn(number, list(quarantines[p.source_name].causes.items()))
     forward = wrap(parts)
+    watch = Watch(parts, folder, begin)
+    if not evaluated:
+        evaluate_while_training(parts, folder, begin, log, signal)
     model.train()
 
-    for step in range(start, parts.steps):
-        # once in a while: evaluate, save
-        if step > start and recipe.evaluate.every and step % recipe.evaluate.every == 0:
-            log.evaluation(step, evaluate(parts)[0])
-        if step > start and step % recipe.checkpoint.every == 0:
-            save(parts, folder, step)
+    with parts.batches(recipe.data.workers, begin, parts.steps) as batches:
+        for step in range(begin, parts.steps):
+            number = step % turns
+            trained = parts.pairs[number]
+            began = time.perf_counter()
+            pair, bad = read(parts, folder, batches, step)
+            waited = time.perf_counter() - began
+            gathered = distributed.gather_objects((bad, signal.asked))
+            if any(asked for _, asked in gathered):
+                save(parts, folder, step)
+                raise Stopped(stopped_at(step, folder))
+            found = [b for bad, _ in gathered for b in bad]
+            quarantines[trained.source_name].add(found)
+            parts.limit.learn(number, found)
 
-        number = step % turns
-        trained = parts.pairs[number]
-        began = time.perf_counter()
-        pair, bad = next(batches)
-        waited = time.perf_counter() - began
-        quarantines[trained.source_name].add([b for of_process in distributed.gather_objects(bad) for b in of_process])
+            seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
+            lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch)
+            watch.remember()
+            loss, terms, embeddings = backward(forward, trained.objective, pair.to(parts.device), recipe, number)
+            skipped = watch.look(step, number, pair, loss, terms)
+            if skipped and watch.over:
+                if step:
+                    save(parts, folder, step)  # as before this step: --replay has its exact weights
+                raise TrainingError(skipped)
+            if not skipped:
+                update(parts)
 
-        lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch)
-        loss, terms, embeddings = backward(forward, trained.objective, pair.to(device), recipe, number)
-        check_finite(step, loss, terms)
-        if recipe.optim.clip:
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
-            check_finite(step, norm, {"gradient norm": norm})
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        model.after_step()
-
-        healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
-        rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
-        log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None)
-        if any(distributed.gather_objects(signal.asked)) and step + 1 < parts.steps:
-            save(parts, folder, step + 1)
-            raise Stopped(f"stopped by a signal after step {step + 1}; a checkpoint is saved. Run the same recipe with out={folder} to go on.")
-    if start < parts.steps:
-        save(parts, folder, parts.steps)
-
-
-def save(parts: Parts, folder: Path, step: int) -> None:
-    first, *further = (p.objective.state_dict() for p in parts.pairs)
-    state = {"step": step, "model": parts.model.state_dict(), "objective": first, "further_objectives": further, "optimizer": parts.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
-    if distributed.rank() == 0:
-        checkpoint.save(folder / "checkpoints", step, state, parts.recipe.checkpoint.keep)
+            healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
+            rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
+            if skipped:
+                log.skipped(step + 1, trained.name, terms, rates, skipped)
+            else:
+                log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None)
+            after(parts, folder, step + 1, log, signal)
 
 
-def resume(parts: Parts, folder: Path) -> int:
-    """Load the last checkpoint of the folder, where there is one; returns the step to go on from."""
-    state = checkpoint.load_last(folder / "checkpoints")
-    if state is None:
-        return 0
-    parts.model.load_state_dict(state["model"])
-    for p, objective in zip(parts.pairs, [state["objective"], *state.get("further_objectives", [])]):
-        p.objective.load_state_dict(objective)
-    parts.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["torch_rng"])
-    print(f"going on from step {state['step']} of {parts.steps} in {folder}")
-    return state["step"]
+def read(parts: Parts, folder: Path, batches, step: int):
+    """The batch of a step. Where reading fails for good, what was learnt is saved first."""
+    try:
+        return next(batches)
+    except ReaderError:
+        save(parts, folder, step)
+        raise
 
 
-def check_finite(step: int, loss, terms: dict) -> None:
-    """Stop before the optimizer step: the weights stay those of the last good step."""
-    if not torch.isfinite(loss):
-        broken = [f"{name}={float(value)}" for name, value in terms.items() if not torch.isfinite(value)] or [f"loss={float(loss)}"]
-        raise TrainingError(
-            f"step {step + 1}: {', '.join(broken)} is not finite. Nothing was updated by this step. "
-            "Lower optim.lr, set optim.clip=1.0, or use train.precision=fp32."
-        )
+def after(parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal) -> None:
+    """What is due after `done` steps: an evaluation, then a checkpoint, so that one never lacks the other's lines."""
+    recipe, best = parts.recipe, False
+    if recipe.evaluate.every and done % recipe.evaluate.every == 0 and done < parts.steps:
+        best = evaluate_while_training(parts, folder, done, log, signal)
+    if done % recipe.checkpoint.every == 0 or done == parts.steps or best:
+        save(parts, folder, done)
+
+
+def evaluate_while_training(parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal) -> bool:
+    """Evaluate, write it down, and say whether this was the best so far. A signal does not wait for the end: the evaluation is done again."""
+    try:
+        with signal.at_once():
+            results = evaluate(parts)[0]
+    except Interrupted:
+        save(parts, folder, done, evaluated=False)
+        raise Stopped(stopped_at(done, folder)) from None
+    log.evaluation(done, results)
+    parts.model.train()
+    if distributed.rank() > 0 or not parts.recipe.checkpoint.best:
+        return False
+    try:
+        return best_step(folder, parts.recipe.checkpoint.best) == done
+    except KeyError as error:
+        raise TrainingError(error.args[0]) from None
+
+
+def update(parts: Parts) -> None:
+    """The optimizer's step with the gradients that are there, and what follows it."""
+    if parts.recipe.optim.clip:
+        nn.utils.clip_grad_norm_(parts.model.parameters(), parts.recipe.optim.clip)
+    parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.model.after_step()
 
 
 def wrap(parts: Parts):
@@ -156,6 +219,7 @@ def wrap(parts: Parts):
 def evaluate(parts: Parts) -> tuple[dict, dict]:
     """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is."""
     results, pictures = {}, {}
+    seed_everything(parts.recipe.train.seed, EVALUATION)  # the same model gives the same numbers, whenever it is asked
     if distributed.rank() == 0:
         for m in parts.measures:
             rows = results.setdefault(m.name, {})
@@ -175,7 +239,8 @@ def finish(parts: Parts, folder: Path) -> None:
     if distributed.rank() == 0:
         write_json(folder / "evaluation.json", results)
         if pictures:
-            np.savez_compressed(folder / "pictures.npz", **{f"{probe}/{name}": array for probe, arrays in pictures.items() for name, array in arrays.items()})
+            with replaced(folder / "pictures.npz") as file:
+                np.savez_compressed(file, **{f"{probe}/{name}": array for probe, arrays in pictures.items() for name, array in arrays.items()})
         write_json(folder / "spectrum.json", final_spectra(parts))
         for probe, rows in results.items():
             print(f"\n{probe} after {parts.steps} steps\n{table(rows)}")

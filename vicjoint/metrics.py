@@ -37,7 +37,11 @@ def branch_health(z: Tensor) -> dict[str, float]:
 
 
 def spectrum(z: Tensor) -> Tensor:
-    """Eigenvalues of the covariance matrix of z [N, D], descending, [min(N, D)] float64."""
+    """Eigenvalues of the covariance matrix of z [N, D], descending, [min(N, D)] float64. Rows that are not finite are left out: one of them must not
+    end a run that has trained to its last step."""
+    z = z[torch.isfinite(z).all(1)]
+    if not len(z):
+        return torch.zeros(0, dtype=torch.float64)
     centred = z.double() - z.double().mean(0)
     return torch.linalg.svdvals(centred).square() / max(1, len(z) - 1)
 

@@ -1,4 +1,4 @@
-"""python -m vicjoint.run RECIPE [key=value ...] [--dry-run] [--list] [--schema]
+"""python -m vicjoint.run RECIPE [key=value ...] [--dry-run] [--list] [--schema] [--replay STEP]
 
 Trains what a recipe describes. Exit code 0: done (the last line on stdout is `run: FOLDER`); 2: a wrong recipe or arguments;
 75: stopped by a signal with a checkpoint saved (the same command with out=FOLDER goes on); 1: anything else.
@@ -12,6 +12,7 @@ import time
 
 from vicjoint import registry
 from vicjoint.config import Recipe, RecipeError, json_schema, load_recipe, to_yaml
+from vicjoint.guard import printable, printable_lines
 from vicjoint.registry import ComponentError
 
 DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
@@ -29,19 +30,26 @@ def main(arguments: list[str] | None = None) -> int:
             raise RecipeError("no recipe given. Usage: python -m vicjoint.run RECIPE [key=value ...]")
         recipe = load_recipe(options.recipe, options.overrides)
         if recipe.announcement:
-            print(recipe.announcement, flush=True)
+            print(printable_lines(recipe.announcement), flush=True)
         if options.dry_run:
             return dry_run(recipe)
+        if options.replay is not None:
+            from vicjoint.nonfinite import replay
+            replay(recipe, options.replay)
+            return DONE
         from vicjoint.loop import train
         folder = train(recipe)
     except (RecipeError, ComponentError) as error:
-        print(error, file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
         return WRONG_RECIPE
     except stopped() as error:
-        print(error, file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
         return STOPPED
     except expected_failures() as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {printable_lines(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped at once. The same command with out=FOLDER goes on from the last checkpoint.", file=sys.stderr)
         return FAILED
     print(f"run: {folder}")
     return DONE
@@ -54,20 +62,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe, sizes, one measured step and the time to expect; then exit")
     parser.add_argument("--list", action="store_true", help="list every registered component with its options")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
+    parser.add_argument("--replay", type=int, metavar="STEP", help="with out=FOLDER of a run: read a step's batch again, say what the model makes of it; then exit")
     return parser.parse_intermixed_args(arguments)
 
 
 def stopped() -> type[Exception]:
-    from vicjoint.loop import Stopped
+    from vicjoint.stopping import Stopped
     return Stopped
 
 
 def expected_failures() -> tuple[type[Exception], ...]:
     """Errors whose message says all that a user needs."""
-    from vicjoint.data import BadDataError
-    from vicjoint.loop import TrainingError
+    from vicjoint.loop import OWN_ERRORS
     from vicjoint.video import VideoError
-    return BadDataError, TrainingError, VideoError
+    return *OWN_ERRORS, VideoError
 
 
 def list_components() -> int:
@@ -90,7 +98,7 @@ def dry_run(recipe: Recipe) -> int:
     for branch, counts in parameters(parts.model).items():
         print(f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()))
     for source in dict.fromkeys(p.source.describe() for p in parts.pairs):
-        print(source)
+        print(printable(source))
     reading, training = 0.0, 0.0  # seconds of a step, on average over the pairs
     for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
         which, each = f"{p.name}: " if len(parts.pairs) > 1 else "", p.pair.samples_per_record

@@ -1,5 +1,7 @@
 """A run's folder on disk: which one, what stands in it, and the lines written while training (file, terminal, TensorBoard)."""
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -11,30 +13,71 @@ import torch
 from tqdm import tqdm
 
 from vicjoint import distributed, metrics
-from vicjoint.config import Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.guard import printable
 
 
 def open_run(recipe: Recipe) -> Path:
     """The folder of this run: `out`, or the next free runs/<name>/<number>. Raises RecipeError where `out` holds another recipe's run."""
     if recipe.out is None:
+        if folder := started_before(Path("runs") / recipe.name):
+            return folder
         folder = next_number(Path("runs") / recipe.name)
     else:
         folder = Path(recipe.out)
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"out: {folder} is a file. Expected a folder, or a name that is free.")
         if (folder / "recipe.yaml").exists():
-            changed = differences(load_recipe(folder / "recipe.yaml"), recipe)
+            try:
+                changed = differences(load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports), recipe)
+            except ImportsError as error:
+                changed = [f"imports: {error}"]
             if changed:
                 raise RecipeError(
                     f"out: {folder} holds a run of a different recipe. It differs in:\n  " + "\n  ".join(changed)
                     + "\nGive another out=FOLDER, or the recipe that started this run."
                 )
             return folder
-        if folder.is_dir() and any(folder.iterdir()):
+        (folder / "recipe.yaml.tmp").unlink(missing_ok=True)  # of a process killed while it began this run
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             raise RecipeError(f"out: {folder} holds files but no run (no recipe.yaml). Give an empty or a new folder.")
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     return folder
+
+
+def launcher() -> str | None:
+    """What stays the same when torchrun starts its processes again (--max-restarts), or None without torchrun."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return run and f"{run} on {platform.node()} by process {os.getppid()}"
+
+
+def started_before(parent: Path) -> Path | None:
+    """The folder in which processes that torchrun has had to replace began this run."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    for path in sorted(parent.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(ValueError):
+            if json.loads(path.read_text(encoding="utf-8")).get("launcher") == launcher():
+                return path.parent
+    return None
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def only_one(folder: Path):
+    """Hold a run folder while writing in it; the system frees it when the process ends in any way. Raises RecipeError where another process
+    has it. A file system that knows no locks goes without."""
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(f"out: another process is training in {folder}. Wait for its end, or stop it; or give another out=FOLDER.") from None
+        except OSError:
+            pass
+        yield
 
 
 def next_number(parent: Path) -> Path:
@@ -51,9 +94,22 @@ def next_number(parent: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name and rename: the file is whole or absent."""
+    with replaced(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def replaced(path: Path):
+    """A binary file, open for writing, that takes `path`'s place when it is whole and on the disk."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value) -> None:
@@ -66,7 +122,7 @@ def write_environment(folder: Path, recipe: Recipe, source: str, parameters: dic
         "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
-        "source": source, "parameters": parameters, "terms": terms, "announcement": recipe.announcement,
+        "launcher": launcher(), "source": source, "parameters": parameters, "terms": terms, "announcement": recipe.announcement,
     })
 
 
@@ -84,7 +140,7 @@ class MetricsLog:
             keep_lines_to(folder / name, start)
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True)
-        self.board = _tensorboard(folder) if options.tensorboard else None
+        self.board = _tensorboard(folder, start) if options.tensorboard else None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -116,6 +172,16 @@ class MetricsLog:
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"})
         if self.board:
             self._to_board(step, line)
+
+    def skipped(self, step: int, pair: str, terms: dict, rates: dict[str, float], why: str) -> None:
+        """One line for a step (1-based) that was left out: no loss, no terms, and `skipped`, the reason."""
+        if not self.active:
+            return
+        line = {"step": step, "pair": pair, "loss": None, **dict.fromkeys(terms), **rates, "skipped": why}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.update()
+        tqdm.write(printable(why))
 
     def _say(self, step: int, pair: str, verdict: str) -> None:
         """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""
@@ -155,12 +221,35 @@ def keep_lines_to(path: Path, step: int) -> None:
     write_text(path, "".join(line + "\n" for line in kept))
 
 
-def _tensorboard(folder: Path):
+def cut_to(path: Path, size: int) -> None:
+    """Cut a file to the bytes it had when a checkpoint was saved."""
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def best_step(folder: Path, wanted: str, last: int | None = None) -> int | None:
+    """The step of evaluation.jsonl with the model's best value, the earliest of equals. `wanted`: PROBE/METRIC, the largest is best; with a - before
+    it the smallest. `last`: evaluation.json counts too, as of this step. Raises KeyError, with the metrics there are, where the probe does not
+    give it."""
+    probe, _, metric = wanted.removeprefix("-").rpartition("/")
+    values, path, final = [], folder / "evaluation.jsonl", folder / "evaluation.json"
+    evaluations = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if last is not None and final.exists():
+        evaluations.append({"step": last, "results": json.loads(final.read_text(encoding="utf-8"))})
+    for evaluation in evaluations:
+        measured = evaluation["results"][probe]["model"]
+        if metric not in measured:
+            raise KeyError(f"checkpoint.best: {wanted}: {probe} does not measure '{metric}' of the model. Expected one of {', '.join(measured)}.")
+        values.append((measured[metric] * (-1 if wanted.startswith("-") else 1), -evaluation["step"]))
+    return -max(values)[1] if values else None
+
+
+def _tensorboard(folder: Path, start: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise RecipeError("train.tensorboard: TensorBoard is not installed. Run: pip install 'vicjoint[tensorboard]'") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)  # a killed run's later points are not shown
 
 
 DIRECTIONS = {"a_to_b_": "a to b", "b_to_a_": "b to a"}

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.guard import no_file, no_media, quiet
+from vicjoint.guard import no_file, no_media
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wma", ".wmv")

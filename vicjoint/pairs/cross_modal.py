@@ -14,6 +14,7 @@ import numpy as np
 
 from vicjoint import distributed
 from vicjoint.files.cells import CellError, as_text, check_column, file_path, is_empty, values
+from vicjoint.guard import printable
 from vicjoint.modalities.base import Modality
 from vicjoint.registry import register
 
@@ -103,7 +104,7 @@ class CrossModal:
                 both = {str(r[column]) for r in train} & {str(r[column]) for r in test}
                 if both and distributed.rank() == 0:
                     print(f"note: {len(both)} files of column '{column}' are in train and in test, so the test is on training data for them; "
-                          f"source.split_by={column} keeps them apart. One is {min(both)}")
+                          f"source.split_by={column} keeps them apart. One is {printable(min(both))}")
 
     def __getstate__(self) -> dict:
         """Workers get what `sample` needs; the source's records reach them by the stream."""

@@ -143,9 +143,26 @@ def check_components(data: dict) -> list[str]:
             if family == "modality" and name not in registry.names("modality"):
                 unknown_modality.add(name)
             found += check_component(".".join(path), family, name, spec)
-    names = [spec.get("name") if isinstance(spec, dict) else None for _, spec, _ in places(data, ["evaluate", "probes", "*"])]
-    return found + [f"evaluate.probes.{i}: '{name}' is listed twice. Its results would replace each other."
-                    for i, name in enumerate(names) if isinstance(name, str) and name in names[:i]]
+    return found + check_probes(data)
+
+
+def check_probes(data: dict) -> list[str]:
+    """Mistakes in the names of probes' results, and in the branches that they look at."""
+    found, names = [], []
+    branches = list(data["branches"]) if isinstance(data.get("branches"), dict) else ["a", "b"]
+    for path, spec, _ in places(data, ["evaluate", "probes", "*"]):
+        if not isinstance(spec, dict):
+            continue
+        key, given = ".".join(path), spec.get("as")
+        name = spec.get("name") if given is None else given
+        if given is not None and not (isinstance(given, str) and re.fullmatch(r"\w[\w.+-]*", given)):
+            found.append(f"{key}.as: expected a name of letters, digits and . _ + -, got {show(given)}.")
+        elif isinstance(name, str) and name in names:
+            found.append(f"{key}: '{name}' is listed twice. Its results would replace each other. Name one of them, such as as: {name}_2.")
+        names.append(name)
+        if isinstance(branch := spec.get("branch"), str) and branch not in branches:
+            found.append(f"{key}.branch: no branch '{branch}'.{nearest(branch, branches)} Branches: {', '.join(map(str, branches))}.")
+    return found
 
 
 def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
@@ -166,7 +183,7 @@ def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
     except ComponentError as error:
         return [f"{path}.name: {error}"]
     known, types, found = recipe_options(component), option_types(component), []
-    for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(path, ())]:
+    for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(re.sub(r"\.\d+", ".*", path), ())]:
         if key in known:
             try:
                 spec[key] = convert(spec[key], types.get(key, Any), known[key].default)

@@ -20,7 +20,7 @@ FAMILY = {"source": "source", "pair": "pair", "a.modality": "modality", "a.encod
           "b.encoder": "encoder", "branches.*.modality": "modality", "branches.*.encoder": "encoder", "pairs.*.pair": "pair",
           "pairs.*.source": "source", "pairs.*.objective": "objective", "predictor": "predictor", "objective": "objective",
           "optim": "optimizer", "optim.schedule": "schedule", "evaluate.probes.*": "probe"}
-OWN_KEYS = {"optim": ("schedule", "clip")}  # keys inside a component that are the recipe's
+OWN_KEYS = {"optim": ("schedule", "clip"), "evaluate.probes.*": ("as",)}  # keys inside a component that are the recipe's
 _TAG = "tag:yaml.org,2002:"
 
 

@@ -23,7 +23,7 @@ def with_components(schema: dict) -> dict:
     keys["predictor"]["anyOf"] = [component_schema("predictor"), {"type": "null"}]
     clip = sections["Optim"]["properties"]["clip"]
     sections["Optim"] = component_schema("optimizer", {"schedule": component_schema("schedule"), "clip": clip})
-    sections["Evaluate"]["properties"]["probes"]["items"] = component_schema("probe")
+    sections["Evaluate"]["properties"]["probes"]["items"] = component_schema("probe", {"as": {"type": "string", "pattern": r"^\w[\w.+-]*$"}})
     branch, modalities = sections["Branch"], registry.names("modality")
     branch["properties"]["modality"] = {"anyOf": [{"enum": modalities}, component_schema("modality")]}
     branch["allOf"] = [_encoders_of(m) for m in modalities]

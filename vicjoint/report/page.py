@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from vicjoint.guard import printable, printable_lines
 from vicjoint.report.curves import by_pair, curves_section, progress_section, spectrum_section
 from vicjoint.report.plots import is_number, pictures_section, series
 from vicjoint.runfolder import directions, number
@@ -136,7 +137,7 @@ def bad_samples_section(rows: list[dict]) -> str:
     if not rows:
         return "<p>Every sample could be read.</p>"
     columns = ("source", "sample", "cause")
-    cells = ("".join(f"<td>{escape(str(row.get(c, '–')))}</td>" for c in columns) for row in rows[:BAD_SHOWN])
+    cells = ("".join(f"<td>{escape(printable(row.get(c, '–')))}</td>" for c in columns) for row in rows[:BAD_SHOWN])
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     more = f" The first {BAD_SHOWN}:" if len(rows) > BAD_SHOWN else ""
     head = "".join(f"<th>{c}</th>" for c in columns)
@@ -178,6 +179,8 @@ def summary(rows: list[dict]) -> str:
     for pair, of_pair in pairs.items():
         if losses := series(of_pair, "loss")[1]:
             cards[f"loss{' of ' + escape(pair) if len(pairs) > 1 else ''}, first and last"] = f"{losses[0]:.3g} → {losses[-1]:.3g}"
+    if skipped := sum(1 for row in rows if row.get("skipped")):
+        cards["steps left out (not finite)"] = f"{skipped:,}"
     if seconds:
         took = sum(seconds)  # of all steps; evaluations come on top
         cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"
@@ -211,7 +214,7 @@ def page(folder: Path) -> str:
     def read_recipe(path):
         return yaml.safe_load(path.read_text(encoding="utf-8"))["name"]
 
-    name = str(attempt(read_recipe, folder / "recipe.yaml", folder.name))
+    name = printable(attempt(read_recipe, folder / "recipe.yaml", folder.name))
     environment = attempt(read_json, folder / "environment.json", {})
     announcement = environment.get("announcement")
     terms = environment.get("terms") or ["invariance", "variance", "covariance"]
@@ -228,8 +231,8 @@ def page(folder: Path) -> str:
         ("Recipe", "recipe.yaml", "the recipe is", lambda path: path.read_text(encoding="utf-8"),
          lambda text: f"<details><summary>The resolved recipe</summary><pre>{escape(text)}</pre></details>"),
     ]
-    body = "\n".join((f"<h2>{title}</h2>" if title else "") + part(folder, *rest) for title, *rest in parts)
-    banner = f'<p class="banner">{escape(str(announcement))}</p>' if announcement is not None else ""
+    body = printable_lines("\n".join((f"<h2>{title}</h2>" if title else "") + part(folder, *rest) for title, *rest in parts))
+    banner = f'<p class="banner">{escape(printable(announcement))}</p>' if announcement is not None else ""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser too refuses anything from outside
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

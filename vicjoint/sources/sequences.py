@@ -13,6 +13,7 @@ from pathlib import Path
 from vicjoint.registry import register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_fraction, split_by_hash
 
+MOST_BYTES = 1 << 33  # of a compressed file, unpacked: UniRef50 has three times as much, and would not fit either
 OWN = ("id", "sequence", "description")
 PAIR = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=(.*?)(?=\s+[A-Za-z_]\w*=|$)")  # values go on to the next key, as in UniProt's `OS=Homo sapiens OX=9606`
 
@@ -94,7 +95,12 @@ def read_text(path: Path) -> str:
         raise SourceError(f"fasta: root {path} is a folder, expected a FASTA file. Found there: {', '.join(found[:5]) or 'no .fasta, .fa or .faa file'}.")
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(path) as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise SourceError(f"fasta: {path} has more than {MOST_BYTES:,} bytes when it is unpacked, too many to hold in memory. Cut it into parts.")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"fasta: {path} is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8.") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -117,6 +117,8 @@ def list_members(number: int, shard: str, label: str) -> list[tuple[int, str, in
                 folder, _, name = member.name.rpartition("/")
                 key, _, suffix = name.partition(".")
                 key = f"{folder}/{key}" if folder else key
+                if member.issparse():  # its content does not lie there as it is
+                    continue
                 if member.isfile() and suffix.lower() == label.lower():
                     classes[key] = members.extractfile(member).read(256).decode("utf-8", "replace").strip()
                 elif member.isfile() and f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):

@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from vicjoint.files.cells import CellError, as_text, is_empty
+from vicjoint.guard import can_be_named
 from vicjoint.registry import nearest, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_fraction, split_by_hash
 
@@ -102,6 +103,8 @@ class _Rows:
             if not isinstance(row[self.column], str) or is_empty(row[self.column]):
                 found = "empty" if is_empty(row[self.column]) else f"{row[self.column]!r}"[:50]
                 raise SourceError(f"{self._where(line)}: column '{self.column}' is {found}, expected a file path.")
+            if not can_be_named(row[self.column]):
+                raise SourceError(f"{self._where(line)}: column '{self.column}' is {row[self.column]!r:.50}, which no file can be named. Correct it.")
             path = os.path.normpath(folder / row[self.column])
             own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
         else:

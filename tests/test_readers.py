@@ -1,0 +1,201 @@
+"""Readers that die or hang do not end a run, and do not change it; processes that train do not wait for a dead one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tiny
+from test_resume import importable  # noqa: F401
+from vicjoint import checkpoint, readers
+from vicjoint.build import build_parts
+from vicjoint.config import load_recipe
+from vicjoint.time_limit import SampleTimeout, TimeLimit
+
+
+def named(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_reader_is_replaced_and_nothing_changes(tmp_path):
+    deaths, said = tmp_path / "deaths", tmp_path / "said"
+    deaths.write_text("0")
+    made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(deaths)})
+    assert tiny.run(made, [f"out={tmp_path / 'whole'}"]) == [0]
+    deaths.write_text("1")
+    assert tiny.run(made, [f"out={tmp_path / 'killed'}", "data.workers=1"], stdout=said) == [0]
+    assert deaths.read_text() == "0"
+    tiny.same_end(tmp_path / "whole", tmp_path / "killed")
+    assert "(SIGKILL: often the system, when memory is short), which reads data, ended unexpectedly" in said.read_text()
+    assert "Reading goes on, with new processes, from step" in said.read_text() and "Traceback" not in said.read_text()
+
+
+@pytest.mark.slow
+def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path):
+    deaths, said = tmp_path / "deaths", tmp_path / "said"
+    deaths.write_text("0")
+    made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(deaths)})
+    assert tiny.run(made, [f"out={tmp_path / 'whole'}"]) == [0]
+    deaths.write_text("1000")
+    out = [f"out={tmp_path / 'killed'}", "data.workers=1"]
+    assert tiny.run(made, out, stdout=said) == [1]
+    assert "That was 3 times in a row. Where memory is short, lower data.workers" in said.read_text() and "Traceback" not in said.read_text()
+    assert checkpoint.steps(tmp_path / "killed" / "checkpoints")[-1] == len(tiny.metrics(tmp_path / "killed")), "what was learnt is saved"
+    deaths.write_text("0")
+    assert tiny.run(made, out) == [0]
+    tiny.same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("workers, deaf", [(0, False), (1, True)], ids=["ended by the alarm", "killed"])
+def test_a_sample_that_never_comes_is_replaced_and_named(tmp_path, workers, deaf):
+    limit, said = "data.timeout=3", tmp_path / "said"
+    bad = {"max_bad_fraction": 0.5}
+    hangs = tiny.recipe(pair={"name": "tiny_views", "hang": "row7", "deaf": deaf, "bad": ["row1", "row2"]}, data={"workers": workers, **bad})
+    began = time.monotonic()
+    assert tiny.run(hangs, [f"out={tmp_path / 'one'}", limit], stdout=said) == [0]
+    assert time.monotonic() - began < 120
+    late = [line for line in named(tmp_path / "one") if line["sample"] == "row7"]
+    assert late == [{"source": "tiny_rows", "sample": "row7", "cause": "not read within 3 s (data.timeout)"}]
+    assert ("the process that hung was killed" in said.read_text()) == deaf
+    assert [line["step"] for line in tiny.metrics(tmp_path / "one")] == list(range(1, 15))
+
+
+def test_ended_killed_or_not_tried_again_the_replacement_is_the_same():
+    made = tiny.recipe(pair={"name": "tiny_views", "hang": "row7", "bad": ["row1"]}, data={"workers": 0, "timeout": 0.2})
+    parts = build_parts(load_recipe(made))
+    tried = [(batch.samples, batch.a, bad) for batch, bad in parts.batches(0, 0, 8)]
+    known = build_parts(load_recipe(made))
+    known.limit.late.add((0, "row7"))
+    began = time.monotonic()
+    again = [(batch.samples, batch.a, bad) for batch, bad in known.batches(0, 0, 8)]
+    assert time.monotonic() - began < 2
+    for (names, a, bad), (other_names, other_a, other_bad) in zip(tried, again):
+        assert names == other_names and a.equal(other_a) and bad == other_bad
+    assert ("row7", "not read within 0.2 s (data.timeout)") in [b for _, _, bad in tried for b in bad]
+
+
+def test_a_limit_is_for_each_sample_and_leaves_no_alarm():
+    limit = TimeLimit(0.3)
+    before = signal.getsignal(signal.SIGALRM)
+    for _ in range(4):
+        with limit.reading(0, 0, "a"):
+            time.sleep(0.1)
+    with pytest.raises(SampleTimeout, match=r"not read within 0.3 s \(data.timeout\)"):
+        with limit.reading(0, 0, "a"):
+            try:
+                time.sleep(5)
+            except OSError as error:
+                raise ValueError("the reader's own words") from error
+    with pytest.raises(ValueError, match="its own fault"):
+        with limit.reading(0, 0, "a"):
+            raise ValueError("its own fault")
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    limit.learn(1, [("b", limit.cause), ("c", "broken")])
+    with pytest.raises(SampleTimeout):
+        with limit.reading(1, 5, "b"):
+            pytest.fail("tried again")
+    with limit.reading(1, 6, "c"), TimeLimit(None).reading(0, 0, "b"):
+        pass
+
+
+def test_ends_are_described():
+    assert readers.describe(-9).startswith("SIGKILL: often the system") and readers.describe(-7) == "SIGBUS: often too little shared memory, /dev/shm"
+    assert readers.describe(-11) == "SIGSEGV" and readers.describe(3) == "exit code 3"
+
+
+def test_too_many_bad_samples_in_a_reader_is_one_message(tmp_path):
+    said = tmp_path / "said"
+    made = tiny.recipe(pair={"name": "tiny_views", "bad": [f"row{i}" for i in range(30)]})
+    assert tiny.run(made, [f"out={tmp_path / 'run'}", "data.workers=1"], stdout=said) == [1]
+    assert "20 samples in a row cannot be read, so nothing stands in for row" in said.read_text() and "Traceback" not in said.read_text()
+
+
+# ---- signals ----
+
+def wait_for(condition, process, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.02)
+
+
+SLOW_PROBE = {"every": 3, "probes": [{"name": "tiny_probe", "seconds": 4}]}
+
+
+@pytest.mark.parametrize("when", ["an evaluation on the way", "the last evaluation"])
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(tmp_path, when):
+    made = tiny.recipe(evaluate=SLOW_PROBE, train={"steps": 5, "batch_size": 8})
+    quick = tiny.recipe(evaluate={**SLOW_PROBE, "probes": [{"name": "tiny_probe"}]}, train={"steps": 5, "batch_size": 8})
+    assert tiny.run(quick, [f"out={tmp_path / 'whole'}"]) == [0]
+    folder, said = tmp_path / "run", tmp_path / "said"
+    process, = tiny.start(made, [f"out={folder}"], stdout=said)
+    steps = 3 if when == "an evaluation on the way" else 5
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) == steps, process)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGTERM)
+    assert tiny.finish([process]) == [75]
+    assert f"stopped by a signal after step {steps}; a checkpoint is saved" in said.read_text() and "Traceback" not in said.read_text()
+    assert tiny.run(made, [f"out={folder}"]) == [0]
+    assert tiny.metrics(tmp_path / "whole") == tiny.metrics(folder)
+    for name in ("evaluation.json", "evaluation.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    said = tmp_path / "said"
+    process, = tiny.start(tiny.recipe(pair={"name": "tiny_views", "hang": "row7"}), [f"out={tmp_path / 'run'}", "evaluate.every=0"], stdout=said)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+    time.sleep(1)  # now it waits for row7, which can only end by the second signal
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1.5)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    assert tiny.finish([process], 60) == [1]
+    assert "stopped at once. The same command with out=FOLDER goes on from the last checkpoint." in said.read_text()
+    assert "Traceback" not in said.read_text()
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_process_does_not_hang_the_others(tmp_path, dead):
+    folder, said = tmp_path / "run", tmp_path / "said"
+    processes = tiny.start(tiny.recipe(train={"steps": 100_000, "batch_size": 8}), [f"out={folder}", "evaluate.every=0"], world=2, stdout=said)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 5, processes[0])
+    processes[dead].kill()
+    codes = tiny.finish(processes, 60)
+    assert codes[dead] == -9 and codes[1 - dead] == 1
+    assert f"process {1 - dead} of 2: another process is gone, or did not answer within train.timeout=600 s" in said.read_text()
+    assert f"The same command with out={folder} goes on from the last checkpoint" in said.read_text() and "Traceback" not in said.read_text()
+
+
+def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path):
+    folder, said = tmp_path / "run", tmp_path / "said"
+    made = tiny.recipe(train={"steps": 100_000, "batch_size": 8, "timeout": 5})
+    processes = tiny.start(made, [f"out={folder}", "evaluate.every=0"], world=2, stdout=said)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 5, processes[0])
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    try:
+        assert tiny.finish(processes[:1], 100) == [1]
+    finally:
+        processes[1].kill()
+    assert "process 0 of 2: another process is gone, or did not answer within train.timeout=5 s" in said.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", [True, False], ids=["with out", "without"])
+def test_torchrun_starts_a_dead_process_again(tmp_path, out):
+    made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(tmp_path / "deaths")})
+    (tmp_path / "deaths").write_text("0")
+    assert tiny.run(made, [f"out={tmp_path / 'whole'}"], world=2) == [0, 0]
+    (tmp_path / "deaths").write_text("1")
+    (tmp_path / "recipe.json").write_text(json.dumps(made))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "vicjoint.run",
+                           "recipe.json", *(["out=run"] if out else [])], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "deaths").read_text() == "0"
+    folder = tmp_path / "run" if out else tmp_path / "runs" / "tiny" / "1"
+    assert list(folder.parent.iterdir()) == [folder] or out
+    tiny.same_end(tmp_path / "whole", folder)
