@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vicjoint import checkpoint, stopping
 from vicjoint.checkpoint import CheckpointError
@@ -29,6 +30,8 @@ def test_what_is_saved_comes_back(tmp_path):
     assert back["optimizer"]["param_groups"] == [{"lr": 0.1 + 0.2, "betas": (0.9, 0.99)}] and list(back["optimizer"]["state"]) == [0]
     for part, name in (("model", "a.weight"), ("model", "b.weight"), ("model", "count"), ("objective", "queue"), ("objective", "view"), ("objective", "half")):
         assert torch.equal(back[part][name], given[part][name]) and back[part][name].dtype == given[part][name].dtype
+    # the library that the format is of reads it
+    assert load_file(path / "model.safetensors")["a.weight"].equal(given["model"]["a.weight"])
     # shared weights are written once, and a part of a larger tensor does not bring all of it
     assert (path / "model.safetensors").stat().st_size < 4000 + 500 and (path / "training.safetensors").stat().st_size < 1000
     assert not [p for p in path.rglob("*") if p.suffix not in (".safetensors", ".json")]

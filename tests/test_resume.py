@@ -58,7 +58,7 @@ def test_killed_runs_end_like_the_one_that_was_not(name, tmp_path):
     tiny.same_end(whole, killed)
 
 
-KILLED_AT = [("vicjoint.checkpoint.save_file", 2), ("vicjoint.checkpoint.synchronise", 3), ("os.replace", 6), ("os.replace", 9), ("shutil.rmtree", 4),
+KILLED_AT = [("vicjoint.checkpoint.write_file", 2), ("vicjoint.checkpoint.synchronise", 3), ("os.replace", 6), ("os.replace", 9), ("shutil.rmtree", 4),
              ("vicjoint.loop.write_json", 1), ("vicjoint.loop.write_report", 1), ("vicjoint.metrics.health", 1)]
 
 

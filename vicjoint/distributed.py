@@ -19,7 +19,11 @@ def start(timeout_seconds: float = 600) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        store, number, world = next(dist.rendezvous("env://"))
+        # processes that torchrun starts again meet in the same store, where the addresses of the dead ones still stand
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number, world_size=world,
+                                timeout=timedelta(seconds=timeout_seconds))
         _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
