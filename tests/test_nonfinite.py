@@ -179,3 +179,21 @@ def test_all_processes_leave_out_the_same_steps(pictures, tmp_path):
         a, b = (json.loads((folder / f"nonfinite_{step}.json").read_text()) for folder in (one, tmp_path / "two"))
         assert a["samples"] == b["samples"] and a["began"] == b["began"]
         assert [s["sample"] for s in a["branches"]["b"]["samples"]][:1] == [s["sample"] for s in b["branches"]["b"]["samples"]][:1]
+
+
+def test_a_queue_is_as_before_the_step_that_is_left_out():
+    """Also one that took its width in that step, and a place that a step replaces by another tensor."""
+    from types import SimpleNamespace
+    from vicjoint.objectives import InfoNCE
+    objective = InfoNCE(form="moco", queue=4)
+    parts = SimpleNamespace(model=torch.nn.BatchNorm1d(3), pairs=[SimpleNamespace(objective=objective)], recipe=SimpleNamespace(train=None))
+    watch = nonfinite.Watch(parts, Path("."), 0)
+    for _ in range(2):  # the first batch gives the queue its width; the second only fills it
+        watch.remember()
+        before = {name: b.clone() for name, b in objective.named_buffers()}
+        objective(torch.randn(2, 3), torch.randn(2, 3))
+        assert int(objective.place) != int(before["place"])
+        watch.go_back()
+        for name, b in objective.named_buffers():
+            assert b.shape == before[name].shape and torch.equal(b, before[name]), name
+        objective(torch.randn(2, 3), torch.randn(2, 3))

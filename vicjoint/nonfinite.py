@@ -36,20 +36,26 @@ class Watch:
 
     def __init__(self, parts: Parts, folder: Path, begin: int):
         self.parts, self.folder, self.options = parts, folder, parts.recipe.train
-        self.buffers = [b for module in (parts.model, *(p.objective for p in parts.pairs)) for b in module.buffers()]
-        self.kept = [b.clone() for b in self.buffers]
+        self.modules = [m for whole in (parts.model, *(p.objective for p in parts.pairs)) for m in whole.modules()]
+        self.remember()
         self.skipped = count_skipped(folder / "metrics.jsonl", begin)
+
+    def buffers(self):
+        """(module, name, tensor) of each buffer as it is now: some are replaced by others in a step."""
+        return [(module, name, b) for module in self.modules for name, b in module.named_buffers(recurse=False)]
 
     @torch.no_grad()
     def remember(self) -> None:
         """Keep what a forward pass changes: running statistics, a queue."""
-        for kept, buffer in zip(self.kept, self.buffers):
-            kept.copy_(buffer)
+        self.kept = [b.clone() for _, _, b in self.buffers()]
 
     @torch.no_grad()
     def go_back(self) -> None:
-        for kept, buffer in zip(self.kept, self.buffers):
-            buffer.copy_(kept)
+        for kept, (module, name, buffer) in zip(self.kept, self.buffers()):
+            if kept.shape == buffer.shape:  # in place, since DistributedDataParallel holds on to the tensor
+                buffer.copy_(kept)
+            else:  # a queue that took its width in this step
+                setattr(module, name, kept.clone())
 
     @property
     def over(self) -> bool:
