@@ -129,6 +129,7 @@ def test_a_healthy_step_can_be_looked_into_and_its_numbers_are_those_of_the_run(
     assert run.main([*command, "--replay", "3"]) == 0
     said = capsys.readouterr().out
     assert "in the weights of the checkpoint after step 2; 6 samples, nothing was written down of this step" in said
+    assert "both embeddings are finite\n" in said
     played, trained = json.loads((out / "replay_3.json").read_text()), lines(out)[2]
     assert played["loss"] == pytest.approx(trained["loss"], rel=1e-6) and played["gradients_not_finite"] == []
     assert run.main([*command, "--replay", "4"]) == 0

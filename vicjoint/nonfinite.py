@@ -25,6 +25,7 @@ from vicjoint.resuming import restore
 from vicjoint.runfolder import open_run, write_json
 from vicjoint.stopping import TRAINING, seed_everything
 
+BOTH_FINITE = "both embeddings are finite"
 STAGES = {"view": "the view", "representation": "the encoder's output", "embedding": "the embedding"}
 EXTREME = 10  # a norm so many times the batch's median is extreme
 SHOWN = 10  # samples and parameters in a message
@@ -87,6 +88,8 @@ class Watch:
         return self._in_words(step + 1, ", ".join(broken), where, path)
 
     def _in_words(self, step: int, broken: str, where: str, path: Path) -> str:
+        if where == BOTH_FINITE:
+            where += ", only the loss or its gradient is not"
         said = (f"step {step}: {broken} is not finite; {where}. Nothing was updated by this step. Its samples are listed in {path}; add "
                 f"--replay {step} to the command (with out={self.folder}) to look into it. ")
         if self.options.nonfinite == "stop":
@@ -177,7 +180,7 @@ def first_place(found: dict) -> str:
     """Where values that are not finite begin: branch and stage, or that both embeddings are finite."""
     places = {side: next((stage for stage in STAGES if stages[stage]["not_finite"]), None) for side, stages in found.items()}
     words = [f"branch {side}: {STAGES[stage]} is the first that is not finite" for side, stage in places.items() if stage]
-    return " and ".join(words) or "both embeddings are finite, only the loss or its gradient is not"
+    return " and ".join(words) or BOTH_FINITE
 
 
 def as_json(value) -> float | str:
