@@ -123,7 +123,7 @@ def wait_for(condition, process, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-SLOW_PROBE = {"every": 3, "probes": [{"name": "tiny_probe", "seconds": 4}]}
+SLOW_PROBE = {"every": 3, "probes": [{"name": "tiny_probe", "seconds": 2}]}
 
 
 @pytest.mark.parametrize("when", ["an evaluation on the way", "the last evaluation"])
