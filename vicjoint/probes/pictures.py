@@ -13,7 +13,7 @@ TITLE = 160  # characters
 
 
 def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: int) -> dict[str, np.ndarray]:
-    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n, K], title, good, captions} of up to
+    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n, K], title, good, captions (with {a} and {b} for the branches' names)} of up to
     `most` evenly spaced queries, from the direction whose candidates are pictures, a to b before b to a; empty where neither's are.
     `z`: {direction: (embeddings of the items that ask, of those to be found)}; `data`: (source, pair)."""
     source, pair = data
@@ -43,7 +43,7 @@ def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: 
         own = [picture(of, q) for q in chosen]
         found = {"neighbours": np.stack([[picture(1 - of, c) for c in row] for row in near]), "right": answers, "good": answers[:, 0],
                  "title": np.array([f"{name(of, q)}; first: {name(1 - of, row[0])}" for q, row in zip(chosen, near)], dtype=str),
-                 "captions": np.array([f"query, {'ab'[of]}", f"retrieved, {'ba'[of]}"])}
+                 "captions": np.array([f"query, {{{'ab'[of]}}}", f"retrieved, {{{'ba'[of]}}}"])}
         return found | ({"query": np.stack(own)} if own[0] is not None else {})
     except READ_ERRORS as error:
         print(f"evaluation shows no pictures: {printable(str(error))}")
