@@ -302,7 +302,7 @@ def test_pictures_show_what_was_found_first():
         record["a"], record["b"] = source.test[0]["a"], source.test[0]["b"]
     again = dict(Retrieval(linear_map=0, pictures=4)(model, model, source, Pictured(), "cpu"))["pictures"]
     assert again["right"].tolist() == [[True] + [False] * 4] * 4 and again["title"][-1].startswith(f"test29: {source.test[29]['a']}; first: test29: ")
-    assert list(shown["captions"]) == ["query, a", "retrieved, b"]
+    assert list(shown["captions"]) == ["query, {a}", "retrieved, {b}"], "the report knows the names of the branches"
 
 
 # ---- the linear map ----

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vicjoint import distributed, metrics
 from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
 from vicjoint.guard import printable
+from vicjoint.registry import need
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -125,6 +126,14 @@ def write_environment(folder: Path, recipe: Recipe, trained: dict) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
         "launcher": launcher(), **trained, "announcement": recipe.announcement,
     })
+
+
+def check_run(folder: Path, what: str = "run folder") -> None:
+    """Raises RecipeError where the folder cannot be that of a run."""
+    if not folder.exists():
+        raise RecipeError(f"{folder}: no such folder. Expected a {what}, such as runs/video_next_frame/1.")
+    if not (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} has no recipe.yaml. Expected a {what}, such as runs/video_next_frame/1.")
 
 
 class MetricsLog:
@@ -246,10 +255,8 @@ def best_step(folder: Path, wanted: str, last: int | None = None) -> int | None:
 
 
 def _tensorboard(folder: Path, start: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise RecipeError("train.tensorboard: TensorBoard is not installed. Run: pip install 'vicjoint[tensorboard]'") from None
+    need(["tensorboard"], "train.tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)  # a killed run's later points are not shown
 
 
