@@ -13,8 +13,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer
-from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, masked_mean, need_transformers, without_heads
-from vicjoint.registry import ComponentError, register_encoder
+from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, masked_mean, without_heads
+from vicjoint.registry import ComponentError, need, register_encoder
 
 VOCABULARY = 33  # of ESM-2; ids 0, 1, 2 are <cls>, <pad>, <eos>
 LAST_SPECIAL = 2
@@ -50,7 +50,7 @@ class ESM(nn.Module):
         super().__init__()
         if weights and config:
             raise ComponentError("encoder 'esm' takes either weights: a local folder or a hub id, or config: overrides of a small random model.")
-        need_transformers("protein/esm", "protein")
+        need(["transformers"], "encoder 'protein/esm'", "protein")
         made = load_transformer(weights, "esm")[0] if weights else random_transformer("esm", SMALL_ESM | (config or {}), "esm")
         if made.config.model_type != "esm":
             raise ComponentError(f"encoder 'esm': weights '{weights}' are of a model of type '{made.config.model_type}', expected 'esm', "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer
 from vicjoint.hashing import BYTE_VOCABULARY, buckets_of, word_codes
-from vicjoint.registry import ComponentError, register_encoder
+from vicjoint.registry import ComponentError, need, register_encoder
 
 
 class Tokens(nn.Module):
@@ -212,7 +212,7 @@ class PretrainedText(nn.Module):
                                  "or weights: a local folder or a hub id.")
         if pool not in ("mean", "cls"):
             raise ComponentError(f"encoder 'transformers': pool is '{pool}', expected mean or cls (the first token).")
-        need_transformers("text/transformers", "text")
+        need(["transformers"], "encoder 'text/transformers'", "text")
         made = random_transformer(model, config or {}) if model else load_transformer(weights)[0]
         if made.main_input_name != "input_ids" or not hasattr(made.config, "vocab_size"):
             raise ComponentError(f"encoder 'transformers': {type(made).__name__} takes {made.main_input_name}, not token ids of one text. "
@@ -226,13 +226,6 @@ class PretrainedText(nn.Module):
         check_vocabulary(ids_BL, self.model.config.vocab_size, "config.vocab_size")
         hidden_BLC = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
         return masked_mean(hidden_BLC, mask_BL) if self.pool == "mean" else hidden_BLC[:, 0]
-
-
-def need_transformers(encoder: str, extra: str) -> None:
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise ComponentError(f"encoder '{encoder}' needs transformers: pip install 'vicjoint[{extra}]'") from None
 
 
 def without_heads(model: nn.Module) -> nn.Module:

@@ -9,17 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from vicjoint.registry import ComponentError, nearest, register_encoder
+from vicjoint.registry import ComponentError, nearest, need, register_encoder
 
 
 @register_encoder("image", "timm")
 def timm_encoder(model: str, weights: str | None = None, options: dict | None = None) -> nn.Module:
     """timm's `model` without its classifier; `options` go to timm. weights: a local file, or `pretrained` for timm's own (online).
     Raises ComponentError where timm is missing, the model is unknown or the weights do not fit."""
-    try:
-        import timm
-    except ImportError:
-        raise ComponentError("encoder 'timm': the timm library is not installed. Run: pip install 'vicjoint[timm]'") from None
+    (timm,) = need(["timm"], "encoder 'timm'", "timm")
     known = timm.list_models()
     if model not in known:
         raise ComponentError(f"encoder 'timm': no model '{model}'.{nearest(model, known)} timm.list_models() lists all {len(known)}.")

@@ -89,6 +89,21 @@ def test_one_of_several_values(tmp_path):
     assert [v[0, 0].item() % 10 for v in joined.plain_all(record, "b")] == [0, 1]
 
 
+def test_equal_contents_have_equal_names(tmp_path):
+    """Files by their absolute path, values as text, and the common window of timed files: what tells views of evaluation apart."""
+    for name, length in {"v": 8.0, "s": 8.0, "short": 4.0}.items():
+        (tmp_path / name).write_text(str(length))
+    rows = [{"v": v, "s": s, "y": y, "split": "train"} for v, s, y in (("v", "s", [1, 2]), ("./v ", "s", [1, 2]), ("v", "short", 2), ("v", "s", ["1", "2"]))]
+    source = source_of(tmp_path, [*rows, {**rows[0], "split": "test"}])
+    pair = build(source, Tape(), Number(), a="v", b="y")
+    assert [pair.contents_of(r, "a") for r in source.train] == [[str(tmp_path / "v")]] * 4
+    assert [pair.contents_of(r, "b") for r in source.train] == [["[1, 2]"], ["[1, 2]"], ["2"], ["1", "2"]]
+    timed = build(source, Tape(), Tape(), a="v", b="s", seconds=2.0)
+    names = [timed.contents_of(r, "a")[0] for r in source.train]
+    assert names[0] == names[1] == names[3] == f"{tmp_path / 'v'} from 3.0 s" and names[2] == f"{tmp_path / 'v'} from 1.0 s"
+    assert all(view[0, 0].item() == float(name.split()[-2]) for r, name in zip(source.train, names) for view in timed.plain_all(r, "a"))
+
+
 # ---- by a key ----
 
 def test_key_pairs_rows_of_the_same_split(tmp_path):

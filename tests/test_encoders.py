@@ -274,5 +274,5 @@ def test_timm(tmp_path, monkeypatch):
         with pytest.raises(ComponentError, match=message):
             make("image/timm", **options)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ComponentError, match=r"timm library is not installed. Run: pip install 'vicjoint\[timm\]'"):
+    with pytest.raises(ComponentError, match=r"encoder 'timm' needs timm .*: pip install 'vicjoint\[timm\]'"):
         make("image/timm", model="test_vit")

@@ -204,7 +204,10 @@ def test_pairs_take_turns_and_everything_is_named(tmp_path, capsys):
     environment = json.loads((folder / "environment.json").read_text())
     assert list(environment["parameters"]) == ["video", "audio", "text"] and environment["source"] == "24 rows of numbers"
     assert list(json.loads((folder / "spectrum.json").read_text())) == ["video", "audio", "text"]
+    assert environment["pairs"] == {"video-audio": ["video", "audio"], "video-text": ["video", "text"]}
+    assert environment["probes"]["many_retrieval audio-text"] == ["audio", "text"]
     page, said = (folder / "report.html").read_text(), capsys.readouterr()
+    assert page.count("<i style=\"background:#e8842c\"></i>text</span>") == 4, "health of video-text"
     assert all(page.count(f"<h3>{pair}</h3>") == 1 for pair in ("video-audio", "video-text", "All pairs"))
     assert page.count('alt="Loss"') == page.count('alt="Alignment"') == 2 and page.count('alt="Learning rate"') == 1
     assert "video-text: " in page.split("Results")[0] and "loss of video-audio, first and last" in page and "cannot be shown" not in page
@@ -356,6 +359,8 @@ def test_a_pair_of_a_branch_with_itself_shares_its_weights(tmp_path):
     assert lines(folder)[2]["pair"] == "text-text"
     assert list(json.loads((folder / "evaluation.json").read_text())) == [
         f"many_retrieval {two}" for two in ("video-audio", "video-text", "text-text", "audio-text")]
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["pairs"]["text-text"] == environment["probes"]["many_retrieval text-text"] == ["text (a)", "text (b)"]
 
 
 def test_two_pairs_of_the_same_branches_have_their_own_names_and_sources(tmp_path):

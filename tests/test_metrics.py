@@ -51,6 +51,7 @@ def test_alignment_is_zero_for_equal_and_one_for_strangers():
 def test_where_the_scale_means_nothing_small_embeddings_are_not_collapsed():
     z, z_b = made("healthy")
     small, flat = health(0.01 * z, 0.01 * z_b), health(0.01 * z + 1, 0.01 * z_b + 1)
+    assert "branch sound gives" in verdict(flat, 256, 32, False, ("sound", "words")) and "branch a" not in verdict(small, 256, 32, names=("x", "y"))
     assert verdict(small, 256, 32).startswith("collapsed") and verdict(small, 256, 32, hinge=False).startswith("healthy")
     assert verdict(flat, 256, 32, hinge=False).startswith("collapsed: branch a")
     assert branch_health(z)["varying"] == pytest.approx(1, abs=0.05) and branch_health(z + 1)["varying"] == pytest.approx(0.5, abs=0.05)

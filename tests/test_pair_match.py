@@ -46,7 +46,7 @@ class Model(nn.Module):
 class Pair:
     workers, key = 0, None
 
-    def values_of(self, record, branch):
+    def contents_of(self, record, branch):
         return [record[branch]]
 
     def plain_all(self, record, branch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vicjoint.probes import ranking
-from vicjoint.probes.ranking import Right, counts, metrics, prototypes, ranks
+from vicjoint.probes.ranking import Right, counts, first_of_each, metrics, numbered, prototypes, ranks
 
 
 def slow_ranks(queries, candidates, right):
@@ -83,17 +83,33 @@ def test_chance_of_one_right_in_many():
 
 
 def test_what_belongs_together():
-    """Records: 0 (u, x), 1 (v, x), 2 (u, y), 3 (w, z): equal values answer for each other, and only for partners."""
+    """Records: 0 (u, x), 1 (v, x), 2 (u, y), 3 (w, z): equal contents are one candidate and answer for each other, and only for partners."""
     a, b = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1, 2])
     right = Right((a, b), (a, b))
     everything = slice(None)
-    assert right.direction(0)(everything).int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
-    assert torch.equal(right.direction(1)(everything), right.direction(0)(everything).T)
-    assert counts(right.direction(0), 4, 4).tolist() == [3, 2, 3, 1]
-    classes = torch.tensor([0, 1, -1, -1]), torch.tensor([1, 0, -1, 0])
+    assert right.candidates(0).tolist() == [0, 1, 3] and right.candidates(1).tolist() == [0, 2, 3]
+    assert right.direction(0)(everything).int().tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert right.direction(1)(everything).int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert counts(right.direction(0), 4, 3).tolist() == [2, 1, 2, 1]
+    # x is in classes 1 and 0; the fourth record asks for class -1, which is none
+    classes = torch.tensor([0, 1, 2, -1]), torch.tensor([1, 0, 2, -1])
     right = Right((a, b), (a, b), classes)
-    assert right.direction(0)(everything).int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
-    assert torch.equal(right.direction(1)(everything), right.direction(0)(everything).T)
+    assert right.direction(0)(everything).int().tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert right.direction(1)(everything).int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]]
+    classes = torch.tensor([0, 1, 2, -1]), torch.tensor([1, 2, 2, 0])
+    right = Right((a, b), (a, b), classes)
+    assert right.direction(0)(everything).int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 1]], "u is asked for once as 0 and once as 2"
+    assert right.direction(1)(everything).int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 1]]
+    kept = torch.tensor([False, True, True, True])
+    some = right.among(kept)
+    assert some.candidates(1).tolist() == [0, 1, 2] and some.direction(0)(everything).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+
+
+def test_numbering():
+    known = {}
+    assert numbered(["u", None, "v", "u"], known).tolist() == [0, -1, 1, 0] and numbered(["w", "v"], known).tolist() == [2, 1]
+    assert first_of_each(torch.tensor([4, 1, 4, 0, 1])).tolist() == [0, 1, 3]
+    assert first_of_each(torch.tensor([[4, 1], [4, 2], [4, 1], [0, -1], [0, -1]])).tolist() == [0, 1, 3]
 
 
 def test_prototypes_are_means():

@@ -129,6 +129,42 @@ def test_retrieval_is_shown_one_direction_at_a_time(tmp_path):
     assert "<td>1e-06</td>" in to_a, "a setting is neither best nor rounded to zero"
 
 
+def test_directions_and_curves_have_the_names_of_the_branches(tmp_path):
+    probe, pair = "retrieval video-<i>", "video-<i>"
+    (tmp_path / "environment.json").write_text(json.dumps({"pairs": {pair: ["video", "<i>"], "broken": 3}, "probes": {probe: ["video", "<i>"]}}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({probe: RETRIEVAL}))
+    lines(tmp_path / "evaluation.jsonl", [{"step": s, "results": {probe: RETRIEVAL}} for s in (5, 6)])
+    lines(tmp_path / "metrics.jsonl", [{"step": s, "pair": pair, "loss": 1.0, **health(s)} for s in (1, 2)])
+    case = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "pictures.npz", **{f"{probe}/{key}": value for key, value in {
+        "neighbours": case, "good": np.array([False]), "title": np.array(["one"]), "captions": np.array(["query, {b}", "retrieved, {a}"])}.items()})
+    html = text(tmp_path)
+    assert "<h4>from video to &lt;i&gt;</h4>" in html and "<h4>from &lt;i&gt; to video</h4>" in html and "a to b" not in html and "<i>" not in html
+    assert "</i>video to &lt;i&gt; r1</span>" in html and "</i>&lt;i&gt; to video r1</span>" in html
+    assert html.count("</i>video</span>") == html.count("</i>&lt;i&gt;</span>") == 4, "std, dead, rank, redundancy"
+    assert "<figcaption>retrieved, video</figcaption>" in html and "red a wrong one in the first place" in html and "cannot be shown" not in html
+    assert "pairs" not in html.split("What ran")[1].split("</table>")[0]
+    assert table(RETRIEVAL, ("video", "words")).splitlines()[3].startswith("words to video  ")
+
+
+def test_a_legend_says_what_its_probe_measures_and_says_it_once(tmp_path):
+    frames = {"model": {"r1": 0.5, "mrr": 0.6, "copy_rate": 0.1}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval x": RETRIEVAL, "retrieval y": RETRIEVAL, "next_frame_retrieval": frames}))
+    html = text(tmp_path)
+    of_x, of_y, of_frames = (html.split(f"<h3>{name}</h3>")[1].split("<h3>")[0].split("<h2>")[0] for name in ("retrieval x", "retrieval y", "next_frame_retrieval"))
+    assert "frame" not in of_x and "<dt>r1</dt><dd>R@1: share of queries of which a right answer ranks first</dd>" in of_x and "<dl>" not in of_y
+    assert 'title="R@1: share of queries of which a right answer ranks first"' in of_y
+    assert "<dd>R@1: share of predictions whose true next frame ranks first among the candidate frames of the same video" in of_frames
+    assert "true next frame, in the same list as r1" in of_frames and html.count("Bold: best of the column") == 1
+
+
+def test_a_single_step_is_drawn_among_whole_steps(monkeypatch):
+    drawn, original = [], plots.Figure.savefig
+    monkeypatch.setattr(plots.Figure, "savefig", lambda self, *a, **k: (drawn.append(self.axes[0]), original(self, *a, **k)))
+    plots.draw([plots.Curve("", "#000", [3], [0.5])], None, False)
+    assert drawn[0].get_xlim() == (2, 4) and all(tick == round(tick) for tick in drawn[0].get_xticks())
+
+
 def test_the_terminal_table():
     assert table(RETRIEVAL).splitlines() == [
         "a to b         r1  median_rank",
@@ -194,7 +230,8 @@ def test_direction_of_metrics():
     assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if page.lower_is_better(m)] == list(lower)
 
 
-@pytest.mark.parametrize("words, badge", [("healthy: fine", "green"), ("collapsed: branch a", "red"), ("redundant: a", "amber")])
+@pytest.mark.parametrize("words, badge", [("healthy: fine", "green"), ("collapsed: branch a", "red"), ("redundant: a", "amber"),
+                                          ("nearly collapsed: a; redundant: b", "amber"), ("nearly collapsed: a; collapsed: b", "red")])
 def test_badge_follows_the_last_verdict(tmp_path, words, badge):
     lines(tmp_path / "metrics.jsonl", [{"step": 1, "verdict": "collapsed: at first"}, {"step": 2, "verdict": words}, {"step": 3}])
     assert f'badge {badge}">' in text(tmp_path)

@@ -1,5 +1,6 @@
 """Retrieval and zero-shot classification on pairs whose right answers are known by construction."""
 
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 import vicjoint
 from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Pixels
-from vicjoint.probes import linear_map
+from vicjoint.probes import linear_map, ranking
 from vicjoint.probes.linear_map import LinearMap, PrincipalComponents
 from vicjoint.probes.retrieval import Retrieval, number_within
 from vicjoint.probes.zero_shot import ZeroShot
@@ -70,6 +71,8 @@ class Pair:
 
     def plain(self, record, branch):
         return self.plain_all(record, branch)[0]
+
+    contents_of = values_of
 
     def key_of(self, record):
         return record[self.key] if self.key else None
@@ -133,15 +136,64 @@ def test_the_predictor_of_branch_a_is_used():
     assert rows(Retrieval(), Source(), model=Model(torch.eye(6), torch.eye(6)))["model"]["a_to_b_r1"] < 0.5
 
 
-def test_equal_values_are_right_wherever_they_stand():
-    """The same b for all records of a class: found are they, and every one of them counts."""
+def test_equal_contents_are_one_candidate():
+    """The same b for all records of a class: three candidates, of which one is right; back, each of the 30 asks for its class's ten."""
     source = Source()
     for record in source.test:
         record["b"] = source.test[int(record["label"][-1])]["b"]
     found = rows(Retrieval(linear_map=0), source)
     assert set(found) == {"model", "random_init", "numbers", "chance"}
     assert found["chance"]["a_to_b_r1"] == found["chance"]["b_to_a_r1"] == pytest.approx(1 / 3)
-    assert found["model"]["a_to_b_r1"] > 0.6 and found["model"]["b_to_a_r1"] == 1
+    assert found["chance"]["a_to_b_r5"] == found["model"]["a_to_b_r5"] == 1, "the first five of three"
+    assert found["chance"]["a_to_b_median_rank"] == 2 and found["model"]["b_to_a_r1"] == 1
+    # features that were not made for each other, every query by itself in float64: the rank of its class's b among the three, seen from their mean
+    z_a, z_b = (np.array([[float(v) for v in record[side].split()] for record in source.test]) for side in "ab")
+    three = z_b[:3] - z_b[:3].mean(0)
+    cosine = (z_a - z_b[:3].mean(0)) @ (three / np.linalg.norm(three, axis=1, keepdims=True)).T
+    of = np.array([1 + sum(c > row[i % 3] for c in row) for i, row in enumerate(cosine)])
+    assert found["numbers"]["a_to_b_r1"] == pytest.approx(np.mean(of == 1)) and set(of) == {2, 3}
+    assert found["numbers"]["a_to_b_mrr"] == pytest.approx(np.mean(1 / of))
+    # an encoder that gives everything one embedding: one right and two wrong in a tie have rank 2 in the middle
+    collapsed = rows(Retrieval(linear_map=0), source, model=Model(torch.zeros(6, 6), torch.zeros(6, 6)))["model"]
+    assert collapsed["a_to_b_r1"] == 0 and collapsed["a_to_b_median_rank"] == 2 and collapsed["b_to_a_median_rank"] == 11
+
+
+@pytest.mark.parametrize("key", [None, "label"])
+def test_chance_is_the_mean_over_all_orders_of_the_distinct_candidates(key):
+    """Texts that several records share, some of them in two classes, against every order in float64."""
+    source = Source(test=7)
+    for record, a, b in zip(source.test, "xxyzzuv", "ppqqrsp"):
+        record["a"], record["b"] = (text(np.eye(6)[ord(c) % 6] + ord(c)) for c in (a, b))
+    source.test[6]["label"] = None
+    found = rows(Retrieval(linear_map=0), source, Pair(key))["chance"]
+    for query, other in ("ab", "ba"):
+        candidates, ranks = sorted({r[other] for r in source.test}), []
+        for asked in source.test:
+            answers = {r[other] for r in source.test if r[query] == asked[query] or (key and r["label"] == asked["label"] is not None)}
+            for order in itertools.permutations(candidates):
+                ranks.append(1 + min(order.index(answer) for answer in answers))
+        ranks = np.array(ranks, float)
+        expected = {"r1": (ranks <= 1).mean(), "r5": (ranks <= 5).mean(), "r10": 1.0, "median_rank": np.median(ranks), "mrr": (1 / ranks).mean()}
+        assert {m: found[f"{query}_to_{other}_{m}"] for m in expected} == {m: pytest.approx(v, abs=1e-12) for m, v in expected.items()}
+
+
+def test_a_class_is_the_mean_of_its_distinct_candidates():
+    """Class 0 has one b nine times and another once: its mean is in the middle of the two, and every class member's content answers."""
+    source = Source()
+    near = [r for r in source.test if r["label"] == "class 0"]
+    for record in near[1:]:
+        record["b"] = near[0]["b"]
+    seen, original = [], ranking.prototypes
+
+    def watching(z, classes):
+        seen.append((z, classes))
+        return original(z, classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "prototypes", watching)
+        found = rows(Retrieval(linear_map=0), source, Pair(key="label"))
+    assert sorted(len(z) for z, _ in seen) == [21, 21, 21, 30, 30, 30], "10 + 10 + 1 of b, all 30 of a, for three rows"
+    assert found["chance"]["a_to_b_r1"] == pytest.approx((10 / 21 + 10 / 21 + 1 / 21) / 3)
 
 
 def test_several_values_are_several_items():
@@ -246,7 +298,11 @@ def test_pictures_show_what_was_found_first():
     assert shown["right"].tolist() == [[True] + [False] * 4] * 4
     assert shown["neighbours"][0, 0, 0, 0].tolist() == [float(v) for v in source.test[0]["a"].split()]
     assert shown["title"][0].startswith(f"test0: {source.test[0]['a']}; first: test0: ")
-    assert list(shown["captions"]) == ["query, a", "retrieved, b"]
+    for record in source.test[1:10]:  # ten queries of one picture: it is shown once, and the other places show others
+        record["a"], record["b"] = source.test[0]["a"], source.test[0]["b"]
+    again = dict(Retrieval(linear_map=0, pictures=4)(model, model, source, Pictured(), "cpu"))["pictures"]
+    assert again["right"].tolist() == [[True] + [False] * 4] * 4 and again["title"][-1].startswith(f"test29: {source.test[29]['a']}; first: test29: ")
+    assert list(shown["captions"]) == ["query, {a}", "retrieved, {b}"], "the report knows the names of the branches"
 
 
 # ---- the linear map ----
@@ -265,11 +321,23 @@ def test_the_linear_map_finds_partners_it_was_not_fitted_on():
     generator = torch.Generator().manual_seed(2)
     a, weight = torch.randn(60, 5, generator=generator), torch.randn(5, 9, generator=generator)
     b = a @ weight + 1
-    floor = LinearMap(a[:40], b[:40])
+    own = torch.arange(40)
+    floor = LinearMap(a[:40], b[:40], ranking.Right((own, own), (own, own)))
     queries, candidates = floor.a_to_b(a[40:], b[40:])
     assert torch.allclose(queries, candidates, atol=1e-3)
     queries, candidates = floor.b_to_a(b[40:], a[40:])
     assert torch.allclose(queries, candidates, atol=1e-3)
+
+
+def test_the_linear_map_chooses_its_penalty_among_distinct_candidates(monkeypatch):
+    asked = []
+    monkeypatch.setattr(linear_map.ranking, "ranks", lambda queries, candidates, right: asked.append((len(queries), len(candidates), right)) or np.ones(2))
+    a, b, four = torch.randn(40, 5), torch.randn(40, 3), torch.arange(40) % 4
+    LinearMap(a, b, ranking.Right((torch.arange(40), four), (torch.arange(40), four)))
+    held = asked[0][0]
+    assert {(q, c) for q, c, _ in asked} == {(held, 4), (held, held)} and 4 < held < 20, "a to b: four contents; back: all that are held out"
+    answers = asked[0][2](slice(None))
+    assert answers.shape == (held, 4) and (answers.sum(1) == 1).all() and (answers.sum(0) > 0).all()
 
 
 def test_numbers_within_a_place():
@@ -335,8 +403,8 @@ def test_a_run_of_pictures_and_captions(tmp_path, capsys):
     }, [f"out={tmp_path / 'run'}"])
     found = json.loads((folder / "evaluation.json").read_text())
     chance = found["retrieval"]["chance"]
-    # 8 pictures and 16 captions; a shared caption makes three right for a picture, and two pictures right for it
-    assert chance["a_to_b_r1"] == pytest.approx(3 / 16) and chance["b_to_a_r1"] == pytest.approx((8 * 1 + 8 * 2) / 16 / 8)
+    # 8 pictures and 12 captions, of which 4 are shared by two pictures: two are right for a picture; back, one picture or two
+    assert chance["a_to_b_r1"] == pytest.approx(2 / 12) and chance["b_to_a_r1"] == pytest.approx((8 * 1 + 8 * 2) / 16 / 8)
     assert {"model", "random_init", "linear_map", "chance"} <= set(found["retrieval"])
     assert found["zero_shot"]["chance"] == {"accuracy": 0.5} and "pixels" not in found["linear"] and "pixels" in found["regression"]
     assert set(np.load(folder / "pictures.npz")) >= {"retrieval/neighbours", "retrieval/title"}

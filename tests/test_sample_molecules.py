@@ -74,7 +74,7 @@ def test_impossible_numbers():
 @pytest.mark.parametrize("source, missing", [("sample_molecules", "rdkit.Chem"), ("sample_cells", "tifffile")])
 def test_a_missing_library_says_how_to_get_it(source, missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ComponentError, match=f"source '{source}' needs .*Run: pip install 'vicjoint\\[molecule\\]'"):
+    with pytest.raises(ComponentError, match=f"source '{source}' needs .*: pip install 'vicjoint\\[molecule\\]'"):
         registry.build("source", {"name": source})
 
 

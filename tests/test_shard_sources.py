@@ -10,6 +10,7 @@ from PIL import Image
 
 from vicjoint.config import RecipeError, load_recipe
 from vicjoint.files import images
+from vicjoint.registry import ComponentError
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.shards import HuggingFace, WebDataset, find_shards
 
@@ -136,5 +137,5 @@ def test_wrong_hugging_face(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="'no/such' cannot be loaded: .*without a network only folders work"):
         HuggingFace("no/such")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SourceError, match=r"datasets library is not installed. Run: pip install 'vicjoint\[hf\]'"):
+    with pytest.raises(ComponentError, match=r"source 'hf' needs datasets .*: pip install 'vicjoint\[hf\]'"):
         HuggingFace(folder)

@@ -1,5 +1,7 @@
 """Sound files and the sound of videos: any stretch, at any rate, in time with the pictures; and what is wrong with broken ones."""
 
+import io
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -265,3 +267,22 @@ def test_damaged_flac_and_headers_of_pipes(tmp_path):
     content[place + 4 : place + 8] = b"\xff\xff\xff\xff"  # a program that wrote to a pipe did not know the size
     (tmp_path / "a.wav").write_bytes(content)
     assert len(read(tmp_path / "a.wav", RATE)) == RATE
+
+
+@pytest.mark.parametrize("name", ["damaged.mp3", "damaged.bin"])
+def test_what_the_decoder_prints_of_a_damaged_mp3_is_dropped(tmp_path, capfd, name):
+    """mpg123 prints a line from C for each damaged frame, past Python."""
+    whole, heard = io.BytesIO(), []
+    soundfile.write(whole, tone(4.0, RATE), RATE, format="MP3")
+    for seed in range(6):
+        content, rng = bytearray(whole.getvalue()), np.random.default_rng(seed)
+        for place in rng.integers(200, len(content), 60):
+            content[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / name).write_bytes(content)
+        try:
+            with Sound(tmp_path / name) as sound:
+                heard.append(sound.read(1.0, 1.0, RATE).abs().max().item())
+        except SoundError as error:
+            assert "is cut off" in str(error) or "damaged" in str(error)
+    os.write(2, b"still there")  # standard error is what it was
+    assert capfd.readouterr() == ("", "still there") and max(heard) > 0.1

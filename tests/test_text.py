@@ -115,9 +115,9 @@ def test_a_broken_tokenizer_folder(tmp_path):
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ComponentError, match=r"tokenizer '/models/bert' needs transformers: pip install 'vicjoint\[text\]'"):
+    with pytest.raises(ComponentError, match=r"tokenizer '/models/bert' needs transformers .*: pip install 'vicjoint\[text\]'"):
         Text(tokenizer="/models/bert")
-    with pytest.raises(ComponentError, match=r"encoder 'text/transformers' needs transformers: pip install 'vicjoint\[text\]'"):
+    with pytest.raises(ComponentError, match=r"encoder 'text/transformers' needs transformers .*: pip install 'vicjoint\[text\]'"):
         build_encoder("text", "transformers", model="bert")
     assert Text().read("bytes need none of it")[0].shape == (1, 22)
 

@@ -97,6 +97,7 @@ def build_parts(recipe: Recipe) -> Parts:
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe).to(device)
         check_reading_options(recipe, pairs)
+        check_files(pairs)
         for p in pairs:
             connect(p.pair, p.source, model.between(p.spec.a, p.spec.b))
         spec = as_spec(recipe.optim)
@@ -146,6 +147,16 @@ def connect(pair, source, model: JointModel) -> None:
     if hasattr(pair, "modalities"):
         pair.source = source
         pair.modalities = tuple(copy.deepcopy(branch.modality).cpu().eval() for branch in (model.a, model.b))
+
+
+def check_files(pairs: list[TrainedPair]) -> None:
+    """Raises ValueError where a pair that reads the file of a record (it names the keys that may hold it in `reads`) meets records without one."""
+    for p in pairs:
+        record, reads = p.source.train[0], getattr(p.pair, "reads", ())
+        if reads and not any(key in record for key in reads):
+            pair, there = p.spec.pair.name, ", ".join(key for key in record if key not in ("id", "folder"))
+            raise ValueError(f"pair '{pair}' reads one file of every record, and those of source '{p.spec.source.name}' have none; they have {there or 'no columns'}. "
+                             "In a table, name the column with the files: source.column=COLUMN. Cells are read by the pair cross_modal.")
 
 
 def records_in_a_batch(recipe: Recipe, pair) -> int:

@@ -11,6 +11,7 @@ from vicjoint.guard import printable_lines
 from vicjoint.loop import finish
 from vicjoint.registry import ComponentError
 from vicjoint.resuming import load_fitting, restore
+from vicjoint.runfolder import check_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,8 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--allow-imports", action="store_true", help="import the modules that the run's recipe names: they run code")
     options = parser.parse_args(arguments)
     try:
-        if not (options.run / "recipe.yaml").exists():
-            raise RecipeError(f"{options.run} is not a run: it has no recipe.yaml.")
+        check_run(options.run)
         parts = build_parts(load_recipe(options.run / "recipe.yaml", imports=None if options.allow_imports else ()))
         state = load_fitting(parts, options.run)
         if state is None:

@@ -21,7 +21,7 @@ from vicjoint.config import Recipe, RecipeError, load_recipe
 from vicjoint.guard import printable_lines
 from vicjoint.model import build_model
 from vicjoint.registry import nearest
-from vicjoint.runfolder import best_step
+from vicjoint.runfolder import best_step, check_run
 
 
 class RepresentationModel(nn.Module):
@@ -51,8 +51,7 @@ def load_encoder(folder, branch: str = "a", step: int | str | None = None, impor
 
 def read_model(folder: Path, step: int | str | None, imports: Collection[str] | None):
     """(model as the recipe describes it, trained state) of a run folder or an export."""
-    if not (folder / "recipe.yaml").exists():
-        raise RecipeError(f"{folder} is neither a run nor an export: it has no recipe.yaml.")
+    check_run(folder, "run folder or an export")
     recipe = load_recipe(folder / "recipe.yaml", check_paths=False, imports=imports)
     if (folder / "model.safetensors").exists():
         if step is not None:

@@ -26,7 +26,7 @@ from vicjoint.optim import set_learning_rate
 from vicjoint.readers import ReaderError
 from vicjoint.report.page import write_report
 from vicjoint.resuming import resume, save
-from vicjoint.runfolder import MetricsLog, best_step, only_one, open_run, replaced, table, write_environment, write_json
+from vicjoint.runfolder import MetricsLog, best_step, only_one, open_run, replaced, table, told_apart, write_environment, write_json
 from vicjoint.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 
 HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
@@ -65,7 +65,7 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
     if distributed.rank() == 0:
         describe(parts, folder)
     start = resume(parts, folder)
-    with MetricsLog(folder, start[0], parts.steps, parts.recipe.train) as log:
+    with MetricsLog(folder, start[0], parts.steps, parts.recipe.train, {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs}) as log:
         fit(parts, folder, start, log, signal)
     try:
         with signal.at_once():
@@ -99,7 +99,8 @@ def describe(parts: Parts, folder: Path) -> None:
     """What is about to be trained: a file in the run folder, and a line where an objective has something to say of its weights."""
     sources = dict.fromkeys(p.source.describe() for p in parts.pairs)
     terms = dict.fromkeys(term for p in parts.pairs for term in p.objective.terms)
-    write_environment(folder, parts.recipe, "; ".join(sources), parameters(parts.model), list(terms))
+    branches = {"pairs": {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs}, "probes": {m.name: told_apart(*m.branches) for m in parts.measures}}
+    write_environment(folder, parts.recipe, {"source": "; ".join(sources), "parameters": parameters(parts.model), "terms": list(terms), **branches})
     for p in parts.pairs:
         width = parts.recipe.named_branches()[p.spec.a].expander[-1]
         if said := getattr(p.objective, "describe", lambda _: None)(width):
@@ -242,8 +243,9 @@ def finish(parts: Parts, folder: Path) -> None:
             with replaced(folder / "pictures.npz") as file:
                 np.savez_compressed(file, **{f"{probe}/{name}": array for probe, arrays in pictures.items() for name, array in arrays.items()})
         write_json(folder / "spectrum.json", final_spectra(parts))
+        branches = {m.name: told_apart(*m.branches) for m in parts.measures}
         for probe, rows in results.items():
-            print(f"\n{probe} after {parts.steps} steps\n{table(rows)}")
+            print(f"\n{probe} after {parts.steps} steps\n{table(rows, branches[probe])}")
         print(f"report: {write_report(folder)}")
     distributed.barrier()
 

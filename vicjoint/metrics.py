@@ -62,12 +62,11 @@ def alignment(z_a: Tensor, z_b: Tensor) -> float:
     return float(paired / strangers.clamp_min(1e-12))
 
 
-def verdict(state: dict, samples: int, dim: int, hinge: bool = True) -> str:
+def verdict(state: dict, samples: int, dim: int, hinge: bool = True, names: tuple[str, str] = ("a", "b")) -> str:
     """One line in plain words for `health(...)` of `samples` x `dim` embeddings. `hinge`: the objective asks for a standard deviation of
-    1; else (Barlow Twins, InfoNCE) the embeddings' scale means nothing."""
+    1; else (Barlow Twins, InfoNCE) the embeddings' scale means nothing. `names`: of branches a and b."""
     troubles = []
-    for branch in ("a", "b"):
-        values = state[branch]
+    for branch, values in zip(names, (state["a"], state["b"])):
         flat = values["std"] < COLLAPSED_STD if hinge else values["varying"] < COLLAPSED_SHARE
         cure = "raise the variance weight" if hinge else "lower the learning rate or enlarge the batch"
         if flat or values["rank"] < 1.5:

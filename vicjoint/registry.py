@@ -26,6 +26,8 @@ BUILT_IN = ("vicjoint.transforms", "vicjoint.modalities", "vicjoint.sources", "v
 # A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are images.
 ACCEPTS = {"next_frame": ("next_frame", "image"), "drawing": ("drawing", "image"), "microscope": ("microscope", "image")}
 
+MOST_NAMES = 20  # in a message
+
 _components: dict[str, dict[str, Callable]] = {family: {} for family in FAMILIES}
 
 
@@ -37,6 +39,12 @@ def nearest(name: str, known) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def some(known: list[str]) -> str:
+    """Names for a message; of very many only the first."""
+    more = f", ... ({len(known)} in all: python -m vicjoint.run --list)" if len(known) > MOST_NAMES + 3 else ""
+    return ", ".join(known[:MOST_NAMES] if more else known) + more or "none"
 
 
 def register(family: str, name: str) -> Callable:
@@ -82,7 +90,7 @@ def find(family: str, name: str) -> Callable:
         return known[name]
     if family == "encoder" and "/" in name:
         return _find_encoder(*name.split("/", 1))
-    raise ComponentError(f"no {family} '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known)) or 'none'}.")
+    raise ComponentError(f"no {family} '{name}'.{nearest(name, known)} Known: {some(sorted(known))}.")
 
 
 def _find_encoder(modality: str, name: str) -> Callable:
@@ -92,7 +100,7 @@ def _find_encoder(modality: str, name: str) -> Callable:
     known = list_encoders(modality)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{modality}/{close[0]}'?" if close else ""
-    raise ComponentError(f"no encoder '{modality}/{name}'.{hint} Known for {modality}: {', '.join(known) or 'none'}.")
+    raise ComponentError(f"no encoder '{modality}/{name}'.{hint} Known for {modality}: {some(known)}.")
 
 
 def options(component: Callable) -> dict[str, inspect.Parameter]:
@@ -190,9 +198,8 @@ def need(modules: list[str], user: str, extra: str) -> list:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what libraries say about each other while they load is not for our users
                 found.append(importlib.import_module(module))
-        except ImportError as error:
-            raise ComponentError(f"{user} needs {' and '.join(m.split('.')[0] for m in modules)} ({error}). "
-                                 f"Run: pip install 'vicjoint[{extra}]'") from None
+        except (ImportError, OSError) as error:  # OSError: one without its C library, as soundfile without libsndfile
+            raise ComponentError(f"{user} needs {module.split('.')[0]} ({str(error).splitlines()[0]}): pip install 'vicjoint[{extra}]'") from None
     return found
 
 

@@ -6,6 +6,7 @@ Trains what a recipe describes. Exit code 0: done (the last line on stdout is `r
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -21,11 +22,8 @@ DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        if options.list:
-            return list_components()
-        if options.schema:
-            print(json.dumps(json_schema(), indent=1))
-            return DONE
+        if options.list or options.schema:
+            return show(components() if options.list else json.dumps(json_schema(), indent=1))
         if options.recipe is None:
             raise RecipeError("no recipe given. Usage: python -m vicjoint.run RECIPE [key=value ...]")
         recipe = load_recipe(options.recipe, options.overrides)
@@ -78,12 +76,23 @@ def expected_failures() -> tuple[type[Exception], ...]:
     return *OWN_ERRORS, VideoError
 
 
-def list_components() -> int:
+def components() -> str:
+    """Every registered component with its options, a line each."""
+    lines = []
     for family in registry.FAMILIES:
-        print(family)
+        lines.append(family)
         for name in registry.names(family):
             options = [str(p).replace("'", "") for p in registry.options(registry.find(family, name)).values()]
-            print(f"  {name:<28} {', '.join(options)}")
+            lines.append(f"  {name:<28} {', '.join(options)}".rstrip())
+    return "\n".join(lines)
+
+
+def show(text: str) -> int:
+    """Print a long text. A reader that has seen enough (`| head`) ends it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written as Python ends
     return DONE
 
 

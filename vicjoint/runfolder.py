@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vicjoint import distributed, metrics
 from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
 from vicjoint.guard import printable
+from vicjoint.registry import need
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -116,22 +117,31 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
-def write_environment(folder: Path, recipe: Recipe, source: str, parameters: dict, terms: list[str]) -> None:
-    """What ran and where: versions, device, parameters per branch, and whether sample data stood in for the real ones."""
+def write_environment(folder: Path, recipe: Recipe, trained: dict) -> None:
+    """What ran and where: versions, device, and whether sample data stood in for the real ones. `trained`: source, parameters per branch, terms
+    of the objectives, and the two branches of all pairs and probes by name."""
     write_json(folder / "environment.json", {
         "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
-        "launcher": launcher(), "source": source, "parameters": parameters, "terms": terms, "announcement": recipe.announcement,
+        "launcher": launcher(), **trained, "announcement": recipe.announcement,
     })
+
+
+def check_run(folder: Path, what: str = "run folder") -> None:
+    """Raises RecipeError where the folder cannot be that of a run."""
+    if not folder.exists():
+        raise RecipeError(f"{folder}: no such folder. Expected a {what}, such as runs/video_next_frame/1.")
+    if not (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} has no recipe.yaml. Expected a {what}, such as runs/video_next_frame/1.")
 
 
 class MetricsLog:
     """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard, on the first process alone. Lines after the step that a
-    run resumes from are cut off. `options`: the recipe's `train` section."""
+    run resumes from are cut off. `options`: the recipe's `train` section. `branches`: {pair: names of its two}."""
 
-    def __init__(self, folder: Path, start: int, steps: int, options):
-        self.folder, self.batch_size = folder, options.batch_size
+    def __init__(self, folder: Path, start: int, steps: int, options, branches: dict[str, tuple[str, str]]):
+        self.folder, self.batch_size, self.branches = folder, options.batch_size, branches
         self.verdicts, self.losses = {}, {}  # the last of each pair
         self.active = distributed.rank() == 0
         if not self.active:
@@ -162,7 +172,7 @@ class MetricsLog:
         line = {"step": step, "pair": pair, **values, **rates, "samples_per_second": speed}
         if embeddings is not None:
             line["health"] = metrics.health(*embeddings)
-            line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape, hinge="variance" in terms)
+            line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape, "variance" in terms, self.branches[pair])
             self._say(step, pair, line["verdict"])
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
@@ -245,30 +255,40 @@ def best_step(folder: Path, wanted: str, last: int | None = None) -> int | None:
 
 
 def _tensorboard(folder: Path, start: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise RecipeError("train.tensorboard: TensorBoard is not installed. Run: pip install 'vicjoint[tensorboard]'") from None
+    need(["tensorboard"], "train.tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)  # a killed run's later points are not shown
 
 
-DIRECTIONS = {"a_to_b_": "a to b", "b_to_a_": "b to a"}
+DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}"}
 
 
-def directions(rows: dict[str, dict]) -> dict[str, dict[str, str]]:
+def told_apart(a: str, b: str) -> tuple[str, str]:
+    """The names of a pair's two branches, of a branch with itself too."""
+    return (a, b) if a != b else (f"{a} (a)", f"{b} (b)")
+
+
+def of_direction(metric: str, branches: tuple[str, str]) -> tuple[str, str]:
+    """(direction of retrieval between two branches of these names, or nothing; the metric's name in it)."""
+    prefix = next((prefix for prefix in DIRECTIONS if metric.startswith(prefix)), "")
+    return DIRECTIONS.get(prefix, "").format(*branches), metric.removeprefix(prefix)
+
+
+def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) -> dict[str, dict[str, str]]:
     """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read one direction at a time."""
     found: dict[str, dict[str, str]] = {}
     for metric in dict.fromkeys(metric for row in rows.values() for metric in row):
-        prefix = next((prefix for prefix in DIRECTIONS if metric.startswith(prefix)), "")
-        found.setdefault(DIRECTIONS.get(prefix, ""), {})[metric] = metric.removeprefix(prefix)
+        title, name = of_direction(metric, branches)
+        found.setdefault(title, {})[metric] = name
     return found
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """{row: {metric: number}} as aligned text, retrieval in one block for each direction."""
-    width = max(map(len, (*rows, *DIRECTIONS.values()))) + 2
+def table(rows: dict[str, dict[str, float]], branches: tuple[str, str] = ("a", "b")) -> str:
+    """{row: {metric: number}} as aligned text, retrieval in one block for each direction between the `branches`."""
+    blocks = directions(rows, branches)
+    width = max(map(len, (*rows, *blocks))) + 2
     lines = []
-    for title, columns in directions(rows).items():
+    for title, columns in blocks.items():
         lines.append(f"{title:<{width}}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns.values()))
         for row, values in rows.items():
             cells = (number(values[c]) if c in values else "-" for c in columns)

@@ -13,6 +13,7 @@ Open a file where it is read, in the worker: a Sound does not pickle.
 
 # T samples of the result, N samples of the file
 
+import contextlib
 import functools
 import math
 import os
@@ -23,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.guard import no_file, no_media
+from vicjoint.guard import no_file, no_media, quiet
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wma", ".wmv")
+SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")  # opened a hundred thousand times, and never by mpg123
 RUN_UP_SECONDS = 0.3     # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
 MP3_RUN_UP = 11520       # samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
 ADRIFT_SECONDS = 0.02    # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
@@ -125,7 +127,8 @@ class _File:
     def __init__(self, path: str):
         import soundfile
         self.path = path
-        self._file = soundfile.SoundFile(path)
+        with contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet():  # mpg123 prints a line for each damaged frame
+            self._file = soundfile.SoundFile(path)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         self.seconds = self.frames / self.rate
         try:
@@ -151,8 +154,9 @@ class _File:
             return out
         run_up = min(begin, MP3_RUN_UP) if self._file.format == "MP3" else 0
         try:
-            self._file.seek(begin - run_up)
-            got = self._file.read(end - begin + run_up, dtype="float32", always_2d=True)[run_up:]
+            with quiet() if self._file.format == "MP3" else contextlib.nullcontext():
+                self._file.seek(begin - run_up)
+                got = self._file.read(end - begin + run_up, dtype="float32", always_2d=True)[run_up:]
         except soundfile.LibsndfileError as error:
             raise SoundError(f"{self.path}: the sound is damaged ({str(error.error_string).rstrip('.')}).") from None
         if len(got) < end - begin:

@@ -8,7 +8,6 @@ A waveform is what every audio encoder takes: those on a spectrogram make it the
 # B batch, T samples, K features
 
 import functools
-import importlib
 import math
 from typing import Literal
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from vicjoint.files.sound import Sound
 from vicjoint.modalities.base import Modality
 from vicjoint.recipe.check import check_component
-from vicjoint.registry import ComponentError, build, register
+from vicjoint.registry import build, need, register
 from vicjoint.transforms import waveforms
 
 BANDS, SLOTS = 40, 8  # of the simple features
@@ -44,7 +43,7 @@ class Audio(Modality):
     def __init__(self, rate_hz: int = 16000, seconds: float = 1.0, short: Literal["zeros", "repeat"] = "zeros",
                  augment: list[dict] | None = None, stream: int | None = None):
         super().__init__()
-        _need("soundfile", "torchaudio")
+        need(["soundfile", "torchaudio"], "modality 'audio'", "audio")
         if rate_hz < LEAST_RATE_HZ:
             raise ValueError(f"modality 'audio': rate_hz is {rate_hz}, expected {LEAST_RATE_HZ} or more, such as 16000.")
         if not 0 < seconds < math.inf or round(seconds * rate_hz) < 1:
@@ -104,12 +103,3 @@ def _build(path: str, spec: dict, rate_hz: int) -> waveforms.SoundTransform:
     if mistakes := check_component(path, "transform", spec["name"], spec):
         raise ValueError("\n  ".join(mistakes))
     return build("transform", spec, rate_hz)
-
-
-def _need(*modules: str) -> None:
-    """Raises ComponentError with the command that installs what is missing."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except (ImportError, OSError) as error:  # OSError: soundfile without its library libsndfile
-            raise ComponentError(f"modality 'audio' needs {module} ({str(error).splitlines()[0]}): pip install 'vicjoint[audio]'") from None

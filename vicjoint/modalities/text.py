@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vicjoint import hashing
 from vicjoint.modalities.base import Modality
-from vicjoint.registry import ComponentError, register
+from vicjoint.registry import ComponentError, need, register
 
 EOS = 1  # of ByT5; byte b is id b + hashing.BYTE_OFFSET, padding is 0
 BUCKETS = 1024  # of each kind of count in simple_features
@@ -101,16 +101,13 @@ def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
 
 def load_tokenizer(name: str):
     """A transformers tokenizer from a folder or by hub id. Raises ComponentError with what was looked for."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise ComponentError(f"modality 'text' with tokenizer '{name}' needs transformers: pip install 'vicjoint[text]'") from None
+    (transformers,) = need(["transformers"], f"modality 'text' with tokenizer '{name}'", "text")
     folder = Path(name).expanduser()
     if not folder.is_dir() and (name[0] in "./~" or name.count("/") > 1):
         raise ComponentError(f"modality 'text': tokenizer '{name}' was not found: no folder {folder.absolute()}. Expected bytes, a folder made by "
                              "save_pretrained, or a hub id such as 'google-bert/bert-base-uncased'.")
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        return transformers.AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
     except ImportError as error:
         raise ComponentError(f"modality 'text': tokenizer '{name}' needs another package ({first_line(error)}): pip install 'vicjoint[text]'") from None
     except Exception as error:  # each kind of tokenizer has its own ways to be missing or broken

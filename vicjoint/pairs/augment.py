@@ -41,6 +41,7 @@ class Augment:
     """
 
     views = ("image", "image")
+    reads = ("path", "bytes")  # keys of a record, one of which has the image
 
     def __init__(self, size: int = 224, a: list[dict] | None = None, b: list[dict] | None = None, centre: float = 0.875,
                  colour: Literal["worker", "device"] = "worker", views: dict[str, int] | None = None, local_size: int = 96):

@@ -9,6 +9,7 @@ The loop sets `source`, `modalities` (those of branches a and b) and `backend`; 
 """
 
 import hashlib
+import json
 
 import numpy as np
 
@@ -221,11 +222,21 @@ class CrossModal:
         record = self._own_row(record, branch)
         return [self._plain(record, branch, value) for value in self.values_of(record, branch)]
 
+    def contents_of(self, record: dict, branch: str = "a") -> list[str]:
+        """What each view of `plain_all` shows, as text that is equal for equal views: the value, or the absolute path of a file, and the common
+        time window where there is one. Raises CellError."""
+        found, modality = [], self._of(branch)
+        for value in self.values_of(record, branch):
+            text = file_path(record, value) if modality.reads == "file" else value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+            window = self._plain_window(record, branch, value) if modality.timed else None
+            found.append(text if window is None else f"{text} from {window[0]} s")
+        return found
+
     def _plain(self, record: dict, branch: str, value):
-        window = None
-        if self.seconds is not None:
-            window = self._window([(record, value if side == branch else self.values_of(record, side)[0]) for side in "ab"], None)
-        return self._read(branch, record, value, None, window)
+        return self._read(branch, record, value, None, self._plain_window(record, branch, value))
+
+    def _plain_window(self, record: dict, branch: str, value) -> tuple[float, float] | None:
+        return self._window([(record, value if side == branch else self.values_of(record, side)[0]) for side in "ab"], None) if self.seconds else None
 
     def _own_row(self, record: dict, branch: str) -> dict:
         """The row that holds the cell: the record, or where column b is a second table's, a partner chosen by the record's id."""

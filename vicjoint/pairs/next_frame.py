@@ -43,6 +43,7 @@ class NextFrame:
     """
 
     views = ("clip", "next_frame")
+    reads = ("path",)  # keys of a record, one of which has the video
 
     def __init__(self, frames: int = 8, stride: int = 2, seconds: float | None = None, gap: int = 1, size: int = 64,
                  windows: int = 8, stretch: int | None = None, centre: float = 1.0,

@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, evenly, represent, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
+from vicjoint.probes.ranking import Right, numbered
 from vicjoint.registry import register
 from vicjoint.probes.regression import auc
 
@@ -54,8 +55,9 @@ class PairMatch:
         with Evaluating(model, untrained):
             z, places = both_sides(encoders | simple, source, pair, places, device, split=1)
             if "linear_map" in z:
-                fitted, _ = both_sides(simple, source, pair, pairs[evenly(len(pairs), self.linear_map)], device, split=0)
-                z["linear_map"] = LinearMap(*fitted["linear_map"]).a_to_b(*z["linear_map"])
+                fitted, known = both_sides(simple, source, pair, pairs[evenly(len(pairs), self.linear_map)], device, split=0)
+                contents = tuple(numbered([pair.contents_of(source.train[p], side)[0] for p in known.tolist()], {}) for side in "ab")
+                z["linear_map"] = LinearMap(*fitted["linear_map"], Right(contents, contents)).a_to_b(*z["linear_map"])
         truth = np.array([labels[p] for p in places.tolist()])
         if len(set(truth.tolist())) < 2:
             raise ValueError(f"pair_match: the test rows that both branches can read do not have both 0 and 1 in '{self.label}'.")
@@ -78,8 +80,8 @@ def frequency(pair, known: list[dict], rows: list[dict]) -> np.ndarray:
     """Of each row, the sum over its two cells of log(1 + how many known rows have that cell)."""
     total = np.zeros(len(rows))
     for side in "ab":
-        seen = Counter(pair.values_of(row, side)[0] for row in known)
-        total += [np.log1p(seen[pair.values_of(row, side)[0]]) for row in rows]
+        seen = Counter(pair.contents_of(row, side)[0] for row in known)
+        total += [np.log1p(seen[pair.contents_of(row, side)[0]]) for row in rows]
     return total
 
 

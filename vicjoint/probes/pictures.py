@@ -13,9 +13,9 @@ TITLE = 160  # characters
 
 
 def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: int) -> dict[str, np.ndarray]:
-    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n, K], title, good, captions} of up to
+    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n, K], title, good, captions (with {a} and {b} for the branches' names)} of up to
     `most` evenly spaced queries, from the direction whose candidates are pictures, a to b before b to a; empty where neither's are.
-    `z`: {direction: (queries, candidates)}; `data`: (source, pair)."""
+    `z`: {direction: (embeddings of the items that ask, of those to be found)}; `data`: (source, pair)."""
     source, pair = data
     records = [both_records(source, pair.workers, branch)[1].records for branch in "ab"]
 
@@ -33,16 +33,17 @@ def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: 
         of = next((of for of in (0, 1) if picture(1 - of, 0) is not None), None)
         if of is None:
             return {}
-        queries, candidates = z[("a_to_b", "b_to_a")[of]]
+        queries, items = z[("a_to_b", "b_to_a")[of]]
+        kept = right.candidates(1 - of)
         chosen = torch.from_numpy(np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int))
-        near_to, candidates = ranking.centred(queries[chosen.to(queries.device)], candidates)
+        near_to, candidates = ranking.centred(queries[chosen.to(queries.device)], items[kept.to(items.device)])
         similarity = near_to @ candidates.T
         near = similarity.nan_to_num(nan=-torch.inf).topk(min(SHOWN, len(candidates)), 1).indices.cpu()
-        answers = right.direction(of)(chosen).gather(1, near).numpy()
+        answers, near = right.direction(of)(chosen).gather(1, near).numpy(), kept[near]
         own = [picture(of, q) for q in chosen]
         found = {"neighbours": np.stack([[picture(1 - of, c) for c in row] for row in near]), "right": answers, "good": answers[:, 0],
                  "title": np.array([f"{name(of, q)}; first: {name(1 - of, row[0])}" for q, row in zip(chosen, near)], dtype=str),
-                 "captions": np.array([f"query, {'ab'[of]}", f"retrieved, {'ba'[of]}"])}
+                 "captions": np.array([f"query, {{{'ab'[of]}}}", f"retrieved, {{{'ba'[of]}}}"])}
         return found | ({"query": np.stack(own)} if own[0] is not None else {})
     except READ_ERRORS as error:
         print(f"evaluation shows no pictures: {printable(str(error))}")

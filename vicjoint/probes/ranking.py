@@ -1,11 +1,11 @@
 """Ranks of right answers, their metrics, and what both are by chance. Nothing here knows where embeddings come from.
 
-    right = Right(a_values, b_values, pairs)                # which candidates answer which query
-    ranks_Q = ranks(queries_QE, candidates_CE, right.rows)  # 1 is best
-    metrics(ranks_Q)                                        # r1, r5, r10, median_rank, mrr
+    right = Right((a_contents, b_contents), together)                                            # which candidates answer which query
+    ranks_Q = ranks(queries_QE, items_NE[right.candidates(1)], right.direction(0))               # 1 is best
+    metrics(ranks_Q)                                                                             # r1, r5, r10, median_rank, mrr
 """
 
-# Q queries, C candidates, E embedding, K classes
+# N items, Q queries, C candidates, E embedding, K classes
 
 from collections.abc import Callable
 
@@ -65,25 +65,53 @@ def chance(candidates: int, right: np.ndarray) -> dict[str, float]:
 
 
 class Right:
-    """Which candidates answer which queries. Items of a and b stand for values (numbers, equal for equal texts or files) and may have a class.
-    An a and a b belong together where some record holds both of their values, or where their classes are equal (-1: none)."""
+    """Which candidates answer which queries. Items of a and b have a content (a number, equal for equal texts or files) and may have a class.
 
-    def __init__(self, values: tuple[Tensor, Tensor], together: tuple[Tensor, Tensor], classes: tuple[Tensor, Tensor] | None = None):
-        self.values, self.classes = values, classes
-        self.table = torch.zeros([int(v.max()) + 1 for v in values], dtype=torch.bool)
+    Every item is a query; a candidate is a content, however many items have it: copies have one embedding, so they would fill the first ranks
+    without offering any choice. An a answers a b, and the other way, where some record holds both of their contents, or where the query's class
+    (-1: none) is that of an item with the candidate's content."""
+
+    def __init__(self, contents: tuple[Tensor, Tensor], together: tuple[Tensor, Tensor], classes: tuple[Tensor, Tensor] | None = None):
+        """contents, classes: of the items of a [N] and b [M]; together: the contents of a and of b that stand in one record, equally long."""
+        self.contents, self.classes = contents, classes
+        self.table = torch.zeros([int(c.max()) + 1 for c in contents], dtype=torch.bool)
         self.table[together] = True
+
+    def among(self, kept: Tensor) -> "Right":
+        """The same for some of the items only, where a and b are rows of pairs: kept bool [N]."""
+        classes = self.classes and tuple(c[kept] for c in self.classes)
+        contents = tuple(c[kept] for c in self.contents)
+        return Right(contents, contents, classes)
+
+    def candidates(self, side: int) -> Tensor:
+        """The candidates [C] of side a (0) or b (1): the first item of each content, in order."""
+        return first_of_each(self.contents[side])
 
     def direction(self, of: int) -> Callable[[slice], Tensor]:
         """For queries from a (0) or b (1): part of the queries -> bool [part, C]."""
-        table, other = self.table if of == 0 else self.table.T, 1 - of
+        other = 1 - of
+        candidates = self.contents[other][self.candidates(other)]
+        table = (self.table if of == 0 else self.table.T)[:, candidates]
+        if self.classes is not None:
+            classed = torch.zeros(self.table.shape[other], int(max(c.max() for c in self.classes)) + 2, dtype=torch.bool)
+            classed[self.contents[other], self.classes[other]] = True
+            classed[:, -1] = False  # -1: no class
+            classed = classed[candidates].T
 
         def rows(part: slice) -> Tensor:
-            found = table[self.values[of][part]][:, self.values[other]]
-            if self.classes is None:
-                return found
-            own = self.classes[of][part][:, None]
-            return found | ((own == self.classes[other]) & (own >= 0))
+            found = table[self.contents[of][part]]
+            return found if self.classes is None else found | classed[self.classes[of][part]]
         return rows
+
+
+def first_of_each(numbers: Tensor) -> Tensor:
+    """Places, in order, of the first of equal numbers [N], or of equal rows [N, 2]."""
+    return torch.from_numpy(np.sort(np.unique(numbers.numpy(), axis=0, return_index=True)[1]))
+
+
+def numbered(contents: list, known: dict) -> Tensor:
+    """Numbers [N], equal for equal contents (None: -1); `known` keeps them, so that another list is numbered alike."""
+    return torch.tensor([-1 if c is None else known.setdefault(c, len(known)) for c in contents], dtype=torch.long)
 
 
 def counts(right: Callable[[slice], Tensor], queries: int, candidates: int) -> np.ndarray:

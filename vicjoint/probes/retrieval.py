@@ -25,25 +25,25 @@ DIRECTIONS = ("a_to_b", "b_to_a")
 @dataclass
 class Side:
     """The test items of one branch: {row: embeddings [N, E]}, and of each item its record's place, its number among the values of the record's
-    cell, the number of its value, and its class (-1: none)."""
+    cell, the number of its content (equal for equal texts or files), and its class (-1: none)."""
 
     rows: dict[str, Tensor]
     places: Tensor
     numbers: Tensor
-    values: Tensor
+    contents: Tensor
     classes: Tensor
 
     def __getitem__(self, kept: Tensor) -> "Side":
         return Side({row: z[kept.to(z.device)] for row, z in self.rows.items()},
-                    *(getattr(self, name)[kept] for name in ("places", "numbers", "values", "classes")))
+                    *(getattr(self, name)[kept] for name in ("places", "numbers", "contents", "classes")))
 
 
 @register("probe", "retrieval")
 class Retrieval:
     """Does the embedding of one modality find its partner among those of the other? Every test item of branch a is a query among all test items of
     branch b, and the other way. A cell of several values (five captions of a picture) is several items: as candidates any of them is right, as
-    queries each stands for itself. A value that occurs twice (the same caption, the same file) is right wherever it occurs. With a `key` of the pair
-    every candidate of the query's class is right.
+    queries each stands for itself. A content that occurs several times (the same caption, the same file) is one candidate, right for the queries of
+    every record that holds it. With a `key` of the pair every candidate of the query's class is right.
 
     only: a column of 0 and 1, of tables that list wrong couples as well: only records with 1 there count as pairs; null: all do.
     limit: at most so many test records, evenly spaced (null: all). linear_map: training records for the row of that name (0: no such row).
@@ -103,19 +103,16 @@ class Retrieval:
             yield "pictures", shown
 
     def _sides(self, encoders: dict, source, pair, device) -> tuple[Side, Side]:
-        """Both branches' test items, of the records that both can read; one numbering of values and classes for both."""
-        sides, keys = [], {}
+        """Both branches' test items, of the records that both can read; one numbering of classes for both."""
+        sides, classes = [], {}
         for i, branch in enumerate("ab"):
             _, test = both_records(source, pair.workers, branch)
             places = self._places(test.records, self.limit)
             reading = Reading(pair, branch, every=True)
             rows, where = represent({row: both[i] for row, both in encoders.items()}, test, reading, places, device)
             numbers = number_within(where)
-            values = {}
-            found = [values.setdefault(pair.values_of(test.records[p], branch)[n], len(values)) for p, n in zip(where.tolist(), numbers.tolist())]
-            key_of = {p: pair.key_of(test.records[p]) for p in where.unique().tolist()}
-            classes = [-1 if (key := key_of[p]) is None else keys.setdefault(key, len(keys)) for p in where.tolist()]
-            sides.append(Side(rows, where, numbers, torch.tensor(found), torch.tensor(classes)))
+            contents, keys = contents_and_keys(pair, branch, test.records, where)
+            sides.append(Side(rows, where, numbers, ranking.numbered(contents, {}), ranking.numbered(keys, classes)))
         a, b = sides
         if not two_tables(source):
             a, b = a[torch.isin(a.places, b.places)], b[torch.isin(b.places, a.places)]
@@ -134,13 +131,15 @@ class Retrieval:
 
     def _fit_linear_map(self, model, source, pair, device) -> LinearMap:
         """Fitted on training records that both branches can read; with a key, on a random b of equal key for every a."""
-        sides = []
+        sides, classes = [], {}
         for branch, of in (("a", model.a), ("b", model.b)):
             train, _ = both_records(source, pair.workers, branch)
             places = self._places(train.records, self.linear_map)
             rows, where = represent({"simple": of.modality.simple_features}, train, Reading(pair, branch), places, device)
-            sides.append((rows["simple"], {p: i for i, p in enumerate(where.tolist())}, [pair.key_of(train.records[p]) for p in where.tolist()]))
-        (a, places_a, keys_a), (b, places_b, keys_b) = sides
+            contents, keys = contents_and_keys(pair, branch, train.records, where)
+            sides.append((rows["simple"], {p: i for i, p in enumerate(where.tolist())}, keys,
+                          ranking.numbered(contents, {}), ranking.numbered(keys, classes)))
+        (a, places_a, keys_a, contents_a, classes_a), (b, places_b, keys_b, contents_b, classes_b) = sides
         if keys_a[0] is None:
             chosen = [(i, places_b[p]) for p, i in places_a.items() if p in places_b]
         else:
@@ -148,8 +147,9 @@ class Retrieval:
             for i, key in enumerate(keys_b):
                 of_key.setdefault(key, []).append(i)
             chosen = [(i, int(rng.choice(of_key[key]))) for i, key in enumerate(keys_a) if key in of_key]
-        i, j = torch.tensor(chosen, device=a.device).T
-        return LinearMap(a[i], b[j])
+        i, j = torch.tensor(chosen).T
+        pairs = contents_a[i], contents_b[j]
+        return LinearMap(a[i.to(a.device)], b[j.to(b.device)], ranking.Right(pairs, pairs, (classes_a[i], classes_b[j])))
 
 
 def two_tables(source) -> bool:
@@ -163,38 +163,45 @@ def number_within(places: Tensor) -> Tensor:
     return torch.arange(len(places)) - starts
 
 
+def contents_and_keys(pair, branch: str, records: list[dict], where: Tensor) -> tuple[list, list]:
+    """(content, key) of each item; where [N]: the places of their records, items of one place together."""
+    of = {p: (pair.contents_of(records[p], branch), pair.key_of(records[p])) for p in where.unique().tolist()}
+    return [of[p][0][n] for p, n in zip(where.tolist(), number_within(where).tolist())], [of[p][1] for p in where.tolist()]
+
+
 def right_of(a: Side, b: Side, separate: bool) -> ranking.Right:
     """`separate`: the sides come from different tables, and only classes say what belongs together."""
     together = (torch.empty(0, dtype=torch.long),) * 2
     if not separate:
         of_b = {}
-        for place, value in zip(b.places.tolist(), b.values.tolist()):
-            of_b.setdefault(place, []).append(value)
-        pairs = [(u, v) for place, u in zip(a.places.tolist(), a.values.tolist()) for v in of_b[place]]
+        for place, content in zip(b.places.tolist(), b.contents.tolist()):
+            of_b.setdefault(place, []).append(content)
+        pairs = [(u, v) for place, u in zip(a.places.tolist(), a.contents.tolist()) for v in of_b[place]]
         together = tuple(torch.tensor(pairs).T)
-    return ranking.Right((a.values, b.values), together, (a.classes, b.classes))
+    return ranking.Right((a.contents, b.contents), together, (a.classes, b.classes))
 
 
 def score(z: dict[str, tuple[Tensor, Tensor]], right: ranking.Right, sides: tuple[Side, Side]) -> dict[str, float]:
-    """All metrics of one row; z: {direction: (queries [Q, E], candidates [C, E])}."""
+    """All metrics of one row; z: {direction: (embeddings of the items that ask [Q, E], of those to be found [N, E])}."""
     found = {}
     for of, direction in enumerate(DIRECTIONS):
-        queries, candidates = z[direction]
-        answered, _ = answerable(right, of, sides)
-        rows = right.direction(of)
-        ranks = ranking.ranks(queries[answered.to(queries.device)], candidates, lambda part: rows(answered[part]))  # noqa: B023
+        queries, items = z[direction]
+        answered, _ = answerable(right, of)
+        queries, rows = queries[answered.to(queries.device)], right.direction(of)
+        ranks = ranking.ranks(queries, items[right.candidates(1 - of).to(items.device)], lambda part: rows(answered[part]))  # noqa: B023
         found |= {f"{direction}_{metric}": value for metric, value in ranking.metrics(ranks).items()}
         if (sides[of].classes >= 0).any():
-            means, kinds = ranking.prototypes(candidates, sides[1 - of].classes)
+            distinct = ranking.first_of_each(torch.stack([sides[1 - of].contents, sides[1 - of].classes], 1))
+            means, kinds = ranking.prototypes(items[distinct.to(items.device)], sides[1 - of].classes[distinct])
             own = sides[of].classes[answered][:, None] == kinds
-            ranks = ranking.ranks(queries[answered.to(queries.device)], means, lambda part: own[part])  # noqa: B023
+            ranks = ranking.ranks(queries, means, lambda part: own[part])  # noqa: B023
             found[f"{direction}_class_prototype"] = float((ranks <= 1).mean())
     return found
 
 
-def answerable(right: ranking.Right, of: int, sides: tuple[Side, Side]) -> tuple[Tensor, np.ndarray]:
+def answerable(right: ranking.Right, of: int) -> tuple[Tensor, np.ndarray]:
     """(the queries that have a right candidate, how many each has). Raises ValueError where there is none."""
-    count = ranking.counts(right.direction(of), len(sides[of].places), len(sides[1 - of].places))
+    count = ranking.counts(right.direction(of), len(right.contents[of]), len(right.candidates(1 - of)))
     if not count.any():
         raise ValueError("retrieval: no test sample of one branch has a partner of equal key in the other. Check the pair's key.")
     return torch.from_numpy(np.flatnonzero(count)), count[count > 0]
@@ -203,8 +210,8 @@ def answerable(right: ranking.Right, of: int, sides: tuple[Side, Side]) -> tuple
 def chance(right: ranking.Right, sides: tuple[Side, Side]) -> dict[str, float]:
     found = {}
     for of, direction in enumerate(DIRECTIONS):
-        answered, count = answerable(right, of, sides)
-        found |= {f"{direction}_{metric}": value for metric, value in ranking.chance(len(sides[1 - of].places), count).items()}
+        _, count = answerable(right, of)
+        found |= {f"{direction}_{metric}": value for metric, value in ranking.chance(len(right.candidates(1 - of)), count).items()}
         if (sides[of].classes >= 0).any():
             kinds = sides[1 - of].classes.unique()
             found[f"{direction}_class_prototype"] = 1 / int((kinds >= 0).sum())

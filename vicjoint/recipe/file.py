@@ -131,7 +131,8 @@ def find_recipe(recipe: str | Path) -> Path:
         except (OSError, ValueError):  # too long, or with a null character
             continue
     shipped = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise RecipeError(f"no recipe '{recipe}': no such file (nor {recipe}.yaml).{nearest(Path(recipe).stem, shipped)} "
+    other = "" if str(recipe).endswith(".yaml") else f" (nor {recipe}.yaml)"
+    raise RecipeError(f"no recipe '{recipe}': no such file{other}.{nearest(Path(recipe).stem, shipped)} "
                       f"Shipped recipes: {', '.join(shipped) or 'none'}.")
 
 

@@ -1,6 +1,6 @@
 """The curves of a run's report: loss, terms and health of each pair over steps, evaluations over steps, spectra.
 
-    curves_section(rows, ["invariance", "variance", "covariance"])      # rows: the lines of metrics.jsonl
+    curves_section(rows, ["invariance", "variance", "covariance"], {"video-text": ("video", "text")})      # rows: the lines of metrics.jsonl
 """
 
 from html import escape
@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from vicjoint.report.plots import COLOURS, MORE_COLOURS, Curve, chart, series
+from vicjoint.runfolder import of_direction
 
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
 ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}
@@ -27,20 +28,20 @@ def by_pair(rows: list[dict]) -> dict[str, list[dict]]:
     return found
 
 
-def curves_section(rows: list[dict], terms: list[str]) -> str:
-    """Loss, its terms and health of each pair, learning rate and speed over steps."""
+def curves_section(rows: list[dict], terms: list[str], branches: dict[str, tuple]) -> str:
+    """Loss, its terms and health of each pair, learning rate and speed over steps. `branches`: {pair: names of its two}."""
     neutral, pairs = MORE_COLOURS[0], by_pair(rows)
-    parts = [(f"<h3>{escape(pair)}</h3>" if len(pairs) > 1 else "", pair_plots(of_pair, terms)) for pair, of_pair in pairs.items()]
+    parts = [(f"<h3>{escape(pair)}</h3>" if len(pairs) > 1 else "", pair_plots(of_pair, terms, branches.get(pair, ("a", "b")))) for pair, of_pair in pairs.items()]
     parts.append(("<h3>All pairs</h3>" if len(pairs) > 1 else "",
                   [chart("Learning rate", "", [Curve("", neutral, *series(rows, "lr"))]),
                    chart("Samples per second", "", [Curve("", neutral, *series(rows, "samples_per_second"))])]))
     return '<p class="soft">Horizontal axis: step.</p>' + "".join(f'{title}<div class="plots">{"".join(plots)}</div>' for title, plots in parts)
 
 
-def pair_plots(rows: list[dict], terms: list[str]) -> list[str]:
-    """Loss, its terms and health of one pair."""
+def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> list[str]:
+    """Loss, its terms and health of one pair of branches."""
     def branches(name):
-        return [Curve(b, COLOURS[b], *series(rows, "health", b, name)) for b in COLOURS]
+        return [Curve(shown, COLOURS[b], *series(rows, "health", b, name)) for b, shown in zip("ab", names)]
 
     neutral = MORE_COLOURS[0]
     term_curves = [Curve(t, MORE_COLOURS[i % len(MORE_COLOURS)], *series(rows, t)) for i, t in enumerate(terms)]
@@ -51,13 +52,14 @@ def pair_plots(rows: list[dict], terms: list[str]) -> list[str]:
                           [Curve("", neutral, *series(rows, "health", "alignment"))])]
 
 
-def progress_section(rows: list[dict]) -> str:
-    """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance."""
+def progress_section(rows: list[dict], branches: dict[str, tuple]) -> str:
+    """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance. `branches`: {probe: names of its two}."""
     probes = {probe: row["results"][probe] for row in rows for probe in row["results"]}
     plots = []
     for probe, results in probes.items():
         metrics = [m for m in results.get("model", {}) if m.endswith(PROGRESS_METRICS)] or list(results.get("model", {}))[:1]
-        curves = [Curve(metric if name == "model" else "", MORE_COLOURS[i % len(MORE_COLOURS)],
+        shown = {m: " ".join(of_direction(m, branches.get(probe, ("a", "b")))).strip() for m in metrics}
+        curves = [Curve(shown[metric] if name == "model" else "", MORE_COLOURS[i % len(MORE_COLOURS)],
                         *series(rows, "results", probe, name, metric), style)
                   for i, metric in enumerate(metrics) for name, style in ROW_STYLES.items()]
         plots.append(chart(probe, "Solid: model. Dashed: random initialisation. Dotted: chance.", curves))

@@ -27,10 +27,11 @@ CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 BAD_SHOWN = 20
 LOWER_IS_BETTER = ("offset", "rmse", "copy_rate", "median_rank")
 SETTINGS = ("rate", "penalty")  # chosen, neither good nor bad
-SAME = "among the frames of the same video, the last context frame included"
 METRICS = {
-    "r1": f"R@1: share of queries whose true partner ranks first (next frame: {SAME})",
-    "r5": "R@5: the same for the first five", "mrr": "mean of 1 / rank of the true partner, in the same list as r1",
+    "r1": "R@1: share of queries of which a right answer ranks first",
+    "r5": "R@5: share of queries of which a right answer is among the first five", "r10": "R@10: the same for the first ten",
+    "median_rank": "median rank of the best right answer among all distinct candidates; equal similarities share the middle rank",
+    "mrr": "mean of 1 / rank of the best right answer",
     "all_r1": "R@1 over all videos: share of queries whose true next frame ranks first among next frames of all test videos",
     "all_r5": "R@5 over all videos", "all_mrr": "mean of 1 / rank over all videos",
     "open_r1": "R@1 among all candidate frames of all test videos together",
@@ -41,12 +42,17 @@ METRICS = {
     "top5": "share of samples whose class is among the five of highest score",
     "rate": "learning rate that was best on the held-out training samples",
     "penalty": "ridge penalty that was best on the held-out training samples",
-    "r10": "R@10: the same for the first ten",
-    "rmse": "root mean squared error", "median_rank": "median rank of the true partner", "r2": "1 - squared error / squared distance from the mean",
+    "rmse": "root mean squared error", "r2": "1 - squared error / squared distance from the mean",
     "class_prototype": "share of queries whose class has the nearest mean embedding",
     "spearman": "rank correlation of prediction and truth", "pearson": "linear correlation of prediction and truth",
     "auc": "area under the ROC curve (0.5: chance)",
 }
+SAME = "the candidate frames of the same video, the last context frame included"
+OF_FRAMES = {  # where the probe finds next frames
+    "r1": f"R@1: share of predictions whose true next frame ranks first among {SAME}", "r5": "R@5: the same for the first five",
+    "mrr": "mean of 1 / rank of the true next frame, in the same list as r1",
+}
+
 
 def read_lines(path: Path) -> list[dict]:
     """The JSON objects of a JSON-lines file. A line that does not parse (a run killed while it wrote) is passed over."""
@@ -87,11 +93,11 @@ def lower_is_better(metric: str) -> bool:
     return metric.endswith(LOWER_IS_BETTER)
 
 
-def explain(metric: str) -> str:
-    """What a metric means, in words; empty for one that is not known here."""
+def explain(metric: str, beside: dict) -> str:
+    """What a metric means among the others of its table, in words; empty for one that is not known here."""
     if metric.startswith("accuracy_k"):
         return f"the same with {metric.removeprefix('accuracy_k')} neighbours"
-    return METRICS.get(metric, "")
+    return (OF_FRAMES if "copy_rate" in beside else {}).get(metric) or METRICS.get(metric, "")
 
 
 def decimals(value) -> str:
@@ -108,21 +114,27 @@ def best_values(rows: dict, metrics: list[str]) -> dict[str, str]:
     return best
 
 
-def result_table(probe: str, rows: dict[str, dict]) -> str:
-    """One probe's table, or one for each direction of retrieval; a legend below."""
-    tables, legend = "", {}
-    for title, columns in directions(rows).items():
-        tables += (f"<h4>from {escape(title)}</h4>" if title else "") + metric_table(rows, columns)
-        legend |= {name: explain(name) for name in columns.values() if explain(name)}
-    words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in legend.items())
-    return f'<h3>{escape(probe)}</h3>{tables}<p class="soft">Bold: best of the column. ↑ higher is better, ↓ lower is better.</p><dl>{words}</dl>'
+def results_section(results: dict[str, dict], branches: dict[str, tuple]) -> str:
+    """Every probe's table, or one for each direction of retrieval; below it the metrics that no table above has explained. `branches`: {probe: names of
+    its two}."""
+    html, said = '<p class="soft">Bold: best of the column. ↑ higher is better, ↓ lower is better.</p>', set()
+    for probe, rows in results.items():
+        tables, legend = "", {}
+        for title, columns in directions(rows, branches.get(probe, ("a", "b"))).items():
+            tables += f"<div>{f'<h4>from {escape(title)}</h4>' if title else ''}{metric_table(rows, columns)}</div>"
+            legend |= {name: explain(name, columns) for name in columns.values()}
+        new = {item for item in legend.items() if item[1]} - said
+        said |= new
+        words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in legend.items() if (name, meaning) in new)
+        html += f'<h3>{escape(probe)}</h3><div class="tables">{tables}</div>' + (f"<dl>{words}</dl>" if words else "")
+    return html
 
 
 def metric_table(rows: dict[str, dict], columns: dict[str, str]) -> str:
     """Model, random_init, then the other rows; the best value of each column in bold. columns: {metric: its heading}."""
     names = [n for n in ("model", "random_init") if n in rows] + [n for n in rows if n not in ("model", "random_init")]
     best = best_values(rows, list(columns))
-    head = "".join(f'<th><abbr title="{escape(explain(name) or "not described here")}">{escape(name)}</abbr> '
+    head = "".join(f'<th><abbr title="{escape(explain(name, columns) or "not described here")}">{escape(name)}</abbr> '
                    f'{"" if name in SETTINGS else "↓" if lower_is_better(name) else "↑"}</th>' for name in columns.values())
     body = ""
     for row in names:
@@ -147,7 +159,7 @@ def bad_samples_section(rows: list[dict]) -> str:
 
 def environment_section(environment: dict) -> str:
     """What ran, where and with how many parameters."""
-    facts = {k: v for k, v in environment.items() if k not in ("announcement", "terms", "parameters") and v is not None}
+    facts = {k: v for k, v in environment.items() if k not in ("announcement", "terms", "parameters", "pairs", "probes") and v is not None}
     for branch, counts in (environment.get("parameters") or {}).items():
         facts[f"parameters {branch}"] = ", ".join(f"{part} {count:,}" if is_number(count) else f"{part} {count}"
                                                   for part, count in counts.items()) if isinstance(counts, dict) else counts
@@ -166,8 +178,8 @@ def verdict_line(rows: list[dict]) -> str:
             html += f'<p class="verdict"><span class="badge grey">unknown</span>{which}No health was measured yet.</p>'
             continue
         step, words = verdicts[-1]
-        colour, badge = ("green", "healthy") if words.startswith("healthy") else ("red", "collapsed") if "collapsed" in words \
-            else ("amber", "watch")
+        collapsed = any(trouble.startswith("collapsed") for trouble in words.split("; "))
+        colour, badge = ("green", "healthy") if words.startswith("healthy") else ("red", "collapsed") if collapsed else ("amber", "watch")
         html += f'<p class="verdict"><span class="badge {colour}">{badge}</span><span>{which}{escape(words)} (step {step})</span></p>'
     return html
 
@@ -209,6 +221,12 @@ def attempt(read: Callable, path: Path, fallback):
         return fallback
 
 
+def names_of_two(found) -> dict[str, tuple[str, str]]:
+    """{pair or probe: names of its two branches} as environment.json has it; without what is none."""
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: tuple(map(str, two)) for name, two in entries if isinstance(two, list) and len(two) == 2}
+
+
 def page(folder: Path) -> str:
     """The whole HTML text for a run folder."""
     def read_recipe(path):
@@ -218,14 +236,15 @@ def page(folder: Path) -> str:
     environment = attempt(read_json, folder / "environment.json", {})
     announcement = environment.get("announcement")
     terms = environment.get("terms") or ["invariance", "variance", "covariance"]
+    pairs, probes = (names_of_two(environment.get(key)) for key in ("pairs", "probes"))
     parts = [
         ("", "metrics.jsonl", "the verdict is", read_steps, lambda rows: verdict_line(rows) + summary(rows)),
         ("Results", "evaluation.json", "the result table is", read_json,
-         lambda results: "".join(result_table(probe, rows) for probe, rows in results.items())),
-        ("Evaluation during training", "evaluation.jsonl", "its curves are", read_steps, progress_section),
-        ("Training", "metrics.jsonl", "the curves are", read_steps, lambda rows: curves_section(rows, terms)),
+         lambda results: results_section(results, probes)),
+        ("Evaluation during training", "evaluation.jsonl", "its curves are", read_steps, lambda rows: progress_section(rows, probes)),
+        ("Training", "metrics.jsonl", "the curves are", read_steps, lambda rows: curves_section(rows, terms, pairs)),
         ("Spectrum", "spectrum.json", "the spectrum is", read_json, spectrum_section),
-        ("Pictures", "pictures.npz", "the pictures are", read_arrays, pictures_section),
+        ("Pictures", "pictures.npz", "the pictures are", read_arrays, lambda arrays: pictures_section(arrays, probes)),
         ("Bad samples", "bad_samples.jsonl", "the list of unreadable samples is", read_lines, bad_samples_section),
         ("What ran", "environment.json", "what ran is", read_json, environment_section),
         ("Recipe", "recipe.yaml", "the recipe is", lambda path: path.read_text(encoding="utf-8"),

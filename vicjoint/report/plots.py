@@ -85,6 +85,9 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
     for curve in curves:
         x, y = thin(curve.x, curve.y)
         axes.plot(x, y, curve.style, color=curve.colour, linewidth=1.4, marker="o" if len(x) < 3 else "", markersize=3)
+    steps = {x for curve in curves for x in curve.x}
+    if len(steps) == 1:
+        axes.set_xlim(min(steps) - 1, min(steps) + 1)  # else a single step is drawn among fractions of steps
     if log:
         axes.set_yscale("log")
     else:
@@ -133,14 +136,17 @@ def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
     return f'<img class="{style}" width="{shown}" height="{height}" alt="" src="{data_uri("png", target.getvalue())}">'
 
 
-def pictures_section(arrays: dict[str, np.ndarray]) -> str:
-    """What probes gave to be seen, under "probe/name" each. title [n], good bool [n], and next frames: context uint8 [n, T, H, W, 3] |
+def pictures_section(arrays: dict[str, np.ndarray], branches: dict[str, tuple]) -> str:
+    """What probes gave to be seen, under "probe/name" each; `branches`: {probe: names of its two}. title [n], good bool [n], and next frames: context uint8 [n, T, H, W, 3] |
     retrieved and target uint8 [n, H, W, 3]; or images: query [n, H, W, 3] (absent where queries are no images) | neighbours [n, K, H, W, 3],
-    captions [2], and optionally right bool [n, K] and views [m, 2, H, W, 3]."""
+    captions [2], where {a} and {b} stand for the names of the branches, and optionally right bool [n, K] and views [m, 2, H, W, 3]."""
     probes: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
         probe, _, name = key.rpartition("/")
         probes.setdefault(probe, {})[name] = array
+    for probe, of in probes.items():
+        a, b = branches.get(probe, ("a", "b"))
+        of["captions"] = [str(caption).replace("{a}", a).replace("{b}", b) for caption in of.get("captions", ())]
     return "".join((f"<h3>{escape(probe)}</h3>" if len(probes) > 1 else "") + probe_pictures(of) for probe, of in probes.items())
 
 
@@ -150,7 +156,8 @@ def probe_pictures(arrays: dict[str, np.ndarray]) -> str:
     for i, good in enumerate(arrays["good"]):
         cases[bool(good)] += f'<div class="case">{escape(str(arrays["title"][i]))}<div class="frames">{show(arrays, i, bool(good))}</div></div>'
     none = '<p class="soft">None among these pictures.</p>'
-    html = f"<h4>Good cases</h4>{cases[True] or none}<h4>Bad cases</h4>{cases[False] or none}"
+    marks = "a right answer, red a wrong one in the first place" if show is neighbours_case else "the true next frame, red another that was retrieved"
+    html = f'<p class="soft">Green marks {marks}.</p><h4>Good cases</h4>{cases[True] or none}<h4>Bad cases</h4>{cases[False] or none}'
     if "views" in arrays:
         pairs = "".join(f"<figure><div>{frame(a, 72)}{frame(b, 72)}</div></figure>" for a, b in arrays["views"])
         html += f'<h4>Pairs of views, as in training</h4><div class="case"><div class="frames">{pairs}</div></div>'
@@ -171,6 +178,6 @@ def neighbours_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
     right = arrays["right"][i] if "right" in arrays else [good]
     marks = ["mark-green" if k < len(right) and right[k] else "mark-red" if k == 0 else "" for k in range(len(arrays["neighbours"][i]))]
     neighbours = "".join(frame(pixels, 72, mark) for pixels, mark in zip(arrays["neighbours"][i], marks))
-    query, found = (escape(str(caption)) for caption in arrays["captions"])
+    query, found = (escape(caption) for caption in arrays["captions"])
     shown = f"<figure>{frame(arrays['query'][i], 72)}<figcaption>{query}</figcaption></figure>" if "query" in arrays else ""
     return f"{shown}<figure><div>{neighbours}</div><figcaption>{found}</figcaption></figure>"

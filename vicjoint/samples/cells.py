@@ -9,17 +9,13 @@ well adds its own places and noise, a plate its gain, background and uneven ligh
 """
 
 import functools
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
-from vicjoint.cache import cache_root
 from vicjoint.registry import need, register
 from vicjoint.samples import world
 from vicjoint.samples.molecules import GROUPS, PLACES, RINGS, Made, make_molecules
-from vicjoint.sources.base import SourceError
 
 VERSION = 1
 CHANNELS = ("DNA", "ER", "RNA", "AGP", "Mito")
@@ -108,20 +104,13 @@ def expose(channels: np.ndarray, plate: int, seed: int, rng: np.random.Generator
 # ---- files ----
 
 def cached_cells(train: int, test: int, wells: int, size: int, seed: int) -> Path:
-    """The cache folder that holds these images; they are made when they are not there yet. Raises SourceError."""
+    """The cache folder that holds these images; they are made when they are not there yet. Raises SampleError, and SourceError for
+    more molecules than the parts make."""
     need(["tifffile"], "source 'sample_cells'", "molecule")
-    for name, value, least in (("train", train, 1), ("test", test, 1), ("wells", wells, 1), ("size", size, 16), ("seed", seed, 0)):
-        if value < least:
-            raise SourceError(f"sample cells: {name} is {value}, expected {least} or more.")
+    numbers = {"train": train, "test": test, "wells": wells, "size": size, "seed": seed}
+    world.check_numbers("sample cells", numbers, {"train": 1, "test": 1, "wells": 1, "size": 16, "seed": 0})
     _molecules(train, test, seed)  # once, before threads ask for them; says when there are too few parts
-    wanted = {"version": VERSION, "train": train * wells, "test": test * wells, "wells": wells, "size": size, "seed": seed}
-    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
-    folder = cache_root() / f"sample_cells-v{VERSION}-{key}"
-    try:
-        world.make_world(folder, wanted, _make, "sample cells")
-    except world.SampleError as error:
-        raise SourceError(str(error)) from None
-    return folder
+    return world.cached_world("sample_cells", VERSION, {"version": VERSION, **numbers, "train": train * wells, "test": test * wells}, _make)
 
 
 @functools.lru_cache(maxsize=2)

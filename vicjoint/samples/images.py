@@ -7,19 +7,15 @@ A picture is a pure function of (seed, split, index). Shape, colour, texture, si
 can be told from the shape alone.
 """
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vicjoint.cache import cache_root
 from vicjoint.registry import register
 from vicjoint.samples import world
-from vicjoint.samples.world import COLOURS, SHAPES, SIDE, SPLITS, TEXTURES, SampleError, Scene, Sprite
-from vicjoint.sources.base import SourceError
+from vicjoint.samples.world import COLOURS, SHAPES, SIDE, SPLITS, TEXTURES, Scene, Sprite
 
 QUALITY = 90
 
@@ -38,13 +34,8 @@ def picture(seed: int, split: str, index: int) -> Scene:
 def cached_images(train: int, test: int, size: int, seed: int) -> Path:
     """The cache folder that holds these pictures; they are made when they are not there yet. Raises SampleError."""
     wanted = {"version": world.VERSION, "train": train, "test": test, "size": size, "seed": seed}
-    for name, least in {"train": 1, "test": 1, "size": 16, "seed": 0}.items():
-        if wanted[name] < least:
-            raise SampleError(f"sample images: {name} is {wanted[name]}, expected {least} or more.")
-    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
-    folder = cache_root() / f"sample_images-v{world.VERSION}-{key}"
-    world.make_world(folder, wanted, _make, "sample images")
-    return folder
+    world.check_numbers("sample images", wanted, {"train": 1, "test": 1, "size": 16, "seed": 0})
+    return world.cached_world("sample_images", world.VERSION, wanted, _make)
 
 
 def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:
@@ -61,10 +52,7 @@ class SampleImages:
     """The sample world as JPEG files in the cache folder: one textured shape on a background of its own; `label` is its shape."""
 
     def __init__(self, train: int = 2048, test: int = 512, size: int = 96, seed: int = 0):
-        try:
-            self.root = cached_images(train, test, size, seed)
-        except SampleError as error:
-            raise SourceError(str(error)) from None
+        self.root = cached_images(train, test, size, seed)
         records = world.read_factors(self.root)
         self.train, self.test = ([r for r in records if r["split"] == split] for split in ("train", "test"))
 

@@ -13,7 +13,7 @@ and an end of the place, on a chain of random length.
 import numpy as np
 
 from vicjoint.registry import register
-from vicjoint.sources.base import SourceError
+from vicjoint.samples.world import SPLITS, check_numbers
 
 ORDER = "ACDEFGHIKLMNPQRSTVWY"
 COMMON = dict(zip(ORDER, (8.3, 1.4, 5.5, 6.7, 3.9, 7.1, 2.3, 5.9, 5.8, 9.7, 2.4, 4.1, 4.7, 3.9, 5.5, 6.6, 5.3, 6.9, 1.1, 2.9)))  # percent, UniProt
@@ -28,7 +28,6 @@ CHAIN_ATOMS, CHAIN = "CCCCON", (2, 9)
 ENDS = dict(zip(PLACES, ("C(N)=O", "C(=O)O", "[N+](C)(C)C", "S", "C#N", "c9ccccc9", "C(F)(F)F")))
 TEXTS = ("Found in the {place}; a {family}.", "A {family} of the {place}.", "This {family} works in the {place}.", "Location: {place}. Kind: {family}.")
 REPLACED = 0.05
-SPLITS = ("train", "test")
 
 
 def protein(seed: int, split: str, index: int) -> dict:
@@ -75,9 +74,7 @@ class SampleProteins:
     smiles (a molecule that binds); `label` is the place."""
 
     def __init__(self, train: int = 2048, test: int = 256, seed: int = 0):
-        for name, value, least in (("train", train, 2), ("test", test, 2), ("seed", seed, 0)):
-            if value < least:
-                raise SourceError(f"sample_proteins: {name} is {value}, expected {least} or more.")
+        check_numbers("sample proteins", {"train": train, "test": test, "seed": seed}, {"train": 2, "test": 2, "seed": 0})
         self.train, self.test = ([protein(seed, split, i) for i in range(number)]
                                  for split, number in (("train", train), ("test", test)))
 

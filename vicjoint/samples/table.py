@@ -16,8 +16,6 @@ heard and written as well as seen:
 The sound goes along with the picture in time: where the sprite is at a moment is what the pitch and the loudness are at that moment.
 """
 
-import hashlib
-import json
 import wave
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vicjoint.cache import cache_root
 from vicjoint.registry import register
 from vicjoint.samples import world
-from vicjoint.samples.world import COLOURS, SHAPES, SIDE, SPLITS, TEXTURES, SampleError, Scene, Sprite
-from vicjoint.sources.base import SourceError
+from vicjoint.samples.world import COLOURS, SHAPES, SIDE, SPLITS, TEXTURES, Scene, Sprite
 from vicjoint.video.write import RATE_FPS, write_mp4
 
 VERSION = 1
@@ -63,10 +59,7 @@ class SampleTable:
     captions (three wordings), shape, colour, texture, size, motion, background."""
 
     def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
-        try:
-            self.root = cached_table(train, test, frames, size, seed)
-        except SampleError as error:
-            raise SourceError(str(error)) from None
+        self.root = cached_table(train, test, frames, size, seed)
         records = [{**r, "folder": str(self.root)} for r in world.read_factors(self.root)]
         self.train, self.test = ([r for r in records if r["split"] == split] for split in SPLITS)
 
@@ -77,15 +70,8 @@ class SampleTable:
 def cached_table(train: int, test: int, frames: int, size: int, seed: int) -> Path:
     """The cache folder that holds this table; it is made when it is not there yet. Raises SampleError."""
     wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
-    for name, least in {"train": 1, "test": 1, "frames": 8, "size": 16, "seed": 0}.items():
-        if wanted[name] < least:
-            raise SampleError(f"sample table: {name} is {wanted[name]}, expected {least} or more.")
-    if size % 2:
-        raise SampleError(f"sample table: size is {size}, expected an even number (the mp4 files are yuv420p).")
-    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
-    folder = cache_root() / f"sample_table-v{world.VERSION}.{VERSION}-{key}"
-    world.make_world(folder, wanted, _make, "sample table")
-    return folder
+    world.check_numbers("sample table", wanted, {"train": 1, "test": 1, "frames": 8, "size": 16, "seed": 0}, even="size")
+    return world.cached_world("sample_table", f"{world.VERSION}.{VERSION}", wanted, _make)
 
 
 def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:

@@ -4,15 +4,11 @@
     records = read_factors(folder)                                     # one dict per video: id, path, split, sprites, ...
 """
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from vicjoint.cache import cache_root
 from vicjoint.registry import register
-from vicjoint.samples.world import VERSION, SampleError, make_world, read_factors, render, scene
-from vicjoint.sources.base import SourceError
+from vicjoint.samples.world import VERSION, cached_world, check_numbers, make_world, read_factors, render, scene
 from vicjoint.video.write import write_mp4
 
 
@@ -21,10 +17,7 @@ class SampleVideos:
     """The sample world as mp4 files in the cache folder; records carry the factors `background` and `sprites`."""
 
     def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
-        try:
-            self.root = cached_videos(train, test, frames, size, seed)
-        except SampleError as error:
-            raise SourceError(str(error)) from None
+        self.root = cached_videos(train, test, frames, size, seed)
         records = read_factors(self.root)
         self.train = [r for r in records if r["split"] == "train"]
         self.test = [r for r in records if r["split"] == "test"]
@@ -34,27 +27,20 @@ class SampleVideos:
 
 
 def cached_videos(train: int, test: int, frames: int, size: int, seed: int) -> Path:
-    """The cache folder that holds these videos; they are made when they are not there yet."""
-    numbers = json.dumps([train, test, frames, size, seed])
-    folder = cache_root() / f"sample_videos-v{VERSION}-{hashlib.sha256(numbers.encode()).hexdigest()[:12]}"
-    make_videos(folder, train, test, frames, size, seed)
-    return folder
+    """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError as make_videos does."""
+    return cached_world("sample_videos", VERSION, _wanted(train, test, frames, size, seed), _make_video)
 
 
 def make_videos(folder: Path, train: int, test: int, frames: int, size: int, seed: int, progress: bool = True) -> None:
     """Make folder/train/*.mp4, folder/test/*.mp4 and folder/factors.jsonl; return at once where they are complete.
     Raises SampleError on wrong parameters, a folder that holds something else, and a disk that cannot be written."""
+    make_world(folder, _wanted(train, test, frames, size, seed), _make_video, "sample videos", progress)
+
+
+def _wanted(train: int, test: int, frames: int, size: int, seed: int) -> dict:
     wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
-    _check(wanted)
-    make_world(folder, wanted, _make_video, "sample videos", progress)
-
-
-def _check(wanted: dict) -> None:
-    for name, least in {"train": 1, "test": 1, "frames": 2, "size": 16, "seed": 0}.items():
-        if wanted[name] < least:
-            raise SampleError(f"sample videos: {name} is {wanted[name]}, expected {least} or more.")
-    if wanted["size"] % 2:
-        raise SampleError(f"sample videos: size is {wanted['size']}, expected an even number (the mp4 files are yuv420p).")
+    check_numbers("sample videos", wanted, {"train": 1, "test": 1, "frames": 2, "size": 16, "seed": 0}, even="size")
+    return wanted
 
 
 def _make_video(folder: Path, wanted: dict, split: str, index: int) -> dict:

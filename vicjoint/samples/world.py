@@ -9,6 +9,7 @@ spin over a background that is theirs alone, so frames that were seen tell the n
 1/64 of the frame's side (pixels at size 64), times in frames, angles in radians; y points down.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,9 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from vicjoint.cache import cache_root
+from vicjoint.sources.base import SourceError
 
 VERSION = 1  # raise it when the same numbers give other pictures: old caches are then left aside
 SIDE = 64.0
@@ -48,7 +52,7 @@ STALE_SECONDS = 24 * 3600
 MAX_THREADS = 8
 
 
-class SampleError(ValueError):
+class SampleError(SourceError):
     """Parameters that no sample can be made with, or a folder that cannot hold it."""
 
 
@@ -194,6 +198,23 @@ def _distance(shape: str, u, v):
 
 
 # ---- files ----
+
+def check_numbers(what: str, numbers: dict[str, int], least: dict[str, int], even: str | None = None) -> None:
+    """Raises SampleError where a number of the sample is below its least, or the one that has to be even is odd."""
+    for name, bound in least.items():
+        if numbers[name] < bound:
+            raise SampleError(f"{what}: {name} is {numbers[name]}, expected {bound} or more.")
+    if even and numbers[even] % 2:
+        raise SampleError(f"{what}: {even} is {numbers[even]}, expected an even number (the mp4 files are yuv420p).")
+
+
+def cached_world(name: str, version: str | int, wanted: dict, make: Callable) -> Path:
+    """The cache folder of the source `name` with these numbers; it is filled, as by make_world, where it is not there yet. Raises SampleError."""
+    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
+    folder = cache_root() / f"{name}-v{version}-{key}"
+    make_world(folder, wanted, make, name.replace("_", " "))
+    return folder
+
 
 def make_world(folder: Path, wanted: dict, make: Callable, what: str, progress: bool = True) -> None:
     """Fill `folder` with wanted["train"] and wanted["test"] files, each by `make(folder, wanted, split, index)`, which gives its factors.

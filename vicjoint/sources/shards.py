@@ -19,7 +19,7 @@ import numpy as np
 
 from vicjoint.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
-from vicjoint.registry import nearest, register
+from vicjoint.registry import nearest, need, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_fraction, split_by_hash
 
 
@@ -187,11 +187,8 @@ class HuggingFace:
 
 
 def load(root: str, config: str | None, take: int | None):
-    """{split: data set}. Raises SourceError where the library is missing or nothing can be loaded."""
-    try:
-        import datasets
-    except ImportError:
-        raise SourceError("hf: the datasets library is not installed. Run: pip install 'vicjoint[hf]'") from None
+    """{split: data set}. Raises ComponentError where the library is missing, SourceError where nothing can be loaded."""
+    (datasets,) = need(["datasets"], "source 'hf'", "hf")
     folder = Path(root).expanduser()
     try:
         if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):

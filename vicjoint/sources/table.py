@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vicjoint.files.cells import CellError, as_text, is_empty
 from vicjoint.guard import can_be_named
-from vicjoint.registry import nearest, register
+from vicjoint.registry import nearest, need, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_fraction, split_by_hash
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -232,10 +232,8 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise SourceError(f"table: {path} needs pyarrow: pip install 'vicjoint[parquet]'") from None
+    need(["pyarrow"], f"table: {path}", "parquet")
+    from pyarrow import ArrowException, parquet
     try:
         table = parquet.read_table(path)
     except ArrowException as error:
