@@ -24,10 +24,10 @@ def read(recipe: str, overrides: list[str], keep: bool) -> dict:
     """{CPU_ms, wall_ms: of a sample, [epoch 1, epoch 2]; kept_mb}."""
     parts = build_parts(load_recipe(recipe, overrides))
     streams = parts.streams()
-    modalities = {id(m._kept): m for s in streams for m in s.pair.modalities if hasattr(m, "_kept")}.values()
+    modalities = {id(m.kept): m for s in streams for m in s.pair.modalities if hasattr(m, "kept")}.values()
     for modality in () if keep else modalities:
-        modality.cache_mb, modality._kept.room = 0, 0
-    room = sum(m._kept.room for m in modalities)
+        modality.cache_mb, modality.kept.room = 0, 0
+    room = sum(m.kept.room for m in modalities)
     found = {"cpu_ms": [], "wall_ms": []}
     samples = sum(s.epoch_length for s in streams)
     for epoch in range(EPOCHS):
@@ -37,7 +37,7 @@ def read(recipe: str, overrides: list[str], keep: bool) -> dict:
                 stream[place]
         found["cpu_ms"].append(1000 * (time.process_time() - cpu) / samples)
         found["wall_ms"].append(1000 * (time.perf_counter() - wall) / samples)
-    return found | {"kept_mb": (room - sum(m._kept.room for m in modalities)) / 2**20}
+    return found | {"kept_mb": (room - sum(m.kept.room for m in modalities)) / 2**20}
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def test_kept_sounds_give_the_same_views_whatever_their_windows(ramp, monkeypatc
     opened = []
     monkeypatch.setattr("vicjoint.files.sound._open", lambda *_: opened.append(1))
     assert all(torch.equal(e, f) and torch.equal(e, again) for e, f, again in zip(expected, first, views(keeping))) and not opened
-    assert len(keeping._kept) == 1 and len(plain._kept) == 0
+    assert len(keeping.kept) == 1 and len(plain.kept) == 0
 
 
 def test_other_rates(ramp):

@@ -152,23 +152,47 @@ def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, m
         assert torch.equal(view, keeping.read(value, rng(seed + 9), window))
     assert not torch.equal(keeping.read(counting, rng(3)), keeping.read(counting, rng(4)))
     monkeypatch.undo()
-    of_one = keeping._kept.get(counting)[1]
-    assert of_one.untyped_storage().nbytes() == of_one.nbytes and 2**20 - keeping._kept.room == 2 * of_one.nbytes
+    of_one = keeping.kept.get(counting)[1]
+    assert of_one.untyped_storage().nbytes() == of_one.nbytes and 2**20 - keeping.kept.room == 2 * of_one.nbytes
     assert "reduce" not in options or of_one.shape[-1] == options["reduce"]
-    keeping._kept = Kept(1)
-    keeping._kept.room = of_one.nbytes  # for one
+    keeping.kept = Kept(1)
+    keeping.kept.room = of_one.nbytes  # for one
     for value in (counting, second):
         assert torch.equal(plain.read(value, rng(5)), keeping.read(value, rng(5)))
-    assert keeping._kept.get(second) is None and keeping._kept.room == 0
+    assert keeping.kept.get(second) is None and keeping.kept.room == 0
+
+
+def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_path, monkeypatch):
+    options = {"frames": 2, "stride": 1, "size": 16}
+    expected = Clip(**options).read(counting)
+    asked, read = [], image.Video.read
+    monkeypatch.setattr(image.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers))
+    clip = Clip(**options, cache_mb=1)
+    clip.kept.room = 3 * 48 * 32 * 32 - 1
+    assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] and len(clip.kept) == 0
+    clip.kept.room += 1
+    monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48 - 1)
+    assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] * 2
+    monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48)
+    assert torch.equal(clip.read(counting), expected) and asked[2:] == [list(range(48))] and clip.kept.room == 0
+
+    def damaged(self, numbers):
+        if 40 in numbers:
+            raise VideoError("frame 40 is damaged")
+        return read(self, numbers)
+
+    clip = Clip(**options, cache_mb=1)
+    monkeypatch.setattr(image.Video, "read", damaged)
+    assert torch.equal(clip.read(counting), expected) and len(clip.kept) == 0
 
 
 def test_copies_share_what_is_kept_and_other_processes_begin_with_nothing(counting):
     clip = Clip(frames=2, size=16, cache_mb=1)
     copied = copy.deepcopy(clip)
     copied.read(counting)
-    assert clip._kept is copied._kept and len(clip._kept) == 1
+    assert clip.kept is copied.kept and len(clip.kept) == 1
     one, other = pickle.loads(pickle.dumps((clip, copied)))
-    assert one._kept is other._kept and len(one._kept) == 0 and one._kept.room == 2**20
+    assert one.kept is other.kept and len(one.kept) == 0 and one.kept.room == 2**20
 
 
 @pytest.mark.parametrize("options, message", [

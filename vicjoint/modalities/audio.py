@@ -56,12 +56,12 @@ class Audio(Modality):
             raise ValueError(f"modality 'audio': short is '{short}', expected 'zeros' or 'repeat'.")
         check_cache("audio", cache_mb)
         self.rate_hz, self.length, self.short, self.stream = rate_hz, seconds, short, stream
-        self.cache_mb, self._kept = cache_mb, Kept(cache_mb)
+        self.cache_mb, self.kept = cache_mb, Kept(cache_mb)
         self.augment = [_build(f"modality.augment.{i}", dict(spec), rate_hz) for i, spec in enumerate(augment or [])]
 
     def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
         """float32 [1, T], T = round(seconds * rate_hz). Raises SoundError (a ValueError) with the file and the cause."""
-        with Sound(value, self.stream, self._kept) as sound:
+        with Sound(value, self.stream, self.kept) as sound:
             if window is not None:
                 wave = sound.read(*window, self.rate_hz)
             elif self.short == "repeat" and sound.seconds < self.length:

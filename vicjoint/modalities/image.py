@@ -18,6 +18,7 @@ from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
+MOST_DECODED = 2**30  # bytes of all frames of a video at once, for their squares to be kept
 COARSE = 32, 16, 8  # what the pixels row compares: side of an image, side of a clip's frames, number of these
 
 
@@ -113,19 +114,20 @@ class Clip(Pixels):
             raise ValueError(f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null.")
         check_cache("clip", cache_mb)
         self.frames, self.stride, self.window, self.at = frames, stride, window, at
-        self.reduce, self.cache_mb, self._kept = reduce, cache_mb, Kept(cache_mb)
+        self.reduce, self.cache_mb, self.kept = reduce, cache_mb, Kept(cache_mb)
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
 
     def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        if kept := self._kept.get(value):
+        if kept := self.kept.get(value):
             info, squares = kept
             squares = squares[self._numbers(info, rng, window, value)]
         else:
             with Video(value, self.backend) as video:
                 numbers = self._numbers(video.info, rng, window, value)
-                squares = self._keep(value, video)[numbers] if self.cache_mb else self._squares(video.read(numbers))
+                whole = self._keep(value, video)
+                squares = self._squares(video.read(numbers)) if whole is None else whole[numbers]
         return square_frames(squares, self.size, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
 
     def _squares(self, frames: np.ndarray) -> Tensor:
@@ -133,10 +135,19 @@ class Clip(Pixels):
         squares = middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
         return squares if self.reduce is None or squares.shape[-1] <= self.reduce else square_frames(squares, self.reduce)
 
-    def _keep(self, path: str, video: Video) -> Tensor:
-        """The squares of all frames, kept where there is room."""
-        squares = self._squares(video.read(range(video.info.frames))).clone()  # of the square alone, not a view of the frames
-        self._kept.add(path, (video.info, squares), squares.nbytes)
+    def _keep(self, path: str, video: Video) -> Tensor | None:
+        """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be decoded."""
+        info = video.info
+        shorter = min(info.height, info.width)
+        side = min(max(1, round(shorter * self.centre)), self.reduce or shorter)
+        size = 3 * info.frames * side**2
+        if size > self.kept.room or 3 * info.frames * info.height * info.width > MOST_DECODED:
+            return None
+        try:
+            squares = self._squares(video.read(range(info.frames))).clone()  # of the square alone, not a view of the frames
+        except VideoError:  # the cause only of clips that hold that frame
+            return None
+        self.kept.add(path, (info, squares), size)
         return squares
 
     def seconds(self, value: str) -> float:
