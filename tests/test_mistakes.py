@@ -91,6 +91,7 @@ MISTAKES = {
     "out is a file": (None, ["folder.yaml", "out=t.csv"], "out: t.csv is a file"),
     "out holds other files": (None, ["folder.yaml", "out=pictures"], "out: pictures holds files but no run"),
     "out holds another run": (run_before, ["folder.yaml", "out=before", "train.seed=2"], "holds a run of a different recipe. It differs in:\n  train.seed: 1 -> 2"),
+    "a weight of one branch": (None, ["table.yaml", "objective={name: vicreg, invariance: {a: 25}}"], "objective.invariance: {'a': 25.0} has the branches ['a']. Expected"),
     "a view too small": (None, ["folder.yaml", "pair.size=2"], "pair.size: 2 is too small"),
 }
 
