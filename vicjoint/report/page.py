@@ -45,6 +45,9 @@ METRICS = {
     "rmse": "root mean squared error", "median_rank": "median rank of the true partner", "r2": "1 - squared error / squared distance from the mean",
     "class_prototype": "share of queries whose class has the nearest mean embedding",
     "spearman": "rank correlation of prediction and truth", "pearson": "linear correlation of prediction and truth",
+    "recall": "share of the possible futures that are the nearest candidate of one of the predictions",
+    "precision": "share of the predictions whose nearest candidate is a possible future",
+    "found_all": "share of queries all of whose possible futures are found",
     "auc": "area under the ROC curve (0.5: chance)",
 }
 
