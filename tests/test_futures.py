@@ -122,24 +122,36 @@ def measured(source, choose, **options):
 def test_all_futures_are_found_and_a_wrong_guess_costs_precision(source):
     target = MOMENT + 4
     found = measured(source, lambda possible, never: [f[target] for f in possible])
-    assert found["model"] == {"recall": 1, "precision": 1, "found_all": 1} == found["random_init"]
+    assert set(found["model"].values()) == {1} and len(found["model"]) == 6 and found["model"] == found["random_init"]
     found = measured(source, lambda possible, never: [possible[0][target], possible[1][target], possible[1][target], never[0][target]])
-    assert found["model"] == pytest.approx({"recall": 2 / 3, "precision": 3 / 4, "found_all": 0})
+    for prefix in ("", "inside_"):
+        assert [found["model"][prefix + name] for name in ("recall", "precision", "found_all")] == pytest.approx([2 / 3, 3 / 4, 0])
     assert found["nearest_4"]["recall"] >= 1 / 3  # the guess is one of them
 
 
 def test_the_last_frame_and_impossible_turns_are_no_futures(source):
     found = measured(source, lambda possible, never: [possible[0][MOMENT], *(f[MOMENT + 4] for f in never)])
-    assert found["model"] == {"recall": 0, "precision": 0, "found_all": 0}
+    assert set(found["model"].values()) == {0}
+
+
+def test_a_frame_of_another_video_costs_the_recall_among_all(source):
+    first = {}
+
+    def choose(possible, never):  # every query is answered with the futures of the first
+        return [f[MOMENT + 4] for f in first.setdefault("of", possible)]
+
+    found = measured(source, choose)["model"]
+    assert found["recall"] == pytest.approx(1 / 6) and found["inside_recall"] > 1 / 6
 
 
 def test_without_a_latent_the_guesses_are_the_nearest_candidates(source):
     found = measured(source, lambda possible, never: [possible[1][MOMENT + 4]], guesses=3)
-    assert found["model"] == pytest.approx({"recall": 1 / 3, "precision": 1, "found_all": 0})
+    assert [found["model"][name] for name in ("recall", "precision", "found_all")] == pytest.approx([1 / 3, 1, 0])
     assert found["nearest_3"]["precision"] == pytest.approx(found["nearest_3"]["recall"]) and found["nearest_3"]["recall"] >= 1 / 3
     # own candidates: 3 targets, 9 frames up to the moment, of 7 later ones 5 - of 3 futures not nearer than 2 - and 7 of each of 4 impossible ones
     own, others = 3 + 9 + 3 * (8 - 1 - 3) + 4 * 7, 5 * 4
     assert found["chance"]["recall"] == pytest.approx(3 / (own + others)) and found["chance"]["precision"] == pytest.approx(3 / (own + others))
+    assert found["chance"]["inside_recall"] == pytest.approx(3 / own)
     count = own + others
     assert found["chance"]["found_all"] == pytest.approx(6 / (count * (count - 1) * (count - 2)))
 

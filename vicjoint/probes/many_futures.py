@@ -24,12 +24,12 @@ AT_ONCE = 256  # frames, or clips' frames, in one forward pass
 
 @dataclass
 class Forked:
-    """A test video at the moment where its futures part. `frames` [F, 3, size, size]: first the M possible next frames, then those that are not."""
+    """A test video at the moment where its futures part. `frames` [F, 3, size, size]: first the M possible next frames, then the last context frame,
+    then the others. Those first M + 1 stand among the candidates of other videos, too."""
 
     context: Tensor  # uint8 [T, 3, size, size]
     frames: Tensor
     possible: int
-    shared: slice  # of `frames`: what stands among the candidates of other videos
 
 
 @register("probe", "many_futures")
@@ -40,7 +40,8 @@ class ManyFutures:
     turn as none ever does (`impossible`); and the possible next frames and last context frames of all other test videos.
 
     Metrics: recall: share of the M possible futures that are retrieved by one of the predictions; precision: share of the predictions that retrieve
-    one of them; found_all: share of the queries with a recall of 1. Of equally near candidates the one that is not a possible future is retrieved.
+    one of them; found_all: share of the queries with a recall of 1; inside_*: the same without the candidates of other videos. Of equally near
+    candidates the one that is not a possible future is retrieved.
 
     Rows: model: its K predictions. nearest_k: without the latent, the best guess of the model retrieves its `guesses` nearest candidates (null: as many as
     the model has latents; its precision cannot exceed M / guesses). random_init: as model, before training. chance: `guesses` candidates at
@@ -67,8 +68,10 @@ class ManyFutures:
         guesses = self.guesses or model.latents
         rows = {"model": (model, None), f"nearest_{guesses}": (model, guesses), "random_init": (untrained, None)}
         for row, (of, nearest) in rows.items():
-            yield from ((f"{row}/{metric}", value) for metric, value in score(videos, retrieve(of, videos, nearest, device)).items())
-        yield from ((f"chance/{metric}", value) for metric, value in chance(videos, guesses).items())
+            for prefix, found in zip(("", "inside_"), retrieve(of, videos, nearest, device)):
+                yield from ((f"{row}/{prefix}{metric}", value) for metric, value in score(found).items())
+        for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
+            yield from ((f"chance/{prefix}{metric}", value) for metric, value in chance(videos, guesses, others).items())
 
 
 def load(source, pair) -> list[Forked]:
@@ -102,22 +105,22 @@ def read(record: dict, pair) -> Forked:
             context = frames[window.context]
             others.append(frames[[moment, *(t for t in range(moment))]])
         others.append(frames[later])
-    return Forked(context, torch.cat(targets + others), possible, slice(0, possible + 1))
+    return Forked(context, torch.cat(targets + others), possible)
 
 
 @torch.no_grad()
-def retrieve(model, videos: list[Forked], nearest: int | None, device) -> list[tuple[np.ndarray, float]]:
-    """For each query, which of its possible futures are retrieved [M] and the share of what is retrieved that is one: by each of the model's
-    predictions, or as the `nearest` candidates of its best guess."""
+def retrieve(model, videos: list[Forked], nearest: int | None, device) -> tuple[list, list]:
+    """What `of_query` gives for each query among all candidates, and among those of its own video: for all the model's predictions, or for the
+    `nearest` candidates of its best guess."""
     with Evaluating(model):
         frames = torch.cat([v.frames for v in videos])
         z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(AT_ONCE)]).split([len(v.frames) for v in videos])
         clips = torch.stack([v.context for v in videos]).transpose(1, 2)
         z_a = [model.a(part.to(device)) for part in clips.split(max(1, AT_ONCE // clips.shape[2]))]
-        found = [(model.predictions(z) if nearest is None else model.predict(z)[:, None]).float().cpu() for z in z_a]
-    elsewhere = [z[v.shared] for v, z in zip(videos, z_b)]
-    return [of_query(p, torch.cat([z, *elsewhere[:i], *elsewhere[i + 1 :]]), v.possible, nearest or 1)
-            for i, (p, z, v) in enumerate(zip(torch.cat(found), z_b, videos))]
+        found = torch.cat([(model.predictions(z) if nearest is None else model.predict(z)[:, None]).float().cpu() for z in z_a])
+    shared = [z[: v.possible + 1] for v, z in zip(videos, z_b)]
+    everywhere = [torch.cat([z, *shared[:i], *shared[i + 1 :]]) for i, z in enumerate(z_b)]
+    return tuple([of_query(p, z, v.possible, nearest or 1) for p, z, v in zip(found, candidates, videos)] for candidates in (everywhere, z_b))
 
 
 def of_query(predictions: Tensor, candidates: Tensor, possible: int, nearest: int) -> tuple[np.ndarray, float]:
@@ -131,16 +134,16 @@ def of_query(predictions: Tensor, candidates: Tensor, possible: int, nearest: in
     return hit.any(0).numpy(), float(hit.sum() / (len(predictions) * nearest))
 
 
-def score(videos: list[Forked], found: list[tuple[np.ndarray, float]]) -> dict[str, float]:
+def score(found: list[tuple[np.ndarray, float]]) -> dict[str, float]:
     return {"recall": float(np.mean([hit.mean() for hit, _ in found])), "precision": float(np.mean([share for _, share in found])),
             "found_all": float(np.mean([hit.all() for hit, _ in found]))}
 
 
-def chance(videos: list[Forked], guesses: int) -> dict[str, float]:
-    """Expected metrics of `guesses` different candidates, drawn uniformly."""
-    found, shared = [], sum(v.possible + 1 for v in videos)
+def chance(videos: list[Forked], guesses: int, shared: int) -> dict[str, float]:
+    """Expected metrics of `guesses` different candidates, drawn uniformly from the video's own and the `shared` ones of all videos together."""
+    found = []
     for v in videos:
-        count = len(v.frames) + shared - (v.possible + 1)
+        count = len(v.frames) + max(0, shared - (v.possible + 1))
         drawn = min(guesses, count)
         all_drawn = np.prod([(drawn - i) / (count - i) for i in range(v.possible)]) if drawn >= v.possible else 0.0
         found.append({"recall": drawn / count, "precision": v.possible / count, "found_all": float(all_drawn)})

@@ -48,6 +48,7 @@ METRICS = {
     "recall": "share of the possible futures that are the nearest candidate of one of the predictions",
     "precision": "share of the predictions whose nearest candidate is a possible future",
     "found_all": "share of queries all of whose possible futures are found",
+    **{f"inside_{name}": "the same among the candidates of the query's own video" for name in ("recall", "precision", "found_all")},
     "auc": "area under the ROC curve (0.5: chance)",
 }
 
