@@ -49,6 +49,35 @@ def test_the_nearest_prediction_is_chosen(dtype):
     assert torch.equal(chosen, torch.stack([predictions[i, k] for i, k in enumerate(found)])) and chosen.dtype == dtype
 
 
+def test_in_training_a_latent_in_much_use_has_to_be_nearer_by_more():
+    predictions, z_b = embeddings()
+    choice = Choice(K)
+    choice.usage.copy_(torch.tensor([0.0, 0.1, 0.2, 0.7]))
+    p, z, u = predictions.numpy(), z_b.numpy(), choice.usage.double().numpy()
+    expected = [int(np.argmin([((p[i, k] - z[i]) ** 2).sum() * max(K * u[k], 1e-6) ** 0.25 for k in range(K)])) for i in range(B)]
+    found = nearest(predictions, z_b)
+    assert expected != found and expected.count(3) < found.count(3) and expected.count(0) > found.count(0)
+    assert torch.equal(choice(predictions, z_b), predictions[torch.arange(B), torch.tensor(expected)])
+    assert torch.equal(choice.eval()(predictions, z_b), predictions[torch.arange(B), torch.tensor(found)])  # outside of training there is no conscience
+
+
+def test_no_latent_dies_where_one_is_nearest_to_everything():
+    """Four predictions that learn, one of which begins in the middle of the targets and three further away."""
+    torch.manual_seed(0)
+    targets = torch.eye(K).repeat(25, 1)
+    for conscience in (True, False):
+        places = nn.Parameter(torch.tensor([0.25, 0.6, 0.7, 0.8])[:, None].repeat(1, K) + 0.01 * torch.randn(K, K))
+        choice, optimizer = Choice(K), torch.optim.SGD([places], 0.2)
+        for _ in range(600):
+            if not conscience:
+                choice.usage.fill_(1 / K)
+            choice(places.expand(len(targets), -1, -1), targets).sub(targets).square().sum(1).mean().backward()
+            optimizer.step(), optimizer.zero_grad()
+            choice.after_step()
+        found = nearest(places.expand(len(targets), -1, -1), targets)
+        assert len(set(found)) == (K if conscience else 1)
+
+
 def test_energies_are_precise_where_half_precision_is_not():
     """Squares of far targets: in bfloat16 both energies are equal, and the first would be taken."""
     predictions, z_b = torch.zeros(1, 2, 400, dtype=torch.bfloat16), torch.full((1, 400), 16.0, dtype=torch.bfloat16)

@@ -4,6 +4,9 @@ A past has several futures, and the mean of their embeddings is none of them. A 
 training the energy (squared error) is minimised over the latent: a sample uses the value whose prediction is nearest to its target, and the others
 are left free for other futures (LeCun 2022, "A Path Towards Autonomous Machine Intelligence", sections 4.4 to 4.6; multiple choice learning,
 Guzman-Rivera et al. 2012). The latent can say log2(K) bits about the target, so K has to be small.
+
+The nearest alone is a winner that takes all: a latent that is never chosen never learns. So a latent that was used more than others has to be nearer by
+more (a conscience: DeSieno 1988): its energy counts (K usage)^BALANCE times. One used twice as often as its share needs an energy 16 % smaller.
 """
 
 # B batch, K latents, E embedding
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from vicjoint import distributed
 
 MOST = 64  # values of a latent; six bits about every target
+BALANCE = 0.25  # power of a latent's usage that its energies are multiplied with
 RATE = 0.02  # share of a step in `usage`, which so looks back over some fifty steps
 
 
@@ -35,9 +39,13 @@ class Choice(nn.Module):
         self.register_buffer("counts", torch.zeros(latents))  # of this process, since the last step
 
     def forward(self, predictions: Tensor, z_b: Tensor) -> Tensor:
-        """Of predictions [B, K, E] the nearest to z_b [B, E], sample by sample: [B, E]. The choice has no gradient; what is chosen has."""
+        """Of predictions [B, K, E] the nearest to z_b [B, E], sample by sample: [B, E]; in training with the conscience. The choice has no gradient;
+        what is chosen has."""
         with torch.no_grad():
-            nearest = energies(predictions, z_b).argmin(1)
+            energy = energies(predictions, z_b)
+            if self.training:
+                energy = energy * (len(self.usage) * self.usage).clamp_min(1e-6) ** BALANCE
+            nearest = energy.argmin(1)
             if self.training:
                 self.counts += nn.functional.one_hot(nearest, len(self.counts)).sum(0)
         return predictions[torch.arange(len(predictions), device=predictions.device), nearest]
