@@ -1,5 +1,6 @@
 """What a user does wrong with recipes, tables and folders: one clear message, exit code 2, no traceback, nothing written."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint import run
+from vicjoint import registry, run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONV = {"encoder": {"name": "conv", "width": 4, "dim": 8}, "expander": [8]}
@@ -59,7 +60,8 @@ def run_before():
 
 MISTAKES = {
     "no recipe": (None, [], "no recipe given. Usage:"),
-    "no such recipe": (None, ["nothing.yaml"], "no recipe 'nothing.yaml': no such file"),
+    "no such recipe": (None, ["nothing.yaml"], "no recipe 'nothing.yaml': no such file. Shipped recipes: audio_video, "),
+    "no such recipe by name": (None, ["fashion_mnits"], "no recipe 'fashion_mnits': no such file (nor fashion_mnits.yaml). Did you mean 'fashion_mnist'?"),
     "a folder as recipe": (None, ["pictures"], "no recipe 'pictures'"),
     "a picture as recipe": (lambda: yaml_file(Path("pictures/0.png").read_bytes())(), ["r.yaml"], "recipe r.yaml cannot be read as UTF-8 text"),
     "an empty recipe": (yaml_file(""), ["r.yaml"], "recipe r.yaml is not a mapping of keys"),
@@ -92,6 +94,11 @@ MISTAKES = {
     "out holds other files": (None, ["folder.yaml", "out=pictures"], "out: pictures holds files but no run"),
     "out holds another run": (run_before, ["folder.yaml", "out=before", "train.seed=2"], "holds a run of a different recipe. It differs in:\n  train.seed: 1 -> 2"),
     "a weight of one branch": (None, ["table.yaml", "objective={name: vicreg, invariance: {a: 25}}"], "objective.invariance: {'a': 25.0} has the branches ['a']. Expected"),
+    "a table without files": (None, ["folder.yaml", "source={name: table, root: t.csv}"], "pair 'augment' reads one file of every record, and those of source "
+                              "'table' have none; they have picture, words. In a table, name the column with the files: source.column=COLUMN. Cells are read by"),
+    "videos of a table without files": (None, [str(ROOT / "recipes" / "video_next_frame.yaml"), "source={name: table, root: t.csv}"], "pair 'next_frame' reads one file"),
+    "an encoder of another name": (None, ["folder.yaml", "a.encoder={name: resnet_50}"], "a.encoder.name: no encoder 'image/resnet_50'. Did you mean 'image/resnet50'? "
+                                   "Known for image: alexnet, conv, convnext_base, convnext_large, "),
     "a view too small": (None, ["folder.yaml", "pair.size=2"], "pair.size: 2 is too small"),
 }
 
@@ -107,6 +114,30 @@ def test_a_mistake_gives_one_message(name, capsys):
     said = capsys.readouterr()
     assert cause in said.err and "Traceback" not in said.err + said.out
     assert len(said.err.strip().splitlines()) <= 4 and sorted(Path(".").rglob("*")) == before
+
+
+@pytest.mark.parametrize("command, folder, cause", [
+    ("evaluate", "runs/7", "runs/7: no such folder. Expected a run folder, such as"), ("evaluate", "pictures", "pictures has no recipe.yaml. Expected a run folder"),
+    ("export", "runs/7", "runs/7: no such folder. Expected a run folder or an export"), ("export", "pictures", "pictures has no recipe.yaml. Expected a run folder or"),
+    ("report.page", "runs/7", "'runs/7' is not a folder. Expected a run folder")])
+def test_other_commands_say_what_is_not_a_run(command, folder, cause, capsys):
+    main = importlib.import_module(f"vicjoint.{command}").main
+    before = sorted(Path(".").rglob("*"))
+    assert main([folder, *(["--to", "exported"] if command == "export" else [])]) == 2
+    said = capsys.readouterr()
+    assert cause in said.err and len(said.err.splitlines()) == 1 and not said.out and sorted(Path(".").rglob("*")) == before
+
+
+def test_a_list_that_nobody_reads_to_its_end(place):
+    done = subprocess.run(f"{sys.executable} -m vicjoint.run --list | head -n 1; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", capture_output=True,
+                          text=True, cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "modality\n", "")
+
+
+def test_the_names_of_many_are_cut_short():
+    names = [f"n{i:03}" for i in range(90)]
+    assert registry.some(names) == ", ".join(names[:20]) + ", ... (90 in all: python -m vicjoint.run --list)"
+    assert registry.some(names[:22]) == ", ".join(names[:22]) and registry.some([]) == "none"
 
 
 def test_the_command_itself(place):

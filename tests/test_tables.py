@@ -1,7 +1,6 @@
 """Tables: three formats with one meaning, rows without files, splits by a column, two tables joined; messages for wrong ones."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from vicjoint import run
 from vicjoint.files import cells
 from vicjoint.files.cells import CellError
 from vicjoint.pairs.augment import Augment
@@ -20,9 +18,6 @@ from vicjoint.sources.table import Table
 
 ROWS = [{"smiles": s, "mass": m, "captions": [f"{s} one", f"{s} two"], "split": split}
         for s, m, split in (("CCO", 46.07, "train"), ("c1ccccc1", 78.11, "train"), ("O", 18.02, "test"))]
-
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -196,19 +191,6 @@ def test_wrong_tables(tmp_path, name, text, options, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(SourceError, match=message):
         Table(str(tmp_path / name), **options)
-
-
-@pytest.mark.parametrize("recipe, options", [
-    ("fashion_mnist", ["pair.size=28"]), ("caltech", []), ("video_next_frame", [])])
-def test_a_pair_that_reads_files_refuses_a_table_without_them(tmp_path, capsys, recipe, options):
-    """A wrong recipe: exit code 2, one message, and nothing is written."""
-    table = write(tmp_path / "t.csv", [{"smiles": "C" * i, "amount": str(i)} for i in range(1, 9)])
-    out = tmp_path / "run"
-    code = run.main([str(ROOT / "recipes" / f"{recipe}.yaml"), f"source={{name: table, root: {table}}}", f"out={out}", "evaluate.probes=[]", *options])
-    said = capsys.readouterr().err
-    assert code == 2 and not out.exists()
-    assert re.search(r"pair '(augment|next_frame)' reads one file of every record, and those of source 'table' have none; they have smiles, amount. "
-                     r"In a table, name the column with the files: source.column=COLUMN", said), said
 
 
 def test_parquet_without_its_library(tmp_path, monkeypatch):
