@@ -231,6 +231,7 @@ class TwoWays(nn.Module):
 def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "write_report", lambda folder: folder)
     plain = joint(predictor=nn.Linear(E, E))
+    plain.predictor.latents = nn.Parameter(torch.ones(3))  # a word of theirs for something else
     assert plain.latents == 1 and plain(batch().a, batch().b)[0].shape == (B, E)
     folder = vicjoint.train(tiny.recipe(predictor={"name": "test_two_ways"}), [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.every=0"])
     assert tiny.metrics(folder)[-1]["latents"].keys() == {"perplexity", "most_used"}
