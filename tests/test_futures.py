@@ -8,7 +8,7 @@ from torch import nn
 from vicjoint.latents import Choice
 from vicjoint.model import JointModel
 from vicjoint.pairs.next_frame import NextFrame
-from vicjoint.probes.many_futures import ManyFutures, of_query
+from vicjoint.probes.many_futures import ManyFutures, load, of_query
 from vicjoint.probes.next_frame import NextFrameRetrieval
 from vicjoint.samples.futures import SampleFutures, TurningSprite, turning_scene, turns
 from vicjoint.sources.base import SourceError
@@ -178,6 +178,16 @@ def test_what_cannot_be_measured_is_said(source):
         ManyFutures(guesses=0)
     with pytest.raises(ValueError, match="guesses is 0"):
         NextFrameRetrieval(guesses=0)
+
+
+@pytest.mark.parametrize("wrong", [{"futures": "a.mp4;b.mp4"}, {"moment": None}, {"moment": "8"}], ids=str)
+def test_records_that_do_not_say_what_they_must(source, wrong, capsys):
+    class Source:
+        test = [source.test[0], {**source.test[1], **wrong}]
+
+    assert len(load(Source(), pair())) == 1
+    said = capsys.readouterr().out
+    assert "evaluation leaves out test/00001.mp4" in said and "expected a list of paths of videos and the number of the last frame that they share" in said
 
 
 def test_a_window_that_does_not_end_at_the_moment_is_named(source, capsys):

@@ -63,9 +63,9 @@ def test_in_training_a_latent_in_much_use_has_to_be_nearer_by_more():
 
 def test_no_latent_dies_where_one_is_nearest_to_everything():
     """Four predictions that learn, one of which begins in the middle of the targets and three further away."""
-    torch.manual_seed(0)
     targets = torch.eye(K).repeat(25, 1)
     for conscience in (True, False):
+        torch.manual_seed(0)
         places = nn.Parameter(torch.tensor([0.25, 0.6, 0.7, 0.8])[:, None].repeat(1, K) + 0.01 * torch.randn(K, K))
         choice, optimizer = Choice(K), torch.optim.SGD([places], 0.2)
         for _ in range(600):
@@ -74,8 +74,8 @@ def test_no_latent_dies_where_one_is_nearest_to_everything():
             choice(places.expand(len(targets), -1, -1), targets).sub(targets).square().sum(1).mean().backward()
             optimizer.step(), optimizer.zero_grad()
             choice.after_step()
-        found = nearest(places.expand(len(targets), -1, -1), targets)
-        assert len(set(found)) == (K if conscience else 1)
+        in_use = len(set(nearest(places.expand(len(targets), -1, -1), targets)))
+        assert in_use > 2 and choice.usage.min() > 0.1 if conscience else in_use == 1
 
 
 def test_energies_are_precise_where_half_precision_is_not():
@@ -231,6 +231,7 @@ class TwoWays(nn.Module):
 def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "write_report", lambda folder: folder)
     plain = joint(predictor=nn.Linear(E, E))
+    plain.predictor.latents = nn.Parameter(torch.ones(3))  # a word of theirs for something else
     assert plain.latents == 1 and plain(batch().a, batch().b)[0].shape == (B, E)
     folder = vicjoint.train(tiny.recipe(predictor={"name": "test_two_ways"}), [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.every=0"])
     assert tiny.metrics(folder)[-1]["latents"].keys() == {"perplexity", "most_used"}

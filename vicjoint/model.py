@@ -57,12 +57,14 @@ class JointModel(nn.Module):
         if weights == "ema":
             self.b.requires_grad_(False)
         self.predictor = predictor
+        check_latents(self.latents)
         self.choice = Choice(self.latents) if self.latents > 1 else None
 
     @property
     def latents(self) -> int:
         """Predictions for one z_a; 1: the predictor, where there is one, has no latent."""
-        return getattr(self.predictor, "latents", 1)
+        stated = getattr(self.predictor, "latents", 1)
+        return stated if isinstance(stated, int) else 1
 
     @property
     def usage(self) -> Tensor | None:
@@ -150,7 +152,6 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, /, hidden: int = 512, layers: int = 2, latents: int = 1):
         super().__init__()
-        check_latents(latents)
         self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
         self.latents = latents
         if latents > 1:

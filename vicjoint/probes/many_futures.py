@@ -89,7 +89,10 @@ def load(source, pair) -> list[Forked]:
 
 
 def read(record: dict, pair) -> Forked:
-    """Raises ValueError where no window ends at the record's moment."""
+    """Raises ValueError where the record does not say what it must, or no window ends at its moment."""
+    if not isinstance(record["futures"], list) or not isinstance(record.get("moment"), int):
+        raise ValueError(f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60}, expected a list of paths of videos and "
+                         "the number of the last frame that they share.")
     moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
     for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
         with Video(path, pair.backend) as video:
