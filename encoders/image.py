@@ -41,7 +41,11 @@ class ConvTrunk(nn.Module):
         self.features = before * CELLS * CELLS
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return self.after_first(self.layers[0](x.contiguous(memory_format=torch.channels_last)))
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """Features [B, features] from what the first convolution gives."""
+        x = self.layers[1:](x)
         if x.shape[-2:] != (CELLS, CELLS):
             x = nn.functional.adaptive_avg_pool2d(x, CELLS)
         return x.flatten(1)

@@ -1,9 +1,12 @@
 """Fixtures shared by the tests."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is first imported: what is not on this machine is refused at once, without retries
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` and `encoders` of the checkout, also when vicjoint is installed

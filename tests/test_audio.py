@@ -56,6 +56,18 @@ def test_a_pair_chooses_the_window_and_each_read_its_own_augmentation(ramp):
         assert torch.allclose(ratio, ratio[:1].expand_as(ratio), atol=1e-4)
 
 
+def test_kept_sounds_give_the_same_views_whatever_their_windows(ramp, monkeypatch):
+    options = {"seconds": 0.3, "augment": [{"name": "noise", "p": 1.0}]}
+    plain, keeping = audio(**options), audio(**options, cache_mb=1)
+    cases = [(0, None), (1, None), (2, (0.1, 0.5)), (None, None)]
+    views = lambda of: [of.read(ramp, None if seed is None else rng(seed), window) for seed, window in cases]  # noqa: E731
+    expected, first = views(plain), views(keeping)
+    opened = []
+    monkeypatch.setattr("vicjoint.files.sound._open", lambda *_: opened.append(1))
+    assert all(torch.equal(e, f) and torch.equal(e, again) for e, f, again in zip(expected, first, views(keeping))) and not opened
+    assert len(keeping.kept) == 1 and len(plain.kept) == 0
+
+
 def test_other_rates(ramp):
     view = audio(rate_hz=8000, seconds=0.5).read(ramp)
     assert view.shape == (1, 4000)
@@ -157,6 +169,7 @@ def test_simple_features_tell_a_low_tone_from_a_high_one():
 @pytest.mark.parametrize("options, message", [
     ({"rate_hz": 100}, r"rate_hz is 100, expected 1000 or more"),
     ({"seconds": 0}, r"seconds is 0, expected a number above 0"),
+    ({"cache_mb": -5}, "modality 'audio': cache_mb is -5, expected a number of megabytes, or 0"),
     ({"short": "loop"}, r"short is 'loop', expected 'zeros' or 'repeat'"),
     ({"augment": [{"name": "gains"}]}, r"modality.augment.0.name: no transform 'audio/gains'. Did you mean 'audio/gain'"),
     ({"augment": [{"name": "gain"}, {"name": "noise", "snt": [1, 2]}]}, r"modality.augment.1.snt: transform 'audio/noise' takes no option 'snt'. Did you mean 'snr'"),

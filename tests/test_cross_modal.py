@@ -292,3 +292,25 @@ def test_only_the_first_process_speaks(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cross_modal, "distributed", SimpleNamespace(rank=lambda: 1))
     build(source_of(tmp_path, [{"im": "a.png", "n": i, "split": "test" if i else "train"} for i in range(2)]), Image(), Number(), a="im", b="n")
     assert capsys.readouterr().out == ""
+
+
+def test_the_benchmark_of_reading_counts_what_is_kept(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("torchaudio")
+    from benchmarks import reading
+    rows = []
+    for i in range(5):
+        write_mp4(tmp_path / f"{i}.mp4", np.random.default_rng(i).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8))
+        soundfile.write(tmp_path / f"{i}.wav", np.full(4000, 0.1), 8000)
+        rows.append({"video": f"{i}.mp4", "audio": f"{i}.wav", "split": "test" if i == 4 else "train"})
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = {"name": "r", "source": {"name": "table", "root": str(tmp_path / "t.jsonl"), "column": "video"},
+              "pair": {"name": "cross_modal", "a": "video", "b": "audio", "seconds": 0.25},
+              "a": {"modality": {"name": "clip", "frames": 2, "size": 16, "cache_mb": 1}, "encoder": {"name": "conv_time", "width": 4}, "expander": [8]},
+              "b": {"modality": {"name": "audio", "rate_hz": 8000, "cache_mb": 1}, "encoder": {"name": "conv_mel", "width": 4}, "expander": [8]},
+              "objective": {"name": "vicreg"}, "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
+              "train": {"steps": 1, "batch_size": 2}, "data": {"workers": 0, "video_backend": "pyav"}, "evaluate": {"probes": []}}
+    without, kept = (reading.read(recipe, [], keep) for keep in (False, True))
+    squares, sounds = 4 * 12 * 3 * 32 * 32, 4 * 4 * (4000 + 2 * 4096)
+    assert without["kept_mb"] == 0 and kept["kept_mb"] == (squares + sounds) / 2**20
+    assert all(len(found[clock]) == 2 and min(found[clock]) > 0 for found in (without, kept) for clock in ("cpu_ms", "wall_ms"))

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
     {"registry", "batch", "distributed", "cache", "hashing", "guard", "time_limit"},
     {"recipe", "files", "video"},
-    {"config", "transforms", "objectives", "optim", "metrics", "checkpoint", "accumulate", "stopping"},
+    {"config", "transforms", "objectives", "optim", "metrics", "checkpoint", "accumulate", "stopping", "latents"},
     {"modalities", "sources"},
     {"samples", "model"},
     {"pairs"},

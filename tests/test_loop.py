@@ -178,7 +178,7 @@ def test_two_processes_train_one_model(videos, tmp_path):
 
 def test_a_signal_saves_and_the_same_command_goes_on(videos, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(videos)))
-    arguments = [sys.executable, "-m", "vicjoint.run", "recipe.yaml", "out=run", "train.steps=400", "checkpoint.every=1000", "evaluate.probes=[]"]
+    arguments = [sys.executable, "-m", "vicjoint.run", "recipe.yaml", "out=run", "train.steps=150", "checkpoint.every=1000", "evaluate.probes=[]"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -191,8 +191,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(videos, tmp_path):
     assert running.returncode == 75 and "a checkpoint is saved" in said and "Traceback" not in said
     done = len(lines(tmp_path / "run"))
     again = command(recipe(videos), arguments[4:], tmp_path)
-    assert again.returncode == 0 and f"going on from step {done} of 400" in again.stdout
-    assert [s["step"] for s in lines(tmp_path / "run")] == list(range(1, 401))
+    assert again.returncode == 0 and f"going on from step {done} of 150" in again.stdout
+    assert [s["step"] for s in lines(tmp_path / "run")] == list(range(1, 151))
 
 
 def test_an_encoder_that_does_not_fit_its_views_is_a_wrong_recipe(videos, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
+from vicjoint.files.kept import Kept
 from vicjoint.modalities import image
 from vicjoint.modalities.image import Clip, Image, Pixels, duration
 from vicjoint.video import VideoError, VideoInfo
@@ -135,29 +136,69 @@ def test_the_square_of_a_clip_lies_where_it_is_asked_for(tmp_path):
     assert read(None, at=(0.0, 1.0)).shape == (1, 3, 2, 8, 8)  # as near to the corner as the frame allows
 
 
-def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, monkeypatch):
-    options = {"frames": 4, "window": 0.5, "size": 16, "centre": 0.5, "at": (0.4, 0.6), "area": (0.3, 0.8), "flip": 0.5}
+@pytest.mark.parametrize("options", [{"window": 0.5}, {"stride": 3}, {"window": 0.5, "reduce": 20}, {"stride": 2, "reduce": 16}], ids=str)
+def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, monkeypatch, options):
+    options = {"frames": 4, "size": 16, "centre": 0.8, "at": (0.4, 0.6), "area": (0.3, 0.8), "flip": 0.5, **options}
     plain, keeping = Clip(**options), Clip(**options, cache_mb=1)
     second = str(tmp_path / "second.mp4")
     shutil.copy(counting, second)
-    for value, seed in ((counting, 0), (counting, 1), (second, 2)):
-        assert torch.equal(plain.read(value, rng(seed)), keeping.read(value, rng(seed)))
+    windows = (None, None, None) if "window" in options else (None, (0.1, 0.7), (0.33, 0.2))
+    seeds = [(value, seed, window) for seed, (value, window) in enumerate(zip((counting, counting, second), windows))]
+    for value, seed, window in seeds:
+        assert torch.equal(plain.read(value, rng(seed), window), keeping.read(value, rng(seed), window))
+    expected = [plain.read(value, rng(seed + 9), window) for value, seed, window in seeds]
     monkeypatch.setattr(image, "Video", lambda *_: pytest.fail("decoded again"))
-    assert torch.equal(keeping.read(counting), keeping.read(counting)) and not torch.equal(keeping.read(counting, rng(3)), keeping.read(counting, rng(4)))
-    assert set(keeping._kept) == {counting, second} and copy.deepcopy(keeping)._kept == pickle.loads(pickle.dumps(keeping))._kept == {}
+    for (value, seed, window), view in zip(seeds, expected):
+        assert torch.equal(view, keeping.read(value, rng(seed + 9), window))
+    assert not torch.equal(keeping.read(counting, rng(3)), keeping.read(counting, rng(4)))
     monkeypatch.undo()
-    of_one = keeping._kept[counting][1]
-    assert of_one.untyped_storage().nbytes() == of_one.nbytes and keeping._kept_bytes == 2 * of_one.nbytes
-    keeping._kept, keeping._kept_bytes = {}, 2**20 - of_one.nbytes  # room for one more
+    of_one = keeping.kept.get(counting)[1]
+    assert of_one.untyped_storage().nbytes() == of_one.nbytes and 2**20 - keeping.kept.room == 2 * of_one.nbytes
+    assert "reduce" not in options or of_one.shape[-1] == options["reduce"]
+    keeping.kept = Kept(1)
+    keeping.kept.room = of_one.nbytes  # for one
     for value in (counting, second):
         assert torch.equal(plain.read(value, rng(5)), keeping.read(value, rng(5)))
-    assert list(keeping._kept) == [counting] and keeping._kept_bytes == 2**20
+    assert keeping.kept.get(second) is None and keeping.kept.room == 0
+
+
+def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_path, monkeypatch):
+    options = {"frames": 2, "stride": 1, "size": 16}
+    expected = Clip(**options).read(counting)
+    asked, read = [], image.Video.read
+    monkeypatch.setattr(image.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers))
+    clip = Clip(**options, cache_mb=1)
+    clip.kept.room = 3 * 48 * 32 * 32 - 1
+    assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] and len(clip.kept) == 0
+    clip.kept.room += 1
+    monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48 - 1)
+    assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] * 2
+    monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48)
+    assert torch.equal(clip.read(counting), expected) and asked[2:] == [list(range(48))] and clip.kept.room == 0
+
+    def damaged(self, numbers):
+        if 40 in numbers:
+            raise VideoError("frame 40 is damaged")
+        return read(self, numbers)
+
+    clip = Clip(**options, cache_mb=1)
+    monkeypatch.setattr(image.Video, "read", damaged)
+    assert torch.equal(clip.read(counting), expected) and len(clip.kept) == 0
+
+
+def test_copies_share_what_is_kept_and_other_processes_begin_with_nothing(counting):
+    clip = Clip(frames=2, size=16, cache_mb=1)
+    copied = copy.deepcopy(clip)
+    copied.read(counting)
+    assert clip.kept is copied.kept and len(clip.kept) == 1
+    one, other = pickle.loads(pickle.dumps((clip, copied)))
+    assert one.kept is other.kept and len(one.kept) == 0 and one.kept.room == 2**20
 
 
 @pytest.mark.parametrize("options, message", [
     ({"frames": 0}, "frames is 0, expected 1 or more"), ({"window": 0.0}, "window is 0.0, expected a number of seconds"),
     ({"area": (0.5, 0.2)}, r"area is \[0.5, 0.2\], expected"), ({"size": 2}, "size is 2"),
-    ({"cache_mb": -1}, "cache_mb is -1, expected a number of megabytes"), ({"at": (0.5, 1.5)}, r"at is \[0.5, 1.5\], expected \[x, y\], shares of the width"),
+    ({"reduce": 20, "size": 24}, r"reduce is 20, expected the view's size \(24\) or more, or null"), ({"cache_mb": -1}, "cache_mb is -1, expected a number of megabytes"), ({"at": (0.5, 1.5)}, r"at is \[0.5, 1.5\], expected \[x, y\], shares of the width"),
 ])
 def test_wrong_clip_options(options, message):
     with pytest.raises(ValueError, match=message):

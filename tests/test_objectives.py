@@ -1,6 +1,7 @@
 """Objectives against independent float64 formulas, written from the definitions of their papers."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -92,14 +93,21 @@ def test_float32_inside_autocast():
     (lambda: VICReg(statistics="local"), "objective.statistics: 'local' is unknown. Expected one of: global, within, both."),
     (lambda: VICReg(within_share=1.5), "objective.within_share: 1.5 is not a share"),
     (lambda: VICReg(variance={"a": 1}), "objective.variance: {'a': 1}"),
+    (lambda: VICReg(invariance={"a": 25, "c": 5}), "objective.invariance: {'a': 25, 'c': 5} has the branches ['a', 'c']. Expected one number, or {a: number"),
     (lambda: VICReg()(torch.zeros(4, 3), torch.zeros(4, 2)), r"got \[4, 3\] and \[4, 2\]"),
     (lambda: VICReg()(torch.zeros(1, 3), torch.zeros(1, 3)), "at least 2 samples"),
     (lambda: VICReg(statistics="within")(torch.zeros(4, 3), torch.zeros(4, 3)), "needs the group of every sample"),
     (lambda: VICReg(statistics="both")(torch.zeros(4, 3), torch.zeros(4, 3), torch.arange(4)), "Set pair.windows above 1"),
 ])
 def test_wrong_use_is_named(make, message):
-    with pytest.raises(ValueError, match=message.replace("{", r"\{").replace("}", r"\}") if "{" in message else message):
+    with pytest.raises(ValueError, match=re.escape(message) if "{" in message else message):
         make()
+
+
+def test_weights_are_described_by_branch():
+    said = VICReg(invariance={"a": 25, "b": 5}, convention="vicregl").describe(8)
+    assert said == ("objective: the weights are meant as vicregl means them; in the official convention, at width 8: invariance a 25, b 5, "
+                    "variance 25, covariance 0.5")
 
 
 # ---- forms and digits ----
@@ -124,6 +132,36 @@ def test_gradient_matches_autograd_of_the_plain_formula(n, d):
     value, got = gradients(lambda a, b: VICReg()(a, b)[0], z_a, z_b, torch.float64)
     assert value == pytest.approx(truth, rel=1e-10)
     assert max(relative(g, e) for g, e in zip(got, expected)) < 1e-10
+
+
+@pytest.mark.parametrize("n, d", [(6, 20), (32, 64), (64, 20)])
+@pytest.mark.parametrize("w_a, w_b", [(25, 5), (3, 0), (0, 7)])
+def test_invariance_pulls_each_branch_by_its_own_weight(n, d, w_a, w_b):
+    """Against autograd of w_a MSE(z_a, z_b held) + w_b MSE(z_a held, z_b) and the other terms; the value is the weights' mean times MSE."""
+    z_a, z_b = embeddings(n, d)
+
+    def by_autograd(a, b):
+        rest = plain.official(a, b) - 25 * F.mse_loss(a, b)
+        return w_a * F.mse_loss(a, b.detach()) + w_b * F.mse_loss(a.detach(), b) + rest
+
+    truth, expected = gradients(by_autograd, z_a, z_b, torch.float64)
+    objective = VICReg(invariance={"a": w_a, "b": w_b})
+    value, got = gradients(lambda a, b: objective(a, b)[0], z_a, z_b, torch.float64)
+    assert max(relative(g, e) for g, e in zip(got, expected)) < 1e-10
+    mean_squared = float(F.mse_loss(z_a, z_b))
+    assert value == pytest.approx(truth - (w_a + w_b) / 2 * mean_squared, rel=1e-10)
+    assert float(objective(z_a, z_b)[1]["invariance"]) == pytest.approx((w_a + w_b) / 2 * mean_squared, rel=1e-12)
+    for wanted in (0, 1):  # one branch without a gradient: the other one's is the same
+        z = [z_a.clone().requires_grad_(wanted == 0), z_b.clone().requires_grad_(wanted == 1)]
+        objective(*z)[0].backward()
+        assert torch.equal(z[wanted].grad, got[wanted]) and z[1 - wanted].grad is None
+
+
+def test_a_weight_of_each_branch_changes_nothing_where_they_are_equal():
+    z_a, z_b = embeddings(12, 6, torch.float32)
+    one, of_one = gradients(lambda a, b: VICReg(invariance=7)(a, b)[0], z_a, z_b, torch.float32)
+    two, of_two = gradients(lambda a, b: VICReg(invariance={"a": 7, "b": 7})(a, b)[0], z_a, z_b, torch.float32)
+    assert one == two and all(torch.equal(g, e) for g, e in zip(of_one, of_two))
 
 
 def covariance_only(z_a, z_b):
@@ -252,6 +290,7 @@ def test_conventions_of_other_projects(convention, theirs):
     assert float(loss) == pytest.approx(float(theirs(z_a, z_b)), rel=1e-10)
     weights = VICReg(convention=convention).official_weights(5)
     assert float(VICReg(**weights)(z_a, z_b)[0]) == pytest.approx(float(loss), rel=1e-12)
+    assert VICReg(invariance={"a": 9, "b": 2}, convention=convention).official_weights(5)["invariance"] == {"a": 9.0, "b": 2.0}
 
 
 # ---- Barlow Twins and InfoNCE ----

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from test_resume import importable  # noqa: F401
-from vicjoint import checkpoint, readers
+from vicjoint import checkpoint, distributed, readers
 from vicjoint.build import build_parts
 from vicjoint.config import load_recipe
 from vicjoint.time_limit import SampleTimeout, TimeLimit
@@ -123,7 +123,7 @@ def wait_for(condition, process, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-SLOW_PROBE = {"every": 3, "probes": [{"name": "tiny_probe", "seconds": 4}]}
+SLOW_PROBE = {"every": 3, "probes": [{"name": "tiny_probe", "seconds": 2}]}
 
 
 @pytest.mark.parametrize("when", ["an evaluation on the way", "the last evaluation"])
@@ -182,6 +182,19 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path):
     finally:
         processes[1].kill()
     assert "process 0 of 2: another process is gone, or did not answer within train.timeout=5 s" in said.read_text()
+
+
+@pytest.mark.parametrize("said, lost", [
+    ("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41225", True),
+    ("Application timeout caused pair closure", True),
+    ("Timed out waiting 5000ms for recv operation to complete", True),
+    ("Connection reset by peer", True),
+    ("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x2)", False),
+])
+def test_which_errors_say_that_a_process_is_lost(monkeypatch, said, lost):
+    assert not distributed.is_lost(RuntimeError(said))  # one process has nobody to lose
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert distributed.is_lost(RuntimeError(said)) == lost
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from vicjoint.stopping import seed_everything
 
 PLAIN = tiny.branch(encoder={"name": "noisy", "norm": False})
 MOCO = {"b": {"weights": "ema", "momentum": 0.9}, "objective": {"name": "infonce", "form": "moco", "queue": 20}}
+LATENT = {"predictor": {"name": "mlp", "hidden": 8, "latents": 4}}
 PAIRS = {"pair": None, "a": None, "b": None, "branches": {name: tiny.branch() for name in ("one", "two", "three")},
          "pairs": [{"a": "one", "b": "two", "pair": {"name": "tiny_views"}}, {"a": "one", "b": "three", "pair": {"name": "tiny_views"}}],
          "objective": {"name": "infonce", "learnable": True}}
@@ -24,12 +25,14 @@ CONFIGURATIONS = {
     "parts, exact": ({}, ["train.accumulate=2"], 1),
     "parts, each by itself": ({}, ["train.accumulate=2", "train.exact=false"], 1),
     "moco: ema and a queue": (MOCO, [], 1),
+    "a latent, ema, parts": ({**LATENT, "b": {"weights": "ema", "momentum": 0.9}}, ["train.accumulate=2"], 1),
     "predictor, ema": ({"b": {"weights": "ema", "momentum": 0.9}, "predictor": {"name": "mlp", "hidden": 8}}, [], 1),
     "shared weights, LARS, bf16": ({"b": {"weights": "same"}, "optim": {"name": "lars", "lr": 0.5, "schedule": {"name": "constant"}}},
                                    ["train.precision=bf16"], 1),
     "several pairs": (PAIRS, [], 1),
     "bad samples": ({"pair": {"name": "tiny_views", "bad": ["row3", "row11", "row20"]}}, ["data.max_bad_fraction=0.5"], 1),
     "two processes": ({}, [], 2),
+    "two processes, a latent": (LATENT, [], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),
 }
 

@@ -19,7 +19,6 @@ from vicjoint.sources.shards import HuggingFace, WebDataset, find_shards
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def png(level: int) -> bytes:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from vicjoint.files import sound as sound_files
+from vicjoint.files.kept import Kept
 from vicjoint.files.sound import Sound, SoundError, read
 from vicjoint.video import Video
 
@@ -108,6 +110,56 @@ def test_only_the_stretch_is_read(tmp_path, monkeypatch):
 # ---- the sound of videos ----
 
 CLICKS = (10, 30, 47)  # frames
+
+
+STRETCHES = (0.5, 0.5, RATE), (0.0, 2.0, RATE), (1.37, 0.4, 8000), (-0.3, 0.6, RATE), (1.8, 0.7, 22050), (3.0, 0.2, RATE)
+
+
+@pytest.mark.parametrize("name, subtype", [("a.wav", "PCM_16"), ("a.flac", "PCM_16"), ("a.ogg", "VORBIS"), ("a.ogg", "OPUS"),
+                                           ("a.avi", "pcm_s16le"), ("a.mkv", "flac")])
+def test_a_kept_sound_is_the_same_to_the_bit_and_not_opened_again(tmp_path, monkeypatch, name, subtype):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).normal(size=2 * RATE) * tone(2.0, RATE)
+    if name in ("a.avi", "a.mkv"):
+        write_film(path, noise, RATE, codec=subtype, later=0.1)
+    else:
+        soundfile.write(path, noise, RATE, subtype=subtype)
+    expected = []
+    for stretch in STRETCHES:
+        with Sound(path) as sound:
+            expected.append(sound.read(*stretch))
+    kept = Kept(1)
+    with Sound(path, kept=kept) as sound:
+        assert torch.equal(sound.read(*STRETCHES[0]), expected[0])
+    monkeypatch.setattr(sound_files, "_open", lambda *_: pytest.fail("opened again"))
+    for stretch, wave in zip(STRETCHES, expected):
+        with Sound(path, kept=kept) as again:
+            assert torch.equal(again.read(*stretch), wave) and (again.seconds, again.rate_hz) == (sound.seconds, sound.rate_hz)
+    assert len(kept) == 1 and wave.abs().max() == 0 and expected[3][:100].abs().max() == 0
+
+
+def test_a_sound_is_kept_where_it_fits_and_can_be_read_to_its_end(tmp_path):
+    soundfile.write(tmp_path / "long.wav", tone(20.0, RATE), RATE)  # 1.3 MB
+    soundfile.write(tmp_path / "short.wav", tone(2.0, RATE), RATE)
+    kept = Kept(1)
+    for name, held in (("long.wav", 0), ("short.wav", 1)):
+        with Sound(tmp_path / name, kept=kept) as sound, Sound(tmp_path / name) as plain:
+            assert torch.equal(sound.read(1.0, 0.5, RATE), plain.read(1.0, 0.5, RATE)) and len(kept) == held
+    used = 2**20 - kept.room
+    soundfile.write(tmp_path / "lossy.mp3", tone(1.0, RATE), RATE)
+    write_film(tmp_path / "lossy.mp4", tone(1.0, RATE), RATE)
+    for name in ("lossy.mp3", "lossy.mp4"):  # rounding, and AAC's noise, depend on where decoding begins
+        with Sound(tmp_path / name, kept=kept) as sound, Sound(tmp_path / name) as plain:
+            assert torch.equal(sound.read(0.5, 0.3, RATE), plain.read(0.5, 0.3, RATE)) and len(kept) == 1
+    assert 4 * 2 * RATE <= used < 4 * 3 * RATE
+    soundfile.write(tmp_path / "hurt.flac", np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)
+    data = bytearray((tmp_path / "hurt.flac").read_bytes())
+    data[-4000:-3000] = bytes(1000)
+    (tmp_path / "hurt.flac").write_bytes(data)
+    with Sound(tmp_path / "hurt.flac", kept=kept) as sound:
+        assert sound.read(0.5, 1.0, RATE).abs().max() > 0 and len(kept) == 1, "what is hurt at its end is read where it is whole"
+        with pytest.raises(SoundError, match="hurt.flac"):
+            sound.read(2.0, 1.0, RATE)
 
 
 def click_film(path, rate: int, **options) -> None:

@@ -50,11 +50,15 @@ def barrier() -> None:
         dist.barrier(_patient)
 
 
+# what torch's gloo, NCCL and their sockets say, in some builds and places without the name of the file that says it
+LOST = ("gloo/", "NCCL", "pair closure", "Connection closed by peer", "Remote peer closed", "Connection reset by peer", "Broken pipe", "Socket closed",
+        "Socket unexpectedly closed", "Timed out waiting", "Operation timed out", "Read timeout", "Write timeout", "Wait timeout", "Socket Timeout")
+
+
 def is_lost(error: Exception) -> bool:
     """Whether an error says that another process is gone or does not answer. torch has no one type for it: gloo raises RuntimeError, NCCL
     DistBackendError, the store DistNetworkError or DistStoreError."""
-    signs = ("gloo/", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
-    return world_size() > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(s in str(error) for s in signs))
+    return world_size() > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST))
 
 
 def broadcast_object(value):

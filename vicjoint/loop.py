@@ -153,7 +153,7 @@ def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, si
             if skipped:
                 log.skipped(step + 1, trained.name, terms, rates, skipped)
             else:
-                log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None)
+                log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None, parts.model.usage)
             after(parts, folder, step + 1, log, signal)
 
 

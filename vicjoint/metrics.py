@@ -62,6 +62,13 @@ def alignment(z_a: Tensor, z_b: Tensor) -> float:
     return float(paired / strangers.clamp_min(1e-12))
 
 
+def latent_usage(usage: Tensor) -> dict[str, float]:
+    """Of the share of samples that chose each latent [K]. perplexity: exp of the entropy, 1 where one latent does all, K where all are used alike.
+    most_used: the largest share."""
+    p = usage.double() / usage.double().sum()
+    return {"perplexity": float(torch.exp(-torch.special.xlogy(p, p).sum())), "most_used": float(p.max())}
+
+
 def verdict(state: dict, samples: int, dim: int, hinge: bool = True, names: tuple[str, str] = ("a", "b")) -> str:
     """One line in plain words for `health(...)` of `samples` x `dim` embeddings. `hinge`: the objective asks for a standard deviation of
     1; else (Barlow Twins, InfoNCE) the embeddings' scale means nothing. `names`: of branches a and b."""

@@ -4,7 +4,7 @@ JointModel has two, a and b, and an optional predictor a -> b; SharedBranches ha
 with two views and the number of their pair, and give any two of their branches as a JointModel: `model.between("video", "audio")`.
 """
 
-# B batch, D representation, E embedding
+# B batch, D representation, E embedding, K latents
 
 import copy
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.batch import Crops
+from vicjoint.latents import Choice, check_latents
 from vicjoint.registry import build, register, shared_options
 
 
@@ -44,7 +45,9 @@ def make_expander(dim: int, widths: list[int]) -> nn.Sequential:
 
 
 class JointModel(nn.Module):
-    """Branches a and b. `weights` of b: own | same (b is a) | ema (b follows a as an exponential moving average, no gradient)."""
+    """Branches a and b. `weights` of b: own | same (b is a) | ema (b follows a as an exponential moving average, no gradient).
+
+    A predictor maps z_a [B, E] to [B, E]; one with `latents` above 1, which it states as an attribute, to [B, latents, E]: the model chooses."""
 
     def __init__(self, a: Branch, b: Branch | None, weights: str = "own", momentum: float = 0.996, predictor: nn.Module | None = None):
         super().__init__()
@@ -54,6 +57,17 @@ class JointModel(nn.Module):
         if weights == "ema":
             self.b.requires_grad_(False)
         self.predictor = predictor
+        self.choice = Choice(self.latents) if self.latents > 1 else None
+
+    @property
+    def latents(self) -> int:
+        """Predictions for one z_a; 1: the predictor, where there is one, has no latent."""
+        return getattr(self.predictor, "latents", 1)
+
+    @property
+    def usage(self) -> Tensor | None:
+        """Share of the samples that chose each latent, [K]; None without a latent."""
+        return self.choice.usage if self.latents > 1 else None
 
     @property
     def branches(self) -> dict[str, Branch]:
@@ -64,20 +78,36 @@ class JointModel(nn.Module):
         return self
 
     def forward(self, view_a, view_b, pair: int = 0) -> tuple[Tensor, Tensor]:
-        """Embeddings z_a (after the predictor, where there is one) and z_b, [B, E] each. There is one pair, number 0."""
+        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b) and z_b, [B, E] each. There is one
+        pair, number 0."""
         z_a = self.a(view_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights != "ema"):
             z_b = self.b(view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
-        return self.predict(z_a), z_b
+        return self.predict(z_a) if self.latents == 1 else self.choice(self.predictions(z_a), z_b), z_b
 
     def predict(self, z_a: Tensor) -> Tensor:
+        """One prediction [B, E] from z_a alone; with a latent, the best guess among them."""
+        if self.latents > 1:
+            return self.choice.guess(self.predictions(z_a))
         return z_a if self.predictor is None else self.predictor(z_a)
+
+    def predictions(self, z_a: Tensor) -> Tensor:
+        """Every prediction, [B, K, E]."""
+        if self.latents == 1:
+            return self.predict(z_a)[:, None]
+        found, expected = self.predictor(z_a), [len(z_a), self.latents, z_a.shape[1]]
+        if list(found.shape) != expected:
+            raise ValueError(f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave {list(found.shape)} for z_a "
+                             f"{list(z_a.shape)}. Expected {expected}: a prediction for each latent.")
+        return found
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Let an ema branch follow: parameters b <- momentum b + (1 - momentum) a; buffers are copied."""
+        """Let the usage of latents, and an ema branch, follow: parameters b <- momentum b + (1 - momentum) a; buffers are copied."""
+        if self.latents > 1:
+            self.choice.after_step()
         if self.weights != "ema":
             return
         for target, source in zip(self.b.parameters(), self.a.parameters()):
@@ -88,6 +118,8 @@ class JointModel(nn.Module):
 
 class SharedBranches(nn.Module):
     """Branches by name, and the pairs (name of a, name of b) that train them in turn. A pair of one branch with itself shares its weights."""
+
+    usage = None  # there is no predictor, and so no latent
 
     def __init__(self, branches: dict[str, Branch], pairs: list[tuple[str, str]]):
         super().__init__()
@@ -111,14 +143,24 @@ class SharedBranches(nn.Module):
 
 @register("predictor", "mlp")
 class MLP(nn.Module):
-    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU."""
+    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
 
-    def __init__(self, dim: int, /, hidden: int = 512, layers: int = 2):
+    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is joined to z_a: it is added behind the first
+    linear layer, which is the same as a longer input."""
+
+    def __init__(self, dim: int, /, hidden: int = 512, layers: int = 2, latents: int = 1):
         super().__init__()
+        check_latents(latents)
         self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
+        self.latents = latents
+        if latents > 1:
+            self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
 
     def forward(self, z_a: Tensor) -> Tensor:
-        return self.net(z_a)
+        if self.latents == 1:
+            return self.net(z_a)
+        joined = self.net[0](z_a)[:, None] + self.values
+        return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
 
 def build_model(recipe) -> JointModel | SharedBranches:

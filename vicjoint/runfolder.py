@@ -162,9 +162,9 @@ class MetricsLog:
             if self.board:
                 self.board.close()
 
-    def step(self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None) -> None:
+    def step(self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None, usage=None) -> None:
         """One line for a step that was taken (1-based) on the pair of that name. `rates`: lr, seconds, and `waited`, the part of `seconds`
-        spent waiting for data. `embeddings` (z_a, z_b) are given where health is due."""
+        spent waiting for data. `embeddings` (z_a, z_b) are given where health is due, and there `usage` counts, of a model's latents."""
         if not self.active:
             return
         values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
@@ -173,6 +173,7 @@ class MetricsLog:
         if embeddings is not None:
             line["health"] = metrics.health(*embeddings)
             line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape, "variance" in terms, self.branches[pair])
+            line |= {} if usage is None else {"latents": metrics.latent_usage(usage)}
             self._say(step, pair, line["verdict"])
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
@@ -204,6 +205,7 @@ class MetricsLog:
         flat = {k: v for k, v in line.items() if isinstance(v, float)}
         for branch, values in line.get("health", {}).items():
             flat |= {f"health_{branch}/{k}": v for k, v in values.items()} if isinstance(values, dict) else {f"health/{branch}": values}
+        flat |= {f"latents/{name}": value for name, value in line.get("latents", {}).items()}
         for name, value in flat.items():
             self.board.add_scalar(f"{line['pair']}/{name}" if len(self.losses) > 1 else name, value, step)
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.files.kept import BESIDE, Kept, WholeSound
 from vicjoint.guard import no_file, no_media, quiet
 
 # what soundfile would not open, or where a video may stand
@@ -31,6 +32,7 @@ FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov",
 SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")  # opened a hundred thousand times, and never by mpg123
 RUN_UP_SECONDS = 0.3     # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
 MP3_RUN_UP = 11520       # samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
+LOSSLESS = ("pcm", "flac", "alac")  # codecs in films; what others give depends a little on where decoding begins
 ADRIFT_SECONDS = 0.02    # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
 LOUDEST = 2.0            # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
 MOST_WEIGHTS = 1 << 25   # of a filter that resamples: one for rates without a common divisor would fill the memory
@@ -45,12 +47,17 @@ class Sound:
     """An open sound; use it in a `with` block. `seconds`: from time 0 to its end. `rate_hz`: of the file.
 
     stream: number of the audio stream in a file with several (films in two languages), from 0; None: the one that FFmpeg's players
-    choose. Raises SoundError where the file cannot be read or has no sound."""
+    choose. kept: where whole sounds are kept that there is room for; with one of these the file is not opened. Raises SoundError where the file cannot
+    be read or has no sound."""
 
-    def __init__(self, path: str | os.PathLike, stream: int | None = None):
+    def __init__(self, path: str | os.PathLike, stream: int | None = None, kept: Kept | None = None):
         self.path = os.fspath(path)
-        _check_file(self.path)
-        self._reader = _open(self.path, stream)
+        self._reader = None if kept is None else kept.get(self.path)
+        if self._reader is None:
+            _check_file(self.path)
+            self._reader = _open(self.path, stream)
+            if kept is not None:
+                self._reader = _keep(self.path, self._reader, kept)
         self.rate_hz, self.seconds = self._reader.rate, self._reader.seconds
 
     def read(self, start: float, length: float, rate_hz: int) -> Tensor:
@@ -121,8 +128,23 @@ def _open(path: str, stream: int | None):
             raise SoundError(f"{path}: not a sound file that can be read ({str(error.error_string).rstrip('.')}).") from None
 
 
+def _keep(path: str, reader, kept: Kept):
+    """The whole sound in memory where it has the same bits as its stretches, there is room, and all of it can be read; else the reader."""
+    count = math.ceil(reader.seconds * reader.rate) + 2 * BESIDE
+    if not reader.exact or 4 * count > kept.room:
+        return reader
+    try:
+        whole = WholeSound(reader.samples(-BESIDE, count), reader.rate, reader.seconds)
+    except SoundError:  # of one place, which is the cause only of stretches that hold it
+        return reader
+    reader.close()
+    kept.add(path, whole, 4 * count)
+    return whole
+
+
 class _File:
-    """Through soundfile. `samples(first, count)`: float32 [count], mono; zeros outside of the file."""
+    """Through soundfile. `samples(first, count)`: float32 [count], mono; zeros outside of the file. `exact`: a sample has the same bits wherever
+    reading begins."""
 
     def __init__(self, path: str):
         import soundfile
@@ -130,7 +152,7 @@ class _File:
         with contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet():  # mpg123 prints a line for each damaged frame
             self._file = soundfile.SoundFile(path)
         self.rate, self.frames = self._file.samplerate, self._file.frames
-        self.seconds = self.frames / self.rate
+        self.seconds, self.exact = self.frames / self.rate, self._file.format != "MP3"
         try:
             self._check_length()
         except SoundError:
@@ -206,6 +228,7 @@ class _Film:
             raise SoundError(f"{self.path}: has no audio stream {self._wanted} (option stream); it has {len(streams)}, numbered from 0.")
         self._stream.codec_context.thread_count = 1
         self.rate = self._stream.codec_context.sample_rate
+        self.exact = self._stream.codec_context.name.startswith(LOSSLESS)
 
     def _end(self) -> tuple[float, bool]:
         """Seconds from time 0 to the end of the sound, and whether the file is sure of it (others estimate)."""

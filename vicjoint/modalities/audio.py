@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.files.kept import Kept
 from vicjoint.files.sound import Sound
-from vicjoint.modalities.base import Modality
+from vicjoint.modalities.base import Modality, check_cache
 from vicjoint.recipe.check import check_component
 from vicjoint.registry import build, need, register
 from vicjoint.transforms import waveforms
@@ -33,15 +34,17 @@ class Audio(Modality):
     evaluation); repeat: it is repeated (from a random place on, or from its beginning). A pair's own window always gets zeros.
     augment: transforms for training, in order, such as {name: gain} (vicjoint/transforms/waveforms.py lists them); null: none.
     stream: number of the audio stream in files with several; null: the one that a player chooses.
+    cache_mb: memory, in each process that reads, for whole sounds decoded once, at the files' rates, whatever their windows; 0: none. The first ones
+    that fit stay. Views are the same with and without: mp3, and lossy sound in videos, whose bits depend on where decoding begins, are never kept.
     """
 
     timed = True
     baseline = "spectrum"
     shared = ("rate_hz",)
-    reading = ("seconds", "short", "augment", "stream")
+    reading = ("seconds", "short", "augment", "stream", "cache_mb")
 
     def __init__(self, rate_hz: int = 16000, seconds: float = 1.0, short: Literal["zeros", "repeat"] = "zeros",
-                 augment: list[dict] | None = None, stream: int | None = None):
+                 augment: list[dict] | None = None, stream: int | None = None, cache_mb: int = 0):
         super().__init__()
         need(["soundfile", "torchaudio"], "modality 'audio'", "audio")
         if rate_hz < LEAST_RATE_HZ:
@@ -50,12 +53,14 @@ class Audio(Modality):
             raise ValueError(f"modality 'audio': seconds is {seconds}, expected a number above 0, such as 1.0.")
         if short not in ("zeros", "repeat"):
             raise ValueError(f"modality 'audio': short is '{short}', expected 'zeros' or 'repeat'.")
+        check_cache("audio", cache_mb)
         self.rate_hz, self.length, self.short, self.stream = rate_hz, seconds, short, stream
+        self.cache_mb, self.kept = cache_mb, Kept(cache_mb)
         self.augment = [_build(f"modality.augment.{i}", dict(spec), rate_hz) for i, spec in enumerate(augment or [])]
 
     def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
         """float32 [1, T], T = round(seconds * rate_hz). Raises SoundError (a ValueError) with the file and the cause."""
-        with Sound(value, self.stream) as sound:
+        with Sound(value, self.stream, self.kept) as sound:
             if window is not None:
                 wave = sound.read(*window, self.rate_hz)
             elif self.short == "repeat" and sound.seconds < self.length:

@@ -47,3 +47,8 @@ class Modality(nn.Module):
     def simple_features(self, raw) -> Tensor | None:
         """Features [B, K] float of a raw batch that need no training, for the baseline row; None: there are none."""
         return None
+
+
+def check_cache(modality: str, cache_mb: int) -> None:
+    if cache_mb < 0:
+        raise ValueError(f"modality '{modality}': cache_mb is {cache_mb}, expected a number of megabytes, or 0 to keep nothing.")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.files import images
-from vicjoint.modalities.base import Modality
+from vicjoint.files.kept import Kept
+from vicjoint.modalities.base import Modality, check_cache
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, middle_square, square_frames
@@ -17,6 +18,7 @@ from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
+MOST_DECODED = 2**30  # bytes of all frames of a video at once, for their squares to be kept
 COARSE = 32, 16, 8  # what the pixels row compares: side of an image, side of a clip's frames, number of these
 
 
@@ -86,16 +88,17 @@ class Clip(Pixels):
     frames apart. Training starts anywhere, evaluation in the middle.
     size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default, since left and right may be named.
     at: where the square has its centre, as shares of the frame's width and height; the middle by default, elsewhere for a mouth or a lane.
-    cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that later epochs only cut and resize; 0: none.
-    The first videos that fit stay; the others are decoded each time. Views are the same with and without.
+    reduce: side that larger squares are brought to before anything else; null: as they are. Smaller ones are cut more quickly, and more fit into memory.
+    cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that later epochs only cut and resize, whatever their
+    windows; 0: none. The first videos that fit stay; the others are decoded each time. Views are the same with and without.
     """
 
     timed = True
-    reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at", "cache_mb")
+    reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at", "reduce", "cache_mb")
 
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, frames: int = 8, stride: int = 2,
                  window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0,
-                 at: tuple[float, float] = (0.5, 0.5), cache_mb: int = 0):
+                 at: tuple[float, float] = (0.5, 0.5), reduce: int | None = None, cache_mb: int = 0):
         super().__init__(mean, std)
         _check_size("clip", size, centre)
         for name, value in {"frames": frames, "stride": stride}.items():
@@ -107,38 +110,44 @@ class Clip(Pixels):
             raise ValueError(f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1.")
         if not all(0 <= share <= 1 for share in at):
             raise ValueError(f"modality 'clip': at is {list(at)}, expected [x, y], shares of the width and the height from 0 to 1.")
-        if cache_mb < 0:
-            raise ValueError(f"modality 'clip': cache_mb is {cache_mb}, expected a number of megabytes, or 0 to keep nothing.")
+        if reduce is not None and reduce < size:
+            raise ValueError(f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null.")
+        check_cache("clip", cache_mb)
         self.frames, self.stride, self.window, self.at = frames, stride, window, at
-        self.cache_mb, self._kept, self._kept_bytes = cache_mb, {}, 0
+        self.reduce, self.cache_mb, self.kept = reduce, cache_mb, Kept(cache_mb)
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
 
     def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        if value in self._kept:
-            info, squares = self._kept[value]
+        if kept := self.kept.get(value):
+            info, squares = kept
             squares = squares[self._numbers(info, rng, window, value)]
         else:
             with Video(value, self.backend) as video:
                 numbers = self._numbers(video.info, rng, window, value)
-                squares = self._keep(value, video)[numbers] if self.cache_mb else self._squares(video.read(numbers))
+                whole = self._keep(value, video)
+                squares = self._squares(video.read(numbers)) if whole is None else whole[numbers]
         return square_frames(squares, self.size, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
-
-    def __getstate__(self) -> dict:
-        """Copies and workers begin with nothing kept."""
-        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
 
     def _squares(self, frames: np.ndarray) -> Tensor:
         """[T, H, W, 3] -> the squares that crops are taken from, [T, 3, S, S]."""
-        return middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
+        squares = middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
+        return squares if self.reduce is None or squares.shape[-1] <= self.reduce else square_frames(squares, self.reduce)
 
-    def _keep(self, path: str, video: Video) -> Tensor:
-        """The squares of all frames, kept where there is room."""
-        squares = self._squares(video.read(range(video.info.frames)))
-        if self._kept_bytes + squares.nbytes <= self.cache_mb * 2**20:
-            self._kept[path] = video.info, squares.clone()  # of the square alone, not a view of the frames
-            self._kept_bytes += squares.nbytes
+    def _keep(self, path: str, video: Video) -> Tensor | None:
+        """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be decoded."""
+        info = video.info
+        shorter = min(info.height, info.width)
+        side = min(max(1, round(shorter * self.centre)), self.reduce or shorter)
+        size = 3 * info.frames * side**2
+        if size > self.kept.room or 3 * info.frames * info.height * info.width > MOST_DECODED:
+            return None
+        try:
+            squares = self._squares(video.read(range(info.frames))).clone()  # of the square alone, not a view of the frames
+        except VideoError:  # the cause only of clips that hold that frame
+            return None
+        self.kept.add(path, (info, squares), size)
         return squares
 
     def seconds(self, value: str) -> float:

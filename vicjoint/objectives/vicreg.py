@@ -26,8 +26,10 @@ class VICReg(nn.Module):
     - variance: (v_a + v_b) / 2, v = mean_j relu(1 - sqrt(var_j + 1e-4)), unbiased variance (eq. 1, 2);
     - covariance: c_a + c_b, c = sum of squared off-diagonal entries of the covariance matrix / D (eq. 3, 4).
 
-    `variance` and `covariance` are one weight, or one per branch: `{a: 25, b: 10}`. `convention` says by whose formulas the
-    weights are meant; `official_weights` gives what they are in the official one.
+    Each weight is one number, or one per branch: `{a: 25, b: 10}`. Of `invariance` these are how strongly the squared error pulls
+    each branch: z_a gets the gradient of w_a MSE(z_a, z_b) with z_b held fixed, z_b that of w_b MSE with z_a held fixed, and the term's
+    value is (w_a + w_b) / 2 MSE. With b: 0 only a follows, and b learns from its other terms (and, where it is in other pairs, from these).
+    `convention` says by whose formulas the weights are meant; `official_weights` gives what they are in the official one.
 
     `statistics` says around what the variance and covariance are taken:
     global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: a share
@@ -38,7 +40,7 @@ class VICReg(nn.Module):
 
     terms = ("invariance", "variance", "covariance")
 
-    def __init__(self, invariance: float = 25.0, variance: Weight = 25.0, covariance: Weight = 1.0, statistics: Statistics = "global",
+    def __init__(self, invariance: Weight = 25.0, variance: Weight = 25.0, covariance: Weight = 1.0, statistics: Statistics = "global",
                  within_share: float = 0.5, convention: Convention = "official"):
         super().__init__()
         for name, value, known in (("statistics", statistics, get_args(Statistics)), ("convention", convention, get_args(Convention))):
@@ -46,13 +48,13 @@ class VICReg(nn.Module):
                 raise ValueError(f"objective.{name}: '{value}' is unknown. Expected one of: {', '.join(known)}.")
         if not 0 <= within_share <= 1:
             raise ValueError(f"objective.within_share: {within_share} is not a share. Expected a number from 0 to 1.")
-        self.invariance = invariance
+        self.invariance = _per_branch("invariance", invariance)
         self.variance = _per_branch("variance", variance)
         self.covariance = _per_branch("covariance", covariance)
         self.statistics, self.within_share, self.convention = statistics, within_share, convention
         self.guard = Guard()
 
-    def official_weights(self, dim: int) -> dict[str, float | dict[str, float]]:
+    def official_weights(self, dim: int) -> dict[str, dict[str, float]]:
         """The weights in the official convention, for embeddings of width `dim`."""
         variance, covariance = {
             "official": (1, 1),
@@ -60,7 +62,7 @@ class VICReg(nn.Module):
             "solo_learn": (2, 1),  # adds their variances
             "eb_jepa": (2, 1 / max(1, dim - 1)),  # adds their variances, and averages the covariance's D (D - 1) entries
         }[self.convention]
-        return {"invariance": self.invariance, "variance": {k: variance * v for k, v in self.variance.items()},
+        return {"invariance": dict(self.invariance), "variance": {k: variance * v for k, v in self.variance.items()},
                 "covariance": {k: covariance * v for k, v in self.covariance.items()}}
 
     def describe(self, dim: int) -> str | None:
@@ -69,7 +71,7 @@ class VICReg(nn.Module):
             return None
         said = []
         for name, weight in self.official_weights(dim).items():
-            each = sorted(set(weight.values())) if isinstance(weight, dict) else [weight]
+            each = sorted(set(weight.values()))
             said.append(f"{name} {each[0]:.4g}" if len(each) == 1 else f"{name} a {weight['a']:.4g}, b {weight['b']:.4g}")
         return f"objective: the weights are meant as {self.convention} means them; in the official convention, at width {dim}: {', '.join(said)}"
 
@@ -89,8 +91,8 @@ class VICReg(nn.Module):
         rows, dim, scale = sum(counts), z["a"].shape[1], distributed.world_size()
         official = self.official_weights(dim)
         # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum: hence `scale`
-        slope = 2 * official["invariance"] * scale / (rows * dim)
-        distance, gradients = apart(wide(z["a"]), wide(z["b"]), slope, wanted)
+        slopes = {branch: 2 * weight * scale / (rows * dim) for branch, weight in official["invariance"].items()}
+        distance, gradients = apart(wide(z["a"]), wide(z["b"]), slopes, wanted)
         distance = distributed.total_later(distance)
         parts = self._statistics(rows, group, counts)
         variance, covariance = 0.0, 0.0
@@ -101,7 +103,7 @@ class VICReg(nn.Module):
             hinge, off_diagonal = spread(z[branch], everyone[branch], parts, weights, gradients[branch], self.guard, branch, counts)
             variance = variance + weights.variance * hinge
             covariance = covariance + weights.covariance * off_diagonal
-        invariance = official["invariance"] * distance() / (rows * dim)
+        invariance = (official["invariance"]["a"] + official["invariance"]["b"]) / 2 * distance() / (rows * dim)
         return {"invariance": invariance, "variance": variance, "covariance": covariance}, gradients
 
     def _statistics(self, rows: int, group: Tensor | None, counts: list[int]) -> list[tuple[Groups, float]]:
@@ -116,17 +118,17 @@ class VICReg(nn.Module):
         return [(within, self.within_share), (Groups(rows), 1 - self.within_share)]
 
 
-def apart(z_a: Tensor, z_b: Tensor, slope: float, wanted: dict[str, bool]) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """Sum of squares of z_a - z_b, and per branch slope times that difference, with the sign of its gradient, where wanted."""
+def apart(z_a: Tensor, z_b: Tensor, slopes: dict[str, float], wanted: dict[str, bool]) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Sum of squares of z_a - z_b, and per branch its slope times that difference, with the sign of its gradient, where wanted."""
     difference = torch.empty_like(z_a)
     gradients = {"a": difference if wanted["a"] else None, "b": torch.empty_like(z_b) if wanted["b"] else None}
     distance = z_a.new_zeros(())
     for a, b, d, minus in row_blocks(z_a, z_b, difference, difference if gradients["b"] is None else gradients["b"]):
         torch.sub(a, b, out=d)
         distance += (d * d).sum()
-        d.mul_(slope)
         if wanted["b"]:
-            torch.neg(d, out=minus)
+            torch.mul(d, -slopes["b"], out=minus)
+        d.mul_(slopes["a"])
     return distance, gradients
 
 

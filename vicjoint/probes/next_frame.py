@@ -43,7 +43,7 @@ class TestVideo:
 
 @dataclass
 class Embedded:
-    """One video through both branches: predictions z_a [Q, E] and frames z_b [F, E]."""
+    """One video through both branches: predictions z_a [Q, E], or [K, Q, E] of a latent's K values, and frames z_b [F, E]."""
 
     predicted: Tensor
     frames: Tensor
@@ -63,12 +63,18 @@ class NextFrameRetrieval:
     Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained embedding of the last
     context frame, as it is, and moved on by the change since the context frame before it; mean: the mean of all candidates' trained
     embeddings; pixels: the last context frame, compared by pixels; chance.
+
+    With a latent of K values, `model` is one prediction that has not seen the target (the model's best guess), and best_of_K counts a query as
+    right where any of the K predictions is: it looks at the target. Beside it stands what as many guesses reach without the latent: nearest_K,
+    where the target is among the K candidates nearest to the one prediction. `guesses`: the K of that row; null: as many as the latent has values.
     """
 
-    def __init__(self, queries: int = 4, candidates: int = 24, pictures: int = 8):
+    def __init__(self, queries: int = 4, candidates: int = 24, pictures: int = 8, guesses: int | None = None):
         if candidates < 2 or queries < 1:
             raise ValueError(f"next_frame_retrieval needs queries >= 1 and candidates >= 2, got {queries} and {candidates}.")
-        self.queries, self.candidates, self.pictures = queries, candidates, pictures
+        if guesses is not None and guesses < 1:
+            raise ValueError(f"next_frame_retrieval: guesses is {guesses}, expected 1 or more, or null for as many as the model's latent has values.")
+        self.queries, self.candidates, self.pictures, self.guesses = queries, candidates, pictures, guesses
         self._videos: list[TestVideo] | None = None
         self._untrained: list[Embedded] | None = None
 
@@ -79,6 +85,7 @@ class NextFrameRetrieval:
         trained = embed(model, videos, device)
         for row, embedded in self._rows(videos, trained).items():
             yield from ((f"{row}/{metric}", value) for metric, value in score(videos, embedded).items())
+        yield from several_guesses(videos, trained, embed(model, videos, device, True) if model.latents > 1 else None, self.guesses or model.latents)
         yield from ((f"chance/{metric}", value) for metric, value in chance(videos).items())
         if self.pictures:
             yield "pictures", self._pictures(videos, trained)
@@ -156,18 +163,19 @@ class NextFrameRetrieval:
 
 
 @torch.no_grad()
-def embed(model, videos: list[TestVideo], device) -> list[Embedded]:
-    """Both branches over all test videos, in evaluation mode."""
+def embed(model, videos: list[TestVideo], device, every: bool = False) -> list[Embedded]:
+    """Both branches over all test videos, in evaluation mode. `every`: all predictions of a latent, not its best guess."""
     was_training = model.training
     model.eval()
     frames = torch.cat([v.frames for v in videos])
     z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(EMBED_AT_ONCE)])
     clips = [v.frames[q.context] for v in videos for q in v.queries]
     at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
-    z_a = torch.cat([model.predict(model.a(torch.stack(clips[i : i + at_once]).transpose(1, 2).to(device))).float().cpu()
-                     for i in range(0, len(clips), at_once)])
+    predict = (lambda z: model.predictions(z).transpose(0, 1)) if every else model.predict
+    z_a = torch.cat([predict(model.a(torch.stack(clips[i : i + at_once]).transpose(1, 2).to(device))).float().cpu()
+                     for i in range(0, len(clips), at_once)], dim=-2)
     model.train(was_training)
-    per_video = zip(z_a.split([len(v.queries) for v in videos]), z_b.split([len(v.frames) for v in videos]))
+    per_video = zip(z_a.split([len(v.queries) for v in videos], dim=-2), z_b.split([len(v.frames) for v in videos]))
     return [Embedded(a, b) for a, b in per_video]
 
 
@@ -210,6 +218,17 @@ def score(videos: list[TestVideo], embedded: list[Embedded]) -> dict[str, float]
         "copy_rate": float(np.mean(copied)),
         "skill": skill(videos, embedded),
     }
+
+
+def several_guesses(videos: list[TestVideo], guess: list[Embedded], every: list[Embedded] | None, guesses: int):
+    """(name, value) of the rows best_of_K, where there is a latent, and nearest_K: whether one of several guesses is right."""
+    ranks = {"": lambda e: np.concatenate([ranks_inside(*both)[0] for both in zip(videos, e)]), "all_": lambda e: ranks_across(videos, e)}
+    for prefix, of in ranks.items():
+        if every:
+            by_latent = zip(*([Embedded(z, e.frames) for z in e.predicted] for e in every))
+            yield f"best_of_{len(every[0].predicted)}/{prefix}r1", float((np.stack([of(list(e)) for e in by_latent]).min(0) <= 1).mean())
+        if guesses > 1:
+            yield f"nearest_{guesses}/{prefix}r1", float((of(guess) <= guesses).mean())
 
 
 def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:

@@ -18,6 +18,10 @@ HEALTH = {
     "rank": ("Effective rank", "How many directions z really uses. Higher is richer."),
     "redundancy": ("Redundancy", "Mean absolute correlation between dimensions. Lower is better."),
 }
+LATENTS = {
+    "perplexity": ("Latents in use", "Perplexity of the choices: 1 means that one latent does all, their number that all are used alike."),
+    "most_used": ("Most used latent", "Share of the samples that choose it."),
+}
 
 
 def by_pair(rows: list[dict]) -> dict[str, list[dict]]:
@@ -48,8 +52,11 @@ def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> li
     plots = [chart("Loss", "Sum of the weighted terms.", [Curve("", neutral, *series(rows, "loss"))], may_log=True),
              chart("Terms", "As weighted in the loss.", term_curves, may_log=True)]
     plots += [chart(title, note, branches(name), 1.0 if name == "std" else None) for name, (title, note) in HEALTH.items()]
-    return plots + [chart("Alignment", "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
-                          [Curve("", neutral, *series(rows, "health", "alignment"))])]
+    plots.append(chart("Alignment", "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
+                       [Curve("", neutral, *series(rows, "health", "alignment"))]))
+    if any("latents" in row for row in rows):
+        plots += [chart(title, note, [Curve("", neutral, *series(rows, "latents", name))]) for name, (title, note) in LATENTS.items()]
+    return plots
 
 
 def progress_section(rows: list[dict], branches: dict[str, tuple]) -> str:

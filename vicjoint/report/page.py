@@ -45,6 +45,10 @@ METRICS = {
     "rmse": "root mean squared error", "r2": "1 - squared error / squared distance from the mean",
     "class_prototype": "share of queries whose class has the nearest mean embedding",
     "spearman": "rank correlation of prediction and truth", "pearson": "linear correlation of prediction and truth",
+    "recall": "share of the possible futures that are the nearest candidate of one of the predictions",
+    "precision": "share of the predictions whose nearest candidate is a possible future",
+    "found_all": "share of queries all of whose possible futures are found",
+    **{f"inside_{name}": "the same among the candidates of the query's own video" for name in ("recall", "precision", "found_all")},
     "auc": "area under the ROC curve (0.5: chance)",
 }
 SAME = "the candidate frames of the same video, the last context frame included"

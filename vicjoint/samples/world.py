@@ -71,7 +71,7 @@ class Sprite:
 
     def centre(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centre (x, y) at frame numbers of any shape."""
-        return _bounce(self.x + self.vx * frame, self.size / 2), _bounce(self.y + self.vy * frame, self.size / 2)
+        return bounce(self.x + self.vx * frame, self.size / 2), bounce(self.y + self.vy * frame, self.size / 2)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def scene(seed: int, split: str, index: int) -> Scene:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     background = draw_background(rng)
     colours = rng.permutation(list(COLOURS))  # no two sprites of a scene share a colour
-    sprites = tuple(_draw_sprite(rng, str(colours[k])) for k in range(rng.integers(2, 4)))
+    sprites = tuple(draw_sprite(rng, str(colours[k])) for k in range(rng.integers(2, 4)))
     return Scene(split, index, background, sprites)
 
 
@@ -106,16 +106,16 @@ def draw_background(rng: np.random.Generator) -> Background:
     level = rng.integers(40, 150)  # muted tones: sprites stand out against every background
     tones = np.clip(level + rng.integers(-30, 31, (2, 3)) + [[-20], [20]], 0, 255)
     drift = rng.uniform(0.1, 0.4) if rng.random() < 0.5 else 0.0
-    vx, vy = _polar(drift, rng.uniform(0, 2 * np.pi))
+    vx, vy = polar(drift, rng.uniform(0, 2 * np.pi))
     tone_a, tone_b = (tuple(tone.tolist()) for tone in tones)
     period, angle = rounded(rng.uniform(10, 28)), rounded(rng.uniform(0, np.pi))
     return Background(str(rng.choice(list(PATTERNS))), tone_a, tone_b, period, angle, vx, vy)
 
 
-def _draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
+def draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
     size = rounded(rng.uniform(10, 22))
     x, y = (rounded(v) for v in rng.uniform(size / 2, SIDE - size / 2, 2))
-    vx, vy = _polar(rng.uniform(1.5, 4), rng.uniform(0, 2 * np.pi))
+    vx, vy = polar(rng.uniform(1.5, 4), rng.uniform(0, 2 * np.pi))
     spin = rng.uniform(0.03, 0.12) * rng.choice([-1, 1]) if rng.random() < 0.5 else 0.0
     shape, texture = str(rng.choice(SHAPES)), str(rng.choice(list(TEXTURES)))
     return Sprite(shape, colour, texture, size, x, y, vx, vy, angle=rounded(rng.uniform(0, 2 * np.pi)), spin=rounded(spin))
@@ -125,11 +125,11 @@ def rounded(value: float) -> float:
     return round(float(value), 4)  # so that factors.jsonl holds exactly what was rendered
 
 
-def _polar(length: float, angle: float) -> tuple[float, float]:
+def polar(length: float, angle: float) -> tuple[float, float]:
     return rounded(length * np.cos(angle)), rounded(length * np.sin(angle))
 
 
-def _bounce(position, margin: float):
+def bounce(position, margin: float):
     """Fold a straight path into [margin, SIDE - margin]: constant speed, reflected at both ends."""
     span = SIDE - 2 * margin
     return margin + span - np.abs((position - margin) % (2 * span) - span)

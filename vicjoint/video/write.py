@@ -13,10 +13,11 @@ import numpy as np
 RATE_FPS = 24
 
 
-def write_mp4(path: Path, video_THWC: np.ndarray, sound: np.ndarray | None = None, rate_hz: int = 16000) -> None:
-    """Write uint8 [T, H, W, 3] as H.264, even height and width, at RATE_FPS; and float [samples] in [-1, 1] as AAC, mono. Both begin at time 0."""
+def write_mp4(path: Path, video_THWC: np.ndarray, sound: np.ndarray | None = None, rate_hz: int = 16000, crf: int = 18) -> None:
+    """Write uint8 [T, H, W, 3] as H.264, even height and width, at RATE_FPS; and float [samples] in [-1, 1] as AAC, mono. Both begin at time 0.
+    crf: the codec's loss; 0: none, but for colours at half the resolution (yuv420p)."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE_FPS, options={"crf": "18", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=RATE_FPS, options={"crf": str(crf), "preset": "veryfast"})
         stream.height, stream.width = video_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = 12

@@ -1,0 +1,224 @@
+"""Sample videos with several futures, and the probes that look at what a latent predicts of them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vicjoint.latents import Choice
+from vicjoint.model import JointModel
+from vicjoint.pairs.next_frame import NextFrame
+from vicjoint.probes.many_futures import ManyFutures, of_query
+from vicjoint.probes.next_frame import NextFrameRetrieval
+from vicjoint.samples.futures import SampleFutures, TurningSprite, turning_scene, turns
+from vicjoint.sources.base import SourceError
+from vicjoint.video import Video
+from vicjoint.video.write import write_mp4
+
+FRAMES, MOMENT = 16, 8
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VICJOINT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return SampleFutures(train=30, test=6, frames=FRAMES, size=32, futures=3)
+
+
+def pair(gap=4):
+    return NextFrame(frames=3, stride=2, gap=gap, size=32, windows=2, flip=0)
+
+
+def frames_of(path):
+    with Video(path, "pyav") as video:
+        return video.read(range(FRAMES)).astype(int)
+
+
+# ---- the source ----
+
+def test_nothing_before_the_moment_tells_the_future(source):
+    for record in source.test:
+        films = [frames_of(path) for path in (*record["futures"], *record["impossible"])]
+        assert len(films) == 7 and record["moment"] == MOMENT and record["path"] in record["futures"]
+        for film in films[1:]:
+            assert np.array_equal(film[: MOMENT + 1], films[0][: MOMENT + 1])  # every pixel
+        for one in range(7):
+            for other in range(one):
+                assert np.abs(films[one][MOMENT + 4] - films[other][MOMENT + 4]).max() > 60
+
+
+def test_every_way_is_taken_about_as_often(source):
+    """Of 30 training videos; which is not in their factors' order, nor the same for train and test."""
+    taken = [r["sprites"][0]["turn"] for r in source.train]
+    assert sorted(set(taken)) == pytest.approx([-np.pi / 2, 0, np.pi / 2], abs=1e-4)
+    assert min(taken.count(t) for t in set(taken)) >= 5
+    assert not any("futures" in r or "moment" in r for r in source.train)
+
+
+def test_the_sprite_turns_in_the_middle_by_its_angle():
+    assert np.degrees(turns(2)[0]).tolist() == pytest.approx([-90, 90]) and np.degrees(turns(2)[1]).tolist() == pytest.approx([0, 180])
+    assert np.degrees(turns(3)[1]).tolist() == pytest.approx([-45, 45, 135, 225])
+    for turn in (-1.2, 0.0, 0.7):
+        sprite = turning_scene(0, "test", 3, FRAMES, turn).sprites[0]
+        assert isinstance(sprite, TurningSprite)
+        place = lambda frame: np.array(sprite.centre(np.float64(frame)))  # noqa: E731
+        assert place(MOMENT) == pytest.approx([32, 32], abs=1e-3)
+        before, after = place(MOMENT) - place(MOMENT - 2), place(MOMENT + 2) - place(MOMENT)
+        assert np.hypot(*before) == pytest.approx(np.hypot(*after), abs=1e-3)
+        angle = np.arctan2(before[0] * after[1] - before[1] * after[0], before @ after)
+        assert angle == pytest.approx(turn, abs=1e-3)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"futures": 1}, "futures is 1, expected 2 to 5"), ({"futures": 6}, "futures is 6, expected 2 to 5"), ({"frames": 3}, "frames is 3, expected 4 or more"),
+    ({"size": 33}, "size is 33, expected an even number"), ({"test": 0}, "test is 0, expected 1 or more"),
+])
+def test_wrong_parameters(wrong, said):
+    with pytest.raises(SourceError, match=f"sample futures: {said}"):
+        SampleFutures(**wrong)
+
+
+# ---- many_futures ----
+
+class Pixels(nn.Module):
+    def forward(self, view):
+        return (view[:, :, -1] if view.ndim == 5 else view).flatten(1).float()
+
+
+class Shown(nn.Module):
+    """Predictions that it is given, by the last context frame; so what it should score is known."""
+
+    def __init__(self, answers: list[tuple]):
+        super().__init__()
+        self.answers, self.latents = answers, len(answers[0][1])
+
+    def forward(self, z_a):
+        found = [next(many for last, many in self.answers if torch.equal(last, z)) for z in z_a]
+        return torch.stack(found) if self.latents > 1 else torch.cat(found)
+
+
+def model(source, choose):
+    """`choose(films of the futures, films of the impossible)` gives frames: the predictions for a record."""
+    answers = []
+    for record in source.test:
+        possible, never = ([frames_of(path) for path in record[key]] for key in ("futures", "impossible"))
+        flat = lambda frame: torch.from_numpy(frame).permute(2, 0, 1).flatten().float()  # noqa: E731
+        answers.append((flat(possible[0][MOMENT]), torch.stack([flat(f) for f in choose(possible, never)])))
+    made = JointModel.__new__(JointModel)
+    nn.Module.__init__(made)
+    made.a, made.b, made.predictor, made.weights = Pixels(), Pixels(), Shown(answers), "own"
+    made.choice = Choice(made.latents) if made.latents > 1 else None
+    return made
+
+
+def measured(source, choose, **options):
+    found, made = {}, model(source, choose)
+    for key, value in ManyFutures(**options)(made, made, source, pair(), "cpu"):
+        row, metric = key.split("/")
+        found.setdefault(row, {})[metric] = value
+    return found
+
+
+def test_all_futures_are_found_and_a_wrong_guess_costs_precision(source):
+    target = MOMENT + 4
+    found = measured(source, lambda possible, never: [f[target] for f in possible])
+    assert set(found["model"].values()) == {1} and len(found["model"]) == 6 and found["model"] == found["random_init"]
+    found = measured(source, lambda possible, never: [possible[0][target], possible[1][target], possible[1][target], never[0][target]])
+    for prefix in ("", "inside_"):
+        assert [found["model"][prefix + name] for name in ("recall", "precision", "found_all")] == pytest.approx([2 / 3, 3 / 4, 0])
+    assert found["nearest_4"]["recall"] >= 1 / 3  # the guess is one of them
+
+
+def test_the_last_frame_and_impossible_turns_are_no_futures(source):
+    found = measured(source, lambda possible, never: [possible[0][MOMENT], *(f[MOMENT + 4] for f in never)])
+    assert set(found["model"].values()) == {0}
+
+
+def test_a_frame_of_another_video_costs_the_recall_among_all(source):
+    first = {}
+
+    def choose(possible, never):  # every query is answered with the futures of the first
+        return [f[MOMENT + 4] for f in first.setdefault("of", possible)]
+
+    found = measured(source, choose)["model"]
+    assert found["recall"] == pytest.approx(1 / 6) and found["inside_recall"] > 1 / 6
+
+
+def test_without_a_latent_the_guesses_are_the_nearest_candidates(source):
+    found = measured(source, lambda possible, never: [possible[1][MOMENT + 4]], guesses=3)
+    assert [found["model"][name] for name in ("recall", "precision", "found_all")] == pytest.approx([1 / 3, 1, 0])
+    assert found["nearest_3"]["precision"] == pytest.approx(found["nearest_3"]["recall"]) and found["nearest_3"]["recall"] >= 1 / 3
+    # own candidates: 3 targets, 9 frames up to the moment, of 7 later ones 5 - of 3 futures not nearer than 2 - and 7 of each of 4 impossible ones
+    own, others = 3 + 9 + 3 * (8 - 1 - 3) + 4 * 7, 5 * 4
+    assert found["chance"]["recall"] == pytest.approx(3 / (own + others)) and found["chance"]["precision"] == pytest.approx(3 / (own + others))
+    assert found["chance"]["inside_recall"] == pytest.approx(3 / own)
+    count = own + others
+    assert found["chance"]["found_all"] == pytest.approx(6 / (count * (count - 1) * (count - 2)))
+
+
+def test_ties_are_no_retrieval():
+    assert of_query(torch.zeros(2, 4), torch.zeros(9, 4), 3, 1)[0].tolist() == [False] * 3  # a collapsed model finds nothing
+    candidates = torch.tensor([[1.0], [1.0], [5.0], [2.0]])
+    hit, share = of_query(torch.tensor([[0.9], [0.8]]), candidates, 2, 1)
+    assert hit.tolist() == [True, False] and share == 1  # equal futures: one of them
+    hit, share = of_query(torch.tensor([[4.6]]), candidates, 2, 3)
+    assert hit.tolist() == [True, False] and share == pytest.approx(1 / 3)
+
+
+def test_what_cannot_be_measured_is_said(source):
+    probe = ManyFutures()
+    assert probe.misses(source, pair()) is None
+    assert "needs the pair next_frame" in probe.misses(source, object())
+
+    class Plain:
+        test = [{"id": "x"}]
+
+    assert "no test record of the source has `futures`" in probe.misses(Plain(), pair())
+    with pytest.raises(ValueError, match="guesses is 0"):
+        ManyFutures(guesses=0)
+    with pytest.raises(ValueError, match="guesses is 0"):
+        NextFrameRetrieval(guesses=0)
+
+
+def test_a_window_that_does_not_end_at_the_moment_is_named(source, capsys):
+    with pytest.raises(ValueError, match="none of the 6 test videos can be read with this pair"):
+        list(ManyFutures()(None, None, source, NextFrame(frames=6, stride=2, gap=1, size=32), "cpu"))
+    assert f"no window of this pair ends at frame {MOMENT}, where the futures part" in capsys.readouterr().out
+
+
+# ---- next_frame_retrieval with a latent ----
+
+class Ahead(nn.Module):
+    """Brightness, moved on by each of `ahead` frames."""
+
+    def __init__(self, ahead):
+        super().__init__()
+        self.latents, self.ahead = len(ahead), torch.tensor([[frames, 0] for frames in ahead])
+
+    def forward(self, z_a):
+        return z_a[:, None] + 4 * self.ahead if self.latents > 1 else z_a + 4 * self.ahead
+
+
+def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
+    write_mp4(tmp_path / "v.mp4", np.zeros((30, 32, 32, 3), np.uint8) + (6 * np.arange(30)).astype(np.uint8)[:, None, None, None], crf=0)
+
+    class Source:
+        test = [{"id": "v", "path": str(tmp_path / "v.mp4")}]
+
+    class Level(nn.Module):
+        def forward(self, view):
+            level = (view[:, :, -1] if view.ndim == 5 else view).float().mean((1, 2, 3)) * 4 / 6
+            return torch.stack([level, 0 * level], 1)
+
+    def rows(ahead, **options):
+        made = JointModel.__new__(JointModel)
+        nn.Module.__init__(made)
+        made.a, made.b, made.predictor, made.weights = Level(), Level(), Ahead(ahead), "own"
+        made.choice = Choice(len(ahead)) if len(ahead) > 1 else None
+        return dict(NextFrameRetrieval(pictures=0, **options)(made, made, Source(), NextFrame(frames=4, stride=2, gap=1, size=32), "cpu"))
+
+    found = rows([-1.0, 1.0, -0.2, 0.1])
+    assert found["model/r1"] == 0 and found["model/copy_rate"] == 1 and found["best_of_4/r1"] == 1  # the guess is the last: between the others
+    assert found["nearest_4/r1"] == 1 and rows([-1.0, 1.0, -0.2, 0.1], guesses=1).keys().isdisjoint({"nearest_4/r1", "nearest_1/r1"}) and "best_of_4/mrr" not in found
+    assert rows([1.0]).keys().isdisjoint({"best_of_1/r1", "nearest_1/r1"})
+    assert rows([3.0], guesses=8)["nearest_8/r1"] == 1 and "best_of_8/r1" not in rows([3.0], guesses=8)

@@ -1,0 +1,324 @@
+"""A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes choose as one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tiny
+import vicjoint
+from vicjoint import loop
+from vicjoint.accumulate import backward
+from vicjoint.batch import Pair
+from vicjoint.config import RecipeError
+from vicjoint.latents import Choice
+from vicjoint.metrics import latent_usage
+from vicjoint.model import MLP, Branch, JointModel
+from vicjoint.objectives import VICReg
+from vicjoint.registry import register
+
+B, K, E = 12, 4, 6
+
+
+def embeddings(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    return (torch.randn(B, K, E, dtype=torch.float64, generator=generator).to(dtype), torch.randn(B, E, dtype=torch.float64, generator=generator).to(dtype))
+
+
+def nearest(predictions, z_b) -> list[int]:
+    """By hand, in float64."""
+    p, z = predictions.detach().double().numpy(), z_b.detach().double().numpy()
+    return [int(np.argmin([sum((p[i, k, e] - z[i, e]) ** 2 for e in range(z.shape[1])) for k in range(p.shape[1])])) for i in range(len(z))]
+
+
+# ---- the choice ----
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_nearest_prediction_is_chosen(dtype):
+    predictions, z_b = embeddings(dtype)
+    found = nearest(predictions, z_b)
+    assert len(set(found)) == K
+    chosen = Choice(K)(predictions, z_b)
+    assert torch.equal(chosen, torch.stack([predictions[i, k] for i, k in enumerate(found)])) and chosen.dtype == dtype
+
+
+def test_in_training_a_latent_in_much_use_has_to_be_nearer_by_more():
+    predictions, z_b = embeddings()
+    choice = Choice(K)
+    choice.usage.copy_(torch.tensor([0.0, 0.1, 0.2, 0.7]))
+    p, z, u = predictions.numpy(), z_b.numpy(), choice.usage.double().numpy()
+    expected = [int(np.argmin([((p[i, k] - z[i]) ** 2).sum() * max(K * u[k], 1e-6) ** 0.25 for k in range(K)])) for i in range(B)]
+    found = nearest(predictions, z_b)
+    assert expected != found and expected.count(3) < found.count(3) and expected.count(0) > found.count(0)
+    assert torch.equal(choice(predictions, z_b), predictions[torch.arange(B), torch.tensor(expected)])
+    assert torch.equal(choice.eval()(predictions, z_b), predictions[torch.arange(B), torch.tensor(found)])  # outside of training there is no conscience
+
+
+def test_no_latent_dies_where_one_is_nearest_to_everything():
+    """Four predictions that learn, one of which begins in the middle of the targets and three further away."""
+    torch.manual_seed(0)
+    targets = torch.eye(K).repeat(25, 1)
+    for conscience in (True, False):
+        places = nn.Parameter(torch.tensor([0.25, 0.6, 0.7, 0.8])[:, None].repeat(1, K) + 0.01 * torch.randn(K, K))
+        choice, optimizer = Choice(K), torch.optim.SGD([places], 0.2)
+        for _ in range(600):
+            if not conscience:
+                choice.usage.fill_(1 / K)
+            choice(places.expand(len(targets), -1, -1), targets).sub(targets).square().sum(1).mean().backward()
+            optimizer.step(), optimizer.zero_grad()
+            choice.after_step()
+        found = nearest(places.expand(len(targets), -1, -1), targets)
+        assert len(set(found)) == (K if conscience else 1)
+
+
+def test_energies_are_precise_where_half_precision_is_not():
+    """Squares of far targets: in bfloat16 both energies are equal, and the first would be taken."""
+    predictions, z_b = torch.zeros(1, 2, 400, dtype=torch.bfloat16), torch.full((1, 400), 16.0, dtype=torch.bfloat16)
+    predictions[0, 1, 0] = 1.0
+    assert torch.equal(Choice(2)(predictions, z_b)[0], predictions[0, 1])
+
+
+def test_the_gradient_reaches_the_chosen_prediction_and_the_target_alone():
+    predictions, z_b = (z.requires_grad_() for z in embeddings())
+    VICReg()(Choice(K)(predictions, z_b), z_b)[0].backward()
+    chosen = torch.tensor(nearest(predictions, z_b))
+    reached = predictions.grad.abs().sum(2) > 0
+    assert torch.equal(reached, nn.functional.one_hot(chosen, K).bool())
+
+    alone, target = predictions.detach()[torch.arange(B), chosen].requires_grad_(), z_b.detach().clone().requires_grad_()
+    VICReg()(alone, target)[0].backward()  # the target's gradient is the objective's; none comes through the choice
+    assert torch.equal(z_b.grad, target.grad) and torch.equal(predictions.grad[torch.arange(B), chosen], alone.grad)
+
+
+def test_usage_follows_the_choices_of_training_alone():
+    predictions, z_b = embeddings()
+    choice = Choice(K)
+    choice.eval()(predictions, z_b)
+    assert not choice.counts.any()
+    choice.train()(predictions, z_b)
+    expected = np.bincount(nearest(predictions, z_b), minlength=K)
+    assert choice.counts.tolist() == expected.tolist()
+    choice.after_step()
+    assert choice.usage.tolist() == pytest.approx((0.98 / K + 0.02 * expected / B).tolist()) and not choice.counts.any()
+    assert latent_usage(torch.tensor([0.5, 0.5, 0.0])) == pytest.approx({"perplexity": 2, "most_used": 0.5})
+    assert latent_usage(torch.tensor([0.0, 1.0])) == pytest.approx({"perplexity": 1, "most_used": 1})
+
+
+def test_the_best_guess_has_the_smallest_expected_energy_and_does_not_see_the_target():
+    predictions, _ = embeddings()
+    choice = Choice(K)
+    choice.usage.copy_(torch.tensor([0.3, 0.4, 0.3, 0.0]))
+    p, expected = predictions.numpy(), []
+    for i in range(B):
+        energies = [sum(w * ((p[i, k] - p[i, j]) ** 2).sum() for j, w in enumerate(choice.usage.double().tolist())) for k in range(K)]
+        expected.append(int(np.argmin(energies)))
+    assert torch.equal(choice.guess(predictions), predictions[torch.arange(B), torch.tensor(expected)])
+    assert len(set(expected)) > 1
+
+
+# ---- the model ----
+
+class Linear(nn.Module):
+    dim = 8
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(dropout))
+
+    def forward(self, view):
+        return self.net(view)
+
+
+def joint(weights="own", layers=1, dropout=0.0, predictor=None):
+    """Without batch norm where layers is 1, so that parts of a batch embed like the whole."""
+    torch.manual_seed(0)
+    branch = lambda: Branch(nn.Identity(), Linear(dropout), [E])  # noqa: E731
+    model = JointModel(branch(), branch(), weights, predictor=predictor or MLP(E, hidden=7, layers=layers, latents=K)).double()
+    return model
+
+
+def batch():
+    views = torch.randn(2, B, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return Pair(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
+
+
+def recipe(accumulate, weights="own"):
+    return SimpleNamespace(train=SimpleNamespace(accumulate=accumulate, exact=True, precision="fp32"), b=SimpleNamespace(weights=weights))
+
+
+def test_each_latent_joins_its_vector_to_z_a_by_one_matrix():
+    """The sum behind the first layer is the layer over z_a with the vector appended."""
+    torch.manual_seed(0)
+    predictor = MLP(E, hidden=7, layers=3, latents=K).double().eval()
+    z_a = embeddings()[1]
+    first = predictor.net[0]
+    longer = nn.Linear(E + 7, 7).double()
+    with torch.no_grad():
+        longer.weight.copy_(torch.cat([first.weight, torch.eye(7, dtype=torch.float64)], 1))
+        longer.bias.copy_(first.bias)
+    for k in range(K):
+        by_hand = predictor.net[1:](longer(torch.cat([z_a, predictor.values[k].expand(B, -1)], 1)))
+        assert torch.allclose(predictor(z_a)[:, k], by_hand, rtol=1e-12)
+
+
+def test_one_latent_is_none():
+    torch.manual_seed(0)
+    one = MLP(E, hidden=7)
+    torch.manual_seed(0)
+    same = MLP(E, hidden=7, latents=1)
+    assert one.state_dict().keys() == same.state_dict().keys() == {"net." + k for k in one.net.state_dict()}
+    assert torch.equal(one(torch.ones(3, E)), same(torch.ones(3, E)))
+    model = joint(predictor=one)
+    assert model.choice is None and model.usage is None and model.predictions(torch.ones(3, E).double()).shape == (3, 1, E)
+
+
+@pytest.mark.parametrize("weights", ["own", "same", "ema"])
+def test_the_model_chooses_with_the_target_in_sight_and_guesses_without(weights):
+    model, pair = joint(weights), batch()
+    z_a, z_b = model(pair.a, pair.b)
+    predictions = model.predictions(model.a(pair.a))
+    found = nearest(predictions, z_b)
+    assert predictions.shape == (B, K, E) and torch.equal(z_a, predictions[torch.arange(B), torch.tensor(found)])
+    assert len(set(found)) > 1 and z_b.requires_grad == (weights != "ema")
+    assert torch.equal(model.predict(model.a(pair.a)), model.choice.guess(predictions))
+    VICReg()(z_a, z_b)[0].backward()
+    got = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert got == {name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("b.")}
+    assert [bool(row.any()) for row in model.predictor.values.grad] == [k in found for k in range(K)]
+
+
+def test_parts_give_the_gradient_of_the_whole_batch():
+    found = []
+    for accumulate in (1, 4):
+        model = joint()
+        loss, _, (z_a, _) = backward(model, VICReg(statistics="both"), batch(), recipe(accumulate))
+        assert model.choice.counts.sum() == B  # two passes, counted once
+        found.append((loss, z_a, model.choice.counts.clone(), [p.grad for p in model.parameters()]))
+    whole, parts = found
+    assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-12) and torch.equal(parts[2], whole[2])
+    assert torch.allclose(parts[1], whole[1], rtol=1e-12)
+    for of_parts, of_whole in zip(parts[3], whole[3]):
+        assert torch.allclose(of_parts, of_whole, rtol=1e-10, atol=1e-14)
+
+
+def test_both_passes_choose_the_same_with_dropout_and_batch_norm():
+    model, choices = joint(layers=2, dropout=0.5), []
+    original = model.choice.forward
+    model.choice.forward = lambda p, z: choices.append(nearest(p, z)) or original(p, z)
+    backward(model, VICReg(), batch(), recipe(3))
+    assert choices[:3] == choices[3:] and len({tuple(c) for c in choices[:3]}) > 1
+
+
+@register("predictor", "test_two_ways")
+class TwoWays(nn.Module):
+    def __init__(self, dim: int, /, wrong: bool = False):
+        super().__init__()
+        self.latents, self.wrong = 2, wrong
+        self.move = nn.Parameter(torch.randn(dim))
+
+    def forward(self, z_a):
+        found = torch.stack([z_a - self.move, z_a + self.move], 1)
+        return found.transpose(0, 1) if self.wrong else found
+
+
+def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "write_report", lambda folder: folder)
+    plain = joint(predictor=nn.Linear(E, E))
+    assert plain.latents == 1 and plain(batch().a, batch().b)[0].shape == (B, E)
+    folder = vicjoint.train(tiny.recipe(predictor={"name": "test_two_ways"}), [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.every=0"])
+    assert tiny.metrics(folder)[-1]["latents"].keys() == {"perplexity", "most_used"}
+    with pytest.raises(RecipeError, match=r"predictor TwoWays states latents=2 and gave \[2, 1, 12\] for z_a \[1, 12\]. Expected \[1, 2, 12\]"):
+        vicjoint.train(tiny.recipe(predictor={"name": "test_two_ways", "wrong": True}), [f"out={tmp_path / 'wrong'}"])
+
+
+@pytest.mark.parametrize("latents", [0, -3, 65])
+def test_a_number_of_latents_that_makes_no_sense(latents):
+    with pytest.raises(RecipeError, match=f"predictor.latents: {latents} is not a number of predictions. Expected 1 .no latent. to 64"):
+        vicjoint.train(tiny.recipe(predictor={"name": "mlp", "latents": latents}))
+
+
+# ---- runs ----
+
+LATENT = {"name": "mlp", "hidden": 8, "latents": K}
+
+
+@pytest.mark.parametrize("overrides", [[], ["train.precision=bf16"], ["train.accumulate=2"], ["train.accumulate=2", "train.exact=false"], ["b.weights=ema"]], ids=str)
+def test_a_run_logs_usage_and_its_encoders_load(tmp_path, overrides, monkeypatch):
+    if overrides:  # the page of one run is enough
+        monkeypatch.setattr(loop, "write_report", lambda folder: folder)
+    changes = {"predictor": LATENT, **({"b": {"weights": "ema"}} if "b.weights=ema" in overrides else {})}
+    folder = vicjoint.train(tiny.recipe(**changes), [f"out={tmp_path / 'run'}", *[o for o in overrides if not o.startswith("b.")]])
+    used = tiny.metrics(folder)[-1]["latents"]
+    assert 1 <= used["perplexity"] <= K and 1 / K <= used["most_used"] <= 1
+    assert overrides or "Latents in use" in (folder / "report.html").read_text()
+    state = vicjoint.checkpoint.load_last(folder / "checkpoints")["model"]
+    assert state["choice.usage"].sum() == pytest.approx(1) and not state["choice.counts"].any()
+    assert (state["choice.usage"] - 1 / K).abs().max() > 0.01
+    assert vicjoint.load_encoder(folder, imports=["tiny"])(torch.zeros(2, 6)).shape == (2, 8)
+
+
+def test_a_run_without_a_latent_does_not_speak_of_it(tmp_path):
+    folder = vicjoint.train(tiny.recipe(predictor={"name": "mlp", "hidden": 8}), [f"out={tmp_path / 'run'}", "train.steps=2"])
+    assert "health" in tiny.metrics(folder)[-1] and not any("latents" in line for line in tiny.metrics(folder))
+    assert "Latents" not in (folder / "report.html").read_text()
+
+
+# ---- several processes ----
+
+SCRIPT = '''
+import sys
+sys.path[:0] = [{tests!r}]
+import torch
+from torch.nn.parallel import DistributedDataParallel
+import test_latents as t
+from vicjoint import distributed
+from vicjoint.accumulate import backward
+from vicjoint.objectives import VICReg
+
+def three_steps(accumulate, wrap, split):
+    model = t.joint()
+    optimizer = torch.optim.SGD([*model.parameters()], 0.05)
+    forward = wrap(model)
+    for _ in range(3):
+        backward(forward, VICReg(statistics="both"), split(t.batch()), t.recipe(accumulate))
+        gradients = [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step()
+    return gradients, [*model.parameters()], model.usage.clone()
+
+alone = three_steps(1, lambda model: model, lambda pair: pair)
+distributed.start()
+rank = distributed.rank()
+for accumulate in (1, 2):
+    shared = three_steps(accumulate, lambda model: DistributedDataParallel(model), lambda pair: pair.split(2)[rank])
+    assert torch.allclose(shared[2], alone[2], rtol=1e-6), (accumulate, shared[2], alone[2])
+    for got, expected in zip(shared[0] + shared[1], alone[0] + alone[1]):
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), (accumulate, got, expected)
+    both = distributed.gather_objects([*(p.detach().numpy().tobytes() for p in shared[1]), shared[2].numpy().tobytes()])
+    assert both[0] == both[1], accumulate
+distributed.stop()
+print("same", rank)
+'''
+
+
+def test_two_processes_with_different_data_choose_and_learn_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "script.py").write_text(SCRIPT.replace("{tests!r}", repr(str(tiny.TESTS))))
+    processes = [subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  cwd=tiny.TESTS.parent, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+                                                              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+                                                              "PYTHONPATH": str(tiny.TESTS.parent)})
+                 for rank in range(2)]
+    for rank, process in enumerate(processes):
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 0 and f"same {rank}" in said, said

@@ -1,0 +1,150 @@
+"""Probe `many_futures`: does a model with a discrete latent predict the futures that are possible, where they are known?
+
+    source: {name: sample_futures, futures: 3}
+    evaluate: {probes: [{name: many_futures}]}
+"""
+
+# Q queries (one a test video), K predictions, M possible futures, F frames, E embedding
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vicjoint.data import READ_ERRORS
+from vicjoint.guard import printable
+from vicjoint.pairs.next_frame import NextFrame, to_channels_first
+from vicjoint.probes.frozen import Evaluating
+from vicjoint.registry import register
+from vicjoint.video import Video
+
+AT_ONCE = 256  # frames, or clips' frames, in one forward pass
+
+
+@dataclass
+class Forked:
+    """A test video at the moment where its futures part. `frames` [F, 3, size, size]: first the M possible next frames, then the last context frame,
+    then the others. Those first M + 1 stand among the candidates of other videos, too."""
+
+    context: Tensor  # uint8 [T, 3, size, size]
+    frames: Tensor
+    possible: int
+
+
+@register("probe", "many_futures")
+class ManyFutures:
+    """For each test video the clip whose last frame is `moment` of its record, after which it goes on in one of M ways (`futures` of the record: paths of
+    videos that show them). Each of the model's K predictions retrieves the nearest candidate. Candidates: the M possible next frames; the other
+    frames of those videos, but for those nearer in time than half the distance from the context to the target; all later frames of videos that
+    turn as none ever does (`impossible`); and the possible next frames and last context frames of all other test videos.
+
+    Metrics: recall: share of the M possible futures that are retrieved by one of the predictions; precision: share of the predictions that retrieve
+    one of them; found_all: share of the queries with a recall of 1; inside_*: the same without the candidates of other videos. Of equally near
+    candidates the one that is not a possible future is retrieved.
+
+    Rows: model: its K predictions. nearest_k: without the latent, the best guess of the model retrieves its `guesses` nearest candidates (null: as many as
+    the model has latents; its precision cannot exceed M / guesses). random_init: as model, before training. chance: `guesses` candidates at
+    random, all different.
+    """
+
+    def __init__(self, guesses: int | None = None):
+        if guesses is not None and guesses < 1:
+            raise ValueError(f"many_futures: guesses is {guesses}, expected 1 or more, or null for the number of the model's latents.")
+        self.guesses = guesses
+        self._videos: list[Forked] | None = None
+
+    def misses(self, source, pair) -> str | None:
+        """Why there is nothing to measure."""
+        if not isinstance(pair, NextFrame):
+            return "it needs the pair next_frame"
+        if not any(record.get("futures") for record in source.test):
+            return "no test record of the source has `futures`, videos of what may come (sample_futures has)"
+        return None
+
+    def __call__(self, model, untrained, source, pair, device):
+        """Raises ValueError where no test video can be used. The decoded test videos are kept for the next call."""
+        videos = self._videos = self._videos or load(source, pair)
+        guesses = self.guesses or model.latents
+        rows = {"model": (model, None), f"nearest_{guesses}": (model, guesses), "random_init": (untrained, None)}
+        for row, (of, nearest) in rows.items():
+            for prefix, found in zip(("", "inside_"), retrieve(of, videos, nearest, device)):
+                yield from ((f"{row}/{prefix}{metric}", value) for metric, value in score(found).items())
+        for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
+            yield from ((f"chance/{prefix}{metric}", value) for metric, value in chance(videos, guesses, others).items())
+
+
+def load(source, pair) -> list[Forked]:
+    videos = []
+    for record in source.test:
+        if not record.get("futures"):
+            continue
+        try:
+            videos.append(read(record, pair))
+        except READ_ERRORS as error:
+            print(f"evaluation leaves out {printable(record['id'])}: {printable(str(error))}")
+    if not videos:
+        raise ValueError(f"many_futures: none of the {len(source.test)} test videos can be read with this pair.")
+    return videos
+
+
+def read(record: dict, pair) -> Forked:
+    """Raises ValueError where no window ends at the record's moment."""
+    moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
+    for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
+        with Video(path, pair.backend) as video:
+            window = next((w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None)
+            if window is None:
+                raise ValueError(f"{path}: no window of this pair ends at frame {moment}, where the futures part, with its target in the video.")
+            frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
+        ahead = window.target - moment
+        later = [t for t in range(moment + 1, len(frames)) if number >= possible or abs(t - window.target) >= ahead / 2]
+        if number < possible:
+            targets.append(frames[window.target][None])
+        if number == 0:
+            context = frames[window.context]
+            others.append(frames[[moment, *(t for t in range(moment))]])
+        others.append(frames[later])
+    return Forked(context, torch.cat(targets + others), possible)
+
+
+@torch.no_grad()
+def retrieve(model, videos: list[Forked], nearest: int | None, device) -> tuple[list, list]:
+    """What `of_query` gives for each query among all candidates, and among those of its own video: for all the model's predictions, or for the
+    `nearest` candidates of its best guess."""
+    with Evaluating(model):
+        frames = torch.cat([v.frames for v in videos])
+        z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(AT_ONCE)]).split([len(v.frames) for v in videos])
+        clips = torch.stack([v.context for v in videos]).transpose(1, 2)
+        z_a = [model.a(part.to(device)) for part in clips.split(max(1, AT_ONCE // clips.shape[2]))]
+        found = torch.cat([(model.predictions(z) if nearest is None else model.predict(z)[:, None]).float().cpu() for z in z_a])
+    shared = [z[: v.possible + 1] for v, z in zip(videos, z_b)]
+    everywhere = [torch.cat([z, *shared[:i], *shared[i + 1 :]]) for i, z in enumerate(z_b)]
+    return tuple([of_query(p, z, v.possible, nearest or 1) for p, z, v in zip(found, candidates, videos)] for candidates in (everywhere, z_b))
+
+
+def of_query(predictions: Tensor, candidates: Tensor, possible: int, nearest: int) -> tuple[np.ndarray, float]:
+    """predictions [K, E], each of which retrieves its `nearest` candidates [C, E], of which the first are possible: which of these are retrieved [M]
+    and the share of all K nearest that is."""
+    distances = torch.cdist(predictions, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    futures, others = distances[:, :possible], distances[:, possible:]
+    order = futures.argsort(dim=1, stable=True).argsort(dim=1)  # equal futures: the first before the second
+    ranks = 1 + order + (others[:, None] <= futures[:, :, None]).sum(-1)
+    hit = ranks <= nearest
+    return hit.any(0).numpy(), float(hit.sum() / (len(predictions) * nearest))
+
+
+def score(found: list[tuple[np.ndarray, float]]) -> dict[str, float]:
+    return {"recall": float(np.mean([hit.mean() for hit, _ in found])), "precision": float(np.mean([share for _, share in found])),
+            "found_all": float(np.mean([hit.all() for hit, _ in found]))}
+
+
+def chance(videos: list[Forked], guesses: int, shared: int) -> dict[str, float]:
+    """Expected metrics of `guesses` different candidates, drawn uniformly from the video's own and the `shared` ones of all videos together."""
+    found = []
+    for v in videos:
+        count = len(v.frames) + max(0, shared - (v.possible + 1))
+        drawn = min(guesses, count)
+        all_drawn = np.prod([(drawn - i) / (count - i) for i in range(v.possible)]) if drawn >= v.possible else 0.0
+        found.append({"recall": drawn / count, "precision": v.possible / count, "found_all": float(all_drawn)})
+    return {name: float(np.mean([row[name] for row in found])) for name in found[0]}

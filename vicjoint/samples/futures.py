@@ -1,0 +1,96 @@
+"""The sample world with several futures: mp4 files of one sprite that comes to the middle of the picture and there goes one of several ways.
+
+    source: {name: sample_futures, futures: 3}
+
+Up to frame `moment` nothing tells which way: the files of all ways have the same pixels so far, since they are compressed without loss (a lossy codec
+looks ahead, and its noise would tell). A training video takes one way, all equally likely; a test record names a file for each of them, and for
+turns that never happen.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vicjoint.registry import register
+from vicjoint.samples.world import (COLOURS, SIDE, SPLITS, VERSION, SampleError, Scene, Sprite, bounce, cached_world, check_numbers,
+                                    draw_background, draw_sprite, polar, read_factors, render, rounded)
+from vicjoint.video.write import write_mp4
+
+MOST = 5  # ways; of more, neighbours would hardly differ
+
+
+@dataclass(frozen=True)
+class TurningSprite(Sprite):
+    """A sprite that is in the middle of the picture at frame `moment`, where it turns by `turn` (radians)."""
+
+    moment: int
+    turn: float
+
+    def centre(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        before, after = np.minimum(frame, self.moment), np.maximum(frame - self.moment, 0)
+        vx, vy = np.cos(self.turn) * self.vx - np.sin(self.turn) * self.vy, np.sin(self.turn) * self.vx + np.cos(self.turn) * self.vy
+        return (bounce(self.x + self.vx * before + vx * after, self.size / 2), bounce(self.y + self.vy * before + vy * after, self.size / 2))
+
+
+@register("source", "sample_futures")
+class SampleFutures:
+    """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures` angles from -90 to 90 degrees. Records of
+    test videos carry `moment`, the last frame that all futures share; `futures`, the paths of videos that show each of them (the record's own is
+    one); and `impossible`, the paths of the same with turns that never happen."""
+
+    def __init__(self, train: int = 1024, test: int = 96, frames: int = 24, size: int = 64, seed: int = 0, futures: int = 3):
+        wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed, "futures": futures}
+        self.root = cached_futures(wanted)
+        records = [{**r, **{key: [str(self.root / name) for name in r[key]] for key in ("futures", "impossible") if key in r}}
+                   for r in read_factors(self.root)]
+        self.train = [r for r in records if r["split"] == "train"]
+        self.test = [r for r in records if r["split"] == "test"]
+
+    def describe(self) -> str:
+        return f"sample_futures {self.root}: {len(self.train)} train, {len(self.test)} test videos"
+
+
+def cached_futures(wanted: dict) -> Path:
+    """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError as samples.videos.make_videos does."""
+    check_numbers("sample futures", wanted, {"train": 1, "test": 1, "frames": 4, "size": 16, "seed": 0}, even="size")
+    if not 2 <= wanted["futures"] <= MOST:
+        raise SampleError(f"sample futures: futures is {wanted['futures']}, expected 2 to {MOST}.")
+    return cached_world("sample_futures", VERSION, wanted, _make_record)
+
+
+def turns(futures: int) -> tuple[list[float], list[float]]:
+    """(the turns that happen, those that never do), in radians: even steps from -90 to 90 degrees, and all the way round the middles between steps."""
+    step = np.pi / (futures - 1)
+    return [m * step - np.pi / 2 for m in range(futures)], [(m + 0.5) * step - np.pi / 2 for m in range(2 * (futures - 1))]
+
+
+def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 0.0) -> Scene:
+    """A scene with one sprite; `turn` changes nothing but what follows its moment."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
+    background, moment = draw_background(rng), frames // 2
+    sprite = draw_sprite(rng, str(rng.choice(list(COLOURS))))
+    vx, vy = polar(rng.uniform(2, 3.5), rng.uniform(0, 2 * np.pi))
+    drawn = {**asdict(sprite), "x": rounded(SIDE / 2 - vx * moment), "y": rounded(SIDE / 2 - vy * moment), "vx": vx, "vy": vy}
+    return Scene(split, index, background, (TurningSprite(**drawn, moment=moment, turn=rounded(turn)),))
+
+
+def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
+    def write(name: str, turn: float) -> Scene:
+        made = turning_scene(wanted["seed"], split, index, wanted["frames"], turn)
+        write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]), crf=0)
+        return made
+
+    possible, never = turns(wanted["futures"])
+    taken = int(np.random.default_rng([wanted["seed"], SPLITS.index(split), index, 2]).integers(len(possible)))
+    name = f"{split}/{index:05d}.mp4"
+    record = {"id": name, **asdict(write(name, possible[taken]))}
+    if split == "train":
+        return record
+    stem = name.removesuffix(".mp4")
+    futures = {(name if m == taken else f"{stem}_future{m}.mp4"): turn for m, turn in enumerate(possible)}
+    impossible = {f"{stem}_never{m}.mp4": turn for m, turn in enumerate(never)}
+    for other, turn in (futures | impossible).items():
+        if other != name:
+            write(other, turn)
+    return {**record, "moment": wanted["frames"] // 2, "futures": list(futures), "impossible": list(impossible)}
