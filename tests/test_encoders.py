@@ -1,9 +1,7 @@
 """Every registered encoder: width, gradients, weights from files, and what it says when used wrongly."""
 
 import importlib.util
-import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +10,6 @@ from torchvision.models.regnet import BlockParams
 
 from vicjoint import registry
 from vicjoint.registry import ComponentError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 registry.load_encoder_folders()  # before collection: the tests below are made from the registry itself
 BUILT_IN = {key for key, encoder in registry._components["encoder"].items() if encoder.__module__.startswith("encoders.")}
@@ -296,15 +292,3 @@ def test_timm(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ComponentError, match=r"encoder 'timm' needs timm .*: pip install 'vicjoint\[timm\]'"):
         make("image/timm", model="test_vit")
-
-
-def test_the_docs_name_encoders_that_exist():
-    """The table of docs/modalities.md, and the README's sentence."""
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\| ([^|]*) \|", (ROOT / "docs" / "modalities.md").read_text(), re.MULTILINE)
-    assert len(rows) >= 9
-    for modality, cell in rows:
-        named = set(re.findall(r"`(\w+)`", cell)) - set(registry.names("modality")) - {"channels"}  # "those of `image` with `channels`"
-        assert named <= set(registry.list_encoders(modality)), modality
-    shipped = (ROOT / "README.md").read_text().split("Shipped: ")[1].split("\n\n")[0]
-    known = {name for modality in registry.names("modality") for name in registry.list_encoders(modality)}
-    assert set(re.findall(r"`(\w+)`", shipped)) - {"weights"} <= known

@@ -93,12 +93,12 @@ MISTAKES = {
     "out is a file": (None, ["folder.yaml", "out=t.csv"], "out: t.csv is a file"),
     "out holds other files": (None, ["folder.yaml", "out=pictures"], "out: pictures holds files but no run"),
     "out holds another run": (run_before, ["folder.yaml", "out=before", "train.seed=2"], "holds a run of a different recipe. It differs in:\n  train.seed: 1 -> 2"),
-    "a weight of one branch": (None, ["table.yaml", "objective={name: vicreg, invariance: {a: 25}}"], "objective.invariance: {'a': 25.0} has the branches ['a']. Expected"),
     "a table without files": (None, ["folder.yaml", "source={name: table, root: t.csv}"], "pair 'augment' reads one file of every record, and those of source "
                               "'table' have none; they have picture, words. In a table, name the column with the files: source.column=COLUMN. Cells are read by"),
     "videos of a table without files": (None, [str(ROOT / "recipes" / "video_next_frame.yaml"), "source={name: table, root: t.csv}"], "pair 'next_frame' reads one file"),
     "an encoder of another name": (None, ["folder.yaml", "a.encoder={name: resnet_50}"], "a.encoder.name: no encoder 'image/resnet_50'. Did you mean 'image/resnet50'? "
                                    "Known for image: alexnet, conv, convnext_base, convnext_large, "),
+    "a weight of one branch": (None, ["table.yaml", "objective={name: vicreg, invariance: {a: 25}}"], "objective.invariance: {'a': 25.0} has the branches ['a']. Expected"),
     "a view too small": (None, ["folder.yaml", "pair.size=2"], "pair.size: 2 is too small"),
 }
 
