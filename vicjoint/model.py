@@ -155,7 +155,7 @@ class MLP(nn.Module):
         self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
         self.latents = latents
         if latents > 1:
-            self.values = nn.Parameter(0.1 * torch.randn(latents, self.net[0].out_features))
+            self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
 
     def forward(self, z_a: Tensor) -> Tensor:
         if self.latents == 1:
