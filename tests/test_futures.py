@@ -221,11 +221,12 @@ def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
             return torch.stack([level, 0 * level], 1)
 
     def rows(ahead, **options):
-        made = JointModel.__new__(JointModel)
-        nn.Module.__init__(made)
-        made.a, made.b, made.predictor, made.weights = Level(), Level(), Ahead(ahead), "own"
-        made.choice = Choice(len(ahead)) if len(ahead) > 1 else None
-        return dict(NextFrameRetrieval(pictures=0, **options)(made, made, Source(), NextFrame(frames=4, stride=2, gap=1, size=32), "cpu"))
+        made, untrained = (JointModel.__new__(JointModel) for _ in range(2))
+        for of, frames in ((made, ahead), (untrained, [9.0])):
+            nn.Module.__init__(of)
+            of.a, of.b, of.predictor, of.weights = Level(), Level(), Ahead(frames), "own"
+            of.choice = Choice(len(frames)) if len(frames) > 1 else None
+        return dict(NextFrameRetrieval(pictures=0, **options)(made, untrained, Source(), NextFrame(frames=4, stride=2, gap=1, size=32), "cpu"))
 
     found = rows([-1.0, 1.0, -0.2, 0.1])
     assert found["model/r1"] == 0 and found["model/copy_rate"] == 1 and found["best_of_4/r1"] == 1  # the guess is the last: between the others

@@ -1,20 +1,19 @@
 """A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes choose as one."""
 
-import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import tiny
 import vicjoint
-from vicjoint import loop
+from vicjoint import distributed, loop
 from vicjoint.accumulate import backward
 from vicjoint.batch import Pair
 from vicjoint.config import RecipeError
@@ -273,53 +272,42 @@ def test_a_run_without_a_latent_does_not_speak_of_it(tmp_path):
 
 # ---- several processes ----
 
-SCRIPT = '''
-import sys
-sys.path[:0] = [{tests!r}]
-import torch
-from torch.nn.parallel import DistributedDataParallel
-import test_latents as t
-from vicjoint import distributed
-from vicjoint.accumulate import backward
-from vicjoint.objectives import VICReg
-
 def three_steps(accumulate, wrap, split):
-    model = t.joint()
+    """(gradients of the last, parameters, usage)."""
+    model = joint()
     optimizer = torch.optim.SGD([*model.parameters()], 0.05)
     forward = wrap(model)
     for _ in range(3):
-        backward(forward, VICReg(statistics="both"), split(t.batch()), t.recipe(accumulate))
+        backward(forward, VICReg(statistics="both"), split(batch()), recipe(accumulate))
         gradients = [p.grad.clone() for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()
     return gradients, [*model.parameters()], model.usage.clone()
 
-alone = three_steps(1, lambda model: model, lambda pair: pair)
-distributed.start()
-rank = distributed.rank()
-for accumulate in (1, 2):
-    shared = three_steps(accumulate, lambda model: DistributedDataParallel(model), lambda pair: pair.split(2)[rank])
-    assert torch.allclose(shared[2], alone[2], rtol=1e-6), (accumulate, shared[2], alone[2])
-    for got, expected in zip(shared[0] + shared[1], alone[0] + alone[1]):
-        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), (accumulate, got, expected)
-    both = distributed.gather_objects([*(p.detach().numpy().tobytes() for p in shared[1]), shared[2].numpy().tobytes()])
-    assert both[0] == both[1], accumulate
-distributed.stop()
-print("same", rank)
-'''
+
+def one_of_two(rank: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    alone = three_steps(1, lambda model: model, lambda pair: pair)
+    distributed.start(timeout_seconds=30)
+    for accumulate in (1, 2):
+        shared = three_steps(accumulate, DistributedDataParallel, lambda pair: pair.split(2)[rank])
+        assert torch.allclose(shared[2], alone[2], rtol=1e-6), (accumulate, shared[2], alone[2])
+        for got, expected in zip(shared[0] + shared[1], alone[0] + alone[1]):
+            assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), accumulate
+        both = distributed.gather_objects([p.detach().numpy().tobytes() for p in (*shared[1], shared[2])])
+        assert both[0] == both[1], accumulate
+    distributed.stop()
 
 
-def test_two_processes_with_different_data_choose_and_learn_as_one(tmp_path):
+def test_two_processes_with_different_data_choose_and_learn_as_one():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (tmp_path / "script.py").write_text(SCRIPT.replace("{tests!r}", repr(str(tiny.TESTS))))
-    processes = [subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                  cwd=tiny.TESTS.parent, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-                                                              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-                                                              "PYTHONPATH": str(tiny.TESTS.parent)})
-                 for rank in range(2)]
-    for rank, process in enumerate(processes):
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 0 and f"same {rank}" in said, said
+    processes = [context.Process(target=one_of_two, args=(rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert tiny.finish(processes, 120) == [0, 0]
