@@ -1,6 +1,5 @@
 """A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes choose as one."""
 
-import multiprocessing
 import os
 import socket
 from types import SimpleNamespace
@@ -302,8 +301,7 @@ def one_of_two(rank: int, port: int) -> None:
 
 
 def test_two_processes_with_different_data_choose_and_learn_as_one():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
+    context = tiny.forking()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -12,9 +12,11 @@ import signal
 import socket
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -117,8 +119,7 @@ def recipe(**changes) -> dict:
 def start(recipe: dict, overrides=(), kill: tuple[str, int] | None = None, world: int = 1, stdout: Path | None = None) -> list:
     """Processes (as many as `world`) that run the recipe as the command does. `kill`: (a function such as "vicjoint.loop.backward", n): the last
     process sends itself SIGKILL where it would call that for the nth time. `stdout`: a file for what they say."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
+    context = forking()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,6 +128,18 @@ def start(recipe: dict, overrides=(), kill: tuple[str, int] | None = None, world
     for process in processes:
         process.start()
     return processes
+
+
+def forking():
+    """The context of processes that are forked from a server with all of this loaded. Whichever test starts the server, it has to find this file:
+    where it does not it says nothing, and each process of the whole session takes seconds to load it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
 
 
 def finish(processes: list, seconds: float = 240) -> list[int]:
