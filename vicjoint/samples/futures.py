@@ -39,8 +39,11 @@ class SampleFutures:
     test videos carry `moment`, the last frame that all futures share; `futures`, the paths of videos that show each of them (the record's own is
     one); and `impossible`, the paths of the same with turns that never happen."""
 
-    def __init__(self, train: int = 1024, test: int = 96, frames: int = 24, size: int = 64, seed: int = 0, futures: int = 3):
+    def __init__(self, train: int = 1024, test: int = 96, frames: int = 24, size: int = 64, seed: int = 0, futures: int = 3,
+                 looks: int | None = None):
         wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed, "futures": futures}
+        if looks is not None:
+            wanted["looks"] = looks
         self.root = cached_futures(wanted)
         records = [{**r, **{key: [str(self.root / name) for name in r[key]] for key in ("futures", "impossible") if key in r}}
                    for r in read_factors(self.root)]
@@ -65,11 +68,13 @@ def turns(futures: int) -> tuple[list[float], list[float]]:
     return [m * step - np.pi / 2 for m in range(futures)], [(m + 0.5) * step - np.pi / 2 for m in range(2 * (futures - 1))]
 
 
-def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 0.0) -> Scene:
-    """A scene with one sprite; `turn` changes nothing but what follows its moment."""
+def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 0.0, looks: int | None = None) -> Scene:
+    """A scene with one sprite; `turn` changes nothing but what follows its moment. Scenes `looks` apart, of both splits, have the same background and
+    sprite; None: all have their own."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
-    background, moment = draw_background(rng), frames // 2
-    sprite = draw_sprite(rng, str(rng.choice(list(COLOURS))))
+    look = rng if looks is None else np.random.default_rng([seed, index % looks, 3])
+    background, moment = draw_background(look), frames // 2
+    sprite = draw_sprite(look, str(look.choice(list(COLOURS))))
     vx, vy = polar(rng.uniform(2, 3.5), rng.uniform(0, 2 * np.pi))
     drawn = {**asdict(sprite), "x": rounded(SIDE / 2 - vx * moment), "y": rounded(SIDE / 2 - vy * moment), "vx": vx, "vy": vy}
     return Scene(split, index, background, (TurningSprite(**drawn, moment=moment, turn=rounded(turn)),))
@@ -77,7 +82,7 @@ def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 
 
 def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
     def write(name: str, turn: float) -> Scene:
-        made = turning_scene(wanted["seed"], split, index, wanted["frames"], turn)
+        made = turning_scene(wanted["seed"], split, index, wanted["frames"], turn, wanted.get("looks"))
         write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]), crf=0)
         return made
 
