@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from vicjoint.registry import register
-from vicjoint.samples.world import (COLOURS, SIDE, SPLITS, VERSION, SampleError, Scene, Sprite, bounce, cached_world, check_numbers,
+from vicjoint.samples.world import (COLOURS, SIDE, SPLITS, SampleError, Scene, Sprite, bounce, cached_world, check_numbers,
                                     draw_background, draw_sprite, polar, read_factors, render, rounded)
 from vicjoint.video.write import write_mp4
 
+VERSION = 2  # as that of the sample world
 MOST = 5  # ways; of more, neighbours would hardly differ
 
 
@@ -35,12 +36,15 @@ class TurningSprite(Sprite):
 
 @register("source", "sample_futures")
 class SampleFutures:
-    """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures` angles from -90 to 90 degrees. Records of
+    """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures` angles (for 3: -60, 0 and 60 degrees). Records of
     test videos carry `moment`, the last frame that all futures share; `futures`, the paths of videos that show each of them (the record's own is
-    one); and `impossible`, the paths of the same with turns that never happen."""
+    one); and `impossible`, the paths of the same with turns that never happen. looks: how many backgrounds and sprites there are, the same for train and
+    test; null: each video has its own."""
 
-    def __init__(self, train: int = 1024, test: int = 96, frames: int = 24, size: int = 64, seed: int = 0, futures: int = 3):
-        wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed, "futures": futures}
+    def __init__(self, train: int = 1024, test: int = 96, frames: int = 24, size: int = 64, seed: int = 0, futures: int = 3,
+                 looks: int | None = None):
+        wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed, "futures": futures,
+                  "looks": looks}
         self.root = cached_futures(wanted)
         records = [{**r, **{key: [str(self.root / name) for name in r[key]] for key in ("futures", "impossible") if key in r}}
                    for r in read_factors(self.root)]
@@ -56,20 +60,30 @@ def cached_futures(wanted: dict) -> Path:
     check_numbers("sample futures", wanted, {"train": 1, "test": 1, "frames": 4, "size": 16, "seed": 0}, even="size")
     if not 2 <= wanted["futures"] <= MOST:
         raise SampleError(f"sample futures: futures is {wanted['futures']}, expected 2 to {MOST}.")
+    if wanted["looks"] is not None and wanted["looks"] < 1:
+        raise SampleError(f"sample futures: looks is {wanted['looks']}, expected 1 or more, or null for a look of its own for each video.")
     return cached_world("sample_futures", VERSION, wanted, _make_record)
 
 
 def turns(futures: int) -> tuple[list[float], list[float]]:
-    """(the turns that happen, those that never do), in radians: even steps from -90 to 90 degrees, and all the way round the middles between steps."""
-    step = np.pi / (futures - 1)
-    return [m * step - np.pi / 2 for m in range(futures)], [(m + 0.5) * step - np.pi / 2 for m in range(2 * (futures - 1))]
+    """(the turns that happen, those that never do), in radians. The circle has 2 M even steps; the M ahead happen. The M others never do, nor do the
+    middles between neighbours that happen.
+
+    A model could do without any guess if it learnt what all possible futures have in common, such as the angle modulo a step. That they share with the
+    other steps of the circle, so it cannot tell the possible ones; the middles are near to the mean of two futures, which is none of them."""
+    step = np.pi / futures
+    first = -(futures - 1) / 2 * step
+    circle, middles = [first + m * step for m in range(2 * futures)], [first + (m + 0.5) * step for m in range(futures - 1)]
+    return circle[:futures], circle[futures:] + middles
 
 
-def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 0.0) -> Scene:
-    """A scene with one sprite; `turn` changes nothing but what follows its moment."""
+def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 0.0, looks: int | None = None) -> Scene:
+    """A scene with one sprite; `turn` changes nothing but what follows its moment. Scenes `looks` apart, of both splits, have the same background and
+    sprite; None: all have their own."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
-    background, moment = draw_background(rng), frames // 2
-    sprite = draw_sprite(rng, str(rng.choice(list(COLOURS))))
+    look = rng if looks is None else np.random.default_rng([seed, index % looks, 3])
+    background, moment = draw_background(look), frames // 2
+    sprite = draw_sprite(look, str(look.choice(list(COLOURS))))
     vx, vy = polar(rng.uniform(2, 3.5), rng.uniform(0, 2 * np.pi))
     drawn = {**asdict(sprite), "x": rounded(SIDE / 2 - vx * moment), "y": rounded(SIDE / 2 - vy * moment), "vx": vx, "vy": vy}
     return Scene(split, index, background, (TurningSprite(**drawn, moment=moment, turn=rounded(turn)),))
@@ -77,7 +91,7 @@ def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 
 
 def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
     def write(name: str, turn: float) -> Scene:
-        made = turning_scene(wanted["seed"], split, index, wanted["frames"], turn)
+        made = turning_scene(wanted["seed"], split, index, wanted["frames"], turn, wanted["looks"])
         write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]), crf=0)
         return made
 
