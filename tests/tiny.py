@@ -132,7 +132,7 @@ def start(recipe: dict, overrides=(), kill: tuple[str, int] | None = None, world
 
 def forking():
     """The context of processes that are forked from a server with all of this loaded. Whichever test starts the server, it has to find this file:
-    where it does not it says nothing, and each process of the whole session takes seconds to load it."""
+    where it does not it says nothing, and each process of all tests takes seconds to load it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny"])
     with pytest.MonkeyPatch.context() as patch:
