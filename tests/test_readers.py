@@ -21,11 +21,17 @@ def named(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_reader_is_replaced_and_nothing_changes(tmp_path):
-    deaths, said = tmp_path / "deaths", tmp_path / "said"
+def dying(tmp_path):
+    """A recipe in which the reader of row7 is killed as often as the file `deaths` says; the run `whole` is one of it without a death."""
+    deaths = tmp_path / "deaths"
     deaths.write_text("0")
     made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(deaths)})
     assert tiny.run(made, [f"out={tmp_path / 'whole'}"]) == [0]
+    return made, deaths, tmp_path / "said"
+
+
+def test_a_killed_reader_is_replaced_and_nothing_changes(tmp_path):
+    made, deaths, said = dying(tmp_path)
     deaths.write_text("1")
     assert tiny.run(made, [f"out={tmp_path / 'killed'}", "data.workers=1"], stdout=said) == [0]
     assert deaths.read_text() == "0"
@@ -36,10 +42,7 @@ def test_a_killed_reader_is_replaced_and_nothing_changes(tmp_path):
 
 @pytest.mark.slow
 def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path):
-    deaths, said = tmp_path / "deaths", tmp_path / "said"
-    deaths.write_text("0")
-    made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(deaths)})
-    assert tiny.run(made, [f"out={tmp_path / 'whole'}"]) == [0]
+    made, deaths, said = dying(tmp_path)
     deaths.write_text("1000")
     out = [f"out={tmp_path / 'killed'}", "data.workers=1"]
     assert tiny.run(made, out, stdout=said) == [1]

@@ -65,7 +65,7 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
     if distributed.rank() == 0:
         describe(parts, folder)
     start = resume(parts, folder)
-    with MetricsLog(folder, start[0], parts.steps, parts.recipe.train, {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs}) as log:
+    with MetricsLog(folder, start[0], parts.steps, parts.recipe.train, branch_names(parts)["pairs"]) as log:
         fit(parts, folder, start, log, signal)
     try:
         with signal.at_once():
@@ -99,12 +99,17 @@ def describe(parts: Parts, folder: Path) -> None:
     """What is about to be trained: a file in the run folder, and a line where an objective has something to say of its weights."""
     sources = dict.fromkeys(p.source.describe() for p in parts.pairs)
     terms = dict.fromkeys(term for p in parts.pairs for term in p.objective.terms)
-    branches = {"pairs": {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs}, "probes": {m.name: told_apart(*m.branches) for m in parts.measures}}
-    write_environment(folder, parts.recipe, {"source": "; ".join(sources), "parameters": parameters(parts.model), "terms": list(terms), **branches})
+    write_environment(folder, parts.recipe, {"source": "; ".join(sources), "parameters": parameters(parts.model), "terms": list(terms),
+                                             **branch_names(parts)})
     for p in parts.pairs:
         width = parts.recipe.named_branches()[p.spec.a].expander[-1]
         if said := getattr(p.objective, "describe", lambda _: None)(width):
             print(f"{p.name}: {said}" if len(parts.pairs) > 1 else said)
+
+
+def branch_names(parts: Parts) -> dict[str, dict[str, tuple[str, str]]]:
+    """What the two branches of each pair and of each probe are called where they are shown."""
+    return {"pairs": {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs}, "probes": {m.name: told_apart(*m.branches) for m in parts.measures}}
 
 
 def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, signal: StopSignal) -> None:
@@ -243,7 +248,7 @@ def finish(parts: Parts, folder: Path) -> None:
             with replaced(folder / "pictures.npz") as file:
                 np.savez_compressed(file, **{f"{probe}/{name}": array for probe, arrays in pictures.items() for name, array in arrays.items()})
         write_json(folder / "spectrum.json", final_spectra(parts))
-        branches = {m.name: told_apart(*m.branches) for m in parts.measures}
+        branches = branch_names(parts)["probes"]
         for probe, rows in results.items():
             print(f"\n{probe} after {parts.steps} steps\n{table(rows, branches[probe])}")
         print(f"report: {write_report(folder)}")

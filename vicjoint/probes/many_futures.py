@@ -32,6 +32,15 @@ class Forked:
     possible: int
 
 
+@dataclass
+class Embedded:
+    """All queries through one model: every prediction [Q, K, E], its best guess [Q, 1, E], and the frames z_b [F, E] of each video."""
+
+    predictions: Tensor
+    guess: Tensor
+    frames: tuple[Tensor, ...]
+
+
 @register("probe", "many_futures")
 class ManyFutures:
     """For each test video the clip whose last frame is `moment` of its record, after which it goes on in one of M ways (`futures` of the record: paths of
@@ -53,6 +62,7 @@ class ManyFutures:
             raise ValueError(f"many_futures: guesses is {guesses}, expected 1 or more, or null for the number of the model's latents.")
         self.guesses = guesses
         self._videos: list[Forked] | None = None
+        self._untrained: Embedded | None = None
 
     def misses(self, source, pair) -> str | None:
         """Why there is nothing to measure."""
@@ -65,10 +75,12 @@ class ManyFutures:
     def __call__(self, model, untrained, source, pair, device):
         """Raises ValueError where no test video can be used. The decoded test videos are kept for the next call."""
         videos = self._videos = self._videos or load(source, pair)
-        guesses = self.guesses or model.latents
-        rows = {"model": (model, None), f"nearest_{guesses}": (model, guesses), "random_init": (untrained, None)}
-        for row, (of, nearest) in rows.items():
-            for prefix, found in zip(("", "inside_"), retrieve(of, videos, nearest, device)):
+        self._untrained = self._untrained or embed(untrained, videos, device)
+        trained, before, guesses = embed(model, videos, device), self._untrained, self.guesses or model.latents
+        rows = {"model": (trained.predictions, trained.frames, 1), f"nearest_{guesses}": (trained.guess, trained.frames, guesses),
+                "random_init": (before.predictions, before.frames, 1)}
+        for row, given in rows.items():
+            for prefix, found in zip(("", "inside_"), retrieve(videos, *given)):
                 yield from ((f"{row}/{prefix}{metric}", value) for metric, value in score(found).items())
         for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
             yield from ((f"chance/{prefix}{metric}", value) for metric, value in chance(videos, guesses, others).items())
@@ -112,18 +124,22 @@ def read(record: dict, pair) -> Forked:
 
 
 @torch.no_grad()
-def retrieve(model, videos: list[Forked], nearest: int | None, device) -> tuple[list, list]:
-    """What `of_query` gives for each query among all candidates, and among those of its own video: for all the model's predictions, or for the
-    `nearest` candidates of its best guess."""
+def embed(model, videos: list[Forked], device) -> Embedded:
+    """Both branches over all test videos, in evaluation mode."""
     with Evaluating(model):
         frames = torch.cat([v.frames for v in videos])
         z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(AT_ONCE)]).split([len(v.frames) for v in videos])
         clips = torch.stack([v.context for v in videos]).transpose(1, 2)
         z_a = [model.a(part.to(device)) for part in clips.split(max(1, AT_ONCE // clips.shape[2]))]
-        found = torch.cat([(model.predictions(z) if nearest is None else model.predict(z)[:, None]).float().cpu() for z in z_a])
-    shared = [z[: v.possible + 1] for v, z in zip(videos, z_b)]
-    everywhere = [torch.cat([z, *shared[:i], *shared[i + 1 :]]) for i, z in enumerate(z_b)]
-    return tuple([of_query(p, z, v.possible, nearest or 1) for p, z, v in zip(found, candidates, videos)] for candidates in (everywhere, z_b))
+        predictions, guess = (torch.cat([of(z).float().cpu() for z in z_a]) for of in (model.predictions, model.predict))
+    return Embedded(predictions, guess[:, None], z_b)
+
+
+def retrieve(videos: list[Forked], predictions: Tensor, frames: tuple[Tensor, ...], nearest: int) -> tuple[list, list]:
+    """What `of_query` gives for each query among all candidates, and among those of its own video."""
+    shared = [z[: v.possible + 1] for v, z in zip(videos, frames)]
+    everywhere = [torch.cat([z, *shared[:i], *shared[i + 1 :]]) for i, z in enumerate(frames)]
+    return tuple([of_query(p, z, v.possible, nearest) for p, z, v in zip(predictions, candidates, videos)] for candidates in (everywhere, frames))
 
 
 def of_query(predictions: Tensor, candidates: Tensor, possible: int, nearest: int) -> tuple[np.ndarray, float]:
