@@ -1,7 +1,8 @@
 """python -m benchmarks.checkpoint [--width 8192] [--rounds 3] [--folder FOLDER] [--json FILE]
 
-Seconds to save and to load the state of ResNet-50 with an expander of three layers, and of its LARS optimizer: vicjoint's checkpoint (safetensors,
-checksums, all of it on the disk before it counts) beside torch.save with fsync, in turn.
+Seconds to save and to load the state of ResNet-50 with an expander of three layers, and of its LARS
+optimizer: vicjoint's checkpoint (safetensors, checksums, all of it on the disk before it counts) beside
+torch.save with fsync, in turn.
 """
 
 import argparse
@@ -38,7 +39,9 @@ def torch_save(state: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description="Seconds to save and load a large checkpoint.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoint", description="Seconds to save and load a large checkpoint."
+    )
     parser.add_argument("--width", type=int, default=8192, help="of the expander's layers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
@@ -48,10 +51,16 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
         of_torch, of_vicjoint = folder / "torch.pt", folder / "checkpoints"
-        took = interleaved({
-            "vicjoint save": lambda: checkpoint.save(of_vicjoint, 1, state, keep=1), "torch.save": lambda: torch_save(state, of_torch),
-            "vicjoint load": lambda: checkpoint.load(of_vicjoint / "step_00000001"), "torch.load": lambda: torch.load(of_torch, weights_only=True),
-        }, seconds=0, rounds=options.rounds)
+        took = interleaved(
+            {
+                "vicjoint save": lambda: checkpoint.save(of_vicjoint, 1, state, keep=1),
+                "torch.save": lambda: torch_save(state, of_torch),
+                "vicjoint load": lambda: checkpoint.load(of_vicjoint / "step_00000001"),
+                "torch.load": lambda: torch.load(of_torch, weights_only=True),
+            },
+            seconds=0,
+            rounds=options.rounds,
+        )
         mib = of_torch.stat().st_size / 2**20
     finally:
         shutil.rmtree(folder)

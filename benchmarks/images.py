@@ -1,22 +1,24 @@
-"""Two 224-pixel views of a 500 x 375 JPEG: images a second on one core, ours beside VICReg's published pipeline on PIL images.
+"""Two 224-pixel views of a 500 x 375 JPEG: images a second on one core, ours beside VICReg's published
+pipeline on PIL images.
 
     python -m benchmarks.images                       # a table on stdout
     python -m benchmarks.images --json FILE           # and all numbers
     python -m benchmarks.images --folder PHOTOS       # files of your own instead of the synthetic one
 
-Rows: `official`, torchvision's transforms on PIL images with the published parameters, to normalised float; `ours, colour in the worker`: the
-same distribution (tests/test_transforms.py and test_augment.py), to normalised float; `ours, colour on the device`: what is left to the
-CPU's workers, two uint8 crops and their numbers; `decoding alone`: the limit. All pipelines take turns, image by image, in one process with
-one thread; time is this process's CPU time, so that neighbours on the machine count less. `colour of a batch`: what the device then does,
-here on this machine's device.
+Rows: `official`, torchvision's transforms on PIL images with the published parameters, to normalised float;
+`ours, colour in the worker`: the same distribution (tests/test_transforms.py and test_augment.py), to
+normalised float; `ours, colour on the device`: what is left to the CPU's workers, two uint8 crops and their
+numbers; `decoding alone`: the limit. All pipelines take turns, image by image, in one process with one
+thread; time is this process's CPU time, so that neighbours on the machine count less. `colour of a batch`:
+what the device then does, here on this machine's device.
 """
 
 import argparse
 import io
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -52,16 +54,27 @@ class _Blur:
         self.p = p
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(np.random.uniform(0.1, 2.0))) if np.random.rand() < self.p else image
+        return (
+            image.filter(ImageFilter.GaussianBlur(np.random.uniform(0.1, 2.0)))
+            if np.random.rand() < self.p
+            else image
+        )
 
 
 def official(blur: float, solarize: float) -> Callable:
     """One view of VICReg's augmentations.py: PIL image -> normalised float [3, 224, 224]."""
-    return v1.Compose([
-        v1.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC), v1.RandomHorizontalFlip(0.5),
-        v1.RandomApply([v1.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8), v1.RandomGrayscale(0.2), _Blur(blur),
-        v1.Lambda(lambda image: ImageOps.solarize(image) if np.random.rand() < solarize else image),
-        v1.ToTensor(), v1.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    return v1.Compose(
+        [
+            v1.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC),
+            v1.RandomHorizontalFlip(0.5),
+            v1.RandomApply([v1.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v1.RandomGrayscale(0.2),
+            _Blur(blur),
+            v1.Lambda(lambda image: ImageOps.solarize(image) if np.random.rand() < solarize else image),
+            v1.ToTensor(),
+            v1.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
 
 def pipelines() -> dict[str, Callable[[bytes, int], object]]:
@@ -74,11 +87,19 @@ def pipelines() -> dict[str, Callable[[bytes, int], object]]:
         return view_a(image), view_b(image)
 
     def in_worker(content: bytes, seed: int):
-        return [normalise(view) for view in worker.sample({"id": "photo", "bytes": content}, np.random.default_rng(seed))]
+        return [
+            normalise(view)
+            for view in worker.sample({"id": "photo", "bytes": content}, np.random.default_rng(seed))
+        ]
 
-    return {"official": by_pil, "ours, colour in the worker": in_worker,
-            "ours, colour on the device": lambda content, seed: device.sample({"id": "photo", "bytes": content}, np.random.default_rng(seed)),
-            "decoding alone": lambda content, seed: images.decode(content, "photo")}
+    return {
+        "official": by_pil,
+        "ours, colour in the worker": in_worker,
+        "ours, colour on the device": lambda content, seed: device.sample(
+            {"id": "photo", "bytes": content}, np.random.default_rng(seed)
+        ),
+        "decoding alone": lambda content, seed: images.decode(content, "photo"),
+    }
 
 
 def rates(contents: list[bytes], rounds: int) -> dict[str, list[float]]:
@@ -97,7 +118,10 @@ def rates(contents: list[bytes], rounds: int) -> dict[str, list[float]]:
 def colour_of_a_batch(contents: list[bytes], device: torch.device) -> float:
     """Images a second (both views) of the colour transforms on the device."""
     pair = Augment(224, colour="device")
-    samples = [pair.sample({"id": "photo", "bytes": contents[i % len(contents)]}, np.random.default_rng(i)) for i in range(BATCH)]
+    samples = [
+        pair.sample({"id": "photo", "bytes": contents[i % len(contents)]}, np.random.default_rng(i))
+        for i in range(BATCH)
+    ]
     views = [Uncoloured.concatenate(list(branch)) for branch in zip(*samples)]
     times = []
     for _ in range(4):
@@ -112,22 +136,43 @@ def colour_of_a_batch(contents: list[bytes], device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images", description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, metavar="PHOTOS", help="a folder of JPEG files to read instead")
+    parser.add_argument(
+        "--folder", type=Path, metavar="PHOTOS", help="a folder of JPEG files to read instead"
+    )
     parser.add_argument("--rounds", type=int, default=300, help="images in each pipeline")
     parser.add_argument("--json", metavar="FILE", help="also write all numbers")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[: options.rounds] if options.folder else []
+    files = (
+        sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[
+            : options.rounds
+        ]
+        if options.folder
+        else []
+    )
     contents = [p.read_bytes() for p in files] or [photo(seed) for seed in range(8)]
     took = rates(contents, options.rounds)
-    mean = {name: statistics.mean(times) for name, times in took.items()}  # the pipelines' cost varies with their draws: the mean counts
+    mean = {
+        name: statistics.mean(times) for name, times in took.items()
+    }  # the pipelines' cost varies with their draws: the mean counts
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results = {"file_kb": statistics.mean(map(len, contents)) / 1000, "images_per_second": {n: 1 / s for n, s in mean.items()},
-               "times_faster": {n: mean["official"] / s for n, s in mean.items()}, "colour_of_a_batch": colour_of_a_batch(contents, device)}
+    results = {
+        "file_kb": statistics.mean(map(len, contents)) / 1000,
+        "images_per_second": {n: 1 / s for n, s in mean.items()},
+        "times_faster": {n: mean["official"] / s for n, s in mean.items()},
+        "colour_of_a_batch": colour_of_a_batch(contents, device),
+    }
     print(f"two 224-pixel views of a JPEG of {results['file_kb']:.0f} kB on one core\n")
-    print(table(["pipeline", "images/s", "times the official"],
-                [[n, results["images_per_second"][n], results["times_faster"][n]] for n in mean]))
-    print(f"\ncolour of a batch of {BATCH}, both views, on {device.type}: {results['colour_of_a_batch']:.0f} images/s")
+    print(
+        table(
+            ["pipeline", "images/s", "times the official"],
+            [[n, results["images_per_second"][n], results["times_faster"][n]] for n in mean],
+        )
+    )
+    print(
+        f"\ncolour of a batch of {BATCH}, both views, on {device.type}: {results['colour_of_a_batch']:.0f}"
+        " images/s"
+    )
     write(options.json, results)
 
 

@@ -5,20 +5,22 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 
 
 def interleaved(calls: dict[str, Callable], seconds: float = 2.0, rounds: int = 3) -> dict[str, list[float]]:
-    """Seconds of each call, one of each per round, so that a slow moment of the machine meets all alike: at least `rounds` rounds after
-    one to warm up, and more until `seconds` have passed (up to 50)."""
+    """Seconds of each call, one of each per round, so that a slow moment of the machine meets all alike: at
+    least `rounds` rounds after one to warm up, and more until `seconds` have passed (up to 50)."""
     took = {name: [] for name in calls}
     for call in calls.values():
         call()
     began = time.perf_counter()
-    while len(next(iter(took.values()))) < rounds or (time.perf_counter() - began < seconds and len(next(iter(took.values()))) < 50):
+    while len(next(iter(took.values()))) < rounds or (
+        time.perf_counter() - began < seconds and len(next(iter(took.values()))) < 50
+    ):
         for name, call in calls.items():
             _synchronise()
             start = time.perf_counter()
@@ -39,7 +41,8 @@ def _synchronise() -> None:
 
 
 def peak_mib(call: Callable) -> float:
-    """How much the process's peak memory rises over what it holds now. Only in a fresh process: the peak never falls (Linux)."""
+    """How much the process's peak memory rises over what it holds now. Only in a fresh process: the peak
+    never falls (Linux)."""
     before = _status_mib("VmRSS")
     call()
     return _status_mib("VmHWM") - before
@@ -52,7 +55,9 @@ def _status_mib(field: str) -> float:
 
 def in_fresh_process(module: str, *arguments: str) -> dict:
     """What `python -m module arguments` prints as its last line, read as JSON."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -64,13 +69,22 @@ def table(columns: list[str], rows: list[list]) -> str:
 
 
 def _show(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def machine() -> dict:
     """What the numbers were measured on."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
 def write(path: str | None, results: dict) -> None:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.objective [--quick] [--json FILE]
 
-Time: forward and backward, float32, ratios of interleaved rounds. Memory: over the inputs, each figure from a fresh process
-(Linux). Error: value and gradient with respect to z_a against the official form in float64 on the same inputs.
+Time: forward and backward, float32, ratios of interleaved rounds. Memory: over the inputs, each figure from a
+fresh process (Linux). Error: value and gradient with respect to z_a against the official form in float64 on
+the same inputs.
 """
 
 import argparse
@@ -23,13 +24,31 @@ OBJECTIVES = {
     "clip": (InfoNCE(0.1), {"plain": plain.clip}),
 }
 SHAPES = {
-    "vicreg": [(64, 512), (64, 2048), (64, 8192), (256, 512), (256, 2048), (256, 8192), (1024, 512), (1024, 2048), (1024, 8192),
-               (2048, 512), (2048, 2048), (2048, 8192), (65536, 256), (16384, 1024)],
+    "vicreg": [
+        (64, 512),
+        (64, 2048),
+        (64, 8192),
+        (256, 512),
+        (256, 2048),
+        (256, 8192),
+        (1024, 512),
+        (1024, 2048),
+        (1024, 8192),
+        (2048, 512),
+        (2048, 2048),
+        (2048, 8192),
+        (65536, 256),
+        (16384, 1024),
+    ],
     "barlow_twins": [(64, 2048), (256, 2048), (256, 8192), (1024, 2048), (2048, 512)],
     "nt_xent": [(256, 512), (2048, 512)],
     "clip": [(256, 512), (2048, 512)],
 }
-MEMORY = {"vicreg": [(256, 2048), (256, 8192), (2048, 8192)], "barlow_twins": [(256, 8192)], "nt_xent": [(2048, 512)]}
+MEMORY = {
+    "vicreg": [(256, 2048), (256, 8192), (2048, 8192)],
+    "barlow_twins": [(256, 8192)],
+    "nt_xent": [(2048, 512)],
+}
 
 
 def inputs(n: int, d: int, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +84,13 @@ def times(quick: bool) -> list[dict]:
             forms = ["ours", *OBJECTIVES[name][1]]
             took = interleaved({form: lambda form=form: call(name, form, z_a, z_b) for form in forms})
             ms = {form: 1000 * sorted(t)[len(t) // 2] for form, t in took.items()}
-            row = {"objective": name, "n": n, "d": d, "ms": ms, "ratio": {form: ratio(took[form], took["ours"]) for form in forms[1:]}}
+            row = {
+                "objective": name,
+                "n": n,
+                "d": d,
+                "ms": ms,
+                "ratio": {form: ratio(took[form], took["ours"]) for form in forms[1:]},
+            }
             if name == "vicreg":  # two products per branch, value and gradient
                 row["of_ceiling"] = 8 * n * d * min(n, d) / (min(took["ours"]) * 1e9) / ceiling
             rows.append(row)
@@ -77,7 +102,10 @@ def memory(quick: bool) -> list[dict]:
     for name, shapes in MEMORY.items():
         for n, d in shapes[:1] if quick else shapes:
             forms = ["ours", *OBJECTIVES[name][1]]
-            peaks = {form: in_fresh_process("benchmarks.objective", "--memory", name, form, str(n), str(d))["mib"] for form in forms}
+            peaks = {
+                form: in_fresh_process("benchmarks.objective", "--memory", name, form, str(n), str(d))["mib"]
+                for form in forms
+            }
             rows.append({"objective": name, "n": n, "d": d, "mib": peaks})
     return rows
 
@@ -89,16 +117,28 @@ def hard_cases() -> dict[str, torch.Tensor]:
     heavy = normal.clone()
     heavy[:, 7] *= 1e4
     few = torch.randn(256, 128, generator=generator, dtype=torch.float64)
-    orthogonal, _ = torch.linalg.qr(few - few.mean(0))  # uncorrelated to the last digit: only the small rest is off the diagonal
-    live = lambda rest: torch.cat([orthogonal * 16, rest * normal[:, 128:]], 1)  # noqa: E731
-    line = torch.randn(256, 1, generator=generator, dtype=torch.float64) @ torch.randn(1, 2048, generator=generator, dtype=torch.float64)
+    orthogonal, _ = torch.linalg.qr(
+        few - few.mean(0)
+    )  # uncorrelated to the last digit: only the small rest is off the diagonal
+    live = lambda rest: torch.cat([orthogonal * 16, rest * normal[:, 128:]], 1)
+    line = torch.randn(256, 1, generator=generator, dtype=torch.float64) @ torch.randn(
+        1, 2048, generator=generator, dtype=torch.float64
+    )
     tall = torch.randn(1024, 256, generator=generator, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(torch.cov(tall.T))
     whitened = (tall - tall.mean(0)) @ (vectors / values.sqrt()) @ vectors.T
     return {
-        "normal": normal, "collapsed": 1 + 1e-4 * normal, "offset 1e4": normal + 1e4, "one column x 1e4": heavy,
-        "few live columns, rest 1e-3": live(1e-3), "few live columns, rest 1e-5": live(1e-5), "rank one": line,
-        "whitened + 1e-3": whitened + 1e-3 * tall.flip(0), "two samples": normal[:2], "N = D": normal[:, :256], "N = D / 2": normal[:, :512],
+        "normal": normal,
+        "collapsed": 1 + 1e-4 * normal,
+        "offset 1e4": normal + 1e4,
+        "one column x 1e4": heavy,
+        "few live columns, rest 1e-3": live(1e-3),
+        "few live columns, rest 1e-5": live(1e-5),
+        "rank one": line,
+        "whitened + 1e-3": whitened + 1e-3 * tall.flip(0),
+        "two samples": normal[:2],
+        "N = D": normal[:, :256],
+        "N = D / 2": normal[:, :512],
     }
 
 
@@ -107,32 +147,53 @@ def errors() -> list[dict]:
     rows = []
     alone = VICReg(invariance=0, variance=0)
     for name, z in hard_cases().items():
+
         def plain_covariance(x):
             x = x - x.mean(0)
             return plain.off_diagonal_by_reshape(x.T @ x / (len(x) - 1)).pow(2).sum() / x.shape[1]
 
         z = z.float()
-        truth_in, plain_in, ours_in = (z.to(t).clone().requires_grad_() for t in (torch.float64, torch.float32, torch.float32))
-        truth, of_plain, of_ours = plain_covariance(truth_in), plain_covariance(plain_in), alone(ours_in, z)[0]
+        truth_in, plain_in, ours_in = (
+            z.to(t).clone().requires_grad_() for t in (torch.float64, torch.float32, torch.float32)
+        )
+        truth, of_plain, of_ours = (
+            plain_covariance(truth_in),
+            plain_covariance(plain_in),
+            alone(ours_in, z)[0],
+        )
         of_ours = of_ours - alone(z, z)[0] / 2  # z stands on branch b as a constant
         for value in (truth, of_plain, of_ours):
             value.backward()
-        relative = lambda x: float((x.double() - truth_in.grad).norm() / truth_in.grad.norm())  # noqa: E731
-        rows.append({"case": name, "n": z.shape[0], "d": z.shape[1],
-                     "value": {"plain": abs(of_plain.item() / truth.item() - 1), "ours": abs(of_ours.item() / truth.item() - 1)},
-                     "gradient": {"plain": relative(plain_in.grad), "ours": relative(ours_in.grad)}})
+        relative = lambda x: float((x.double() - truth_in.grad).norm() / truth_in.grad.norm())
+        rows.append(
+            {
+                "case": name,
+                "n": z.shape[0],
+                "d": z.shape[1],
+                "value": {
+                    "plain": abs(of_plain.item() / truth.item() - 1),
+                    "ours": abs(of_ours.item() / truth.item() - 1),
+                },
+                "gradient": {"plain": relative(plain_in.grad), "ours": relative(ours_in.grad)},
+            }
+        )
     return rows
 
 
 def half_precision() -> list[dict]:
-    """Gradient error of bfloat16 inputs against float64 of the same numbers; and float16 inputs with a large spread."""
+    """Gradient error of bfloat16 inputs against float64 of the same numbers; and float16 inputs with a large
+    spread."""
     rows = []
     for n, d in ((256, 2048), (1024, 512)):
         z_a, z_b = inputs(n, d, torch.bfloat16)
         truth_a, truth_b = (z.detach().double().requires_grad_() for z in (z_a, z_b))
         plain.official(truth_a, truth_b).backward()
-        error = {form: float((call("vicreg", form, z_a, z_b)[1].double() - truth_a.grad).norm() / truth_a.grad.norm())
-                 for form in ("ours", "official")}
+        error = {
+            form: float(
+                (call("vicreg", form, z_a, z_b)[1].double() - truth_a.grad).norm() / truth_a.grad.norm()
+            )
+            for form in ("ours", "official")
+        }
         rows.append({"inputs": "bfloat16", "n": n, "d": d, "gradient": error})
     z_a, z_b = (6 * z.detach() for z in inputs(2048, 512, torch.float16))
     finite = {}
@@ -144,10 +205,17 @@ def half_precision() -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.objective", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.objective", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="the smallest shapes of each table")
     parser.add_argument("--json", metavar="FILE", help="also write all numbers")
-    parser.add_argument("--memory", nargs=4, metavar=("OBJECTIVE", "FORM", "N", "D"), help="print the peak of one call in this process")
+    parser.add_argument(
+        "--memory",
+        nargs=4,
+        metavar=("OBJECTIVE", "FORM", "N", "D"),
+        help="print the peak of one call in this process",
+    )
     options = parser.parse_args()
     if options.memory:
         name, form, n, d = options.memory
@@ -155,20 +223,73 @@ def main() -> None:
         z = inputs(int(n), int(d))
         print(json.dumps({"mib": peak_mib(lambda: call(name, form, *z))}))
         return
-    results = {"time": times(options.quick), "memory": memory(options.quick), "error": errors(), "half": half_precision()}
-    print("time, forward and backward, float32: ms, and how many times ours is faster; ceiling: share of the rate of a plain product\n")
-    print(table(["objective", "N", "D", "ours ms", "official/plain ms", "times faster", "than mask form", "of ceiling"], [
-        [r["objective"], r["n"], r["d"], r["ms"]["ours"], list(r["ms"].values())[1], list(r["ratio"].values())[0],
-         r["ratio"].get("mask", "-"), r.get("of_ceiling", "-")] for r in results["time"]]))
+    results = {
+        "time": times(options.quick),
+        "memory": memory(options.quick),
+        "error": errors(),
+        "half": half_precision(),
+    }
+    print(
+        "time, forward and backward, float32: ms, and how many times ours is faster; ceiling: share of the"
+        " rate of a plain product\n"
+    )
+    print(
+        table(
+            [
+                "objective",
+                "N",
+                "D",
+                "ours ms",
+                "official/plain ms",
+                "times faster",
+                "than mask form",
+                "of ceiling",
+            ],
+            [
+                [
+                    r["objective"],
+                    r["n"],
+                    r["d"],
+                    r["ms"]["ours"],
+                    list(r["ms"].values())[1],
+                    list(r["ratio"].values())[0],
+                    r["ratio"].get("mask", "-"),
+                    r.get("of_ceiling", "-"),
+                ]
+                for r in results["time"]
+            ],
+        )
+    )
     print("\npeak memory over the inputs, MiB, fresh processes\n")
-    print(table(["objective", "N", "D", "ours", "official/plain", "mask form"], [
-        [r["objective"], r["n"], r["d"], *list(r["mib"].values())[:2], r["mib"].get("mask", "-")] for r in results["memory"]]))
+    print(
+        table(
+            ["objective", "N", "D", "ours", "official/plain", "mask form"],
+            [
+                [r["objective"], r["n"], r["d"], *list(r["mib"].values())[:2], r["mib"].get("mask", "-")]
+                for r in results["memory"]
+            ],
+        )
+    )
     print("\nrelative error of the covariance term in float32 against float64\n")
-    print(table(["case", "N", "D", "value plain", "value ours", "gradient plain", "gradient ours"], [
-        [r["case"], r["n"], r["d"], *r["value"].values(), *r["gradient"].values()] for r in results["error"]]))
+    print(
+        table(
+            ["case", "N", "D", "value plain", "value ours", "gradient plain", "gradient ours"],
+            [
+                [r["case"], r["n"], r["d"], *r["value"].values(), *r["gradient"].values()]
+                for r in results["error"]
+            ],
+        )
+    )
     print("\nhalf precision inputs: gradient error, or whether all is finite\n")
-    print(table(["inputs", "N", "D", "ours", "official"], [
-        [r["inputs"], r["n"], r["d"], *r.get("gradient", r.get("finite")).values()] for r in results["half"]]))
+    print(
+        table(
+            ["inputs", "N", "D", "ours", "official"],
+            [
+                [r["inputs"], r["n"], r["d"], *r.get("gradient", r.get("finite")).values()]
+                for r in results["half"]
+            ],
+        )
+    )
     write(options.json, results)
 
 

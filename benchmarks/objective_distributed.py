@@ -1,9 +1,11 @@
-"""VICReg on two gloo processes beside the official way: gather everything, the whole D x D covariance on every process.
+"""VICReg on two gloo processes beside the official way: gather everything, the whole D x D covariance on
+every process.
 
     python -m benchmarks.objective_distributed [--processes 2] [--json FILE]
 
-Each process has one thread and its own data; the time of forward and backward is the slower process's, ratios are of interleaved rounds.
-Error: the gradient of own rows, times what DistributedDataParallel divides by, against one process with the union batch in float64.
+Each process has one thread and its own data; the time of forward and backward is the slower process's, ratios
+are of interleaved rounds. Error: the gradient of own rows, times what DistributedDataParallel divides by,
+against one process with the union batch in float64.
 """
 
 import argparse
@@ -40,7 +42,9 @@ class GatherAndReduce(torch.autograd.Function):
 
 
 def official(z_a, z_b):
-    return 25 * F.mse_loss(z_a, z_b) + plain.variance_covariance(GatherAndReduce.apply(z_a), GatherAndReduce.apply(z_b))
+    return 25 * F.mse_loss(z_a, z_b) + plain.variance_covariance(
+        GatherAndReduce.apply(z_a), GatherAndReduce.apply(z_b)
+    )
 
 
 def union(rows: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,17 +79,26 @@ def process(rank: int, processes: int, port: int, results) -> None:
             truth = [z.double().requires_grad_() for z in whole]
             plain.official(*truth).backward()
             expected = truth[0].grad[:n]
-            results.put({
-                "n": n, "d": d, "ms": {form: 1000 * statistics.median(t) for form, t in took.items()},
-                "ratio": statistics.median(o / t for o, t in zip(took["official"], took["ours"])),
-                "gradient_error": {form: float((g.double() / processes - expected).norm() / expected.norm()) for form, g in gradient.items()},
-            })
+            results.put(
+                {
+                    "n": n,
+                    "d": d,
+                    "ms": {form: 1000 * statistics.median(t) for form, t in took.items()},
+                    "ratio": statistics.median(o / t for o, t in zip(took["official"], took["ours"])),
+                    "gradient_error": {
+                        form: float((g.double() / processes - expected).norm() / expected.norm())
+                        for form, g in gradient.items()
+                    },
+                }
+            )
         dist.barrier()
     dist.destroy_process_group()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.objective_distributed", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.objective_distributed", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="also write all numbers")
     options = parser.parse_args()
@@ -93,9 +106,26 @@ def main() -> None:
     results = multiprocessing.get_context("spawn").SimpleQueue()
     multiprocessing.spawn(process, (options.processes, port, results), nprocs=options.processes)
     rows = [results.get() for _ in SHAPES]
-    print(f"{options.processes} gloo processes of one thread, rows of each n: ms, and how many times ours is faster\n")
-    print(table(["n", "D", "ours ms", "official ms", "times faster", "error ours", "error official"], [
-        [r["n"], r["d"], r["ms"]["ours"], r["ms"]["official"], r["ratio"], *r["gradient_error"].values()] for r in rows]))
+    print(
+        f"{options.processes} gloo processes of one thread, rows of each n: ms, and how many times ours is"
+        " faster\n"
+    )
+    print(
+        table(
+            ["n", "D", "ours ms", "official ms", "times faster", "error ours", "error official"],
+            [
+                [
+                    r["n"],
+                    r["d"],
+                    r["ms"]["ours"],
+                    r["ms"]["official"],
+                    r["ratio"],
+                    *r["gradient_error"].values(),
+                ]
+                for r in rows
+            ],
+        )
+    )
     write(options.json, {"processes": options.processes, "rows": rows})
 
 

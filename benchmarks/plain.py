@@ -14,7 +14,7 @@ def official(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 def boolean_mask(z_a: Tensor, z_b: Tensor) -> Tensor:
     """The same with the off-diagonal entries picked by a boolean mask, as lightly and solo-learn do."""
-    pick = lambda c: c[~torch.eye(len(c), dtype=torch.bool, device=c.device)]  # noqa: E731
+    pick = lambda c: c[~torch.eye(len(c), dtype=torch.bool, device=c.device)]
     return 25 * F.mse_loss(z_a, z_b) + variance_covariance(z_a, z_b, pick)
 
 
@@ -43,7 +43,9 @@ def barlow_twins(z_a: Tensor, z_b: Tensor) -> Tensor:
 def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float = 0.1) -> Tensor:
     """SimCLR's loss: cross entropy over the 2N x 2N similarities."""
     z = F.normalize(torch.cat([z_a, z_b]), dim=1)
-    logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -math.inf)
+    logits = (z @ z.T / temperature).masked_fill(
+        torch.eye(len(z), dtype=torch.bool, device=z.device), -math.inf
+    )
     return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z_a)))
 
 

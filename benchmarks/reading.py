@@ -1,11 +1,14 @@
-"""Reading the samples of a recipe in one process: milliseconds of one sample, the first time and later, with what its modalities keep in memory and without.
+"""Reading the samples of a recipe in one process: milliseconds of one sample, the first time and later, with
+what its modalities keep in memory and without.
 
-    python -m benchmarks.reading recipes/audio_video.yaml                                       # the embedded sample
-    python -m benchmarks.reading recipes/audio_video.yaml source.root=grid/index.csv            # files of your own; any key=value of the recipe
-    python -m benchmarks.reading recipes/audio_video.yaml source.root=grid/index.csv --json FILE
+    python -m benchmarks.reading recipes/audio_video.yaml                                       # the embedded
+    sample python -m benchmarks.reading recipes/audio_video.yaml source.root=grid/index.csv            # files
+    of your own; any key=value of the recipe python -m benchmarks.reading recipes/audio_video.yaml
+    source.root=grid/index.csv --json FILE
 
-Rows: `nothing kept`, with each `cache_mb` of the recipe as 0, and `as in the recipe`. Time is this process's CPU time, so that neighbours on the machine count
-less; beside it what a clock says. Memory is that of all the pairs' kept squares and sounds.
+Rows: `nothing kept`, with each `cache_mb` of the recipe as 0, and `as in the recipe`. Time is this process's
+CPU time, so that neighbours on the machine count less; beside it what a clock says. Memory is that of all the
+pairs' kept squares and sounds.
 """
 
 import argparse
@@ -47,9 +50,16 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also write all numbers")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = {name: read(options.recipe, options.overrides, keep) for name, keep in (("nothing kept", False), ("as in the recipe", True))}
-    print(table(["", "epoch 1, CPU ms", "epoch 2, CPU ms", "epoch 1, ms", "epoch 2, ms", "kept, MB"],
-                [[name, *r["cpu_ms"], *r["wall_ms"], r["kept_mb"]] for name, r in results.items()]))
+    results = {
+        name: read(options.recipe, options.overrides, keep)
+        for name, keep in (("nothing kept", False), ("as in the recipe", True))
+    }
+    print(
+        table(
+            ["", "epoch 1, CPU ms", "epoch 2, CPU ms", "epoch 1, ms", "epoch 2, ms", "kept, MB"],
+            [[name, *r["cpu_ms"], *r["wall_ms"], r["kept_mb"]] for name, r in results.items()],
+        )
+    )
     write(options.json, results)
 
 

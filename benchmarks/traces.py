@@ -1,10 +1,12 @@
-"""python -m benchmarks.traces --to FILE | --against FILE [RECIPE ...]: what every shipped recipe computes, to the last bit.
+"""python -m benchmarks.traces --to FILE | --against FILE [RECIPE ...]: what every shipped recipe computes, to
+the last bit.
 
-Of each recipe (default: all), 12 steps of its without-data form on one thread: losses and terms as hexadecimal floats, a hash of each
-pair's first batch of raw views, the names of its samples, the numbers of the evaluation, names and shapes of the model's tensors; and what
-`--list` prints. A refactor proves itself with equal traces: --to FILE before it, --against FILE after it, on the same machine and with the
-same cache folder (sample videos are not the same bytes each time they are made). Exit code 0: equal; 1: something differs, and the first
-differences are printed.
+Of each recipe (default: all), 12 steps of its without-data form on one thread: losses and terms as
+hexadecimal floats, a hash of each pair's first batch of raw views, the names of its samples, the numbers of
+the evaluation, names and shapes of the model's tensors; and what `--list` prints. A refactor proves itself
+with equal traces: --to FILE before it, --against FILE after it, on the same machine and with the same cache
+folder (sample videos are not the same bytes each time they are made). Exit code 0: equal; 1: something
+differs, and the first differences are printed.
 """
 
 import argparse
@@ -34,13 +36,16 @@ def trace(name: str) -> dict:
     """{steps, batches, evaluation, state} of one recipe."""
     import vicjoint
     from vicjoint import checkpoint
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         overrides = [f"train.steps={STEPS}", "data.workers=0", f"out={folder}/run"]
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             run = vicjoint.train(str(RECIPES / f"{name}.yaml"), overrides)
             batches = first_batches(name, overrides)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
         state = checkpoint.load_last(run / "checkpoints")["model"]
     return {
@@ -52,12 +57,17 @@ def trace(name: str) -> dict:
 
 
 def first_batches(name: str, overrides: list[str]) -> list[dict]:
-    """{a, b, group, samples} of the first batch of each pair: hashes of the raw views, and the names in order."""
+    """{a, b, group, samples} of the first batch of each pair: hashes of the raw views, and the names in
+    order."""
     from vicjoint.build import build_parts
     from vicjoint.config import load_recipe
+
     parts = build_parts(load_recipe(str(RECIPES / f"{name}.yaml"), overrides))
     with parts.batches(0, 0, len(parts.pairs)) as batches:
-        return [{"a": digest(pair.a), "b": digest(pair.b), "group": digest(pair.group), "samples": pair.samples} for pair, _ in batches]
+        return [
+            {"a": digest(pair.a), "b": digest(pair.b), "group": digest(pair.group), "samples": pair.samples}
+            for pair, _ in batches
+        ]
 
 
 def digest(view) -> str:
@@ -67,7 +77,8 @@ def digest(view) -> str:
 
 
 def add(found, view) -> None:
-    """Type, shape and bytes of the tensors and arrays of a raw view, in order; of an object, those of its fields."""
+    """Type, shape and bytes of the tensors and arrays of a raw view, in order; of an object, those of its
+    fields."""
     if isinstance(view, torch.Tensor):
         view = view.contiguous().numpy()
     if isinstance(view, np.ndarray):
@@ -88,6 +99,7 @@ def exact(value):
 
 def listing() -> list[str]:
     from vicjoint import run
+
     return run.components().splitlines()
 
 
@@ -111,13 +123,22 @@ def differences(before, after, path: str = "") -> list[str]:
         return [] if before == after else [f"{path}: {before} -> {after}"]
     if isinstance(before, list):
         before, after = dict(enumerate(before)), dict(enumerate(after))
-    return [line for key in dict.fromkeys([*before, *after])
-            for line in differences(before.get(key, "absent"), after.get(key, "absent"), f"{path}.{key}" if path else str(key))]
+    return [
+        line
+        for key in dict.fromkeys([*before, *after])
+        for line in differences(
+            before.get(key, "absent"), after.get(key, "absent"), f"{path}.{key}" if path else str(key)
+        )
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traces", description="Record or compare what every recipe computes.")
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="bare names of shipped recipes; default: all")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.traces", description="Record or compare what every recipe computes."
+    )
+    parser.add_argument(
+        "recipes", nargs="*", metavar="RECIPE", help="bare names of shipped recipes; default: all"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--to", type=Path, metavar="FILE", help="record")
     what.add_argument("--against", type=Path, metavar="FILE", help="compare with what was recorded")
@@ -131,7 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
     after = traces(names)
     before["recipes"] = {name: before["recipes"].get(name, "absent") for name in names}
     found = differences(before, json.loads(json.dumps(after)))
-    print("\n".join(found[:SHOWN]) + f"\n{len(found)} differences" if found else f"equal: {len(names)} recipes")
+    print(
+        "\n".join(found[:SHOWN]) + f"\n{len(found)} differences" if found else f"equal: {len(names)} recipes"
+    )
     return 1 if found else 0
 
 

@@ -1,12 +1,14 @@
 """Encoders of clips: view [B, C, T, H, W] float, normalised -> y [B, dim].
 
-    encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on a CPU
-    encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN: quicker still
-    encoder: {name: conv_time, width: 16, slots: 12}                  # a CNN per frame, parts of time kept apart: a sentence, a gesture
-    encoder: {name: frame_and_motion, frames: 4}                      # the last frame's y moved on; takes single frames too
-    encoder: {name: r3d_18}                                           # torchvision's video models, random weights
-    encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
-    encoder: {name: frames_transformer, image: {name: resnet18}}      # any image encoder + a transformer over time
+encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on
+a CPU encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN:
+quicker still encoder: {name: conv_time, width: 16, slots: 12}                  # a CNN per frame, parts of
+time kept apart: a sentence, a gesture encoder: {name: frame_and_motion, frames: 4}                      # the
+last frame's y moved on; takes single frames too encoder: {name: r3d_18}
+# torchvision's video models, random weights encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size:
+8}
+encoder: {name: frames_transformer, image: {name: resnet18}}      # any image encoder + a transformer over
+time
 """
 
 # B batch, C channels, T frames, H height, W width, D representation
@@ -23,8 +25,8 @@ from vicjoint.registry import ComponentError, build_encoder, register_encoder
 
 @register_encoder("clip", "conv_gru")
 class ConvGRU(nn.Module):
-    """A small CNN on each frame, a GRU over time; y joins its last state (motion) with the last frame's feature (position),
-    which together say what comes next."""
+    """A small CNN on each frame, a GRU over time; y joins its last state (motion) with the last frame's
+    feature (position), which together say what comes next."""
 
     def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
         super().__init__()
@@ -42,36 +44,59 @@ class ConvGRU(nn.Module):
 
 
 class OverTime(nn.Module):
-    """Features [B, D, T] of any number of steps -> [B, dim]: means over `slots` equal parts of time, kept apart, then a linear layer. So y
-    says what was when, to the length of a slot. In training, `dropout` is the share of the means that are set to 0."""
+    """Features [B, D, T] of any number of steps -> [B, dim]: means over `slots` equal parts of time, kept
+    apart, then a linear layer. So y says what was when, to the length of a slot. In training, `dropout` is
+    the share of the means that are set to 0.
+    """
 
     def __init__(self, features: int, slots: int, dim: int, dropout: float):
         super().__init__()
         if slots < 1 or not 0 <= dropout < 1:
-            raise ComponentError(f"encoder 'conv_time': slots is {slots} and dropout {dropout}, expected slots of 1 or more, and dropout from 0 "
-                                 "to below 1.")
+            raise ComponentError(
+                f"encoder 'conv_time': slots is {slots} and dropout {dropout}, expected slots of 1 or more,"
+                " and dropout from 0 to below 1."
+            )
         self.slots, self.dropout = slots, nn.Dropout(dropout)
         self.project = nn.Linear(features * slots, dim)
 
     def forward(self, features_BDT: Tensor) -> Tensor:
-        return self.project(self.dropout(nn.functional.adaptive_avg_pool1d(features_BDT, self.slots).flatten(1)))
+        return self.project(
+            self.dropout(nn.functional.adaptive_avg_pool1d(features_BDT, self.slots).flatten(1))
+        )
 
 
 def over_time(before: int, after: int, stride: int = 1) -> list[nn.Module]:
     """A convolution of five steps, [B, before, T] -> [B, after, T / stride], with batch norm and ReLU."""
-    return [nn.Conv1d(before, after, 5, stride, padding=2, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return [
+        nn.Conv1d(before, after, 5, stride, padding=2, bias=False),
+        nn.BatchNorm1d(after),
+        nn.ReLU(inplace=True),
+    ]
 
 
 @register_encoder("clip", "conv_time")
 class ConvTime(nn.Module):
-    """A small CNN on each frame, as it differs from the clip's mean and from the frame before, a convolution over five frames, and means over `slots`
-    parts of time, which are kept apart: for clips of a whole sentence or gesture, of any number of frames."""
+    """A small CNN on each frame, as it differs from the clip's mean and from the frame before, a convolution
+    over five frames, and means over `slots` parts of time, which are kept apart: for clips of a whole
+    sentence or gesture, of any number of frames."""
 
-    def __init__(self, width: int = 32, features: int = 128, slots: int = 8, dim: int = 256, dropout: float = 0.0, channels: int = 3):
+    def __init__(
+        self,
+        width: int = 32,
+        features: int = 128,
+        slots: int = 8,
+        dim: int = 256,
+        dropout: float = 0.0,
+        channels: int = 3,
+    ):
         super().__init__()
         self.dim = dim
         self.trunk = ConvTrunk(2 * channels, width, coarse=True)
-        self.frame = nn.Sequential(nn.Linear(self.trunk.features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU(inplace=True))
+        self.frame = nn.Sequential(
+            nn.Linear(self.trunk.features, features, bias=False),
+            nn.BatchNorm1d(features),
+            nn.ReLU(inplace=True),
+        )
         self.time = nn.Sequential(*over_time(features, features))
         self.slots = OverTime(features, slots, dim, dropout)
 
@@ -80,13 +105,16 @@ class ConvTime(nn.Module):
         return self.slots(self.time(rearrange(features, "(b t) d -> b d t", b=len(view))))
 
     def _of_differences(self, view: Tensor) -> Tensor:
-        """The first convolution over the channels [frame - mean frame, frame - frame before] (nothing before the first), [B T, width, h, w]. It is linear,
-        so the differences are taken between its small maps, in two thirds of the time."""
+        """The first convolution over the channels [frame - mean frame, frame - frame before] (nothing before
+        the first), [B T, width, h, w]. It is linear, so the differences are taken between its small maps, in
+        two thirds of the time."""
         conv = self.trunk.layers[0]
         of_moving, of_change = conv.weight.chunk(2, 1)
 
         def maps(frames: Tensor, weight: Tensor) -> Tensor:
-            return nn.functional.conv2d(frames.contiguous(memory_format=torch.channels_last), weight, None, conv.stride, conv.padding)
+            return nn.functional.conv2d(
+                frames.contiguous(memory_format=torch.channels_last), weight, None, conv.stride, conv.padding
+            )
 
         frames = rearrange(view, "b c t h w -> (b t) c h w").contiguous(memory_format=torch.channels_last)
         now = maps(frames, of_moving + of_change).unflatten(0, (len(view), -1))
@@ -97,7 +125,8 @@ class ConvTime(nn.Module):
 
 @register_encoder("clip", "conv_stack")
 class ConvStack(nn.Module):
-    """Early fusion: the `frames` frames and their successive differences (which show motion) are channels of one small CNN."""
+    """Early fusion: the `frames` frames and their successive differences (which show motion) are channels of
+    one small CNN."""
 
     def __init__(self, width: int = 32, dim: int = 256, frames: int = 8, channels: int = 3):
         super().__init__()
@@ -108,14 +137,18 @@ class ConvStack(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         if view.shape[2] != self.frames:
-            raise ValueError(f"encoder 'conv_stack' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
-                             "Set the encoder's frames to the pair's frames.")
+            raise ValueError(
+                f"encoder 'conv_stack' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
+                "Set the encoder's frames to the pair's frames."
+            )
         return self.project(self.trunk(rearrange(view, "b c t h w -> b (c t) h w")))
 
 
 class OverDifferences(nn.Module):
-    """A convolution whose input channels are, per colour, T frames and their T - 1 successive differences, applied to the frames alone
-    [B, C T, H, W]: both are linear, so the weights of the differences are moved to the frames, and nothing has to be subtracted."""
+    """A convolution whose input channels are, per colour, T frames and their T - 1 successive differences,
+    applied to the frames alone [B, C T, H, W]: both are linear, so the weights of the differences are moved
+    to the frames, and nothing has to be subtracted.
+    """
 
     def __init__(self, conv: nn.Conv2d, frames: int):
         super().__init__()
@@ -127,24 +160,34 @@ class OverDifferences(nn.Module):
         pad = nn.functional.pad
         # difference k is frame k + 1 minus frame k
         weight = of_frames + pad(of_differences, (0, 0, 0, 0, 1, 0)) - pad(of_differences, (0, 0, 0, 0, 0, 1))
-        return nn.functional.conv2d(x, rearrange(weight, "o c t h w -> o (c t) h w"), None, self.conv.stride, self.conv.padding)
+        return nn.functional.conv2d(
+            x, rearrange(weight, "o c t h w -> o (c t) h w"), None, self.conv.stride, self.conv.padding
+        )
 
 
 @register_encoder("clip", "frame_and_motion")
 class FrameAndMotion(nn.Module):
-    """y of a clip = y of its last frame + a change, read from that frame and the successive differences before it.
+    """y of a clip = y of its last frame + a change, read from that frame and the successive differences
+    before it.
 
-    A single frame [B, C, H, W] has a y as well, through the same CNN, so with `b: {weights: same}` both branches are one encoder:
-    the clip's prediction starts as an exact copy of its last frame, and what is learnt is how frames differ and what moves. Two
-    encoders of their own have to find each other's code first, to well below the change from one frame to the next; where that
-    change is small (a talking face), they spend most of a short run on it.
+    A single frame [B, C, H, W] has a y as well, through the same CNN, so with `b: {weights: same}` both
+    branches are one encoder: the clip's prediction starts as an exact copy of its last frame, and what is
+    learnt is how frames differ and what moves. Two encoders of their own have to find each other's code
+    first, to well below the change from one frame to the next; where that change is small (a talking face),
+    they spend most of a short run on it.
 
-    The change starts at zero. `gain` multiplies the differences, which in real video are some hundredths of the pixels' range."""
+    The change starts at zero. `gain` multiplies the differences, which in real video are some hundredths of
+    the pixels' range.
+    """
 
-    def __init__(self, width: int = 32, dim: int = 256, frames: int = 4, gain: float = 16.0, channels: int = 3):
+    def __init__(
+        self, width: int = 32, dim: int = 256, frames: int = 4, gain: float = 16.0, channels: int = 3
+    ):
         super().__init__()
         if frames < 2:
-            raise ComponentError(f"encoder 'frame_and_motion': frames is {frames}, which shows no motion. Expected 2 or more.")
+            raise ComponentError(
+                f"encoder 'frame_and_motion': frames is {frames}, which shows no motion. Expected 2 or more."
+            )
         self.dim, self.frames, self.gain = dim, frames, gain
         self.trunk = ConvTrunk(channels, width)
         self.project = nn.Linear(self.trunk.features, dim)
@@ -157,8 +200,10 @@ class FrameAndMotion(nn.Module):
         if view.ndim == 4:
             return self.project(self.trunk(view))
         if view.shape[2] != self.frames:
-            raise ValueError(f"encoder 'frame_and_motion' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
-                             "Set the encoder's frames to the pair's frames.")
+            raise ValueError(
+                f"encoder 'frame_and_motion' was built for {self.frames} frames, got a clip of"
+                f" {view.shape[2]}. Set the encoder's frames to the pair's frames."
+            )
         last = view[:, :, -1]
         seen = torch.cat([last, rearrange(view.diff(dim=2) * self.gain, "b c t h w -> b (c t) h w")], 1)
         return self.project(self.trunk(last)) + self.change(self.motion(seen))
@@ -166,30 +211,41 @@ class FrameAndMotion(nn.Module):
 
 @register_encoder("clip", "frames_transformer")
 class FramesTransformer(nn.Module):
-    """Any image encoder on each frame, `image: {name: resnet18, ...}`, then a transformer over time with a learnt position for
-    each frame; y is its class token, normalised. Clips may have up to `max_frames` frames."""
+    """Any image encoder on each frame, `image: {name: resnet18, ...}`, then a transformer over time with a
+    learnt position for each frame; y is its class token, normalised. Clips may have up to `max_frames`
+    frames."""
 
     def __init__(self, image: dict, layers: int = 2, heads: int = 4, dim: int = 256, max_frames: int = 64):
         super().__init__()
         if "name" not in image:
-            raise ComponentError(f"encoder 'frames_transformer': image is {image}, "
-                                 "expected an image encoder such as {name: resnet18}.")
+            raise ComponentError(
+                f"encoder 'frames_transformer': image is {image}, "
+                "expected an image encoder such as {name: resnet18}."
+            )
         if dim % heads:
-            raise ComponentError(f"encoder 'frames_transformer': dim {dim} cannot be shared by {heads} heads. "
-                                 f"Use a multiple of {heads}.")
+            raise ComponentError(
+                f"encoder 'frames_transformer': dim {dim} cannot be shared by {heads} heads. "
+                f"Use a multiple of {heads}."
+            )
         self.dim, self.max_frames = dim, max_frames
         self.image = build_encoder("image", **image)
         self.project = nn.Linear(self.image.dim, dim)
         self.token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.position = nn.Parameter(torch.randn(1, max_frames, dim) * 0.02)
-        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-        self.transformer = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False
+        )
 
     def forward(self, view: Tensor) -> Tensor:
         B, _, T, _, _ = view.shape
         if T > self.max_frames:
-            raise ValueError(f"encoder 'frames_transformer' takes at most {self.max_frames} frames, got {T}. "
-                             "Raise the encoder's max_frames.")
+            raise ValueError(
+                f"encoder 'frames_transformer' takes at most {self.max_frames} frames, got {T}. "
+                "Raise the encoder's max_frames."
+            )
         frames = self.image(rearrange(view, "b c t h w -> (b t) c h w"))
         frames_BTD = rearrange(self.project(frames), "(b t) d -> b t d", b=B) + self.position[:, :T]
         return self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1))[:, 0]
@@ -197,33 +253,50 @@ class FramesTransformer(nn.Module):
 
 # ---- torchvision's video models, without their heads ----
 
+
 def _register_video(name: str) -> None:
     if name.startswith("mvit"):
+
         def build(weights: str | None = None, spatial_size: list[int] = (224, 224), temporal_size: int = 16):
             model = mvit(name, tuple(spatial_size), temporal_size)
             model.dim = remove_head(model)
             if weights is not None:
                 load_weights(model, name, weights)
-            return expect_size(model, (temporal_size, *spatial_size), "Set the encoder's temporal_size to the clip's frames and "
-                               "spatial_size to its [height, width].")
+            return expect_size(
+                model,
+                (temporal_size, *spatial_size),
+                "Set the encoder's temporal_size to the clip's frames and "
+                "spatial_size to its [height, width].",
+            )
+
     else:
+
         def build(weights: str | None = None):
             model = torchvision_encoder(name, weights)
             if name == "s3d":
-                # equal to its fixed 2 x 7 x 7 window at the published 16 x 224 x 224, and smaller clips fit too
+                # equal to its fixed 2 x 7 x 7 window at the published 16 x 224 x 224, and smaller clips fit
+                # too
                 model.avgpool = nn.AdaptiveAvgPool3d(1)
             return model
+
     build.__qualname__ = build.__name__ = name
     build.__doc__ = f"torchvision's {name} without its classification layer."
     register_encoder("clip", name)(build)
 
 
 def mvit(name: str, spatial_size: tuple[int, int], temporal_size: int) -> MViT:
-    """torchvision's MViT `name` for clips of another size: its builders fix 16 x 224 x 224, so let the builder hand its block
-    settings to a recorder in place of a block, and build the model from them."""
-    if len(spatial_size) != 2 or min(*spatial_size, temporal_size) < 1 or any(s % 32 for s in spatial_size) or temporal_size % 2:
-        raise ComponentError(f"encoder '{name}': spatial_size is {list(spatial_size)} and temporal_size {temporal_size}; "
-                             "expected [height, width] in multiples of 32 and an even number of frames.")
+    """torchvision's MViT `name` for clips of another size: its builders fix 16 x 224 x 224, so let the
+    builder hand its block settings to a recorder in place of a block, and build the model from them."""
+    if (
+        len(spatial_size) != 2
+        or min(*spatial_size, temporal_size) < 1
+        or any(s % 32 for s in spatial_size)
+        or temporal_size % 2
+    ):
+        raise ComponentError(
+            f"encoder '{name}': spatial_size is {list(spatial_size)} and temporal_size {temporal_size}; "
+            "expected [height, width] in multiples of 32 and an even number of frames."
+        )
     blocks: list[dict] = []
 
     def record(**settings) -> nn.Module:
@@ -236,9 +309,19 @@ def mvit(name: str, spatial_size: tuple[int, int], temporal_size: int) -> MViT:
         spatial_size=spatial_size,
         temporal_size=temporal_size,
         block_setting=[block["cnf"] for block in blocks],
-        stochastic_depth_prob=last["stochastic_depth_prob"],  # it grows with depth: the last block has the model's own
-        **{key: last[key] for key in
-           ("residual_pool", "residual_with_cls_embed", "rel_pos_embed", "proj_after_attn", "norm_layer")},
+        stochastic_depth_prob=last[
+            "stochastic_depth_prob"
+        ],  # it grows with depth: the last block has the model's own
+        **{
+            key: last[key]
+            for key in (
+                "residual_pool",
+                "residual_with_cls_embed",
+                "rel_pos_embed",
+                "proj_after_attn",
+                "norm_layer",
+            )
+        },
     )
 
 

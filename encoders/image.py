@@ -1,12 +1,13 @@
-"""Encoders of images (and of next frames, which are images): view [B, C, H, W] float, normalised -> y [B, dim].
+"""Encoders of images (and of next frames, which are images): view [B, C, H, W] float, normalised -> y [B,
+dim].
 
-    encoder: {name: conv, width: 32}                                  # small, quick on a CPU, any size
-    encoder: {name: pooled_conv, strides: [2, 2, 2, 1]}               # the same without a linear layer, for classes of small pictures
-    encoder: {name: resnet18, stem: small}                            # any torchvision classifier by name, random weights
-    encoder: {name: resnet18, channels: 5}                            # a ResNet for other images than RGB
-    encoder: {name: resnet50, weights: IMAGENET1K_V2}                 # the library's pretrained name (online), or a local file
-    encoder: {name: transformers, model: vit, config: {image_size: 64, patch_size: 8}}
-    encoder: {name: transformers, weights: facebook/dinov2-small}     # a hub id (online), or a local folder
+encoder: {name: conv, width: 32}                                  # small, quick on a CPU, any size encoder:
+{name: pooled_conv, strides: [2, 2, 2, 1]}               # the same without a linear layer, for classes of
+small pictures encoder: {name: resnet18, stem: small}                            # any torchvision classifier
+by name, random weights encoder: {name: resnet18, channels: 5}                            # a ResNet for other
+images than RGB encoder: {name: resnet50, weights: IMAGENET1K_V2}                 # the library's pretrained
+name (online), or a local file encoder: {name: transformers, model: vit, config: {image_size: 64, patch_size:
+8}} encoder: {name: transformers, weights: facebook/dinov2-small}     # a hub id (online), or a local folder
 """
 
 # B batch, C channels, H height, W width, D representation
@@ -20,12 +21,16 @@ from torch import Tensor, nn
 
 from vicjoint.registry import ComponentError, nearest, register_encoder
 
-CELLS = 4  # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the next frame
+# the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the
+# next frame
+CELLS = 4
 
 
 class ConvTrunk(nn.Module):
-    """Four stride-2 convolutions, [B, C, H, W] -> [B, features]; at 64 px the last map is 4 x 4, other sizes are pooled to that.
-    `coarse`: one stride-4 convolution in place of the first two, about a fifth of the time, for clips of many frames."""
+    """Four stride-2 convolutions, [B, C, H, W] -> [B, features]; at 64 px the last map is 4 x 4, other sizes
+    are pooled to that. `coarse`: one stride-4 convolution in place of the first two, about a fifth of the
+    time, for clips of many frames.
+    """
 
     def __init__(self, channels: int, width: int, coarse: bool = False):
         super().__init__()
@@ -34,8 +39,11 @@ class ConvTrunk(nn.Module):
         layers: list[nn.Module] = []
         before = channels
         for after, kernel, stride in steps:
-            layers += [nn.Conv2d(before, after, kernel, stride, padding=1, bias=False),
-                       nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(before, after, kernel, stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
             before = after
         self.layers = nn.Sequential(*layers)
         self.features = before * CELLS * CELLS
@@ -53,7 +61,8 @@ class ConvTrunk(nn.Module):
 
 @register_encoder("image", "conv")
 class ConvEncoder(nn.Module):
-    """ConvTrunk, then a linear layer to `dim`: about 13 M multiply-adds for a 64 x 64 RGB frame at width 32."""
+    """ConvTrunk, then a linear layer to `dim`: about 13 M multiply-adds for a 64 x 64 RGB frame at width
+    32."""
 
     def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
         super().__init__()
@@ -67,17 +76,32 @@ class ConvEncoder(nn.Module):
 
 @register_encoder("image", "pooled_conv")
 class PooledConv(nn.Module):
-    """3 x 3 convolutions with batch norm and ReLU, one per width, and no linear layer after them: the representation is the last map,
-    averaged over `pool` x `pool` fields, so `dim` is widths[-1] * pool^2. For classes of small pictures on a CPU: 6 M multiply-adds for
-    28 x 28 pixels by default. Where a thing stands matters less here than in `conv`, which keeps 4 x 4 positions."""
+    """3 x 3 convolutions with batch norm and ReLU, one per width, and no linear layer after them: the
+    representation is the last map, averaged over `pool` x `pool` fields, so `dim` is widths[-1] * pool^2. For
+    classes of small pictures on a CPU: 6 M multiply-adds for 28 x 28 pixels by default. Where a thing stands
+    matters less here than in `conv`, which keeps 4 x 4 positions.
+    """
 
-    def __init__(self, widths: list[int] = (32, 64, 128, 192), strides: list[int] = (2, 1, 2, 2), pool: int = 2, channels: int = 3):
+    def __init__(
+        self,
+        widths: list[int] = (32, 64, 128, 192),
+        strides: list[int] = (2, 1, 2, 2),
+        pool: int = 2,
+        channels: int = 3,
+    ):
         super().__init__()
         if len(widths) != len(strides) or not widths:
-            raise ComponentError(f"encoder 'pooled_conv': {len(widths)} widths and {len(strides)} strides. Expected one stride per width.")
+            raise ComponentError(
+                f"encoder 'pooled_conv': {len(widths)} widths and {len(strides)} strides. Expected one stride"
+                " per width."
+            )
         layers: list[nn.Module] = []
         for before, after, stride in zip([channels, *widths], widths, strides):
-            layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(pool), nn.Flatten())
         self.dim = widths[-1] * pool**2
 
@@ -87,11 +111,12 @@ class PooledConv(nn.Module):
 
 # ---- torchvision: every classifier by its name, without its head ----
 
+
 def torchvision_encoder(name: str, weights: str | None, **settings) -> nn.Module:
     """The torchvision model `name` whose classification layer is gone; `dim` is the width that layer took.
 
-    The model itself is returned, so its state_dict has torchvision's own keys. Raises ComponentError for weights that
-    cannot be found or do not fit."""
+    The model itself is returned, so its state_dict has torchvision's own keys. Raises ComponentError for
+    weights that cannot be found or do not fit."""
     builder = torchvision.models.get_model_builder(name)
     model = builder(**settings)
     model.dim = remove_head(model)
@@ -101,8 +126,10 @@ def torchvision_encoder(name: str, weights: str | None, **settings) -> nn.Module
 
 
 def remove_head(model: nn.Module) -> int:
-    """Drop the last linear (or 1x1 convolution) layer of the model's head and the dropout before it; give the width it took.
-    What comes before them in the head (norms, hidden layers of VGG) and after (pooling of SqueezeNet) stays."""
+    """Drop the last linear (or 1x1 convolution) layer of the model's head and the dropout before it; give the
+    width it took. What comes before them in the head (norms, hidden layers of VGG) and after (pooling of
+    SqueezeNet) stays.
+    """
     where = next(name for name in ("fc", "classifier", "head", "heads") if hasattr(model, name))
     head = getattr(model, where)
     layers = list(head) if isinstance(head, nn.Sequential) else [head]
@@ -111,7 +138,7 @@ def remove_head(model: nn.Module) -> int:
     keep = last
     while keep and isinstance(layers[keep - 1], nn.Dropout):
         keep -= 1
-    setattr(model, where, nn.Sequential(*layers[:keep], *layers[last + 1:]))
+    setattr(model, where, nn.Sequential(*layers[:keep], *layers[last + 1 :]))
     return final.in_features if isinstance(final, nn.Linear) else final.in_channels
 
 
@@ -124,18 +151,21 @@ def load_weights(model: nn.Module, name: str, weights: str) -> None:
             state = pretrained[weights].get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
             raise ComponentError(
-                f"encoder '{name}': weights '{weights}' could not be downloaded from {pretrained[weights].url} ({error}). "
-                f"Without a network give a local file instead: weights: /path/to/{name}.pth"
+                f"encoder '{name}': weights '{weights}' could not be downloaded from"
+                f" {pretrained[weights].url} ({error}). Without a network give a local file instead: weights:"
+                f" /path/to/{name}.pth"
             ) from None
         if hasattr(model, "transform_input"):
-            model.transform_input = True  # GoogLeNet and Inception were trained on another normalisation than the rest
+            model.transform_input = (
+                True  # GoogLeNet and Inception were trained on another normalisation than the rest
+            )
     elif path.is_file():
         state = read_state(name, path)
     else:
         raise ComponentError(
-            f"encoder '{name}': weights '{weights}' were not found: no file {path.absolute()}, and no pretrained "
-            "name of torchvision."
-            f"{nearest(weights, pretrained)} Pretrained names for {name}: {', '.join(pretrained)}."
+            f"encoder '{name}': weights '{weights}' were not found: no file {path.absolute()}, and no"
+            f" pretrained name of torchvision.{nearest(weights, pretrained)} Pretrained names for {name}:"
+            f" {', '.join(pretrained)}."
         )
     fit_state(model, name, weights, state)
 
@@ -145,39 +175,65 @@ def read_state(name: str, path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
+
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own ways to be broken; all mean the same to the user
         cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ComponentError(f"encoder '{name}': cannot read weights from {path}: {cause}. "
-                             "Expected a state_dict in a .pth, .pt or .safetensors file.") from None
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # VICReg's full checkpoint: the distributed model with its projector
-        backbone = {key.removeprefix("module.backbone."): value for key, value in state["model"].items() if key.startswith("module.backbone.")}
+        raise ComponentError(
+            f"encoder '{name}': cannot read weights from {path}: {cause}. "
+            "Expected a state_dict in a .pth, .pt or .safetensors file."
+        ) from None
+    if isinstance(state, dict) and isinstance(
+        state.get("model"), dict
+    ):  # VICReg's full checkpoint: the distributed model with its projector
+        backbone = {
+            key.removeprefix("module.backbone."): value
+            for key, value in state["model"].items()
+            if key.startswith("module.backbone.")
+        }
         state = backbone or state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ComponentError(f"encoder '{name}': {path} does not hold a state_dict (parameter name -> tensor). "
-                             "Save one with torch.save(model.state_dict(), path).")
+        raise ComponentError(
+            f"encoder '{name}': {path} does not hold a state_dict (parameter name -> tensor). "
+            "Save one with torch.save(model.state_dict(), path)."
+        )
     return state
 
 
 def fit_state(model: nn.Module, name: str, weights: str, state: dict[str, Tensor]) -> None:
-    """Load `state` into the headless model; a head or auxiliary classifiers in it are left out, anything else must fit."""
+    """Load `state` into the headless model; a head or auxiliary classifiers in it are left out, anything else
+    must fit."""
     own = model.state_dict()
     position = "encoder.pos_embedding"
     if position in own and position in state and own[position].shape != state[position].shape:
         from torchvision.models.vision_transformer import interpolate_embeddings
+
         state = interpolate_embeddings(model.image_size, model.patch_size, state)
-    extra = [key for key in state if key not in own and key.split(".")[0].rstrip("12").lower()
-             not in ("fc", "classifier", "head", "heads", "aux", "auxlogits")]
+    extra = [
+        key
+        for key in state
+        if key not in own
+        and key.split(".")[0].rstrip("12").lower()
+        not in ("fc", "classifier", "head", "heads", "aux", "auxlogits")
+    ]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in own
-              if key in state and state[key].shape != own[key].shape]
+    shapes = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
     if extra or missing or shapes:
-        problems = [f"{what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)})"
-                    for what, keys in (("missing", missing), ("unknown", extra), ("wrong shape", shapes)) if keys]
-        raise ComponentError(f"encoder '{name}': weights '{weights}' do not fit this model and its options; "
-                             f"{'; '.join(problems)}.")
+        problems = [
+            f"{what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)})"
+            for what, keys in (("missing", missing), ("unknown", extra), ("wrong shape", shapes))
+            if keys
+        ]
+        raise ComponentError(
+            f"encoder '{name}': weights '{weights}' do not fit this model and its options; "
+            f"{'; '.join(problems)}."
+        )
     model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
@@ -189,19 +245,28 @@ def expect_size(model: nn.Module, size: tuple[int, ...], advice: str) -> nn.Modu
 
 
 def _check_size(model: nn.Module, views: tuple) -> None:
-    got = tuple(views[0].shape[-len(model.input_size):])
+    got = tuple(views[0].shape[-len(model.input_size) :])
     if got != model.input_size:
-        raise ValueError(f"{type(model).__name__} was built for views of {list(model.input_size)}, got {list(got)}. "
-                         f"{model.input_advice}")
+        raise ValueError(
+            f"{type(model).__name__} was built for views of {list(model.input_size)}, got {list(got)}. "
+            f"{model.input_advice}"
+        )
 
 
 def _register_torchvision(name: str) -> None:
     if "resn" in name:  # resnet, resnext, wide_resnet
-        def build(weights: str | None = None, stem: Literal["imagenet", "small"] = "imagenet", zero_init_residual: bool = False,
-                  channels: int = 3):
+
+        def build(
+            weights: str | None = None,
+            stem: Literal["imagenet", "small"] = "imagenet",
+            zero_init_residual: bool = False,
+            channels: int = 3,
+        ):
             if stem not in ("imagenet", "small"):
-                raise ComponentError(f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' "
-                                     "(3x3, no pooling, for images below about 64 px).")
+                raise ComponentError(
+                    f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' "
+                    "(3x3, no pooling, for images below about 64 px)."
+                )
             if channels < 1:
                 raise ComponentError(f"encoder '{name}': channels is {channels}, expected 1 or more.")
             model = torchvision_encoder(name, None, zero_init_residual=zero_init_residual)
@@ -214,21 +279,33 @@ def _register_torchvision(name: str) -> None:
             if weights is not None:
                 load_weights(model, name, weights)
             return model
+
     elif name.startswith("vit_"):
+
         def build(weights: str | None = None, image_size: int = 224):
             model = torchvision_encoder(name, weights, image_size=image_size)
-            return expect_size(model, (image_size, image_size), "Set the encoder's image_size to the size of the view.")
+            return expect_size(
+                model, (image_size, image_size), "Set the encoder's image_size to the size of the view."
+            )
+
     elif name.startswith("maxvit"):
+
         def build(weights: str | None = None, image_size: int = 224):
             model = torchvision_encoder(name, weights, input_size=(image_size, image_size))
-            return expect_size(model, (image_size, image_size), "Set the encoder's image_size to the size "
-                               "of the view, a multiple of 224.")
+            return expect_size(
+                model,
+                (image_size, image_size),
+                "Set the encoder's image_size to the size of the view, a multiple of 224.",
+            )
+
     else:
-        # GoogLeNet and Inception: no auxiliary classifiers, and torchvision's own initialisation (unset, it warns)
+        # GoogLeNet and Inception: no auxiliary classifiers, and torchvision's own initialisation (unset, it
+        # warns)
         fixed = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
         def build(weights: str | None = None):
             return torchvision_encoder(name, weights, **fixed)
+
     build.__qualname__ = build.__name__ = name
     build.__doc__ = f"torchvision's {name} without its classification layer."
     register_encoder("image", name)(build)
@@ -240,19 +317,22 @@ for _name in torchvision.models.list_models(module=torchvision.models):
 
 # ---- transformers: any vision backbone that takes pixel_values ----
 
+
 @register_encoder("image", "transformers")
 class TransformersEncoder(nn.Module):
-    """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet', 'convnext', with random
-    weights and `config` overrides; or `weights`, a local folder or a hub id (online). y is the pooled output where the model
-    has one, else its first token, or the mean of its map.
+    """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet',
+    'convnext', with random weights and `config` overrides; or `weights`, a local folder or a hub id (online).
+    y is the pooled output where the model has one, else its first token, or the mean of its map.
 
     Raises ComponentError for an unknown model, an unknown config key, and weights that cannot be found."""
 
     def __init__(self, model: str | None = None, weights: str | None = None, config: dict | None = None):
         super().__init__()
         if (model is None) == (weights is None) or (weights and config):
-            raise ComponentError("encoder 'transformers' takes either model: a type such as 'vit' (with config: overrides), "
-                                 "or weights: a local folder or a hub id.")
+            raise ComponentError(
+                "encoder 'transformers' takes either model: a type such as 'vit' (with config: overrides), "
+                "or weights: a local folder or a hub id."
+            )
         self.pooled = True
         if model:
             self.model = random_transformer(model, config or {})
@@ -261,9 +341,11 @@ class TransformersEncoder(nn.Module):
             # a checkpoint without its pooler would get a random one here: read the first token instead
             self.pooled = not any("pooler" in key for key in missing)
         if self.model.main_input_name != "pixel_values":
-            raise ComponentError(f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, "
-                                 "not images. "
-                                 "Choose a vision model, e.g. 'vit', 'dinov2', 'resnet', 'clip_vision_model'.")
+            raise ComponentError(
+                f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, "
+                "not images. "
+                "Choose a vision model, e.g. 'vit', 'dinov2', 'resnet', 'clip_vision_model'."
+            )
         settings = self.model.config
         self.dim = getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1]
 
@@ -277,33 +359,46 @@ class TransformersEncoder(nn.Module):
 
 
 def random_transformer(model: str, config: dict, encoder: str = "transformers") -> nn.Module:
-    """A model of the transformers library by its type, with random weights; `encoder` names the caller in errors (ComponentError)."""
+    """A model of the transformers library by its type, with random weights; `encoder` names the caller in
+    errors (ComponentError)."""
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
     if model not in CONFIG_MAPPING:
         raise ComponentError(f"encoder '{encoder}': no model type '{model}'.{nearest(model, CONFIG_MAPPING)}")
     known = AutoConfig.for_model(model).to_dict()
     unknown = [key for key in config if key not in known]
     if unknown:
-        raise ComponentError(f"encoder '{encoder}': the config of '{model}' has no key '{unknown[0]}'."
-                             f"{nearest(unknown[0], known)}")
+        raise ComponentError(
+            f"encoder '{encoder}': the config of '{model}' has no key '{unknown[0]}'."
+            f"{nearest(unknown[0], known)}"
+        )
     try:
         return AutoModel.from_config(AutoConfig.for_model(model, **config))
     except ValueError as error:
-        raise ComponentError(f"encoder '{encoder}': cannot build '{model}': {str(error).splitlines()[0]}") from None
+        raise ComponentError(
+            f"encoder '{encoder}': cannot build '{model}': {str(error).splitlines()[0]}"
+        ) from None
 
 
 def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Module, list[str]]:
-    """A model of the transformers library from a folder or by hub id, and its parameters that the checkpoint does not have. Raises ComponentError."""
+    """A model of the transformers library from a folder or by hub id, and its parameters that the checkpoint
+    does not have. Raises ComponentError."""
     from transformers import AutoModel
+
     folder = Path(weights).expanduser()
     if not folder.is_dir() and (weights[0] in "./~" or weights.count("/") > 1):
-        raise ComponentError(f"encoder '{encoder}': weights '{weights}' were not found: no folder {folder.absolute()}. "
-                             "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'.")
+        raise ComponentError(
+            f"encoder '{encoder}': weights '{weights}' were not found: no folder {folder.absolute()}. "
+            "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'."
+        )
     try:
-        model, info = AutoModel.from_pretrained(str(folder) if folder.is_dir() else weights, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            str(folder) if folder.is_dir() else weights, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise ComponentError(
-            f"encoder '{encoder}': weights '{weights}' were not found: looked for the folder {folder.absolute()}, then for that id on "
-            f"the hub ({str(error).splitlines()[0]}). Without a network give a local folder made by save_pretrained."
+            f"encoder '{encoder}': weights '{weights}' were not found: looked for the folder"
+            f" {folder.absolute()}, then for that id on the hub ({str(error).splitlines()[0]}). Without a"
+            " network give a local folder made by save_pretrained."
         ) from None
     return model, list(info["missing_keys"])

@@ -1,9 +1,13 @@
-"""Encoders of molecule graphs: view torch_geometric.data.Batch (categories as in vicjoint.batch) -> y [B, dim].
+"""Encoders of molecule graphs: view torch_geometric.data.Batch (categories as in vicjoint.batch) -> y [B,
+dim].
 
-    encoder: {name: gine, dim: 256, layers: 5}            # sums over neighbours and bonds (GIN with edge features), batch norm
-    encoder: {name: attention, dim: 256, layers: 4}       # a graph transformer: attention over neighbours with bond features
+    # sums over neighbours and bonds (GIN with edge features), batch norm
+    encoder: {name: gine, dim: 256, layers: 5}
+    # a graph transformer: attention over neighbours with bond features
+    encoder: {name: attention, dim: 256, layers: 4}
 
-`pooling` is `mean` or `sum` over a molecule's atoms. `virtual_node` adds one node per molecule that every atom hears and speaks to.
+`pooling` is `mean` or `sum` over a molecule's atoms. `virtual_node` adds one node per molecule that every
+atom hears and speaks to.
 """
 
 # N atoms, E bonds (both directions), B molecules, D representation
@@ -20,7 +24,8 @@ POOLING = ("mean", "sum")
 
 
 class Categories(nn.Module):
-    """Sum of one embedding per column: categories [N, K] int64 -> [N, dim]. One table; a column's rows begin at its offset."""
+    """Sum of one embedding per column: categories [N, K] int64 -> [N, dim]. One table; a column's rows begin
+    at its offset."""
 
     def __init__(self, sizes: dict[str, int], dim: int):
         super().__init__()
@@ -38,7 +43,9 @@ class VirtualNode(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.update = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
+        self.update = nn.Sequential(
+            nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(inplace=True), nn.Linear(dim, dim)
+        )
 
     def forward(self, state: Tensor, x: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         state = state + self.update(state + pool(x, batch, len(state), "sum"))
@@ -56,7 +63,8 @@ def pool(x: Tensor, batch: Tensor, molecules: int, how: str) -> Tensor:
 
 
 class GraphEncoder(nn.Module):
-    """Embeddings of atoms and bonds, the layers `(x, edge_index, bonds) -> x` with a virtual node between them, pooling."""
+    """Embeddings of atoms and bonds, the layers `(x, edge_index, bonds) -> x` with a virtual node between
+    them, pooling."""
 
     def __init__(self, dim: int, layers: list[nn.Module], pooling: str, virtual_node: bool):
         super().__init__()
@@ -70,7 +78,12 @@ class GraphEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, view) -> Tensor:
-        x, bonds, batch, molecules = self.atoms(view.x), self.bonds(view.edge_attr), view.batch, view.num_graphs
+        x, bonds, batch, molecules = (
+            self.atoms(view.x),
+            self.bonds(view.edge_attr),
+            view.batch,
+            view.num_graphs,
+        )
         state = None if self.virtual is None else x.new_zeros(molecules, self.dim)
         for i, layer in enumerate(self.layers):
             x = layer(x, view.edge_index, bonds)
@@ -84,7 +97,9 @@ class GINELayer(nn.Module):
 
     def __init__(self, dim: int, conv):
         super().__init__()
-        mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.BatchNorm1d(2 * dim), nn.ReLU(inplace=True), nn.Linear(2 * dim, dim))
+        mlp = nn.Sequential(
+            nn.Linear(dim, 2 * dim), nn.BatchNorm1d(2 * dim), nn.ReLU(inplace=True), nn.Linear(2 * dim, dim)
+        )
         self.conv, self.norm = conv(mlp, train_eps=True), nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor, edge_index: Tensor, bonds: Tensor) -> Tensor:
@@ -93,9 +108,16 @@ class GINELayer(nn.Module):
 
 @register_encoder("molecule", "gine")
 class GINE(GraphEncoder):
-    """GIN with edge features (Hu et al. 2020, "Strategies for pre-training graph neural networks"), residual."""
+    """GIN with edge features (Hu et al. 2020, "Strategies for pre-training graph neural networks"),
+    residual."""
 
-    def __init__(self, dim: int = 256, layers: int = 5, pooling: Literal["mean", "sum"] = "mean", virtual_node: bool = False):
+    def __init__(
+        self,
+        dim: int = 256,
+        layers: int = 5,
+        pooling: Literal["mean", "sum"] = "mean",
+        virtual_node: bool = False,
+    ):
         (graphs,) = need(["torch_geometric.nn"], "encoder 'molecule/gine'", "molecule")
         super().__init__(dim, [GINELayer(dim, graphs.GINEConv) for _ in range(layers)], pooling, virtual_node)
 
@@ -116,11 +138,27 @@ class AttentionLayer(nn.Module):
 
 @register_encoder("molecule", "attention")
 class GraphTransformer(GraphEncoder):
-    """Attention over neighbours with the bond in keys and values (Shi et al. 2021, "Masked label prediction")."""
+    """Attention over neighbours with the bond in keys and values (Shi et al. 2021, "Masked label
+    prediction")."""
 
-    def __init__(self, dim: int = 256, layers: int = 4, heads: int = 8, pooling: Literal["mean", "sum"] = "mean",
-                 virtual_node: bool = False, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int = 256,
+        layers: int = 4,
+        heads: int = 8,
+        pooling: Literal["mean", "sum"] = "mean",
+        virtual_node: bool = False,
+        dropout: float = 0.0,
+    ):
         (graphs,) = need(["torch_geometric.nn"], "encoder 'molecule/attention'", "molecule")
         if heads < 1 or dim % heads:
-            raise ComponentError(f"encoder 'molecule/attention': dim {dim} is not a multiple of heads {heads}. Change one of them.")
-        super().__init__(dim, [AttentionLayer(dim, heads, dropout, graphs.TransformerConv) for _ in range(layers)], pooling, virtual_node)
+            raise ComponentError(
+                f"encoder 'molecule/attention': dim {dim} is not a multiple of heads {heads}. Change one of"
+                " them."
+            )
+        super().__init__(
+            dim,
+            [AttentionLayer(dim, heads, dropout, graphs.TransformerConv) for _ in range(layers)],
+            pooling,
+            virtual_node,
+        )

@@ -1,7 +1,7 @@
 """Encoders of the next frame: view [B, C, H, W] float, normalised -> y [B, dim].
 
-A next frame is an image, so every encoder registered for `image` works here too (conv, resnet18, vit_b_16, ...). This file
-holds what serves next frames in particular:
+A next frame is an image, so every encoder registered for `image` works here too (conv, resnet18, vit_b_16,
+...). This file holds what serves next frames in particular:
 
     b: {modality: next_frame, encoder: {name: conv_coords, width: 32}}
 """
@@ -15,8 +15,10 @@ from vicjoint.registry import register_encoder
 
 @register_encoder("next_frame", "conv_coords")
 class ConvCoords(ConvEncoder):
-    """The small CNN with two more channels, the x and y coordinate of each pixel in [-1, 1] (CoordConv, Liu et al. 2018), so
-    that its filters can tell where they are; positions are most of what changes between a clip and its next frame."""
+    """The small CNN with two more channels, the x and y coordinate of each pixel in [-1, 1] (CoordConv, Liu
+    et al. 2018), so that its filters can tell where they are; positions are most of what changes between a
+    clip and its next frame.
+    """
 
     def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
         super().__init__(width, dim, channels + 2)

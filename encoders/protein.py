@@ -1,9 +1,11 @@
-"""Encoders of proteins: view (ids [B, L] int64 of ESM-2's alphabet, mask [B, L] bool) -> y [B, dim]; padding is masked everywhere.
+"""Encoders of proteins: view (ids [B, L] int64 of ESM-2's alphabet, mask [B, L] bool) -> y [B, dim]; padding
+is masked everywhere.
 
-    encoder: {name: cnn, width: 64}                                   # dilated convolutions: quick on a CPU
-    encoder: {name: transformer, width: 128, layers: 2}
-    encoder: {name: esm, config: {num_hidden_layers: 4}}              # ESM-2's architecture, small, random weights
-    encoder: {name: esm, weights: /models/esm2_t6_8M_UR50D}           # ESM-2: a local folder, or a hub id (online)
+encoder: {name: cnn, width: 64}                                   # dilated convolutions: quick on a CPU
+encoder: {name: transformer, width: 128, layers: 2}
+encoder: {name: esm, config: {num_hidden_layers: 4}}              # ESM-2's architecture, small, random
+weights encoder: {name: esm, weights: /models/esm2_t6_8M_UR50D}           # ESM-2: a local folder, or a hub id
+(online)
 """
 
 # B batch, L tokens, C channels, D representation
@@ -18,24 +20,46 @@ from vicjoint.registry import ComponentError, need, register_encoder
 
 VOCABULARY = 33  # of ESM-2; ids 0, 1, 2 are <cls>, <pad>, <eos>
 LAST_SPECIAL = 2
-SMALL_ESM = {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-             "intermediate_size": 256, "position_embedding_type": "rotary", "emb_layer_norm_before": False, "token_dropout": False,
-             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SMALL_ESM = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 1,
+    "mask_token_id": 32,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "position_embedding_type": "rotary",
+    "emb_layer_norm_before": False,
+    "token_dropout": False,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 @register_encoder("protein", "cnn")
-def protein_cnn(width: int = 64, layers: int = 5, kernel: int = 5, dim: int = 256, ends: int = 32) -> SequenceCNN:
-    """Dilated convolutions over residues: at the default size a position sees 125 of them, a small domain. ends: the first and the last so many
-    positions are averaged by themselves too, where signals of the place in the cell are; 0: they are not."""
+def protein_cnn(
+    width: int = 64, layers: int = 5, kernel: int = 5, dim: int = 256, ends: int = 32
+) -> SequenceCNN:
+    """Dilated convolutions over residues: at the default size a position sees 125 of them, a small domain.
+    ends: the first and the last so many positions are averaged by themselves too, where signals of the place
+    in the cell are; 0: they are not."""
     return SequenceCNN(VOCABULARY, width, layers, kernel, dim, ends)
 
 
 @register_encoder("protein", "transformer")
 class ProteinTransformer(SequenceTransformer):
-    """A small transformer over residues; `length` counts tokens, so learned positions need the modality's length + 3."""
+    """A small transformer over residues; `length` counts tokens, so learned positions need the modality's
+    length + 3."""
 
-    def __init__(self, width: int = 128, layers: int = 2, heads: int = 4, dim: int = 256,
-                 positions: Literal["sinusoidal", "learned"] = "sinusoidal", length: int = 1026):
+    def __init__(
+        self,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        dim: int = 256,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        length: int = 1026,
+    ):
         super().__init__(VOCABULARY, width, layers, heads, dim, positions, length)
 
 
@@ -43,18 +67,29 @@ class ProteinTransformer(SequenceTransformer):
 class ESM(nn.Module):
     """ESM-2 of the transformers library (Lin et al. 2023), mean over residues without <cls> and <eos>.
 
-    config: overrides of a small random one (3 layers of 64); or weights: a folder made by save_pretrained, or a hub id such as
-    'facebook/esm2_t6_8M_UR50D'. Raises ComponentError for wrong config keys, weights that cannot be found, and models that are not ESM."""
+    config: overrides of a small random one (3 layers of 64); or weights: a folder made by save_pretrained, or
+    a hub id such as 'facebook/esm2_t6_8M_UR50D'. Raises ComponentError for wrong config keys, weights that
+    cannot be found, and models that are not ESM.
+    """
 
     def __init__(self, weights: str | None = None, config: dict | None = None):
         super().__init__()
         if weights and config:
-            raise ComponentError("encoder 'esm' takes either weights: a local folder or a hub id, or config: overrides of a small random model.")
+            raise ComponentError(
+                "encoder 'esm' takes either weights: a local folder or a hub id, or config: overrides of a"
+                " small random model."
+            )
         need(["transformers"], "encoder 'protein/esm'", "protein")
-        made = load_transformer(weights, "esm")[0] if weights else random_transformer("esm", SMALL_ESM | (config or {}), "esm")
+        made = (
+            load_transformer(weights, "esm")[0]
+            if weights
+            else random_transformer("esm", SMALL_ESM | (config or {}), "esm")
+        )
         if made.config.model_type != "esm":
-            raise ComponentError(f"encoder 'esm': weights '{weights}' are of a model of type '{made.config.model_type}', expected 'esm', "
-                                 "such as facebook/esm2_t6_8M_UR50D.")
+            raise ComponentError(
+                f"encoder 'esm': weights '{weights}' are of a model of type '{made.config.model_type}',"
+                " expected 'esm', such as facebook/esm2_t6_8M_UR50D."
+            )
         self.model = without_heads(made)
         self.dim = made.config.hidden_size
 

@@ -1,11 +1,13 @@
-"""Encoders of text: view (ids [B, L] int64, mask [B, L] bool) -> y [B, dim]. Padding is masked everywhere: y depends on the tokens alone.
+"""Encoders of text: view (ids [B, L] int64, mask [B, L] bool) -> y [B, dim]. Padding is masked everywhere: y
+depends on the tokens alone.
 
-    encoder: {name: bytes_cnn, width: 64}                             # convolutions over bytes: quick on a CPU
-    encoder: {name: transformer, width: 128, layers: 2}               # a small transformer, of bytes or of any tokens
-    encoder: {name: words}                                            # hashed bag of words: what a simple method reaches
-    encoder: {name: word_gru}                                         # the same words in their order
-    encoder: {name: transformers, model: bert, config: {vocab_size: 384, hidden_size: 64, num_attention_heads: 4}}
-    encoder: {name: transformers, weights: sentence-transformers/all-MiniLM-L6-v2}      # a hub id (online), or a local folder
+encoder: {name: bytes_cnn, width: 64}                             # convolutions over bytes: quick on a CPU
+encoder: {name: transformer, width: 128, layers: 2}               # a small transformer, of bytes or of any
+tokens encoder: {name: words}                                            # hashed bag of words: what a simple
+method reaches encoder: {name: word_gru}                                         # the same words in their
+order encoder: {name: transformers, model: bert, config: {vocab_size: 384, hidden_size: 64,
+num_attention_heads: 4}} encoder: {name: transformers, weights: sentence-transformers/all-MiniLM-L6-v2}      #
+a hub id (online), or a local folder
 """
 
 # B batch, L tokens, C channels, D representation
@@ -34,15 +36,21 @@ class Tokens(nn.Module):
 
 
 def check_vocabulary(ids_BL: Tensor, vocabulary: int, option: str) -> None:
-    if not ids_BL.is_cuda and ids_BL.numel() and ids_BL.max() >= vocabulary:  # on a GPU the look would cost a wait in every step
-        raise ValueError(f"token id {int(ids_BL.max())} is outside a vocabulary of {vocabulary}. "
-                         f"Set {option} to the number of tokens that the modality's tokenizer has.")
+    if (
+        not ids_BL.is_cuda and ids_BL.numel() and ids_BL.max() >= vocabulary
+    ):  # on a GPU the look would cost a wait in every step
+        raise ValueError(
+            f"token id {int(ids_BL.max())} is outside a vocabulary of {vocabulary}. "
+            f"Set {option} to the number of tokens that the modality's tokenizer has."
+        )
 
 
 def masked_mean(x_BLC: Tensor, mask_BL: Tensor) -> Tensor:
     """Mean over the positions where the mask is True, [B, C]."""
     weight = mask_BL.to(x_BLC.dtype)
-    return torch.einsum("blc,bl->bc", x_BLC.masked_fill(~mask_BL[..., None], 0), weight) / weight.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("blc,bl->bc", x_BLC.masked_fill(~mask_BL[..., None], 0), weight) / weight.sum(
+        1, keepdim=True
+    ).clamp(min=1)
 
 
 def masked_max(x_BLC: Tensor, mask_BL: Tensor) -> Tensor:
@@ -50,14 +58,18 @@ def masked_max(x_BLC: Tensor, mask_BL: Tensor) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """x + gelu(convolution of the normalised x). The norm is over channels of one position, so that no position's padding or neighbour batch
-    changes it; the convolution sees zeros on padding, as it does beyond the end."""
+    """x + gelu(convolution of the normalised x). The norm is over channels of one position, so that no
+    position's padding or neighbour batch changes it; the convolution sees zeros on padding, as it does beyond
+    the end."""
 
     def __init__(self, width: int, kernel: int, dilation: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        # a convolution of pictures one pixel high: with channels last it takes half the time of Conv1d on a CPU
-        self.conv = nn.Conv2d(width, width, (1, kernel), padding=(0, dilation * (kernel - 1) // 2), dilation=(1, dilation))
+        # a convolution of pictures one pixel high: with channels last it takes half the time of Conv1d on a
+        # CPU
+        self.conv = nn.Conv2d(
+            width, width, (1, kernel), padding=(0, dilation * (kernel - 1) // 2), dilation=(1, dilation)
+        )
 
     def forward(self, x_BLC: Tensor, mask_BL: Tensor) -> Tensor:
         h_BLC = self.norm(x_BLC).masked_fill(~mask_BL[..., None], 0)
@@ -66,16 +78,21 @@ class ConvBlock(nn.Module):
 
 
 class SequenceCNN(nn.Module):
-    """Embedding, `layers` residual convolutions whose dilation doubles, masked mean and maximum over positions, and a linear layer to `dim`.
-    A position sees (kernel - 1) * (2^layers - 1) + 1 tokens. ends: the means over the first and over the last so many positions go in too."""
+    """Embedding, `layers` residual convolutions whose dilation doubles, masked mean and maximum over
+    positions, and a linear layer to `dim`. A position sees (kernel - 1) * (2^layers - 1) + 1 tokens. ends:
+    the means over the first and over the last so many positions go in too.
+    """
 
     def __init__(self, vocabulary: int, width: int, layers: int, kernel: int, dim: int, ends: int = 0):
         super().__init__()
         if kernel % 2 == 0:
-            raise ComponentError(f"encoder: kernel is {kernel}, expected an odd number, so that a position has as many neighbours on both sides.")
+            raise ComponentError(
+                f"encoder: kernel is {kernel}, expected an odd number, so that a position has as many"
+                " neighbours on both sides."
+            )
         self.dim, self.ends = dim, ends
         self.tokens = Tokens(vocabulary, width)
-        self.blocks = nn.ModuleList(ConvBlock(width, kernel, 2 ** i) for i in range(layers))
+        self.blocks = nn.ModuleList(ConvBlock(width, kernel, 2**i) for i in range(layers))
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear((4 if ends else 2) * width, dim)
 
@@ -88,33 +105,56 @@ class SequenceCNN(nn.Module):
         pooled = [masked_mean(x_BLC, mask_BL), masked_max(x_BLC, mask_BL)]
         if self.ends:
             place, number = mask_BL.cumsum(1), mask_BL.sum(1, keepdim=True)
-            pooled += [masked_mean(x_BLC, mask_BL & part) for part in (place <= self.ends, place > number - self.ends)]
+            pooled += [
+                masked_mean(x_BLC, mask_BL & part)
+                for part in (place <= self.ends, place > number - self.ends)
+            ]
         return self.project(torch.cat(pooled, 1))
 
 
 @register_encoder("text", "bytes_cnn")
-def bytes_cnn(width: int = 64, layers: int = 3, kernel: int = 5, dim: int = 256, vocabulary: int = BYTE_VOCABULARY) -> SequenceCNN:
+def bytes_cnn(
+    width: int = 64, layers: int = 3, kernel: int = 5, dim: int = 256, vocabulary: int = BYTE_VOCABULARY
+) -> SequenceCNN:
     """Convolutions over bytes: at the default size a position sees 29 bytes, some five words."""
     return SequenceCNN(vocabulary, width, layers, kernel, dim)
 
 
 class SequenceTransformer(nn.Module):
-    """Embedding and positions, `layers` pre-norm transformer layers with padding masked, masked mean, and a linear layer to `dim`.
+    """Embedding and positions, `layers` pre-norm transformer layers with padding masked, masked mean, and a
+    linear layer to `dim`.
 
     positions: `sinusoidal` (any length) or `learned` (views of up to `length` tokens)."""
 
-    def __init__(self, vocabulary: int, width: int = 128, layers: int = 2, heads: int = 4, dim: int = 256,
-                 positions: Literal["sinusoidal", "learned"] = "sinusoidal", length: int = 1024):
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        dim: int = 256,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        length: int = 1024,
+    ):
         super().__init__()
         if width % (2 * heads):
-            raise ComponentError(f"encoder 'transformer': width {width} cannot be shared by {heads} heads. Expected a multiple of {2 * heads}.")
+            raise ComponentError(
+                f"encoder 'transformer': width {width} cannot be shared by {heads} heads. Expected a multiple"
+                f" of {2 * heads}."
+            )
         if positions not in ("sinusoidal", "learned"):
-            raise ComponentError(f"encoder 'transformer': positions is '{positions}', expected sinusoidal or learned.")
+            raise ComponentError(
+                f"encoder 'transformer': positions is '{positions}', expected sinusoidal or learned."
+            )
         self.dim = dim
         self.tokens = Tokens(vocabulary, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width)) if positions == "learned" else None
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.project = nn.Linear(width, dim)
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
@@ -128,13 +168,16 @@ class SequenceTransformer(nn.Module):
         if self.positions is None:
             return sinusoids(length, width, x_BLC.device).to(x_BLC.dtype)
         if length > len(self.positions):
-            raise ValueError(f"a view of {length} tokens is longer than the {len(self.positions)} learned positions. "
-                             "Set the encoder's length to it, or cut the text with the modality's length.")
+            raise ValueError(
+                f"a view of {length} tokens is longer than the {len(self.positions)} learned positions. "
+                "Set the encoder's length to it, or cut the text with the modality's length."
+            )
         return self.positions[:length]
 
 
 def sinusoids(length: int, width: int, device) -> Tensor:
-    """[length, width]: sines, then cosines of the position at width / 2 wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al. 2017)."""
+    """[length, width]: sines, then cosines of the position at width / 2 wavelengths from 2 pi to 10000 * 2 pi
+    (Vaswani et al. 2017)."""
     rates = torch.exp(torch.arange(width // 2, device=device) * (-math.log(10000) / max(width // 2 - 1, 1)))
     turn = torch.arange(length, device=device)[:, None] * rates
     return torch.cat([turn.sin(), turn.cos()], 1)
@@ -144,15 +187,25 @@ def sinusoids(length: int, width: int, device) -> Tensor:
 class TextTransformer(SequenceTransformer):
     """A small transformer over bytes, or over any tokens with `vocabulary` set to the tokenizer's."""
 
-    def __init__(self, width: int = 128, layers: int = 2, heads: int = 4, dim: int = 256,
-                 positions: Literal["sinusoidal", "learned"] = "sinusoidal", length: int = 1024, vocabulary: int = BYTE_VOCABULARY):
+    def __init__(
+        self,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        dim: int = 256,
+        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
+        length: int = 1024,
+        vocabulary: int = BYTE_VOCABULARY,
+    ):
         super().__init__(vocabulary, width, layers, heads, dim, positions, length)
 
 
 class Words(nn.Module):
     """Embedding of each word's hash: view -> ([B, L, width], valid [B, L]), zero where there is no word.
 
-    unit: `word`, runs of letters in the bytes of the default tokenizer; `token`, the ids of any other. buckets: of the hash."""
+    unit: `word`, runs of letters in the bytes of the default tokenizer; `token`, the ids of any other.
+    buckets: of the hash.
+    """
 
     def __init__(self, width: int, buckets: int, unit: str):
         super().__init__()
@@ -169,13 +222,18 @@ class Words(nn.Module):
 
 @register_encoder("text", "words")
 class BagOfWords(nn.Module):
-    """Mean of the words' embeddings and two layers: without the order of words. `unit` and `buckets` as in Words."""
+    """Mean of the words' embeddings and two layers: without the order of words. `unit` and `buckets` as in
+    Words."""
 
-    def __init__(self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"):
+    def __init__(
+        self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"
+    ):
         super().__init__()
         self.dim = dim
         self.words = Words(width, buckets, unit)
-        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
+        self.project = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim)
+        )
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
         return self.project(masked_mean(*self.words(view)))
@@ -183,9 +241,12 @@ class BagOfWords(nn.Module):
 
 @register_encoder("text", "word_gru")
 class WordGRU(nn.Module):
-    """A GRU over the words' embeddings; y is its state after the last word (VSE++, Faghri et al. 2018). `unit` and `buckets` as in Words."""
+    """A GRU over the words' embeddings; y is its state after the last word (VSE++, Faghri et al. 2018).
+    `unit` and `buckets` as in Words."""
 
-    def __init__(self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"):
+    def __init__(
+        self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"
+    ):
         super().__init__()
         self.dim = dim
         self.words = Words(width, buckets, unit)
@@ -200,23 +261,38 @@ class WordGRU(nn.Module):
 
 @register_encoder("text", "transformers")
 class PretrainedText(nn.Module):
-    """A text model of the transformers library: `model`, a type such as 'bert', 'distilbert', 't5', with random weights and `config` overrides; or
-    `weights`, a local folder or a hub id. Of an encoder-decoder model the encoder is taken. pool: `mean` over tokens, or `cls`, the first token.
+    """A text model of the transformers library: `model`, a type such as 'bert', 'distilbert', 't5', with
+    random weights and `config` overrides; or `weights`, a local folder or a hub id. Of an encoder-decoder
+    model the encoder is taken. pool: `mean` over tokens, or `cls`, the first token.
 
-    Raises ComponentError for an unknown model, an unknown config key, weights that cannot be found, and models that take no token ids."""
+    Raises ComponentError for an unknown model, an unknown config key, weights that cannot be found, and
+    models that take no token ids.
+    """
 
-    def __init__(self, model: str | None = None, weights: str | None = None, config: dict | None = None, pool: Literal["mean", "cls"] = "mean"):
+    def __init__(
+        self,
+        model: str | None = None,
+        weights: str | None = None,
+        config: dict | None = None,
+        pool: Literal["mean", "cls"] = "mean",
+    ):
         super().__init__()
         if (model is None) == (weights is None) or (weights and config):
-            raise ComponentError("encoder 'transformers' takes either model: a type such as 'bert' (with config: overrides), "
-                                 "or weights: a local folder or a hub id.")
+            raise ComponentError(
+                "encoder 'transformers' takes either model: a type such as 'bert' (with config: overrides), "
+                "or weights: a local folder or a hub id."
+            )
         if pool not in ("mean", "cls"):
-            raise ComponentError(f"encoder 'transformers': pool is '{pool}', expected mean or cls (the first token).")
+            raise ComponentError(
+                f"encoder 'transformers': pool is '{pool}', expected mean or cls (the first token)."
+            )
         need(["transformers"], "encoder 'text/transformers'", "text")
         made = random_transformer(model, config or {}) if model else load_transformer(weights)[0]
         if made.main_input_name != "input_ids" or not hasattr(made.config, "vocab_size"):
-            raise ComponentError(f"encoder 'transformers': {type(made).__name__} takes {made.main_input_name}, not token ids of one text. "
-                                 "Choose a text model, e.g. 'bert', 'distilbert', 't5', 'gpt2'.")
+            raise ComponentError(
+                f"encoder 'transformers': {type(made).__name__} takes {made.main_input_name}, not token ids"
+                " of one text. Choose a text model, e.g. 'bert', 'distilbert', 't5', 'gpt2'."
+            )
         self.pool = pool
         self.model = without_heads(made.get_encoder() if made.config.is_encoder_decoder else made)
         self.dim = self.model.config.hidden_size
@@ -229,7 +305,8 @@ class PretrainedText(nn.Module):
 
 
 def without_heads(model: nn.Module) -> nn.Module:
-    """The model without the parts behind its last hidden state: nothing here reads them, so they would get no gradient."""
+    """The model without the parts behind its last hidden state: nothing here reads them, so they would get no
+    gradient."""
     for head in ("pooler", "contact_head"):
         if getattr(model, head, None) is not None:
             setattr(model, head, None)

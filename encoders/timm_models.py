@@ -1,8 +1,8 @@
 """The timm library's image models, where it is installed: view [B, 3, H, W] -> y [B, dim].
 
-    encoder: {name: timm, model: vit_small_patch16_224}                                  # random weights
-    encoder: {name: timm, model: resnet50, weights: /path/to/resnet50.safetensors}       # a local file in timm's keys
-    encoder: {name: timm, model: vit_small_patch16_224, options: {img_size: 96, dynamic_img_size: true}}
+encoder: {name: timm, model: vit_small_patch16_224}                                  # random weights encoder:
+{name: timm, model: resnet50, weights: /path/to/resnet50.safetensors}       # a local file in timm's keys
+encoder: {name: timm, model: vit_small_patch16_224, options: {img_size: 96, dynamic_img_size: true}}
 """
 
 from pathlib import Path
@@ -14,19 +14,34 @@ from vicjoint.registry import ComponentError, nearest, need, register_encoder
 
 @register_encoder("image", "timm")
 def timm_encoder(model: str, weights: str | None = None, options: dict | None = None) -> nn.Module:
-    """timm's `model` without its classifier; `options` go to timm. weights: a local file, or `pretrained` for timm's own (online).
-    Raises ComponentError where timm is missing, the model is unknown or the weights do not fit."""
+    """timm's `model` without its classifier; `options` go to timm. weights: a local file, or `pretrained` for
+    timm's own (online). Raises ComponentError where timm is missing, the model is unknown or the weights do
+    not fit."""
     (timm,) = need(["timm"], "encoder 'timm'", "timm")
     known = timm.list_models()
     if model not in known:
-        raise ComponentError(f"encoder 'timm': no model '{model}'.{nearest(model, known)} timm.list_models() lists all {len(known)}.")
+        raise ComponentError(
+            f"encoder 'timm': no model '{model}'.{nearest(model, known)} timm.list_models() lists all"
+            f" {len(known)}."
+        )
     path = None if weights in (None, "pretrained") else Path(weights).expanduser()
     if path is not None and not path.is_file():
-        raise ComponentError(f"encoder 'timm': weights '{weights}' were not found: no file {path.absolute()}. Expected a file, or pretrained.")
+        raise ComponentError(
+            f"encoder 'timm': weights '{weights}' were not found: no file {path.absolute()}. Expected a file,"
+            " or pretrained."
+        )
     try:
-        made = timm.create_model(model, pretrained=weights == "pretrained", num_classes=0, checkpoint_path=str(path or ""), **(options or {}))
+        made = timm.create_model(
+            model,
+            pretrained=weights == "pretrained",
+            num_classes=0,
+            checkpoint_path=str(path or ""),
+            **(options or {}),
+        )
     except Exception as error:  # options, downloads and files fail in timm in many ways
-        raise ComponentError(f"encoder 'timm': cannot make '{model}' with weights {weights} and options {options or {}}: "
-                             f"{str(error).splitlines()[0][:200]}") from None
+        raise ComponentError(
+            f"encoder 'timm': cannot make '{model}' with weights {weights} and options {options or {}}: "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from None
     made.dim = made.num_features
     return made

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is first imported: what is not on this machine is refused at once, without retries
+os.environ[
+    "HF_HUB_OFFLINE"
+    # read when the library is first imported: what is not on this machine is refused at once, without retries
+] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` and `encoders` of the checkout, also when vicjoint is installed

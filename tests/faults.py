@@ -1,10 +1,11 @@
-"""Broken samples of every modality, made anew in a folder: what the tests inject, and the table in docs/reliability.md.
+"""Broken samples of every modality, made anew in a folder: what the tests inject, and the table in
+docs/reliability.md.
 
     FAULTS["image"]["truncated"].make(folder)      # the value of the cell: a path, a text
     python tests/faults.py                        # the table, in Markdown
 
-`cause` is what the message has to say; None: this damage cannot be told from another sample, so the sample is read and must not crash, hang, or
-print anything.
+`cause` is what the message has to say; None: this damage cannot be told from another sample, so the sample is
+read and must not crash, hang, or print anything.
 """
 
 import io
@@ -23,7 +24,16 @@ from PIL import Image
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
-SMILES = ["CCO", "c1ccccc1O", "CC(=O)Oc1ccccc1C(=O)O", "C1CCCCC1", "CCN(CC)CC", "OCC(O)CO", "N#Cc1ccccc1", "CC(C)Cc1ccccc1"]
+SMILES = [
+    "CCO",
+    "c1ccccc1O",
+    "CC(=O)Oc1ccccc1C(=O)O",
+    "C1CCCCC1",
+    "CCN(CC)CC",
+    "OCC(O)CO",
+    "N#Cc1ccccc1",
+    "CC(C)Cc1ccccc1",
+]
 
 
 @dataclass
@@ -34,6 +44,7 @@ class Fault:
 
 
 # ---- good files ----
+
 
 def png(seed: int = 0) -> bytes:
     return encoded(np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8), "PNG")
@@ -60,9 +71,15 @@ def mp4(frames: int = 24, size: int = 32, codec: str = "libx264", seed: int = 0)
     target, rng = io.BytesIO(), np.random.default_rng(seed)
     with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=8)
-        stream.width, stream.height, stream.pix_fmt = size, size, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = (
+            size,
+            size,
+            "yuvj420p" if codec == "mjpeg" else "yuv420p",
+        )
         for _ in range(frames):
-            pixels = np.kron(rng.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+            pixels = np.kron(
+                rng.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8)
+            )
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
         container.mux(stream.encode(None))
     return target.getvalue()
@@ -70,17 +87,23 @@ def mp4(frames: int = 24, size: int = 32, codec: str = "libx264", seed: int = 0)
 
 def tif(pixels=None) -> bytes:
     target = io.BytesIO()
-    tifffile.imwrite(target, RNG.integers(0, 60000, (2, 40, 40), dtype=np.uint16) if pixels is None else pixels, photometric="minisblack")
+    tifffile.imwrite(
+        target,
+        RNG.integers(0, 60000, (2, 40, 40), dtype=np.uint16) if pixels is None else pixels,
+        photometric="minisblack",
+    )
     return target.getvalue()
 
 
 # ---- damage ----
+
 
 def file(content: Callable[[], bytes] | bytes, name: str) -> Callable[[Path], str]:
     def make(folder: Path) -> str:
         path = folder / name
         path.write_bytes(content() if callable(content) else content)
         return str(path)
+
     return make
 
 
@@ -101,8 +124,13 @@ def flipped_film(content: bytes, seed: int, bits: int) -> bytes:
 def png_that_claims(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def patched(content: bytes, before: bytes, after: bytes) -> bytes:
@@ -113,15 +141,19 @@ def patched(content: bytes, before: bytes, after: bytes) -> bytes:
 def mjpeg_that_claims(side: int) -> bytes:
     """A motion-JPEG film whose container and frames claim to be so large."""
     content = mp4(codec="mjpeg")
-    content = content.replace(bytes([0, 32, 0, 32, 0, 0x48, 0, 0]), struct.pack(">HH", side, side) + bytes([0, 0x48, 0, 0]))
-    return content.replace(b"\xff\xc0\x00\x11\x08\x00\x20\x00\x20", b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", side, side))
+    content = content.replace(
+        bytes([0, 32, 0, 32, 0, 0x48, 0, 0]), struct.pack(">HH", side, side) + bytes([0, 0x48, 0, 0])
+    )
+    return content.replace(
+        b"\xff\xc0\x00\x11\x08\x00\x20\x00\x20", b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", side, side)
+    )
 
 
 def tif_that_claims(side: int) -> bytes:
     content = tif(np.zeros((40, 41), np.uint16) + np.arange(41, dtype=np.uint16))
     for tag, value in ((256, 41), (257, 40)):
         entry = [struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for kind in (3, 4)]
-        for kind, before in zip((3, 4), entry):
+        for before in entry:
             content = content.replace(before, struct.pack("<HHII", tag, 4, 1, side))
     return content
 
@@ -141,6 +173,7 @@ def unreadable(content: bytes, name: str) -> Callable[[Path], str]:
         path = Path(file(content, name)(folder))
         path.chmod(0)
         return str(path)
+
     return make
 
 
@@ -148,33 +181,89 @@ def of_files(what: str, suffix: str, content: Callable[[], bytes]) -> dict[str, 
     """What can be wrong with a file of any kind."""
     return {
         "empty": Fault(file(b"", "empty" + suffix), r"empty \(0 bytes\)", "no byte"),
-        "missing": Fault(lambda folder: str(folder / f"missing{suffix}"), "no such file", "not there, or vanished during the run"),
-        "unreadable": Fault(unreadable(content(), "secret" + suffix), "[Pp]ermission denied", "no permission to read it"),
+        "missing": Fault(
+            lambda folder: str(folder / f"missing{suffix}"),
+            "no such file",
+            "not there, or vanished during the run",
+        ),
+        "unreadable": Fault(
+            unreadable(content(), "secret" + suffix), "[Pp]ermission denied", "no permission to read it"
+        ),
         "folder": Fault(subfolder, "a folder, not", "a folder of that name"),
         "pipe": Fault(pipe, "a named pipe, not", "a named pipe: opening it would wait for ever"),
         "device": Fault(lambda folder: "/dev/zero", "a device, not", "a device file without an end"),
-        "html": Fault(file(b"<html>404 not found</html>" * 20, "html" + suffix), "cannot be decoded|not a readable|not a sound", "a web page under its name"),
-        "zeroed": Fault(file(lambda: bytes(len(content())), "zeroed" + suffix), "cannot be decoded|not a readable|not a sound|damaged", "all bytes are zero"),
+        "html": Fault(
+            file(b"<html>404 not found</html>" * 20, "html" + suffix),
+            "cannot be decoded|not a readable|not a sound",
+            "a web page under its name",
+        ),
+        "zeroed": Fault(
+            file(lambda: bytes(len(content())), "zeroed" + suffix),
+            "cannot be decoded|not a readable|not a sound|damaged",
+            "all bytes are zero",
+        ),
     }
 
 
 IMAGE = of_files("image", ".png", png) | {
-    "truncated": Fault(file(lambda: png()[:900], "cut.png"), "cannot be decoded", "cut off in the middle (png)"),
-    "truncated jpeg": Fault(file(lambda: jpg()[: len(jpg()) // 2], "cut.jpg"), "cannot be decoded", "cut off in the middle (jpeg)"),
-    "bit flips": Fault(file(lambda: flipped(png(), 1, spared=40), "flip.png"), "cannot be decoded", "turned bits (png: its checksums tell)"),
-    "bit flips jpeg": Fault(file(lambda: flipped(jpg(), 4, 6, spared=700), "flip.jpg"), None, "turned bits in the pixels (jpeg has no checksum)"),
-    "huge": Fault(file(png_that_claims(100_000, 100_000), "huge.png"), "claims far more than", "claims 100,000 x 100,000 pixels"),
-    "wrong type": Fault(file(lambda: wav(), "sound.png"), "not an image of a known format", "a sound under its name"),
-    "float": Fault(file(lambda: tif(np.ones((8, 8), np.float32)), "float.tif"), "no known range", "pixels without a known range"),
+    "truncated": Fault(
+        file(lambda: png()[:900], "cut.png"), "cannot be decoded", "cut off in the middle (png)"
+    ),
+    "truncated jpeg": Fault(
+        file(lambda: jpg()[: len(jpg()) // 2], "cut.jpg"), "cannot be decoded", "cut off in the middle (jpeg)"
+    ),
+    "bit flips": Fault(
+        file(lambda: flipped(png(), 1, spared=40), "flip.png"),
+        "cannot be decoded",
+        "turned bits (png: its checksums tell)",
+    ),
+    "bit flips jpeg": Fault(
+        file(lambda: flipped(jpg(), 4, 6, spared=700), "flip.jpg"),
+        None,
+        "turned bits in the pixels (jpeg has no checksum)",
+    ),
+    "huge": Fault(
+        file(png_that_claims(100_000, 100_000), "huge.png"),
+        "claims far more than",
+        "claims 100,000 x 100,000 pixels",
+    ),
+    "wrong type": Fault(
+        file(lambda: wav(), "sound.png"), "not an image of a known format", "a sound under its name"
+    ),
+    "float": Fault(
+        file(lambda: tif(np.ones((8, 8), np.float32)), "float.tif"),
+        "no known range",
+        "pixels without a known range",
+    ),
 }
 VIDEO = of_files("video", ".mp4", mp4) | {
-    "truncated": Fault(file(lambda: mp4()[: len(mp4()) // 2], "cut.mp4"), "not a readable|cut off|damaged", "cut off in the middle"),
-    "bit flips": Fault(file(lambda: flipped_film(mp4(), 3, 200), "flip.mp4"), "damaged", "many turned bits (told where the codec notices)"),
-    "bit flips unseen": Fault(file(lambda: flipped_film(mp4(), 2, 1), "pixel.mp4"), None, "one turned bit that still decodes"),
-    "huge": Fault(file(lambda: mjpeg_that_claims(30_000), "huge.mp4"), "claims frames of|damaged", "claims frames of 30,000 x 30,000 pixels"),
-    "too short": Fault(file(lambda: mp4(frames=3), "short.mp4"), "too short|are needed", "fewer frames than a clip"),
+    "truncated": Fault(
+        file(lambda: mp4()[: len(mp4()) // 2], "cut.mp4"),
+        "not a readable|cut off|damaged",
+        "cut off in the middle",
+    ),
+    "bit flips": Fault(
+        file(lambda: flipped_film(mp4(), 3, 200), "flip.mp4"),
+        "damaged",
+        "many turned bits (told where the codec notices)",
+    ),
+    "bit flips unseen": Fault(
+        file(lambda: flipped_film(mp4(), 2, 1), "pixel.mp4"), None, "one turned bit that still decodes"
+    ),
+    "huge": Fault(
+        file(lambda: mjpeg_that_claims(30_000), "huge.mp4"),
+        "claims frames of|damaged",
+        "claims frames of 30,000 x 30,000 pixels",
+    ),
+    "too short": Fault(
+        file(lambda: mp4(frames=3), "short.mp4"), "too short|are needed", "fewer frames than a clip"
+    ),
     "only sound": Fault(file(lambda: wav(), "sound.mp4"), "only sound", "a sound under its name"),
-    "playlist": Fault(file(b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/dev/zero\n#EXT-X-ENDLIST\n", "list.mp4"), "playlist", "a playlist that names other files"),
+    "playlist": Fault(
+        file(b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/dev/zero\n#EXT-X-ENDLIST\n", "list.mp4"),
+        "playlist",
+        "a playlist that names other files",
+    ),
 }
 
 
@@ -184,15 +273,45 @@ def patched_rate(rate: int) -> bytes:
 
 AUDIO = of_files("sound", ".wav", wav) | {
     "truncated": Fault(file(lambda: wav()[:9000], "cut.wav"), "is cut off: 28%", "cut off in the middle"),
-    "bit flips": Fault(file(lambda: flipped(wav(), 1, spared=44), "flip.wav"), None, "turned bits in the samples (wav has no checksum)"),
-    "nan": Fault(file(lambda: wav(np.full(16000, np.nan, np.float32), subtype="FLOAT"), "nan.wav"), "holds NaN", "NaN"),
-    "infinite": Fault(file(lambda: wav(np.full(16000, np.inf, np.float32), subtype="FLOAT"), "inf.wav"), "infinite value", "infinite values"),
-    "not scaled": Fault(file(lambda: wav(np.full(16000, 1e4, np.float32), subtype="FLOAT"), "loud.wav"), "values up to 10000", "values far beyond 1"),
-    "huge": Fault(file(lambda: patched(wav(), struct.pack("<4sI", b"data", 32000), struct.pack("<4sI", b"data", 0xFFFFFFF0)), "long.wav"),
-                  "is cut off: 0%", "a header that claims four gigabytes"),
-    "odd rate": Fault(file(lambda: patched_rate(999_983), "rate.wav"), "sampling rate is 999983", "a sampling rate that no filter fits"),
-    "no samples": Fault(file(lambda: wav(np.zeros(0)), "none.wav"), "holds no sound", "a header and no sample"),
-    "wrong type": Fault(file(lambda: png(), "picture.wav"), "has no sound|not a sound", "a picture under its name"),
+    "bit flips": Fault(
+        file(lambda: flipped(wav(), 1, spared=44), "flip.wav"),
+        None,
+        "turned bits in the samples (wav has no checksum)",
+    ),
+    "nan": Fault(
+        file(lambda: wav(np.full(16000, np.nan, np.float32), subtype="FLOAT"), "nan.wav"), "holds NaN", "NaN"
+    ),
+    "infinite": Fault(
+        file(lambda: wav(np.full(16000, np.inf, np.float32), subtype="FLOAT"), "inf.wav"),
+        "infinite value",
+        "infinite values",
+    ),
+    "not scaled": Fault(
+        file(lambda: wav(np.full(16000, 1e4, np.float32), subtype="FLOAT"), "loud.wav"),
+        "values up to 10000",
+        "values far beyond 1",
+    ),
+    "huge": Fault(
+        file(
+            lambda: patched(
+                wav(), struct.pack("<4sI", b"data", 32000), struct.pack("<4sI", b"data", 0xFFFFFFF0)
+            ),
+            "long.wav",
+        ),
+        "is cut off: 0%",
+        "a header that claims four gigabytes",
+    ),
+    "odd rate": Fault(
+        file(lambda: patched_rate(999_983), "rate.wav"),
+        "sampling rate is 999983",
+        "a sampling rate that no filter fits",
+    ),
+    "no samples": Fault(
+        file(lambda: wav(np.zeros(0)), "none.wav"), "holds no sound", "a header and no sample"
+    ),
+    "wrong type": Fault(
+        file(lambda: png(), "picture.wav"), "has no sound|not a sound", "a picture under its name"
+    ),
 }
 TEXT = {
     "empty": Fault(lambda _: "", "is empty", "no character"),
@@ -221,9 +340,15 @@ MOLECULE = {
     "not UTF-8": Fault(lambda _: "CC\udce9", "not a valid SMILES|surrogates", "bytes of another encoding"),
     "number": Fault(lambda _: 17.5, "not a valid SMILES", "a number"),
     "mapping": Fault(lambda _: {"smiles": "CCO"}, "expected a SMILES string, got dict", "a mapping"),
-    "huge": Fault(lambda _: "C1CC1" * 20_000, "is longer than a molecule of 1024 atoms", "a hundred thousand characters"),
+    "huge": Fault(
+        lambda _: "C1CC1" * 20_000, "is longer than a molecule of 1024 atoms", "a hundred thousand characters"
+    ),
     "too large": Fault(lambda _: "C" * 2000, "has 2000 atoms", "more atoms than max_atoms"),
-    "deep": Fault(lambda _: "C(" * 5000 + "C" + ")" * 5000, "has 5001 atoms|not a valid|longer", "five thousand nested brackets"),
+    "deep": Fault(
+        lambda _: "C(" * 5000 + "C" + ")" * 5000,
+        "has 5001 atoms|not a valid|longer",
+        "five thousand nested brackets",
+    ),
     "flipped": Fault(lambda _: "CC(=O)Nc1ccccc1", None, "another valid molecule"),
 }
 PROTEIN = {
@@ -232,23 +357,51 @@ PROTEIN = {
     "gaps": Fault(lambda _: "---...", "the protein sequence is empty", "gaps only"),
     "digits": Fault(lambda _: "MKT4AYI", "'4', which is no residue, at place 4", "a digit"),
     "stop": Fault(lambda _: "MKT*AYI", "a stop inside it at place 4", "a stop in the middle"),
-    "unknown residue": Fault(lambda _: "MKTXAYI", "the unknown residue X at place 4", "X (with unknown: error)"),
+    "unknown residue": Fault(
+        lambda _: "MKTXAYI", "the unknown residue X at place 4", "X (with unknown: error)"
+    ),
     "NUL": Fault(lambda _: "MKT\0AYI", "is no residue", "a NUL character"),
     "not ASCII": Fault(lambda _: "MKTÄYI", "is no residue", "letters beyond ASCII"),
     "not UTF-8": Fault(lambda _: "MKT\udce9YI", "is no residue", "bytes of another encoding"),
     "header": Fault(lambda _: ">sp|P12345", "is no residue", "a FASTA header"),
-    "mapping": Fault(lambda _: {"sequence": "MKT"}, "expected a protein sequence as text, got dict", "a mapping"),
-    "huge": Fault(lambda _: "MKTAYIAK" * 100_000, None, "eight hundred thousand residues: cut at the modality's length"),
+    "mapping": Fault(
+        lambda _: {"sequence": "MKT"}, "expected a protein sequence as text, got dict", "a mapping"
+    ),
+    "huge": Fault(
+        lambda _: "MKTAYIAK" * 100_000, None, "eight hundred thousand residues: cut at the modality's length"
+    ),
     "truncated": Fault(lambda _: "MKTA", None, "a shorter protein is a protein"),
 }
 MICROSCOPE = of_files("microscope", ".tif", tif) | {
-    "truncated": Fault(file(lambda: tif()[:3000], "cut.tif"), "cannot be decoded|tif: ", "cut off in the middle"),
-    "bit flips": Fault(file(lambda: flipped(tif(), 1, spared=400), "flip.tif"), None, "turned bits in the pixels (tiff has no checksum)"),
-    "huge": Fault(file(lambda: tif_that_claims(100_000), "huge.tif"), "claims 10,000,000,000 values", "claims 100,000 x 100,000 pixels"),
-    "saturated": Fault(file(lambda: tif(np.full((2, 40, 40), 65535, np.uint16)), "full.tif"), "every pixel is 65535", "an empty or saturated channel"),
+    "truncated": Fault(
+        file(lambda: tif()[:3000], "cut.tif"), "cannot be decoded|tif: ", "cut off in the middle"
+    ),
+    "bit flips": Fault(
+        file(lambda: flipped(tif(), 1, spared=400), "flip.tif"),
+        None,
+        "turned bits in the pixels (tiff has no checksum)",
+    ),
+    "huge": Fault(
+        file(lambda: tif_that_claims(100_000), "huge.tif"),
+        "claims 10,000,000,000 values",
+        "claims 100,000 x 100,000 pixels",
+    ),
+    "saturated": Fault(
+        file(lambda: tif(np.full((2, 40, 40), 65535, np.uint16)), "full.tif"),
+        "every pixel is 65535",
+        "an empty or saturated channel",
+    ),
     "nan": Fault(file(lambda: tif(np.full((2, 40, 40), np.nan, np.float32)), "nan.tif"), "not finite", "NaN"),
-    "channels": Fault(file(lambda: tif(np.arange(4800, dtype=np.uint16).reshape(3, 40, 40)), "three.tif"), r"3 channel\(s\)", "another number of channels"),
-    "complex": Fault(file(lambda: tif(np.ones((2, 40, 40), np.complex64)), "complex.tif"), "pixels of type complex64", "complex numbers"),
+    "channels": Fault(
+        file(lambda: tif(np.arange(4800, dtype=np.uint16).reshape(3, 40, 40)), "three.tif"),
+        r"3 channel\(s\)",
+        "another number of channels",
+    ),
+    "complex": Fault(
+        file(lambda: tif(np.ones((2, 40, 40), np.complex64)), "complex.tif"),
+        "pixels of type complex64",
+        "complex numbers",
+    ),
     "wrong type": Fault(file(lambda: wav(), "sound.tif"), "cannot be decoded", "a sound under its name"),
 }
 
@@ -266,28 +419,62 @@ CELL = {  # of a column whose modality reads files
     "numbers": Fault(lambda _: [1, 2], "expected the path of a file, got list", "a list of numbers"),
     "number": Fault(lambda _: 3.5, "3.5: no such file", "a number"),
     "NUL": Fault(lambda _: "a\0.png", "NUL character", "a NUL character in the path"),
-    "URL": Fault(lambda _: "http://localhost:9/a.png", "http:/localhost:9/a.png: no such file", "an address: nothing is fetched"),
+    "URL": Fault(
+        lambda _: "http://localhost:9/a.png",
+        "http:/localhost:9/a.png: no such file",
+        "an address: nothing is fetched",
+    ),
     "home": Fault(lambda _: "~/a.png", "~/a.png: no such file", "~ is a name like any other"),
-    "absolute": Fault(lambda _: "/no/such/a.png", "/no/such/a.png: no such file", "an absolute path to nothing"),
-    "above": Fault(lambda _: "../../../../nothing.png", "nothing.png: no such file", "a path out of the folder to nothing"),
+    "absolute": Fault(
+        lambda _: "/no/such/a.png", "/no/such/a.png: no such file", "an absolute path to nothing"
+    ),
+    "above": Fault(
+        lambda _: "../../../../nothing.png",
+        "nothing.png: no such file",
+        "a path out of the folder to nothing",
+    ),
     "loop": Fault(loop_of_links, "symbolic links", "a link to itself"),
     "long": Fault(lambda _: "a" * 5000, "name too long", "a name of five thousand letters"),
-    "broken link": Fault(lambda folder: (folder / "gone.png").symlink_to("nowhere") or "gone.png", "no such file", "a link to nothing"),
+    "broken link": Fault(
+        lambda folder: (folder / "gone.png").symlink_to("nowhere") or "gone.png",
+        "no such file",
+        "a link to nothing",
+    ),
     "controls": Fault(lambda _: "\x1b[31m\u202e.png", "no such file", "control characters in the path"),
 }
-FAULTS = {"image": IMAGE, "video": VIDEO, "audio": AUDIO, "text": TEXT, "molecule": MOLECULE, "protein": PROTEIN, "microscope": MICROSCOPE,
-          "table cell": CELL}
+FAULTS = {
+    "image": IMAGE,
+    "video": VIDEO,
+    "audio": AUDIO,
+    "text": TEXT,
+    "molecule": MOLECULE,
+    "protein": PROTEIN,
+    "microscope": MICROSCOPE,
+    "table cell": CELL,
+}
 GOOD = {
-    "image": lambda folder, i: file(lambda: png(i), f"good{i}.png")(folder), "video": lambda folder, i: file(lambda: mp4(seed=i), f"good{i}.mp4")(folder),
-    "audio": lambda folder, i: file(lambda: wav(np.sin(np.arange(16000) / (10 + i)) / 2), f"good{i}.wav")(folder),
-    "text": lambda folder, i: f"{i} dogs", "molecule": lambda folder, i: SMILES[i % len(SMILES)] + "C", "protein": lambda folder, i: "MKTAYIAK" + "LAGV" * i,
-    "microscope": lambda folder, i: file(lambda: tif(), f"good{i}.tif")(folder), "table cell": lambda folder, i: file(lambda: png(i), f"good{i}.png")(folder),
+    "image": lambda folder, i: file(lambda: png(i), f"good{i}.png")(folder),
+    "video": lambda folder, i: file(lambda: mp4(seed=i), f"good{i}.mp4")(folder),
+    "audio": lambda folder, i: file(lambda: wav(np.sin(np.arange(16000) / (10 + i)) / 2), f"good{i}.wav")(
+        folder
+    ),
+    "text": lambda folder, i: f"{i} dogs",
+    "molecule": lambda folder, i: SMILES[i % len(SMILES)] + "C",
+    "protein": lambda folder, i: "MKTAYIAK" + "LAGV" * i,
+    "microscope": lambda folder, i: file(lambda: tif(), f"good{i}.tif")(folder),
+    "table cell": lambda folder, i: file(lambda: png(i), f"good{i}.png")(folder),
 }
 
 
 def table() -> str:
     """Markdown: what is injected into each modality, and what cannot be told."""
-    lines = ["| modality | faults | told, replaced, named | read without harm, since nothing tells them from good samples |", "| --- | --- | --- | --- |"]
+    lines = [
+        (
+            "| modality | faults | told, replaced, named | read without harm, since nothing tells them from"
+            " good samples |"
+        ),
+        "| --- | --- | --- | --- |",
+    ]
     for modality, faults in FAULTS.items():
         told = "; ".join(f.words for f in faults.values() if f.cause)
         unseen = "; ".join(f.words for f in faults.values() if not f.cause)

@@ -27,7 +27,10 @@ class Model(nn.Module):
 
 
 def recipe(accumulate, exact=True, weights="own"):
-    return SimpleNamespace(train=SimpleNamespace(accumulate=accumulate, exact=exact, precision="fp32"), b=SimpleNamespace(weights=weights))
+    return SimpleNamespace(
+        train=SimpleNamespace(accumulate=accumulate, exact=exact, precision="fp32"),
+        b=SimpleNamespace(weights=weights),
+    )
 
 
 def pair():
@@ -41,16 +44,25 @@ def gradients(model, objective, of):
     return loss, terms, embeddings, [p.grad for p in [*model.parameters(), *objective.parameters()]]
 
 
-@pytest.mark.parametrize("objective", [
-    lambda: VICReg(statistics="both"), lambda: BarlowTwins(), lambda: InfoNCE(0.2, learnable=True).double(),
-    lambda: InfoNCE(0.2, form="moco", queue=9)], ids=["vicreg", "barlow_twins", "infonce", "moco"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda: VICReg(statistics="both"),
+        lambda: BarlowTwins(),
+        lambda: InfoNCE(0.2, learnable=True).double(),
+        lambda: InfoNCE(0.2, form="moco", queue=9),
+    ],
+    ids=["vicreg", "barlow_twins", "infonce", "moco"],
+)
 def test_parts_give_the_gradient_of_the_whole_batch(objective, request):
     ema = "moco" in request.node.callspec.id
     weights = "ema" if ema else "own"
     whole = gradients(Model(ema=ema), objective(), recipe(1, weights=weights))
     parts = gradients(Model(ema=ema), objective(), recipe(4, weights=weights))
     assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-12)
-    assert {k: float(v) for k, v in parts[1].items()} == pytest.approx({k: float(v) for k, v in whole[1].items()}, rel=1e-12)
+    assert {k: float(v) for k, v in parts[1].items()} == pytest.approx(
+        {k: float(v) for k, v in whole[1].items()}, rel=1e-12
+    )
     assert torch.allclose(parts[2][0], whole[2][0], rtol=1e-12)
     for of_parts, of_whole in zip(parts[3], whole[3]):
         assert torch.allclose(of_parts, of_whole, rtol=1e-11, atol=1e-14)
@@ -63,7 +75,8 @@ def test_without_exact_each_part_has_its_own_statistics():
 
 
 def test_dropout_is_the_same_in_both_passes_and_batch_norm_counts_once():
-    """The embeddings the objective saw are those that are differentiated: without that, this gradient would be wrong."""
+    """The embeddings the objective saw are those that are differentiated: without that, this gradient would
+    be wrong."""
     model = Model(nn.BatchNorm1d(16), nn.Dropout(0.5))
     _, _, (z_a, _), exact = gradients(model, VICReg(), recipe(4))
     assert int(model.net[1].num_batches_tracked) == 8  # four parts of two views

@@ -1,4 +1,5 @@
-"""python -m vicjoint.check: everything is read once, what is bad is grouped and counted, and the exit code says which it is."""
+"""python -m vicjoint.check: everything is read once, what is bad is grouped and counted, and the exit code
+says which it is."""
 
 import json
 import os
@@ -15,9 +16,18 @@ from vicjoint.config import load_recipe
 
 def recipe(root, **changes) -> dict:
     branch = {"modality": "image", "encoder": {"name": "conv", "width": 4, "dim": 8}, "expander": [8]}
-    return {"name": "look", "source": {"name": "image_folder", "root": str(root)}, "pair": {"name": "augment", "size": 16}, "a": branch, "b": branch,
-            "objective": {"name": "vicreg"}, "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
-            "train": {"steps": 1, "batch_size": 4}, "data": {"workers": 0}, **changes}
+    return {
+        "name": "look",
+        "source": {"name": "image_folder", "root": str(root)},
+        "pair": {"name": "augment", "size": 16},
+        "a": branch,
+        "b": branch,
+        "objective": {"name": "vicreg"},
+        "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
+        "train": {"steps": 1, "batch_size": 4},
+        "data": {"workers": 0},
+        **changes,
+    }
 
 
 def write(folder, made) -> str:
@@ -39,7 +49,11 @@ def test_clean_bad_and_wrong(pictures, tmp_path, capsys):
     path = write(tmp_path, recipe(pictures))
     assert check.main([path]) == 0
     said = capsys.readouterr()
-    assert "0 of 12 records cannot be read (6 train, 6 test)" in said.out and "all can be read" in said.out and "check: 100%" in said.err
+    assert (
+        "0 of 12 records cannot be read (6 train, 6 test)" in said.out
+        and "all can be read" in said.out
+        and "check: 100%" in said.err
+    )
 
     (pictures / "train" / "1.png").write_bytes(b"")
     (pictures / "train" / "2.png").write_bytes(b"")
@@ -49,13 +63,24 @@ def test_clean_bad_and_wrong(pictures, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "4 of 13 records cannot be read (7 train, 6 test)" in said
     assert "3 are for training, 42.86%: with data.max_bad_fraction=0.6 a run replaces them" in said
-    assert "  2 x " in said and "train/1.png (train), train/2.png (train)" in said and "the file is empty (0 bytes)" in said
+    assert (
+        "  2 x " in said
+        and "train/1.png (train), train/2.png (train)" in said
+        and "the file is empty (0 bytes)" in said
+    )
     assert "\\x1b[2J.png (train)" in said and "\x1b[2J" not in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["records"] == 13 and found["bad"] == 4 and found["records_per_second"] > 0
-    assert {(e["part"], e["sample"]) for e in found["pairs"][0]["bad"]} == {("train", "train/1.png"), ("train", "train/2.png"), ("test", "test/3.png"),
-                                                                           ("train", "train/\x1b[2J.png")}
-    assert check.main([path]) == 1 and "data.max_bad_fraction=0.01 a run stops at them" in capsys.readouterr().out
+    assert {(e["part"], e["sample"]) for e in found["pairs"][0]["bad"]} == {
+        ("train", "train/1.png"),
+        ("train", "train/2.png"),
+        ("test", "test/3.png"),
+        ("train", "train/\x1b[2J.png"),
+    }
+    assert (
+        check.main([path]) == 1
+        and "data.max_bad_fraction=0.01 a run stops at them" in capsys.readouterr().out
+    )
 
     assert check.main([path, "source.root=/no/such/folder"]) == 2 and check.main([path, "pair.size=1"]) == 2
     assert check.main([path, "--json", "/no/such/folder/x.json", "data.max_bad_fraction=0.6"]) == 2
@@ -72,30 +97,74 @@ def test_processes_find_the_same(pictures, tmp_path):
 def test_several_pairs_and_a_second_table_each_by_its_own_columns(tmp_path):
     place = tmp_path / "files"
     place.mkdir()
-    rows = [{"id": f"r{i}", "picture": GOOD["image"](place, i), "sound": GOOD["audio"](place, i), "words": f"{i} dogs", "digit": str(i % 2),
-             "split": "test" if i > 5 else "train"} for i in range(8)]
-    rows[1]["picture"], rows[2]["sound"], rows[6]["words"] = str(place / "no.png"), str(place / "good0.png"), ""
+    rows = [
+        {
+            "id": f"r{i}",
+            "picture": GOOD["image"](place, i),
+            "sound": GOOD["audio"](place, i),
+            "words": f"{i} dogs",
+            "digit": str(i % 2),
+            "split": "test" if i > 5 else "train",
+        }
+        for i in range(8)
+    ]
+    rows[1]["picture"], rows[2]["sound"], rows[6]["words"] = (
+        str(place / "no.png"),
+        str(place / "good0.png"),
+        "",
+    )
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    second = [{"id": f"s{i}", "drawn": GOOD["image"](place, 20 + i), "digit": str(i % 2), "split": "test" if i > 3 else "train"} for i in range(6)]
+    second = [
+        {
+            "id": f"s{i}",
+            "drawn": GOOD["image"](place, 20 + i),
+            "digit": str(i % 2),
+            "split": "test" if i > 3 else "train",
+        }
+        for i in range(6)
+    ]
     second[5]["drawn"] = str(place / "nothing.png")
     (tmp_path / "second.jsonl").write_text("\n".join(map(json.dumps, second)))
     conv = {"encoder": {"name": "conv", "width": 4, "dim": 8}, "expander": [8]}
-    branches = {"picture": {"modality": {"name": "image", "size": 16}, **conv}, "words": {"modality": "text", "encoder": {"name": "bytes_cnn", "width": 8}, "expander": [8]},
-                "sound": {"modality": {"name": "audio", "seconds": 0.2}, "encoder": {"name": "conv_mel", "width": 4}, "expander": [8]}}
+    branches = {
+        "picture": {"modality": {"name": "image", "size": 16}, **conv},
+        "words": {"modality": "text", "encoder": {"name": "bytes_cnn", "width": 8}, "expander": [8]},
+        "sound": {
+            "modality": {"name": "audio", "seconds": 0.2},
+            "encoder": {"name": "conv_mel", "width": 4},
+            "expander": [8],
+        },
+    }
     table = {"name": "table", "root": str(tmp_path / "t.jsonl")}
-    made = recipe(tmp_path, source=table, branches=branches, pairs=[
-        {"a": "picture", "b": "words", "pair": {"name": "cross_modal", "a": "picture", "b": "words"}},
-        {"a": "sound", "b": "picture", "pair": {"name": "cross_modal", "a": "sound", "b": "drawn", "key": "digit"},
-         "source": {**table, "second": str(tmp_path / "second.jsonl")}}])
+    made = recipe(
+        tmp_path,
+        source=table,
+        branches=branches,
+        pairs=[
+            {"a": "picture", "b": "words", "pair": {"name": "cross_modal", "a": "picture", "b": "words"}},
+            {
+                "a": "sound",
+                "b": "picture",
+                "pair": {"name": "cross_modal", "a": "sound", "b": "drawn", "key": "digit"},
+                "source": {**table, "second": str(tmp_path / "second.jsonl")},
+            },
+        ],
+    )
     for key in ("pair", "a", "b"):
         del made[key]
     found = check.check(load_recipe(made))
     first, keyed = found["pairs"]
     assert [(e["part"], e["sample"]) for e in first["bad"]] == [("train", "r1"), ("test", "r6")]
-    assert first["bad"][0]["cause"].endswith("no.png: no such file") and first["bad"][1]["cause"] == "column 'words' is empty"
+    assert (
+        first["bad"][0]["cause"].endswith("no.png: no such file")
+        and first["bad"][1]["cause"] == "column 'words' is empty"
+    )
     assert [(e["part"], e["sample"]) for e in keyed["bad"]] == [("train", "r2"), ("second test", "s5")]
     assert keyed["records"] == {"train": 6, "test": 2, "second train": 4, "second test": 2}
-    assert "picture-words: 2 of 8 records" in (said := check.in_words(found, 0.01)) and "sound-picture: 2 of 14 records" in said
+    assert (
+        "picture-words: 2 of 8 records" in (said := check.in_words(found, 0.01))
+        and "sound-picture: 2 of 14 records" in said
+    )
 
 
 def test_films_are_read_by_windows(tmp_path):
@@ -107,26 +176,44 @@ def test_films_are_read_by_windows(tmp_path):
             os.rename(content, root / split / f"{name}.mp4")
     for split in ("train", "test"):
         (root / split / "cut.mp4").write_bytes((root / split / "cut.mp4").read_bytes()[:500])
-    made = recipe(root, source={"name": "video_folder", "root": str(root)}, pair={"name": "next_frame", "frames": 3, "size": 16, "windows": 2},
-                  a={"modality": "clip", "encoder": {"name": "conv_gru", "width": 4, "dim": 8}, "expander": [8]},
-                  b={"modality": "next_frame", "encoder": {"name": "conv", "width": 4, "dim": 8}, "expander": [8]})
+    made = recipe(
+        root,
+        source={"name": "video_folder", "root": str(root)},
+        pair={"name": "next_frame", "frames": 3, "size": 16, "windows": 2},
+        a={"modality": "clip", "encoder": {"name": "conv_gru", "width": 4, "dim": 8}, "expander": [8]},
+        b={"modality": "next_frame", "encoder": {"name": "conv", "width": 4, "dim": 8}, "expander": [8]},
+    )
     found = check.check(load_recipe(made))["pairs"][0]
-    assert [(e["part"], e["sample"]) for e in found["bad"]] == [("train", "train/cut.mp4"), ("test", "test/cut.mp4")]
+    assert [(e["part"], e["sample"]) for e in found["bad"]] == [
+        ("train", "train/cut.mp4"),
+        ("test", "test/cut.mp4"),
+    ]
 
 
 def test_a_reader_that_hangs_or_dies_is_named(pictures, tmp_path, monkeypatch, capsys):
     import time
-    monkeypatch.setattr("vicjoint.pairs.augment.read_record", lambda record: time.sleep(5) if record["id"] == "train/2.png" else torch.zeros(3, 20, 20))
+
+    monkeypatch.setattr(
+        "vicjoint.pairs.augment.read_record",
+        lambda record: time.sleep(5) if record["id"] == "train/2.png" else torch.zeros(3, 20, 20),
+    )
     monkeypatch.setattr("vicjoint.pairs.augment.Augment.sample", lambda self, record, rng: None)
     found = check.check(load_recipe(recipe(pictures), ["data.timeout=0.3"]))["pairs"][0]
-    assert [(e["sample"], e["cause"]) for e in found["bad"]] == [("train/2.png", "not read within 0.3 s (data.timeout)")]
+    assert [(e["sample"], e["cause"]) for e in found["bad"]] == [
+        ("train/2.png", "not read within 0.3 s (data.timeout)")
+    ]
 
     def dies(*_):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault.")
+
     monkeypatch.setattr("vicjoint.pairs.augment.read_record", dies)
     assert check.main([write(tmp_path, recipe(pictures))]) == 1
     said = capsys.readouterr().err
-    assert "died or stopped answering (DataLoader worker (pid 7) is killed" in said and "train/0.png" in said and "Traceback" not in said
+    assert (
+        "died or stopped answering (DataLoader worker (pid 7) is killed" in said
+        and "train/0.png" in said
+        and "Traceback" not in said
+    )
 
 
 def test_kinds_leave_out_what_differs():

@@ -62,7 +62,9 @@ def test_heads_are_independent_sgd_runs():
     for (y, labels), share in zip(data, cosine):
         heads.step(y, labels, share)
     for i, layer in enumerate(references):
-        assert torch.allclose(heads.weight[i].double(), layer.weight, atol=1e-6) and torch.allclose(heads.bias[i].double(), layer.bias, atol=1e-6)
+        assert torch.allclose(heads.weight[i].double(), layer.weight, atol=1e-6) and torch.allclose(
+            heads.bias[i].double(), layer.bias, atol=1e-6
+        )
     assert torch.allclose(heads(data[0][0])[1].double(), references[1](data[0][0].double()), atol=1e-5)
 
 
@@ -99,12 +101,16 @@ class Plain:
 
 
 class Source:
-    """Class c has channel c bright; one record of each split is broken, one has no label, one test record a class of its own."""
+    """Class c has channel c bright; one record of each split is broken, one has no label, one test record a
+    class of its own."""
 
     def __init__(self, classes=3, train=60, test=30):
         rng = np.random.default_rng(0)
-        make = lambda i: {"id": f"r{i}", "label": f"class {i % classes}",  # noqa: E731
-                          "value": [int(v) for v in rng.integers(0, 60, 3) + 150 * (np.arange(3) == i % classes)]}
+        make = lambda i: {
+            "id": f"r{i}",
+            "label": f"class {i % classes}",
+            "value": [int(v) for v in rng.integers(0, 60, 3) + 150 * (np.arange(3) == i % classes)],
+        }
         self.train, self.test = [make(i) for i in range(train)], [make(i) for i in range(test)]
         self.train[4]["broken"] = self.test[4]["broken"] = True
         self.train[5]["label"] = self.test[5]["label"] = None
@@ -126,11 +132,22 @@ def rows(probe, source=None, pair=None):
 def test_knn_tells_what_the_representation_knows(capsys):
     found, pictures = rows(KNN(k=[5, 20], pictures=4))
     assert found["model"] == {"accuracy": 1.0, "accuracy_k20": pytest.approx(1.0, abs=0.1)}
-    assert found["random_init"]["accuracy"] < 0.5 and found["pixels"]["accuracy"] == 1.0 and found["chance"]["accuracy"] == pytest.approx(1 / 3)
+    assert (
+        found["random_init"]["accuracy"] < 0.5
+        and found["pixels"]["accuracy"] == 1.0
+        and found["chance"]["accuracy"] == pytest.approx(1 / 3)
+    )
     said = capsys.readouterr().out
     assert said.count("evaluation leaves out r4: broken on purpose") == 2  # once in each split
-    assert pictures["query"].shape == (4, 1, 1, 3) and pictures["neighbours"].shape == (4, 5, 1, 1, 3) and pictures["good"].all()
-    assert pictures["views"].shape == (4, 2, 1, 1, 3) and "class 0; the nearest is class 0" in pictures["title"][0]
+    assert (
+        pictures["query"].shape == (4, 1, 1, 3)
+        and pictures["neighbours"].shape == (4, 5, 1, 1, 3)
+        and pictures["good"].all()
+    )
+    assert (
+        pictures["views"].shape == (4, 2, 1, 1, 3)
+        and "class 0; the nearest is class 0" in pictures["title"][0]
+    )
 
 
 @pytest.mark.parametrize("crops", [False, True])
@@ -144,8 +161,10 @@ def test_the_rate_is_chosen_without_the_test_split():
     """Test labels that contradict training do not change which rate is reported."""
     source, turned = Source(), Source()
     for record in turned.test:
-        record["label"] = {"class 0": "class 1", "class 1": "class 2", "class 2": "class 0"}.get(record["label"])
-    probe = lambda: Linear(rates=[1e-9, 0.05], epochs=20, crops=False, holdout=0.3)  # noqa: E731
+        record["label"] = {"class 0": "class 1", "class 1": "class 2", "class 2": "class 0"}.get(
+            record["label"]
+        )
+    probe = lambda: Linear(rates=[1e-9, 0.05], epochs=20, crops=False, holdout=0.3)
     straight, contradicted = rows(probe(), source)[0], rows(probe(), turned)[0]
     assert straight["model"]["rate"] == contradicted["model"]["rate"] == 0.05
     assert straight["model"]["accuracy"] == 1 and contradicted["model"]["accuracy"] == 0
@@ -156,23 +175,39 @@ def test_what_cannot_be_probed_is_said():
     assert KNN().misses(source, Plain()) is None
     flat = Source()
     flat.train = [r | {"label": None} for r in flat.train]
-    assert "it needs two classes or more, and test samples of them, in 'label' of the records; found 0 classes" in KNN().misses(flat, Plain())
+    assert (
+        "it needs two classes or more, and test samples of them, in 'label' of the records; found 0 classes"
+        in KNN().misses(flat, Plain())
+    )
     assert "'colour'" in Linear(label="colour").misses(source, Plain())
 
     class NoViews:
         workers = 0
 
-    with pytest.raises(ValueError, match="evaluate.probes: 'knn' classifies single views, which this pair does not give"):
+    with pytest.raises(
+        ValueError, match="evaluate.probes: 'knn' classifies single views, which this pair does not give"
+    ):
         KNN().misses(source, NoViews())
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: KNN(k=[]), "knn needs neighbours k of 1 or more"), (lambda: KNN(temperature=0), "a temperature above 0"),
-    (lambda: Linear(rates=[]), "linear needs learning rates above 0"), (lambda: Linear(epochs=0), "epochs of 1 or more"),
-    (lambda: Linear(rates=[0.1, 1], holdout=0), "linear: holdout is 0, .* above 0 to choose among 2 learning rates"),
-    (lambda: Linear(holdout=1), "linear: holdout is 1, expected a share"),
-    (lambda: Linear(solver="ridge", holdout=0), "linear: holdout is 0, .* above 0 to choose among penalties"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: KNN(k=[]), "knn needs neighbours k of 1 or more"),
+        (lambda: KNN(temperature=0), "a temperature above 0"),
+        (lambda: Linear(rates=[]), "linear needs learning rates above 0"),
+        (lambda: Linear(epochs=0), "epochs of 1 or more"),
+        (
+            lambda: Linear(rates=[0.1, 1], holdout=0),
+            "linear: holdout is 0, .* above 0 to choose among 2 learning rates",
+        ),
+        (lambda: Linear(holdout=1), "linear: holdout is 1, expected a share"),
+        (
+            lambda: Linear(solver="ridge", holdout=0),
+            "linear: holdout is 0, .* above 0 to choose among penalties",
+        ),
+    ],
+)
 def test_wrong_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -181,14 +216,23 @@ def test_wrong_options_are_named(make, message):
 def test_ridge_classifies_and_does_not_look_at_the_test_split():
     source, turned = Source(), Source()
     for record in turned.test:
-        record["label"] = {"class 0": "class 1", "class 1": "class 2", "class 2": "class 0"}.get(record["label"])
+        record["label"] = {"class 0": "class 1", "class 1": "class 2", "class 2": "class 0"}.get(
+            record["label"]
+        )
     straight, contradicted = (rows(Linear(solver="ridge", holdout=0.3), s)[0] for s in (source, turned))
-    assert straight["model"]["accuracy"] == straight["pixels"]["accuracy"] == 1 and straight["random_init"]["accuracy"] < 0.5
+    assert (
+        straight["model"]["accuracy"] == straight["pixels"]["accuracy"] == 1
+        and straight["random_init"]["accuracy"] < 0.5
+    )
     assert contradicted["model"] == {"accuracy": 0.0, "penalty": straight["model"]["penalty"]}
 
 
 def test_branch_b_is_looked_at_where_asked():
-    for probe in (KNN(k=[5], branch="b", pictures=0), Linear(epochs=20, crops=False, branch="b"), Linear(solver="ridge", branch="b")):
+    for probe in (
+        KNN(k=[5], branch="b", pictures=0),
+        Linear(epochs=20, crops=False, branch="b"),
+        Linear(solver="ridge", branch="b"),
+    ):
         found, _ = rows(probe)
         assert found["random_init"]["accuracy"] == 1 and found["model"]["accuracy"] < 0.5
 
@@ -231,7 +275,9 @@ def test_views_that_are_no_images_have_no_crops_and_no_pictures():
         assert probe.misses(Source(), Texts()) is None
         found = dict(probe(Both(), Both(), Source(), Texts(), "cpu"))
         assert found["model/accuracy"] > 0.9 and found["lengths/accuracy"] < 0.6 and "pictures" not in found
-    assert dict(KNN(k=[5], branch="b")(Both(), Both(), Source(), Texts(), "cpu"))["model/accuracy"] < 0.5, "b has one value for all"
+    assert dict(KNN(k=[5], branch="b")(Both(), Both(), Source(), Texts(), "cpu"))["model/accuracy"] < 0.5, (
+        "b has one value for all"
+    )
     with pytest.raises(ValueError, match="'linear' has crops: true, but this pair has no random crops"):
         Linear(crops=True).misses(Source(), Texts())
 
@@ -253,10 +299,16 @@ def test_views_are_read_once(monkeypatch):
 
     pair = Counting()
     first, second = (rows(KNN(k=[5], pictures=0), source, pair)[0] for _ in range(2))
-    assert first == second and len(read) == 59 + 28  # one record of each split has no label, one test record a class of its own
+    assert (
+        first == second and len(read) == 59 + 28
+    )  # one record of each split has no label, one test record a class of its own
     rows(Linear(solver="ridge"), source, pair)
     assert len(read) == 59 + 28
     monkeypatch.setattr(frozen, "KEPT_BYTES", 0)
     pair = Counting()
-    assert rows(KNN(k=[5], pictures=0), source, pair)[0] == rows(KNN(k=[5], pictures=0), source, pair)[0] == first
+    assert (
+        rows(KNN(k=[5], pictures=0), source, pair)[0]
+        == rows(KNN(k=[5], pictures=0), source, pair)[0]
+        == first
+    )
     assert len(read) == 3 * (59 + 28)

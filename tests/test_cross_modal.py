@@ -1,4 +1,5 @@
-"""The pair cross_modal: which cells meet, what is read of them, and what a user reads when a column, a cell or an option is wrong."""
+"""The pair cross_modal: which cells meet, what is read of them, and what a user reads when a column, a cell
+or an option is wrong."""
 
 import json
 import pickle
@@ -61,7 +62,15 @@ def rng(seed=0):
 
 
 def numbers(count, **more):
-    return [{"x": i, "y": 100 + i, **{k: f(i) for k, f in more.items()}, "split": "test" if i % 5 == 0 else "train"} for i in range(count)]
+    return [
+        {
+            "x": i,
+            "y": 100 + i,
+            **{k: f(i) for k, f in more.items()},
+            "split": "test" if i % 5 == 0 else "train",
+        }
+        for i in range(count)
+    ]
 
 
 def test_cells_of_one_row_and_a_sample_follows_its_generator(tmp_path):
@@ -71,13 +80,22 @@ def test_cells_of_one_row_and_a_sample_follows_its_generator(tmp_path):
         a, b = pair.sample(record, rng(1))
         assert b[0, 0] - a[0, 0] == 100 and a.shape == (1, 2)
         again = pair.sample(record, rng(1))
-        assert torch.equal(again[0], a) and torch.equal(again[1], b) and not torch.equal(pair.sample(record, rng(2))[0], a)
-    assert pair.plain(source.test[1]).tolist() == [[5.0, 0.0]] and pair.plain(source.test[1], "b").tolist() == [[105.0, 0.0]]
+        assert (
+            torch.equal(again[0], a)
+            and torch.equal(again[1], b)
+            and not torch.equal(pair.sample(record, rng(2))[0], a)
+        )
+    assert pair.plain(source.test[1]).tolist() == [[5.0, 0.0]] and pair.plain(
+        source.test[1], "b"
+    ).tolist() == [[105.0, 0.0]]
     assert pair.key_of(source.test[0]) is None and pair.samples_per_record == 1
 
 
 def test_one_of_several_values(tmp_path):
-    rows = [{"x": i, "captions": [str(10 * i + k) for k in range(3)], "joined": f"{10 * i}; {10 * i + 1}"} for i in range(1, 9)]
+    rows = [
+        {"x": i, "captions": [str(10 * i + k) for k in range(3)], "joined": f"{10 * i}; {10 * i + 1}"}
+        for i in range(1, 9)
+    ]
     source = source_of(tmp_path, rows)
     pair = build(source, Number(), Number(), a="x", b="captions")
     record = source.train[0]
@@ -90,21 +108,33 @@ def test_one_of_several_values(tmp_path):
 
 
 def test_equal_contents_have_equal_names(tmp_path):
-    """Files by their absolute path, values as text, and the common window of timed files: what tells views of evaluation apart."""
+    """Files by their absolute path, values as text, and the common window of timed files: what tells views of
+    evaluation apart."""
     for name, length in {"v": 8.0, "s": 8.0, "short": 4.0}.items():
         (tmp_path / name).write_text(str(length))
-    rows = [{"v": v, "s": s, "y": y, "split": "train"} for v, s, y in (("v", "s", [1, 2]), ("./v ", "s", [1, 2]), ("v", "short", 2), ("v", "s", ["1", "2"]))]
+    rows = [
+        {"v": v, "s": s, "y": y, "split": "train"}
+        for v, s, y in (("v", "s", [1, 2]), ("./v ", "s", [1, 2]), ("v", "short", 2), ("v", "s", ["1", "2"]))
+    ]
     source = source_of(tmp_path, [*rows, {**rows[0], "split": "test"}])
     pair = build(source, Tape(), Number(), a="v", b="y")
     assert [pair.contents_of(r, "a") for r in source.train] == [[str(tmp_path / "v")]] * 4
     assert [pair.contents_of(r, "b") for r in source.train] == [["[1, 2]"], ["[1, 2]"], ["2"], ["1", "2"]]
     timed = build(source, Tape(), Tape(), a="v", b="s", seconds=2.0)
     names = [timed.contents_of(r, "a")[0] for r in source.train]
-    assert names[0] == names[1] == names[3] == f"{tmp_path / 'v'} from 3.0 s" and names[2] == f"{tmp_path / 'v'} from 1.0 s"
-    assert all(view[0, 0].item() == float(name.split()[-2]) for r, name in zip(source.train, names) for view in timed.plain_all(r, "a"))
+    assert (
+        names[0] == names[1] == names[3] == f"{tmp_path / 'v'} from 3.0 s"
+        and names[2] == f"{tmp_path / 'v'} from 1.0 s"
+    )
+    assert all(
+        view[0, 0].item() == float(name.split()[-2])
+        for r, name in zip(source.train, names)
+        for view in timed.plain_all(r, "a")
+    )
 
 
 # ---- by a key ----
+
 
 def test_key_pairs_rows_of_the_same_split(tmp_path):
     source = source_of(tmp_path, numbers(60, digit=lambda i: i % 7))
@@ -116,13 +146,19 @@ def test_key_pairs_rows_of_the_same_split(tmp_path):
                 a, b = (int(v[0, 0]) for v in pair.sample(record, rng(seed)))
                 assert a % 7 == (b - 100) % 7 and ((b - 100) % 5 == 0) == (split == "test")
                 met[split].add((a, b - 100))
-    assert len({b for a, b in met["train"] if a == 1}) == sum(i % 5 != 0 and i % 7 == 1 for i in range(60))  # every partner is met
-    assert pair.key_of(source.train[0]) == "1" and pair.plain(source.train[0], "b")[0, 0] == 101  # evaluation: its own cell
+    assert len({b for a, b in met["train"] if a == 1}) == sum(
+        i % 5 != 0 and i % 7 == 1 for i in range(60)
+    )  # every partner is met
+    assert (
+        pair.key_of(source.train[0]) == "1" and pair.plain(source.train[0], "b")[0, 0] == 101
+    )  # evaluation: its own cell
 
 
 def test_key_with_a_second_table(tmp_path):
     (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "t.csv").write_text("value,digit,split\n" + "".join(f"{i},{i % 10},{'test' if i < 40 else 'train'}\n" for i in range(100)))
+    (tmp_path / "w" / "t.csv").write_text(
+        "value,digit,split\n" + "".join(f"{i},{i % 10},{'test' if i < 40 else 'train'}\n" for i in range(100))
+    )
     rows = [{"x": i, "digit": i % 10, "split": "test" if i < 20 else "train"} for i in range(60)]
     source = source_of(tmp_path, rows, second=str(tmp_path / "w" / "t.csv"))
     pair = build(source, Number(), Number(), a="x", b="value", key="digit")
@@ -132,7 +168,11 @@ def test_key_with_a_second_table(tmp_path):
             b = int(pair.sample(record, rng(3))[1][0, 0])
             assert low <= b < high and b % 10 == record["digit"]
             fixed = int(pair.plain(record, "b")[0, 0])
-            assert low <= fixed < high and fixed % 10 == record["digit"] and fixed == pair.plain_all(record, "b")[0][0, 0]
+            assert (
+                low <= fixed < high
+                and fixed % 10 == record["digit"]
+                and fixed == pair.plain_all(record, "b")[0][0, 0]
+            )
             partners.add(fixed)
         assert len(partners) > 10
     row = source.second["test"][7]
@@ -149,12 +189,18 @@ def test_rows_without_a_partner_are_bad_samples_and_none_at_all_is_an_error(tmp_
         pair.sample(source.train[0], rng())
     for record in source.test:
         record["y"] = ""
-    with pytest.raises(ValueError, match="pair.key: no row of the test split has a partner with an equal 'digit'. Found for column a '0', '10', '15', "
-                                         "for column b '0'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "pair.key: no row of the test split has a partner with an equal 'digit'. Found for column a '0',"
+            " '10', '15', for column b '0'"
+        ),
+    ):
         build(source, Number(), Number(), a="x", b="y", key="digit")
 
 
 # ---- a common window ----
+
 
 @pytest.fixture
 def tapes(tmp_path):
@@ -172,7 +218,9 @@ def test_both_see_the_same_seconds(tapes):
         assert torch.equal(a, b) and a[0, 1] == 1.0
         starts.append(a[0, 0].item())
     assert 0 <= min(starts) < 0.05 and 1.45 < max(starts) <= 1.5
-    assert pair.plain(tapes.train[0], "a").tolist() == pair.plain(tapes.train[0], "b").tolist() == [[0.75, 1.0]]
+    assert (
+        pair.plain(tapes.train[0], "a").tolist() == pair.plain(tapes.train[0], "b").tolist() == [[0.75, 1.0]]
+    )
     apart = build(tapes, Tape(), Tape(), a="a", b="b")
     assert apart.sample(tapes.train[0], rng())[0].tolist() == [[-1.0, -1.0]]
     one = build(tapes, Tape(), Number(), a="a", b="n", seconds=2.0)  # the other half has no time axis
@@ -190,24 +238,41 @@ def test_too_short_for_the_window(tapes):
 
 # ---- real files ----
 
+
 def test_picture_and_clip_from_files(tmp_path):
     for i in range(4):
         video = np.full((24, 32, 48, 3), 60 * i, np.uint8)
         (tmp_path / "v").mkdir(exist_ok=True)
         write_mp4(tmp_path / "v" / f"{i}.mp4", video)
         Picture.fromarray(np.full((20, 30), 60 * i, np.uint8)).save(tmp_path / "v" / f"{i}.png")
-    source = source_of(tmp_path, [{"still": f"v/{i}.png", "film": str(tmp_path / "v" / f"{i}.mp4")} for i in range(4)])
+    source = source_of(
+        tmp_path, [{"still": f"v/{i}.png", "film": str(tmp_path / "v" / f"{i}.mp4")} for i in range(4)]
+    )
     pair = build(source, Image(size=16), Clip(size=16, frames=4), a="still", b="film")
     stream = data.Stream(source.train, pair, seed=1)
     batch, bad = next(iter(data.batches(stream, 3, 0, 0, 1)))
-    assert batch.a.shape == (3, 3, 16, 16) and batch.b.shape == (3, 3, 4, 16, 16) and batch.b.dtype == torch.uint8 and not bad
+    assert (
+        batch.a.shape == (3, 3, 16, 16)
+        and batch.b.shape == (3, 3, 4, 16, 16)
+        and batch.b.dtype == torch.uint8
+        and not bad
+    )
     assert (batch.a.float().mean((1, 2, 3)) - batch.b.float().mean((1, 2, 3, 4))).abs().max() < 4
 
 
 def test_bad_cells_become_bad_samples(tmp_path):
     Picture.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
-    rows = [{"id": i, "im": im, "n": n} for i, im, n in (("e", "", 1), ("m", "none.png", 1), ("c", "cut.png", 1), ("t", "good.png", "seven"), ("n", "good.png", None))]
+    rows = [
+        {"id": i, "im": im, "n": n}
+        for i, im, n in (
+            ("e", "", 1),
+            ("m", "none.png", 1),
+            ("c", "cut.png", 1),
+            ("t", "good.png", "seven"),
+            ("n", "good.png", None),
+        )
+    ]
     source = source_of(tmp_path, rows * 2 + [{"id": f"g{i}", "im": "good.png", "n": 5} for i in range(30)])
     pair = build(source, Image(size=8), Number(), a="im", b="n")
     causes = {}
@@ -216,8 +281,13 @@ def test_bad_cells_become_bad_samples(tmp_path):
             pair.sample(record, rng())
         except ValueError as error:
             causes[record["id"]] = str(error)
-    expected = {"e": "column 'im' is empty", "n": "column 'n' is empty", "m": "column 'im': .*none.png: no such file", "c": "column 'im': .*cut.png: cannot be decoded",
-                "t": "column 'n': could not convert"}
+    expected = {
+        "e": "column 'im' is empty",
+        "n": "column 'n' is empty",
+        "m": "column 'im': .*none.png: no such file",
+        "c": "column 'im': .*cut.png: cannot be decoded",
+        "t": "column 'n': could not convert",
+    }
     assert set(causes) == set(expected)
     for name, cause in expected.items():
         assert re.match(cause, causes[name]), causes[name]
@@ -227,34 +297,55 @@ def test_files_in_both_splits_are_said(tmp_path, capsys):
     rows = [{"im": f"{i % 3}.png", "n": i, "split": "test" if i < 3 else "train"} for i in range(9)]
     build(source_of(tmp_path, rows), Image(), Number(), a="im", b="n")
     assert "note: 3 files of column 'im' are in train and in test" in capsys.readouterr().out
-    build(source_of(tmp_path / "x", [{k: v for k, v in r.items() if k != "split"} for r in rows], split_by="im"), Image(), Number(), a="im", b="n")
+    build(
+        source_of(
+            tmp_path / "x", [{k: v for k, v in r.items() if k != "split"} for r in rows], split_by="im"
+        ),
+        Image(),
+        Number(),
+        a="im",
+        b="n",
+    )
     assert capsys.readouterr().out == ""
 
 
 # ---- groups ----
+
 
 def test_groups_by_a_column(tmp_path):
     source = source_of(tmp_path, numbers(40, speaker=lambda i: f"s{i % 4}"))
     pair = build(source, Number(), Number(), a="x", b="y", group="speaker")
     batch, _ = next(iter(data.batches(data.Stream(source.train, pair, 0), 32, 0, 0, 1)))
     speakers = batch.a[:, 0].long() % 4
-    assert torch.equal(batch.group[:, None] == batch.group, speakers[:, None] == speakers) and batch.group.dtype == torch.int64
+    assert (
+        torch.equal(batch.group[:, None] == batch.group, speakers[:, None] == speakers)
+        and batch.group.dtype == torch.int64
+    )
     plain = build(source, Number(), Number(), a="x", b="y")
-    assert next(iter(data.batches(data.Stream(source.train, plain, 0), 32, 0, 0, 1)))[0].group.unique().numel() == 32
+    assert (
+        next(iter(data.batches(data.Stream(source.train, plain, 0), 32, 0, 0, 1)))[0].group.unique().numel()
+        == 32
+    )
 
 
 # ---- wrong options ----
 
-@pytest.mark.parametrize("options, message", [
-    ({"seconds": 0.0}, "pair.seconds: 0.0 is not a length of time"), ({"seconds": 1.0, "key": "digit"}, "pair.seconds: a common time window needs both cells"),
-    ({"separator": "|"}, r"pair.separator: '\|' needs the columns that it splits. Set pair.choose=\[y\]"),
-    ({"choose": ["digit"]}, "pair.choose: digit is neither column a .x. nor column b .y."),
-    ({"a": "z"}, "pair.a: column 'z' is not in the table; columns: x, y, digit, split, folder, id"),
-    ({"b": "yy"}, "pair.b: column 'yy' is not in the table; columns: .* Did you mean 'y'"),
-    ({"key": "digits"}, "pair.key: column 'digits' is not in the table; .* Did you mean 'digit'"),
-    ({"distinct": "dig"}, "pair.distinct: column 'dig' .* Did you mean 'digit'"), ({"group": "dig"}, "pair.group: column 'dig' .* Did you mean 'digit'"),
-    ({"seconds": 1.0}, "pair.seconds: neither Number nor Number has a time axis"),
-])
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seconds": 0.0}, "pair.seconds: 0.0 is not a length of time"),
+        ({"seconds": 1.0, "key": "digit"}, "pair.seconds: a common time window needs both cells"),
+        ({"separator": "|"}, r"pair.separator: '\|' needs the columns that it splits. Set pair.choose=\[y\]"),
+        ({"choose": ["digit"]}, "pair.choose: digit is neither column a .x. nor column b .y."),
+        ({"a": "z"}, "pair.a: column 'z' is not in the table; columns: x, y, digit, split, folder, id"),
+        ({"b": "yy"}, "pair.b: column 'yy' is not in the table; columns: .* Did you mean 'y'"),
+        ({"key": "digits"}, "pair.key: column 'digits' is not in the table; .* Did you mean 'digit'"),
+        ({"distinct": "dig"}, "pair.distinct: column 'dig' .* Did you mean 'digit'"),
+        ({"group": "dig"}, "pair.group: column 'dig' .* Did you mean 'digit'"),
+        ({"seconds": 1.0}, "pair.seconds: neither Number nor Number has a time axis"),
+    ],
+)
 def test_wrong_options_are_named(tmp_path, options, message):
     source = source_of(tmp_path, numbers(20, digit=lambda i: i % 3))
     with pytest.raises(ValueError, match=message):
@@ -263,14 +354,30 @@ def test_wrong_options_are_named(tmp_path, options, message):
 
 def test_wrong_companions(tmp_path):
     source = source_of(tmp_path, numbers(20))
-    with pytest.raises(ValueError, match="b.modality Pixels does not read the cells of a table. Expected a modality with a method `read`"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "b.modality Pixels does not read the cells of a table. Expected a modality with a method `read`"
+        ),
+    ):
         build(source, Number(), Pixels(), a="x", b="y")
     second = source_of(tmp_path, numbers(20), second=str(tmp_path / "t.jsonl"))
-    with pytest.raises(ValueError, match="source.second: rows of two tables are put together by a key. Set pair.key"):
+    with pytest.raises(
+        ValueError, match="source.second: rows of two tables are put together by a key. Set pair.key"
+    ):
         build(second, Number(), Number(), a="x", b="y")
-    with pytest.raises(ValueError, match="pair.key, in the table of column b: column 'digit' is not in the table"):
+    with pytest.raises(
+        ValueError, match="pair.key, in the table of column b: column 'digit' is not in the table"
+    ):
         (tmp_path / "w.jsonl").write_text('{"y": 1}\n{"y": 2}\n')
-        build(source_of(tmp_path, numbers(20, digit=lambda i: i % 3), second=str(tmp_path / "w.jsonl")), Number(), Number(), a="x", b="y", key="digit")
+        build(
+            source_of(tmp_path, numbers(20, digit=lambda i: i % 3), second=str(tmp_path / "w.jsonl")),
+            Number(),
+            Number(),
+            a="x",
+            b="y",
+            key="digit",
+        )
     for i in range(2):
         (tmp_path / f"{i}.mp4").touch()
     with pytest.raises(ValueError, match="pair.a: column 'picture' is not in the table; columns: id, path"):
@@ -290,7 +397,13 @@ def test_the_backend_reaches_the_modality(tmp_path):
 
 def test_only_the_first_process_speaks(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cross_modal, "distributed", SimpleNamespace(rank=lambda: 1))
-    build(source_of(tmp_path, [{"im": "a.png", "n": i, "split": "test" if i else "train"} for i in range(2)]), Image(), Number(), a="im", b="n")
+    build(
+        source_of(tmp_path, [{"im": "a.png", "n": i, "split": "test" if i else "train"} for i in range(2)]),
+        Image(),
+        Number(),
+        a="im",
+        b="n",
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -298,19 +411,40 @@ def test_the_benchmark_of_reading_counts_what_is_kept(tmp_path):
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("torchaudio")
     from benchmarks import reading
+
     rows = []
     for i in range(5):
-        write_mp4(tmp_path / f"{i}.mp4", np.random.default_rng(i).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8))
+        write_mp4(
+            tmp_path / f"{i}.mp4", np.random.default_rng(i).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+        )
         soundfile.write(tmp_path / f"{i}.wav", np.full(4000, 0.1), 8000)
         rows.append({"video": f"{i}.mp4", "audio": f"{i}.wav", "split": "test" if i == 4 else "train"})
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    recipe = {"name": "r", "source": {"name": "table", "root": str(tmp_path / "t.jsonl"), "column": "video"},
-              "pair": {"name": "cross_modal", "a": "video", "b": "audio", "seconds": 0.25},
-              "a": {"modality": {"name": "clip", "frames": 2, "size": 16, "cache_mb": 1}, "encoder": {"name": "conv_time", "width": 4}, "expander": [8]},
-              "b": {"modality": {"name": "audio", "rate_hz": 8000, "cache_mb": 1}, "encoder": {"name": "conv_mel", "width": 4}, "expander": [8]},
-              "objective": {"name": "vicreg"}, "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
-              "train": {"steps": 1, "batch_size": 2}, "data": {"workers": 0, "video_backend": "pyav"}, "evaluate": {"probes": []}}
+    recipe = {
+        "name": "r",
+        "source": {"name": "table", "root": str(tmp_path / "t.jsonl"), "column": "video"},
+        "pair": {"name": "cross_modal", "a": "video", "b": "audio", "seconds": 0.25},
+        "a": {
+            "modality": {"name": "clip", "frames": 2, "size": 16, "cache_mb": 1},
+            "encoder": {"name": "conv_time", "width": 4},
+            "expander": [8],
+        },
+        "b": {
+            "modality": {"name": "audio", "rate_hz": 8000, "cache_mb": 1},
+            "encoder": {"name": "conv_mel", "width": 4},
+            "expander": [8],
+        },
+        "objective": {"name": "vicreg"},
+        "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
+        "train": {"steps": 1, "batch_size": 2},
+        "data": {"workers": 0, "video_backend": "pyav"},
+        "evaluate": {"probes": []},
+    }
     without, kept = (reading.read(recipe, [], keep) for keep in (False, True))
     squares, sounds = 4 * 12 * 3 * 32 * 32, 4 * 4 * (4000 + 2 * 4096)
     assert without["kept_mb"] == 0 and kept["kept_mb"] == (squares + sounds) / 2**20
-    assert all(len(found[clock]) == 2 and min(found[clock]) > 0 for found in (without, kept) for clock in ("cpu_ms", "wall_ms"))
+    assert all(
+        len(found[clock]) == 2 and min(found[clock]) > 0
+        for found in (without, kept)
+        for clock in ("cpu_ms", "wall_ms")
+    )

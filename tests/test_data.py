@@ -1,4 +1,5 @@
-"""The stream of samples: pure, complete, independent of workers and processes; bad samples replaced, counted, named."""
+"""The stream of samples: pure, complete, independent of workers and processes; bad samples replaced, counted,
+named."""
 
 import json
 
@@ -29,11 +30,16 @@ RECORDS = [{"id": f"r{i}", "number": i} for i in range(10)]
 
 def read(workers, start, end, pair=None, per_batch=4):
     stream = data.Stream(RECORDS, pair or NumberPair(), seed=5)
-    return [(b.a, b.b, b.group, b.samples, bad) for b, bad in data.batches(stream, per_batch, workers, start, end)]
+    return [
+        (b.a, b.b, b.group, b.samples, bad) for b, bad in data.batches(stream, per_batch, workers, start, end)
+    ]
 
 
 def same(x, y):
-    return all(torch.equal(p[0], q[0]) and torch.equal(p[1], q[1]) and torch.equal(p[2], q[2]) and p[3:] == q[3:] for p, q in zip(x, y)) and len(x) == len(y)
+    return all(
+        torch.equal(p[0], q[0]) and torch.equal(p[1], q[1]) and torch.equal(p[2], q[2]) and p[3:] == q[3:]
+        for p, q in zip(x, y)
+    ) and len(x) == len(y)
 
 
 def test_each_epoch_has_every_record_once():
@@ -69,7 +75,13 @@ def test_a_bad_sample_is_replaced_by_the_same_other_one_each_time():
 
 
 def test_all_bad_ends_with_the_cause():
-    with pytest.raises(data.BadDataError, match=r"(?s)20 samples in a row cannot be read, so nothing stands in for r.. .*The first ten:\n  r.: broken on purpose"):
+    with pytest.raises(
+        data.BadDataError,
+        match=(
+            r"(?s)20 samples in a row cannot be read, so nothing stands in for r.. .*The first ten:\n  r.:"
+            r" broken on purpose"
+        ),
+    ):
         read(0, 0, 1, NumberPair(broken=range(10)))
 
 
@@ -78,8 +90,10 @@ def test_quarantine_counts_once_names_and_stops(tmp_path):
     quarantine = data.Quarantine(path, "video_folder", 100, 0.02)
     quarantine.add([("a.mp4", "empty"), ("a.mp4", "empty"), ("b\x1b[2J.mp4", "no moov")])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [{"source": "video_folder", "sample": "a.mp4", "cause": "empty"},
-                     {"source": "video_folder", "sample": "b\x1b[2J.mp4", "cause": "no moov"}]
+    assert lines == [
+        {"source": "video_folder", "sample": "a.mp4", "cause": "empty"},
+        {"source": "video_folder", "sample": "b\x1b[2J.mp4", "cause": "no moov"},
+    ]
     again = data.Quarantine(path, "video_folder", 100, 0.02)  # a resumed run remembers
     with pytest.raises(data.BadDataError) as stopped:
         again.add([("c.mp4", "truncated")])
@@ -94,6 +108,7 @@ def test_samples_name_their_record_and_epoch():
 
 
 # ---- batches without two equal values ----
+
 
 class DistinctPair(NumberPair):
     samples_per_record, distinct = 1, "value"
@@ -112,15 +127,23 @@ def distinct_stream(values, broken=(), seed=5):
 
 
 def values_of(stream, per_batch, start, end, workers=0):
-    return [[stream.records[int(n)]["value"] for n in b.a[:, 0]] for b, _ in data.batches(stream, per_batch, workers, start, end)]
+    return [
+        [stream.records[int(n)]["value"] for n in b.a[:, 0]]
+        for b, _ in data.batches(stream, per_batch, workers, start, end)
+    ]
 
 
-@pytest.mark.parametrize("values, per_batch, batches", [
-    ([i // 4 for i in range(80)], 16, 5),  # 20 values, 4 each: all placed
-    (["often"] * 50 + list(range(50)), 10, 5),  # 5 batches: one of "often" each, 45 others
-    (list(range(23)), 5, 4),  # no value twice: only what does not fill a batch is left over
-    ([None] * 3 + [1] * 20, 4, 1), (["a", "b", "c"], 3, 1), ([i % 8 for i in range(64)], 8, 8),
-])
+@pytest.mark.parametrize(
+    "values, per_batch, batches",
+    [
+        ([i // 4 for i in range(80)], 16, 5),  # 20 values, 4 each: all placed
+        (["often"] * 50 + list(range(50)), 10, 5),  # 5 batches: one of "often" each, 45 others
+        (list(range(23)), 5, 4),  # no value twice: only what does not fill a batch is left over
+        ([None] * 3 + [1] * 20, 4, 1),
+        (["a", "b", "c"], 3, 1),
+        ([i % 8 for i in range(64)], 8, 8),
+    ],
+)
 def test_no_value_twice_in_a_batch_and_as_many_batches_as_there_can_be(values, per_batch, batches):
     stream = distinct_stream(values)
     seen = set()
@@ -128,14 +151,22 @@ def test_no_value_twice_in_a_batch_and_as_many_batches_as_there_can_be(values, p
         for batch in values_of(stream, per_batch, epoch * batches, (epoch + 1) * batches):
             given = [v for v in batch if v is not None]
             assert len(given) == len(set(given)) and len(batch) == per_batch
-        placed = [stream.locate(p) for p in range(epoch * batches * per_batch, (epoch + 1) * batches * per_batch)]
-        assert all(e == epoch for e, _ in placed) and len({n for _, n in placed}) == len(placed)  # no record twice in an epoch
+        placed = [
+            stream.locate(p) for p in range(epoch * batches * per_batch, (epoch + 1) * batches * per_batch)
+        ]
+        assert all(e == epoch for e, _ in placed) and len({n for _, n in placed}) == len(
+            placed
+        )  # no record twice in an epoch
         seen |= {n for _, n in placed}
     assert stream.epoch_length == batches * per_batch
-    counts = [values.count(v) if v is not None else 1 for v in set(values)] + [1] * max(0, values.count(None) - 1)
+    counts = [values.count(v) if v is not None else 1 for v in set(values)] + [1] * max(
+        0, values.count(None) - 1
+    )
     assert sum(min(c, batches + 1) for c in counts) < (batches + 1) * per_batch  # one more would not do
     if len(values) < 100:
-        assert len(seen) > stream.epoch_length or len(values) == stream.epoch_length  # the left-over records change
+        assert (
+            len(seen) > stream.epoch_length or len(values) == stream.epoch_length
+        )  # the left-over records change
 
 
 def test_distinct_epochs_are_shuffled_and_pure():
@@ -157,14 +188,21 @@ def test_replacements_keep_values_distinct():
         assert len(set(drawn)) == 10
         met += len(bad)
     assert met > 50
-    full = distinct_stream(list(range(10)), broken=[3])  # nothing else to put there: a value comes twice rather than none
+    full = distinct_stream(
+        list(range(10)), broken=[3]
+    )  # nothing else to put there: a value comes twice rather than none
     batch, bad = next(iter(data.batches(full, 10, 0, 0, 1)))
     assert len(batch) == 10 and bad[0] == ("r3", "broken on purpose")
 
 
 def test_too_few_values_for_a_batch():
-    with pytest.raises(ValueError, match="pair.distinct: a batch of 4 records needs as many different values of column 'value', and the training split has 3. "
-                                         "Lower train.batch_size"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "pair.distinct: a batch of 4 records needs as many different values of column 'value', and the"
+            " training split has 3. Lower train.batch_size"
+        ),
+    ):
         data.batches(distinct_stream([1, 2, 3] * 5), 4, 0, 0, 1)
 
 

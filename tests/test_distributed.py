@@ -1,4 +1,5 @@
-"""gloo processes with different data and different row counts: the loss and the gradients of one process with the union."""
+"""gloo processes with different data and different row counts: the loss and the gradients of one process with
+the union."""
 
 import os
 import socket
@@ -98,9 +99,23 @@ def free_port() -> int:
 @pytest.mark.parametrize("world", [2, 4])
 def test_union_batch(tmp_path, world):
     (tmp_path / "union.py").write_text(SCRIPT)
-    shared = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(free_port())}
-    running = [subprocess.Popen([sys.executable, str(tmp_path / "union.py"), str(world)], env={**shared, "RANK": str(rank)},
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(world)]
+    shared = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "union.py"), str(world)],
+            env={**shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
     said = [p.communicate(timeout=200)[0] for p in running]
     assert [p.returncode for p in running] == [0] * world, "\n".join(said)[-4000:]

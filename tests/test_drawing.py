@@ -33,8 +33,13 @@ def test_training_turns_and_mirrors_the_structure():
     assert all(not torch.equal(seen[0], other) for other in seen[1:])
     still = Drawing(size=128, rotate=0, flip=0)
     assert torch.equal(still.read(ALANINE, np.random.default_rng(0)), still.read(ALANINE))
-    benzene = Drawing(size=128, rotate=0, flip=1.0)  # a plain hexagon with one methyl group: its mirror image in pixels
-    mirrored, plain = benzene.read("Cc1ccccc1", np.random.default_rng(0)).float(), benzene.read("Cc1ccccc1").float()
+    benzene = Drawing(
+        size=128, rotate=0, flip=1.0
+    )  # a plain hexagon with one methyl group: its mirror image in pixels
+    mirrored, plain = (
+        benzene.read("Cc1ccccc1", np.random.default_rng(0)).float(),
+        benzene.read("Cc1ccccc1").float(),
+    )
     assert (mirrored.flip(-1) - plain).abs().mean() < 0.5 * (mirrored - plain).abs().mean()
 
 
@@ -44,21 +49,36 @@ def test_a_mirrored_drawing_is_the_same_enantiomer():
 
     from vicjoint.modalities.drawing import place
     from vicjoint.modalities.molecule import parse
+
     for turn, mirrored in ((0, False), (0, True), (77, True), (-130, False)):
         for smiles in (ALANINE, "C/C=C/[C@H](O)F"):
             block = Chem.MolToMolBlock(place(parse(smiles), turn, mirrored))
             assert Chem.MolToSmiles(Chem.MolFromMolBlock(block)) == Chem.CanonSmiles(smiles)
 
 
-@pytest.mark.parametrize("smiles, cause", [("", "is empty"), ("C1CC", "'C1CC' is not a valid SMILES: unclosed ring"), ("C" * 2000, "has 2000 atoms, max_atoms is 1024")])
+@pytest.mark.parametrize(
+    "smiles, cause",
+    [
+        ("", "is empty"),
+        ("C1CC", "'C1CC' is not a valid SMILES: unclosed ring"),
+        ("C" * 2000, "has 2000 atoms, max_atoms is 1024"),
+    ],
+)
 def test_bad_smiles_name_their_cause(smiles, cause, capfd):
     with pytest.raises(ValueError, match=cause):
         Drawing().read(smiles)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("options, cause", [({"size": 8}, "size is 8, expected a number from 16 to 4096"), ({"rotate": 200}, "rotate is 200"),
-                                            ({"flip": 2}, "flip is 2"), ({"max_atoms": 0}, "max_atoms is 0")])
+@pytest.mark.parametrize(
+    "options, cause",
+    [
+        ({"size": 8}, "size is 8, expected a number from 16 to 4096"),
+        ({"rotate": 200}, "rotate is 200"),
+        ({"flip": 2}, "flip is 2"),
+        ({"max_atoms": 0}, "max_atoms is 0"),
+    ],
+)
 def test_wrong_options(options, cause):
     with pytest.raises(ValueError, match=cause):
         Drawing(**options)
@@ -71,7 +91,12 @@ def test_encoders_of_images_take_drawings():
     y = registry.build_encoder("drawing", "conv", width=8, dim=16)(drawing(raw))
     assert y.shape == (2, 16)
     features = drawing.simple_features(raw)
-    assert features.shape == (2, 3 * 32 * 32) and 0 <= features.min() and features.max() < 1.001 and not torch.equal(*features)
+    assert (
+        features.shape == (2, 3 * 32 * 32)
+        and 0 <= features.min()
+        and features.max() < 1.001
+        and not torch.equal(*features)
+    )
 
 
 def test_drawing_is_quick():
@@ -79,5 +104,8 @@ def test_drawing_is_quick():
     drawing.read(ALANINE)
     started = time.perf_counter()
     for seed in range(20):
-        drawing.read("COC(=O)C1=CO[C@H](O[C@@H]2O[C@H](CO)[C@@H](O)[C@H](O)[C@H]2O)[C@@H]2[C@H]1C=C[C@]2(O)CO", np.random.default_rng(seed))
+        drawing.read(
+            "COC(=O)C1=CO[C@H](O[C@@H]2O[C@H](CO)[C@@H](O)[C@H](O)[C@H]2O)[C@@H]2[C@H]1C=C[C@]2(O)CO",
+            np.random.default_rng(seed),
+        )
     assert (time.perf_counter() - started) / 20 < 0.05

@@ -12,29 +12,68 @@ from vicjoint import registry
 from vicjoint.registry import ComponentError
 
 registry.load_encoder_folders()  # before collection: the tests below are made from the registry itself
-BUILT_IN = {key for key, encoder in registry._components["encoder"].items() if encoder.__module__.startswith("encoders.")}
+BUILT_IN = {
+    key
+    for key, encoder in registry._components["encoder"].items()
+    if encoder.__module__.startswith("encoders.")
+}
 LIBRARY = {f"image/{name}" for name in torchvision.models.list_models(module=torchvision.models)}
 LIBRARY |= {f"clip/{name}" for name in torchvision.models.list_models(module=torchvision.models.video)}
 
-# options and view size of those that are run; one line here lets a new small encoder be tested with other options
-TINY_VIT = {"model": "vit", "config": {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1,
-                                       "num_attention_heads": 2, "intermediate_size": 16}}
+# options and view size of those that are run; one line here lets a new small encoder be tested with other
+# options
+TINY_VIT = {
+    "model": "vit",
+    "config": {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
+}
 OPTIONS = {
     "image/transformers": TINY_VIT,
     "image/timm": {"model": "test_resnet"},
-    "audio/transformers": {"model": "wav2vec2", "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-                                                           "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}},
+    "audio/transformers": {
+        "model": "wav2vec2",
+        "config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "conv_dim": [8] * 7,
+            "num_conv_pos_embeddings": 8,
+            "num_conv_pos_embedding_groups": 2,
+        },
+    },
     "clip/frames_transformer": {"image": {"name": "conv", "width": 4}, "dim": 16, "layers": 1},
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
     "clip/mvit_v2_s": {"spatial_size": [32, 32], "temporal_size": 4},
-    "text/transformers": {"model": "bert", "config": {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-                                                      "intermediate_size": 16}},
+    "text/transformers": {
+        "model": "bert",
+        "config": {
+            "vocab_size": 40,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        },
+    },
 }
 SIZE = {"image/transformers": 16, "image/vit_b_16": 16}
 SMALL = sorted(BUILT_IN - LIBRARY - ({"image/timm"} if importlib.util.find_spec("timm") is None else set()))
-RUN = ["image/resnet18", "image/vit_b_16", "image/convnext_tiny", "image/squeezenet1_1",
-       "clip/r3d_18", "clip/swin3d_t", "clip/mvit_v2_s"]
+RUN = [
+    "image/resnet18",
+    "image/vit_b_16",
+    "image/convnext_tiny",
+    "image/squeezenet1_1",
+    "clip/r3d_18",
+    "clip/swin3d_t",
+    "clip/mvit_v2_s",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +91,20 @@ def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
     if key.startswith("molecule/"):
         pytest.importorskip("rdkit")
         from vicjoint.modalities.molecule import Graphs, Molecule
+
         return Molecule()(Graphs.concatenate([Molecule().read("CCO"), Molecule().read("c1ccccc1")]))
     if key.startswith(("text/", "protein/")):
-        return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor([[12]] + [[5]] * (batch - 1))
+        return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor(
+            [[12]] + [[5]] * (batch - 1)
+        )
     if key.startswith("audio/"):
         return 0.1 * torch.randn(batch, 8000)
     size = SIZE.get(key, 32)
-    return torch.randn(batch, 3, frames, size, size) if key.startswith("clip/") else torch.randn(batch, 3, size, size)
+    return (
+        torch.randn(batch, 3, frames, size, size)
+        if key.startswith("clip/")
+        else torch.randn(batch, 3, size, size)
+    )
 
 
 @pytest.mark.parametrize("key", SMALL + RUN)
@@ -83,12 +129,16 @@ def test_library_models_state_the_width_their_head_took(key, monkeypatch):
     name = key.split("/")[1]
     with torch.device("meta"):
         encoder = make(key)
-        settings = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        settings = (
+            {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        )
         complete = torchvision.models.get_model(name, weights=None, **settings)
     kept = dict(encoder.named_parameters())
     lost = {n: p for n, p in complete.named_parameters() if n not in kept}
     classes = 400 if key.startswith("clip/") else 1000
-    assert sum(p.ndim > 1 for p in lost.values()) == 1 and len(lost) <= 2  # the classifier's weight, and mostly a bias
+    assert (
+        sum(p.ndim > 1 for p in lost.values()) == 1 and len(lost) <= 2
+    )  # the classifier's weight, and mostly a bias
     weight = max(lost.values(), key=lambda p: p.ndim)
     assert weight.shape[:2] == (classes, encoder.dim)
 
@@ -103,7 +153,13 @@ def test_position_survives_the_small_cnns():
 
 def test_clip_encoders_see_the_order_of_frames():
     view = torch.randn(2, 3, 4, 32, 32)
-    for key in ("clip/conv_gru", "clip/conv_time", "clip/conv_stack", "clip/frames_transformer", "clip/frame_and_motion"):
+    for key in (
+        "clip/conv_gru",
+        "clip/conv_time",
+        "clip/conv_stack",
+        "clip/frames_transformer",
+        "clip/frame_and_motion",
+    ):
         encoder = make(key).eval()
         if hasattr(encoder, "change"):  # starts at zero
             torch.nn.init.normal_(encoder.change.weight)
@@ -111,7 +167,8 @@ def test_clip_encoders_see_the_order_of_frames():
 
 
 def test_conv_time_sees_differences_from_the_mean_and_from_the_frame_before():
-    """Its first convolution, which takes differences between maps, against the same convolution of the pixels' differences; and the gradient."""
+    """Its first convolution, which takes differences between maps, against the same convolution of the
+    pixels' differences; and the gradient."""
     encoder = make("clip/conv_time", width=4, features=6, slots=3, dim=5).double()
     view = torch.randn(2, 3, 7, 24, 24, dtype=torch.float64)
     change = torch.cat([torch.zeros_like(view[:, :, :1]), view[:, :, 1:] - view[:, :, :-1]], 2)
@@ -120,7 +177,9 @@ def test_conv_time_sees_differences_from_the_mean_and_from_the_frame_before():
     expected, got = conv(pixels), encoder._of_differences(view)
     assert torch.allclose(got, expected, atol=1e-12) and got.std() > 0.1
     weight = torch.randn_like(got)
-    of_expected, of_got = (torch.autograd.grad((maps * weight).sum(), conv.weight)[0] for maps in (expected, got))
+    of_expected, of_got = (
+        torch.autograd.grad((maps * weight).sum(), conv.weight)[0] for maps in (expected, got)
+    )
     assert torch.allclose(of_got, of_expected, atol=1e-10)
     features = encoder.frame(encoder.trunk(pixels)).unflatten(0, (2, 7)).transpose(1, 2)
     assert torch.allclose(encoder(view), encoder.slots(encoder.time(features)), atol=1e-12)
@@ -130,7 +189,9 @@ def test_parts_of_time_are_kept_apart_at_any_length():
     for key, shape, time in (("clip/conv_time", (1, 3, 48, 32, 32), 2), ("audio/conv_time", (1, 32000), 1)):
         encoder = make(key, slots=4).eval()
         seen = []
-        encoder.slots.project.register_forward_hook(lambda _, given, __: seen.append(given[0].unflatten(1, (-1, 4))))  # noqa: B023
+        encoder.slots.project.register_forward_hook(
+            lambda _, given, __: seen.append(given[0].unflatten(1, (-1, 4)))
+        )
         eighth, early, late = shape[time] // 8, torch.zeros(shape), torch.zeros(shape)
         event = torch.randn_like(early.narrow(time, 0, eighth))
         early.narrow(time, shape[time] // 16, eighth).copy_(event)  # in the middle of the first quarter
@@ -156,17 +217,25 @@ def test_frame_and_motion_starts_as_a_copy_of_the_last_frame_and_moves_on():
 
 def test_frame_and_motion_serves_both_branches():
     from vicjoint.model import Branch, JointModel
-    model = JointModel(Branch(torch.nn.Identity(), make("clip/frame_and_motion"), [8, 4]), None, "same").eval()
+
+    model = JointModel(
+        Branch(torch.nn.Identity(), make("clip/frame_and_motion"), [8, 4]), None, "same"
+    ).eval()
     view = torch.randn(2, 3, 4, 32, 32)
     z_a, z_b = model(view, view[:, :, -1])
-    assert torch.equal(z_a, z_b)  # before training the prediction is the last frame, whichever frame comes next
+    assert torch.equal(
+        z_a, z_b
+    )  # before training the prediction is the last frame, whichever frame comes next
     assert not torch.allclose(model(view, view[:, :, 0])[1], z_b)
 
 
 def test_a_next_frame_may_use_any_image_encoder():
     names = registry.list_encoders("next_frame")
     assert {"conv", "conv_coords", "resnet18", "transformers"} <= set(names)
-    assert registry.build_encoder("next_frame", "conv", width=4, dim=8)(torch.randn(2, 3, 20, 28)).shape == (2, 8)
+    assert registry.build_encoder("next_frame", "conv", width=4, dim=8)(torch.randn(2, 3, 20, 28)).shape == (
+        2,
+        8,
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -177,6 +246,7 @@ def test_weights_from_a_local_file(tmp_path, suffix):
         torch.save(complete.state_dict(), path)
     else:
         from safetensors.torch import save_file
+
         save_file(complete.state_dict(), path)
     encoder = make("image/resnet18", weights=str(path)).eval()
     view = torch.randn(2, 3, 32, 32)
@@ -190,7 +260,9 @@ def test_a_video_transformer_of_the_published_size_is_torchvisions_own():
     complete = torchvision.models.video.mvit_v2_s()
     with torch.device("meta"):
         rebuilt = make("clip/mvit_v2_s", spatial_size=[224, 224], temporal_size=16)
-    shapes = {name: value.shape for name, value in complete.state_dict().items() if not name.startswith("head.")}
+    shapes = {
+        name: value.shape for name, value in complete.state_dict().items() if not name.startswith("head.")
+    }
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == shapes
 
 
@@ -216,36 +288,66 @@ def test_residual_options():
     assert small(torch.randn(2, 3, 16, 16)).shape == (2, 512)
 
 
-@pytest.mark.parametrize("key, options, message", [
-    ("image/resnet18", {"weights": "nowhere/w.pth"},
-     r"'nowhere/w.pth' were not found: no file .*nowhere/w.pth.*Pretrained names for resnet18: IMAGENET1K_V1"),
-    ("image/resnet18", {"weights": "IMAGENET1K_V3"}, r"Did you mean 'IMAGENET1K_V1'"),
-    ("image/resnet18", {"stem": "tiny"}, r"stem is 'tiny', expected 'imagenet' or 'small'"),
-    ("image/transformers", {"model": "vitt"}, r"no model type 'vitt'. Did you mean 'vit'"),
-    ("image/transformers", {"model": "vit", "config": {"hidden_sise": 8}}, r"no key 'hidden_sise'. Did you mean 'hidden_size'"),
-    ("image/transformers", {"weights": "./nowhere"}, r"'./nowhere' were not found: no folder"),
-    ("image/transformers", {"config": {"hidden_size": 8}}, r"takes either model"),
-    ("image/transformers", {"model": "bert", "config": {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 8}},
-     r"takes input_ids, not images"),
-    ("clip/frames_transformer", {"image": {"width": 4}}, r"expected an image encoder such as"),
-    ("clip/frames_transformer", {"image": {"name": "conv"}, "dim": 10, "heads": 4}, r"dim 10 cannot be shared by 4 heads"),
-    ("clip/frame_and_motion", {"frames": 1}, r"frames is 1, which shows no motion"),
-    ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
-    ("image/pooled_conv", {"widths": [8, 16], "strides": [2]}, r"2 widths and 1 strides"),
-])
+@pytest.mark.parametrize(
+    "key, options, message",
+    [
+        (
+            "image/resnet18",
+            {"weights": "nowhere/w.pth"},
+            (
+                r"'nowhere/w.pth' were not found: no file .*nowhere/w.pth.*Pretrained names for resnet18:"
+                r" IMAGENET1K_V1"
+            ),
+        ),
+        ("image/resnet18", {"weights": "IMAGENET1K_V3"}, r"Did you mean 'IMAGENET1K_V1'"),
+        ("image/resnet18", {"stem": "tiny"}, r"stem is 'tiny', expected 'imagenet' or 'small'"),
+        ("image/transformers", {"model": "vitt"}, r"no model type 'vitt'. Did you mean 'vit'"),
+        (
+            "image/transformers",
+            {"model": "vit", "config": {"hidden_sise": 8}},
+            r"no key 'hidden_sise'. Did you mean 'hidden_size'",
+        ),
+        ("image/transformers", {"weights": "./nowhere"}, r"'./nowhere' were not found: no folder"),
+        ("image/transformers", {"config": {"hidden_size": 8}}, r"takes either model"),
+        (
+            "image/transformers",
+            {"model": "bert", "config": {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 8}},
+            r"takes input_ids, not images",
+        ),
+        ("clip/frames_transformer", {"image": {"width": 4}}, r"expected an image encoder such as"),
+        (
+            "clip/frames_transformer",
+            {"image": {"name": "conv"}, "dim": 10, "heads": 4},
+            r"dim 10 cannot be shared by 4 heads",
+        ),
+        ("clip/frame_and_motion", {"frames": 1}, r"frames is 1, which shows no motion"),
+        ("clip/mvit_v2_s", {"spatial_size": [60, 60]}, r"multiples of 32"),
+        ("image/pooled_conv", {"widths": [8, 16], "strides": [2]}, r"2 widths and 1 strides"),
+    ],
+)
 def test_wrong_options_are_named(key, options, message):
     with pytest.raises(ComponentError, match=message):
         make(key, **options)
 
 
-@pytest.mark.parametrize("key, shape, message", [
-    ("clip/conv_stack", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
-    ("clip/frame_and_motion", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
-    ("clip/mvit_v2_s", (1, 3, 8, 32, 32),
-     r"built for views of \[4, 32, 32\], got \[8, 32, 32\]. Set the encoder's temporal_size"),
-    ("image/vit_b_16", (1, 3, 64, 64), r"built for views of \[16, 16\], got \[64, 64\]. Set the encoder's image_size"),
-    ("clip/frames_transformer", (1, 3, 65, 16, 16), r"at most 64 frames, got 65"),
-])
+@pytest.mark.parametrize(
+    "key, shape, message",
+    [
+        ("clip/conv_stack", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
+        ("clip/frame_and_motion", (2, 3, 5, 32, 32), r"built for 4 frames, got a clip of 5"),
+        (
+            "clip/mvit_v2_s",
+            (1, 3, 8, 32, 32),
+            r"built for views of \[4, 32, 32\], got \[8, 32, 32\]. Set the encoder's temporal_size",
+        ),
+        (
+            "image/vit_b_16",
+            (1, 3, 64, 64),
+            r"built for views of \[16, 16\], got \[64, 64\]. Set the encoder's image_size",
+        ),
+        ("clip/frames_transformer", (1, 3, 65, 16, 16), r"at most 64 frames, got 65"),
+    ],
+)
 def test_wrong_views_are_named(key, shape, message):
     with pytest.raises(ValueError, match=message):
         make(key)(torch.randn(shape))
@@ -263,7 +365,9 @@ def test_weights_that_do_not_fit_and_cannot_be_fetched(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(ComponentError, match=r"could not be downloaded from https://.*no route to host.*give a local file"):
+    with pytest.raises(
+        ComponentError, match=r"could not be downloaded from https://.*no route to host.*give a local file"
+    ):
         make("image/resnet18", weights="IMAGENET1K_V1")
 
 
@@ -284,9 +388,14 @@ def test_timm(tmp_path, monkeypatch):
     loaded = make("image/timm", model="test_vit", weights=str(tmp_path / "vit.pth"), options={"img_size": 32})
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded.eval()(x), original.eval()(x)) and loaded.dim == original(x).shape[1]
-    for options, message in [({"model": "test_vitt"}, "no model 'test_vitt'. Did you mean 'test_vit'"),
-                             ({"model": "test_vit", "weights": "absent.pth"}, "weights 'absent.pth' were not found: no file /.*absent.pth"),
-                             ({"model": "test_vit", "options": {"depht": 1}}, "cannot make 'test_vit' .*depht")]:
+    for options, message in [
+        ({"model": "test_vitt"}, "no model 'test_vitt'. Did you mean 'test_vit'"),
+        (
+            {"model": "test_vit", "weights": "absent.pth"},
+            "weights 'absent.pth' were not found: no file /.*absent.pth",
+        ),
+        ({"model": "test_vit", "options": {"depht": 1}}, "cannot make 'test_vit' .*depht"),
+    ]:
         with pytest.raises(ComponentError, match=message):
             make("image/timm", **options)
     monkeypatch.setitem(sys.modules, "timm", None)

@@ -1,4 +1,5 @@
-"""Fault injection: broken samples of every modality are replaced, the same in every run, counted, and named with their cause."""
+"""Fault injection: broken samples of every modality are replaced, the same in every run, counted, and named
+with their cause."""
 
 import contextlib
 import json
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from faults import FAULTS, GOOD, table
+
 from vicjoint import data, distributed
 from vicjoint.modalities.audio import Audio
 from vicjoint.modalities.image import Clip, Image
@@ -25,8 +26,16 @@ from vicjoint.pairs.cross_modal import CrossModal
 from vicjoint.pairs.next_frame import NextFrame
 
 ROOT = Path(__file__).resolve().parents[1]
-READERS = {"image": Image(size=16), "video": Clip(frames=4, size=16), "audio": Audio(seconds=0.25), "text": Text(), "molecule": Molecule(),
-           "protein": Protein(unknown="error"), "microscope": Microscope(channels=2, size=16), "table cell": Image(size=16)}
+READERS = {
+    "image": Image(size=16),
+    "video": Clip(frames=4, size=16),
+    "audio": Audio(seconds=0.25),
+    "text": Text(),
+    "molecule": Molecule(),
+    "protein": Protein(unknown="error"),
+    "microscope": Microscope(channels=2, size=16),
+    "table cell": Image(size=16),
+}
 EVERY = [(modality, name) for modality, faults in FAULTS.items() for name in faults]
 NOBODY = 65534
 
@@ -53,9 +62,16 @@ def world():
     for modality, faults in FAULTS.items():
         place = folder / modality.replace(" ", "_")
         place.mkdir()
-        cells = {f"good {i}": GOOD[modality](place, i) for i in range(len(faults) + 4)} | {name: fault.make(place) for name, fault in faults.items()}
-        records[modality] = [{"id": name, "folder": str(place), "cell": cell, "path": cell, "word": name} for name, cell in cells.items()]
-        sample(pair_of(modality), records[modality][0])  # what a reader imports late, it has to import before the user changes
+        cells = {f"good {i}": GOOD[modality](place, i) for i in range(len(faults) + 4)} | {
+            name: fault.make(place) for name, fault in faults.items()
+        }
+        records[modality] = [
+            {"id": name, "folder": str(place), "cell": cell, "path": cell, "word": name}
+            for name, cell in cells.items()
+        ]
+        sample(
+            pair_of(modality), records[modality][0]
+        )  # what a reader imports late, it has to import before the user changes
     yield records
     shutil.rmtree(folder)
 
@@ -80,7 +96,8 @@ def test_every_modality_has_at_least_eight_kinds():
 
 @pytest.mark.parametrize("modality, name", EVERY)
 def test_a_broken_sample_has_a_cause_and_nothing_else_happens(world, modality, name, capfd):
-    # processor time: on a busy machine ten seconds of the clock may pass while this process does not run at all
+    # processor time: on a busy machine ten seconds of the clock may pass while this process does not run at
+    # all
     fault, record, began = FAULTS[modality][name], record_of(world, modality, name), time.process_time()
     said = []
     with without_root():
@@ -96,11 +113,16 @@ def test_a_broken_sample_has_a_cause_and_nothing_else_happens(world, modality, n
         assert said[0] and re.search(fault.cause, said[0]), said[0]
         assert len(said[0]) < 700 and "\n" not in said[0]
     else:
-        assert said[0] is None and all(torch.isfinite(x.float()).all() for x in ([a] if isinstance(a, torch.Tensor) else a if isinstance(a, tuple) else []))
+        assert said[0] is None and all(
+            torch.isfinite(x.float()).all()
+            for x in ([a] if isinstance(a, torch.Tensor) else a if isinstance(a, tuple) else [])
+        )
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("modality, pair", [("video", NextFrame(frames=4, size=16, windows=2)), ("image", Augment(size=16))])
+@pytest.mark.parametrize(
+    "modality, pair", [("video", NextFrame(frames=4, size=16, windows=2)), ("image", Augment(size=16))]
+)
 def test_pairs_that_read_for_themselves(world, modality, pair, capfd):
     with without_root():
         for name, fault in FAULTS[modality].items():
@@ -111,8 +133,11 @@ def test_pairs_that_read_for_themselves(world, modality, pair, capfd):
 
 # ---- replaced, the same in every run ----
 
+
 def streams(world) -> list[data.Stream]:
-    return [data.Stream(world[modality], pair_of(modality), seed=3, number=i) for i, modality in enumerate(FAULTS)]
+    return [
+        data.Stream(world[modality], pair_of(modality), seed=3, number=i) for i, modality in enumerate(FAULTS)
+    ]
 
 
 def epoch(world, workers: int) -> list:
@@ -146,11 +171,15 @@ def test_an_epoch_is_the_same_on_two_processes_and_names_every_fault(world, monk
         batches = alone[number :: len(FAULTS)]
         for batch in batches:
             quarantine.add(batch[3])
-        assert set(quarantine.causes) == {name for name, fault in faults.items() if fault.cause}  # each named, and no good one lost
+        assert set(quarantine.causes) == {
+            name for name, fault in faults.items() if fault.cause
+        }  # each named, and no good one lost
         assert all(re.search(faults[name].cause, cause) for name, cause in quarantine.causes.items())
         assert all(len(batch[0]) == 6 for batch in batches)  # every place is filled
         in_first = [s.rsplit("@", 1)[0] for batch in batches for s in batch[0] if s.endswith("@0")]
-        assert not set(in_first) & set(quarantine.causes) and {r["id"] for r in world[modality] if r["id"].startswith("good")} <= set(in_first)
+        assert not set(in_first) & set(quarantine.causes) and {
+            r["id"] for r in world[modality] if r["id"].startswith("good")
+        } <= set(in_first)
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert len(lines) == sum(1 for faults in FAULTS.values() for f in faults.values() if f.cause)
     assert capfd.readouterr() == ("", "")

@@ -36,6 +36,7 @@ def frames_of(path):
 
 # ---- the source ----
 
+
 def test_nothing_before_the_moment_tells_the_future(source):
     for record in source.test:
         films = [frames_of(path) for path in (*record["futures"], *record["impossible"])]
@@ -56,13 +57,15 @@ def test_every_way_is_taken_about_as_often(source):
 
 
 def test_the_sprite_turns_in_the_middle_by_its_angle():
-    assert np.degrees(turns(2)[0]).tolist() == pytest.approx([-45, 45]) and np.degrees(turns(2)[1]).tolist() == pytest.approx([135, 225, 0])
+    assert np.degrees(turns(2)[0]).tolist() == pytest.approx([-45, 45]) and np.degrees(
+        turns(2)[1]
+    ).tolist() == pytest.approx([135, 225, 0])
     assert np.degrees(turns(3)[0]).tolist() == pytest.approx([-60, 0, 60])
     assert np.degrees(turns(3)[1]).tolist() == pytest.approx([120, 180, 240, -30, 30])
     for turn in (-1.2, 0.0, 0.7):
         sprite = turning_scene(0, "test", 3, FRAMES, turn).sprites[0]
         assert isinstance(sprite, TurningSprite)
-        place = lambda frame: np.array(sprite.centre(np.float64(frame)))  # noqa: E731
+        place = lambda frame: np.array(sprite.centre(np.float64(frame)))
         assert place(MOMENT) == pytest.approx([32, 32], abs=1e-3)
         before, after = place(MOMENT) - place(MOMENT - 2), place(MOMENT + 2) - place(MOMENT)
         assert np.hypot(*before) == pytest.approx(np.hypot(*after), abs=1e-3)
@@ -72,28 +75,49 @@ def test_the_sprite_turns_in_the_middle_by_its_angle():
 
 def test_no_more_looks_than_asked_for_and_all_other_factors_as_many_as_scenes():
     def scenes(looks):
-        return [turning_scene(4, split, index, FRAMES, looks=looks) for split in ("train", "test") for index in range(6)]
+        return [
+            turning_scene(4, split, index, FRAMES, looks=looks)
+            for split in ("train", "test")
+            for index in range(6)
+        ]
 
     def look(scene):
         sprite = scene.sprites[0]
-        return scene.background, sprite.shape, sprite.colour, sprite.texture, sprite.size, sprite.angle, sprite.spin
+        return (
+            scene.background,
+            sprite.shape,
+            sprite.colour,
+            sprite.texture,
+            sprite.size,
+            sprite.angle,
+            sprite.spin,
+        )
 
     assert len({look(s) for s in scenes(2)}) == 2 and len({look(s) for s in scenes(None)}) == 12
-    assert look(scenes(2)[0]) == look(scenes(2)[2]) == look(scenes(2)[6]) != look(scenes(2)[1])  # the same in train and test
+    assert (
+        look(scenes(2)[0]) == look(scenes(2)[2]) == look(scenes(2)[6]) != look(scenes(2)[1])
+    )  # the same in train and test
     assert len({s.sprites[0].vx for s in scenes(2)}) == 12
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"looks": 0}, "looks is 0, expected 1 or more, or null"),
-    ({"futures": 1}, "futures is 1, expected 2 to 5"), ({"futures": 6}, "futures is 6, expected 2 to 5"), ({"frames": 3}, "frames is 3, expected 4 or more"),
-    ({"size": 33}, "size is 33, expected an even number"), ({"test": 0}, "test is 0, expected 1 or more"),
-])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"looks": 0}, "looks is 0, expected 1 or more, or null"),
+        ({"futures": 1}, "futures is 1, expected 2 to 5"),
+        ({"futures": 6}, "futures is 6, expected 2 to 5"),
+        ({"frames": 3}, "frames is 3, expected 4 or more"),
+        ({"size": 33}, "size is 33, expected an even number"),
+        ({"test": 0}, "test is 0, expected 1 or more"),
+    ],
+)
 def test_wrong_parameters(wrong, said):
     with pytest.raises(SourceError, match=f"sample futures: {said}"):
         SampleFutures(**wrong)
 
 
 # ---- many_futures ----
+
 
 class Pixels(nn.Module):
     def forward(self, view):
@@ -117,7 +141,7 @@ def model(source, choose):
     answers = []
     for record in source.test:
         possible, never = ([frames_of(path) for path in record[key]] for key in ("futures", "impossible"))
-        flat = lambda frame: torch.from_numpy(frame).permute(2, 0, 1).flatten().float()  # noqa: E731
+        flat = lambda frame: torch.from_numpy(frame).permute(2, 0, 1).flatten().float()
         answers.append((flat(possible[0][MOMENT]), torch.stack([flat(f) for f in choose(possible, never)])))
     made = JointModel.__new__(JointModel)
     nn.Module.__init__(made)
@@ -137,10 +161,24 @@ def measured(source, choose, **options):
 def test_all_futures_are_found_and_a_wrong_guess_costs_precision(source):
     target = MOMENT + 4
     found = measured(source, lambda possible, never: [f[target] for f in possible])
-    assert set(found["model"].values()) == {1} and len(found["model"]) == 6 and found["model"] == found["random_init"]
-    found = measured(source, lambda possible, never: [possible[0][target], possible[1][target], possible[1][target], never[0][target]])
+    assert (
+        set(found["model"].values()) == {1}
+        and len(found["model"]) == 6
+        and found["model"] == found["random_init"]
+    )
+    found = measured(
+        source,
+        lambda possible, never: [
+            possible[0][target],
+            possible[1][target],
+            possible[1][target],
+            never[0][target],
+        ],
+    )
     for prefix in ("", "inside_"):
-        assert [found["model"][prefix + name] for name in ("recall", "precision", "found_all")] == pytest.approx([2 / 3, 3 / 4, 0])
+        assert [
+            found["model"][prefix + name] for name in ("recall", "precision", "found_all")
+        ] == pytest.approx([2 / 3, 3 / 4, 0])
     assert found["nearest_4"]["recall"] >= 1 / 3  # the guess is one of them
 
 
@@ -153,7 +191,10 @@ def test_a_frame_of_another_video_costs_the_recall_among_all(source):
     first = {}
 
     def choose(possible, never):  # between the futures of the query and, nearer, those of the first query
-        return [0.45 * own[MOMENT + 4] + 0.55 * other[MOMENT + 4] for own, other in zip(possible, first.setdefault("of", possible))]
+        return [
+            0.45 * own[MOMENT + 4] + 0.55 * other[MOMENT + 4]
+            for own, other in zip(possible, first.setdefault("of", possible))
+        ]
 
     found = measured(source, choose)["model"]
     assert found["recall"] == pytest.approx(1 / 6) and found["inside_recall"] > 1 / 2
@@ -161,18 +202,28 @@ def test_a_frame_of_another_video_costs_the_recall_among_all(source):
 
 def test_without_a_latent_the_guesses_are_the_nearest_candidates(source):
     found = measured(source, lambda possible, never: [possible[1][MOMENT + 4]], guesses=3)
-    assert [found["model"][name] for name in ("recall", "precision", "found_all")] == pytest.approx([1 / 3, 1, 0])
-    assert found["nearest_3"]["precision"] == pytest.approx(found["nearest_3"]["recall"]) and found["nearest_3"]["recall"] >= 1 / 3
-    # own candidates: 3 targets, 9 frames up to the moment, of 7 later ones 5 - of 3 futures not nearer than 2 - and 7 of each of 5 impossible ones
+    assert [found["model"][name] for name in ("recall", "precision", "found_all")] == pytest.approx(
+        [1 / 3, 1, 0]
+    )
+    assert (
+        found["nearest_3"]["precision"] == pytest.approx(found["nearest_3"]["recall"])
+        and found["nearest_3"]["recall"] >= 1 / 3
+    )
+    # own candidates: 3 targets, 9 frames up to the moment, of 7 later ones 5 - of 3 futures not nearer than 2
+    # - and 7 of each of 5 impossible ones
     own, others = 3 + 9 + 3 * (8 - 1 - 3) + 5 * 7, 5 * 4
-    assert found["chance"]["recall"] == pytest.approx(3 / (own + others)) and found["chance"]["precision"] == pytest.approx(3 / (own + others))
+    assert found["chance"]["recall"] == pytest.approx(3 / (own + others)) and found["chance"][
+        "precision"
+    ] == pytest.approx(3 / (own + others))
     assert found["chance"]["inside_recall"] == pytest.approx(3 / own)
     count = own + others
     assert found["chance"]["found_all"] == pytest.approx(6 / (count * (count - 1) * (count - 2)))
 
 
 def test_ties_are_no_retrieval():
-    assert of_query(torch.zeros(2, 4), torch.zeros(9, 4), 3, 1)[0].tolist() == [False] * 3  # a collapsed model finds nothing
+    assert (
+        of_query(torch.zeros(2, 4), torch.zeros(9, 4), 3, 1)[0].tolist() == [False] * 3
+    )  # a collapsed model finds nothing
     candidates = torch.tensor([[1.0], [1.0], [5.0], [2.0]])
     hit, share = of_query(torch.tensor([[0.9], [0.8]]), candidates, 2, 1)
     assert hit.tolist() == [True, False] and share == 1  # equal futures: one of them
@@ -202,7 +253,10 @@ def test_records_that_do_not_say_what_they_must(source, wrong, capsys):
 
     assert len(load(Source(), pair())) == 1
     said = capsys.readouterr().out
-    assert "evaluation leaves out test/00001.mp4" in said and "expected a list of paths of videos and the number of the last frame that they share" in said
+    assert (
+        "evaluation leaves out test/00001.mp4" in said
+        and "expected a list of paths of videos and the number of the last frame that they share" in said
+    )
 
 
 def test_a_window_that_does_not_end_at_the_moment_is_named(source, capsys):
@@ -212,6 +266,7 @@ def test_a_window_that_does_not_end_at_the_moment_is_named(source, capsys):
 
 
 # ---- next_frame_retrieval with a latent ----
+
 
 class Ahead(nn.Module):
     """Brightness, moved on by each of `ahead` frames."""
@@ -225,7 +280,11 @@ class Ahead(nn.Module):
 
 
 def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
-    write_mp4(tmp_path / "v.mp4", np.zeros((30, 32, 32, 3), np.uint8) + (6 * np.arange(30)).astype(np.uint8)[:, None, None, None], crf=0)
+    write_mp4(
+        tmp_path / "v.mp4",
+        np.zeros((30, 32, 32, 3), np.uint8) + (6 * np.arange(30)).astype(np.uint8)[:, None, None, None],
+        crf=0,
+    )
 
     class Source:
         test = [{"id": "v", "path": str(tmp_path / "v.mp4")}]
@@ -241,10 +300,20 @@ def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
             nn.Module.__init__(of)
             of.a, of.b, of.predictor, of.weights = Level(), Level(), Ahead(frames), "own"
             of.choice = Choice(len(frames)) if len(frames) > 1 else None
-        return dict(NextFrameRetrieval(pictures=0, **options)(made, untrained, Source(), NextFrame(frames=4, stride=2, gap=1, size=32), "cpu"))
+        return dict(
+            NextFrameRetrieval(pictures=0, **options)(
+                made, untrained, Source(), NextFrame(frames=4, stride=2, gap=1, size=32), "cpu"
+            )
+        )
 
     found = rows([-1.0, 1.0, -0.2, 0.1])
-    assert found["model/r1"] == 0 and found["model/copy_rate"] == 1 and found["best_of_4/r1"] == 1  # the guess is the last: between the others
-    assert found["nearest_4/r1"] == 1 and rows([-1.0, 1.0, -0.2, 0.1], guesses=1).keys().isdisjoint({"nearest_4/r1", "nearest_1/r1"}) and "best_of_4/mrr" not in found
+    assert (
+        found["model/r1"] == 0 and found["model/copy_rate"] == 1 and found["best_of_4/r1"] == 1
+    )  # the guess is the last: between the others
+    assert (
+        found["nearest_4/r1"] == 1
+        and rows([-1.0, 1.0, -0.2, 0.1], guesses=1).keys().isdisjoint({"nearest_4/r1", "nearest_1/r1"})
+        and "best_of_4/mrr" not in found
+    )
     assert rows([1.0]).keys().isdisjoint({"best_of_1/r1", "nearest_1/r1"})
     assert rows([3.0], guesses=8)["nearest_8/r1"] == 1 and "best_of_8/r1" not in rows([3.0], guesses=8)

@@ -12,15 +12,68 @@ from vicjoint.config import Recipe, RecipeError, load_recipe, parse_yaml, to_yam
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {path.stem: path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml"))}
-BASE = {"name": "fuzz", "source": {"name": "sample_images"}, "pair": {"name": "augment"},
-        "a": {"modality": "image", "encoder": {"name": "conv"}, "expander": [8]}, "b": {"weights": "same"}, "objective": {"name": "vicreg"},
-        "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine"}}, "train": {"steps": 2, "batch_size": 4}, "evaluate": {"probes": [{"name": "knn"}]},
-        "without_data": {"train.steps": 1}}
-WORDS = sorted({"name", "source", "pair", "pairs", "branches", "a", "b", "train", "steps", "weights", "ema", "same", "encoder", "modality", "image", "clip",
-                "text", "table", "augment", "cross_modal", "root", "without_data", "evaluate", "probes", "vicreg", "schedule", "optim", "expander", "0", "out"})
-SCALARS = (st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.sampled_from(WORDS) | st.text(max_size=12)
-           | st.sampled_from(["*", "&a", "1e400", ".inf", "\0", "\ud800", "${x}", "../..", "~", "null"]))
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS.filter(lambda v: v == v), inner, max_size=3), max_leaves=8)
+BASE = {
+    "name": "fuzz",
+    "source": {"name": "sample_images"},
+    "pair": {"name": "augment"},
+    "a": {"modality": "image", "encoder": {"name": "conv"}, "expander": [8]},
+    "b": {"weights": "same"},
+    "objective": {"name": "vicreg"},
+    "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine"}},
+    "train": {"steps": 2, "batch_size": 4},
+    "evaluate": {"probes": [{"name": "knn"}]},
+    "without_data": {"train.steps": 1},
+}
+WORDS = sorted(
+    {
+        "name",
+        "source",
+        "pair",
+        "pairs",
+        "branches",
+        "a",
+        "b",
+        "train",
+        "steps",
+        "weights",
+        "ema",
+        "same",
+        "encoder",
+        "modality",
+        "image",
+        "clip",
+        "text",
+        "table",
+        "augment",
+        "cross_modal",
+        "root",
+        "without_data",
+        "evaluate",
+        "probes",
+        "vicreg",
+        "schedule",
+        "optim",
+        "expander",
+        "0",
+        "out",
+    }
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.sampled_from(WORDS)
+    | st.text(max_size=12)
+    | st.sampled_from(["*", "&a", "1e400", ".inf", "\0", "\ud800", "${x}", "../..", "~", "null"])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(SCALARS.filter(lambda v: v == v), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
@@ -61,8 +114,38 @@ def no_imports(value) -> None:
 
 
 @QUICK
-@given(st.text(max_size=60) | st.lists(st.sampled_from([*WORDS, ": ", "- ", "\n", "  ", "{", "}", "[", "]", "!!python/object:os.system", "&x ", "*x", "'", '"', "#", "|",
-                                                        "\t", "? ", "---\n", "!!binary ", "!!set ", "<<: "]), max_size=25).map("".join))
+@given(
+    st.text(max_size=60)
+    | st.lists(
+        st.sampled_from(
+            [
+                *WORDS,
+                ": ",
+                "- ",
+                "\n",
+                "  ",
+                "{",
+                "}",
+                "[",
+                "]",
+                "!!python/object:os.system",
+                "&x ",
+                "*x",
+                "'",
+                '"',
+                "#",
+                "|",
+                "\t",
+                "? ",
+                "---\n",
+                "!!binary ",
+                "!!set ",
+                "<<: ",
+            ]
+        ),
+        max_size=25,
+    ).map("".join)
+)
 def test_any_text_is_yaml_or_a_clear_error(text):
     try:
         parse_yaml(text, "text")
@@ -79,7 +162,12 @@ def test_any_value_is_a_recipe_or_a_clear_error(value):
 
 
 @QUICK
-@given(st.sampled_from([BASE, *(parse_yaml(text, name) for name, text in SHIPPED.items())]), st.integers(0, 2**32), VALUES, st.integers(1, 4))
+@given(
+    st.sampled_from([BASE, *(parse_yaml(text, name) for name, text in SHIPPED.items())]),
+    st.integers(0, 2**32),
+    VALUES,
+    st.integers(1, 4),
+)
 def test_mutated_recipes(recipe, seed, new, times):
     rng = random.Random(seed)
     for _ in range(times):
@@ -90,7 +178,15 @@ def test_mutated_recipes(recipe, seed, new, times):
 
 
 @QUICK
-@given(st.lists(st.tuples(st.lists(st.sampled_from(WORDS) | st.text(max_size=4), min_size=1, max_size=4).map(".".join), VALUES), max_size=3))
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(WORDS) | st.text(max_size=4), min_size=1, max_size=4).map(".".join),
+            VALUES,
+        ),
+        max_size=3,
+    )
+)
 def test_random_overrides(changes):
     overrides = []
     for key, value in changes:
@@ -114,7 +210,9 @@ def test_damaged_files(tmp_path_factory, name, seed, times):
         elif what < 0.6:
             del content[place : place + rng.randrange(1, 30)]
         else:
-            content[place:place] = content[(again := rng.randrange(len(content))) : again + rng.randrange(1, 30)]
+            content[place:place] = content[
+                (again := rng.randrange(len(content))) : again + rng.randrange(1, 30)
+            ]
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
     path.write_bytes(bytes(content))
     if b"imports" not in content:
@@ -127,6 +225,11 @@ def test_the_base_is_a_recipe():
 
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from([BASE, *(parse_yaml(text, name) for name, text in SHIPPED.items())]), st.integers(0, 2**32), VALUES, st.integers(1, 6))
+@given(
+    st.sampled_from([BASE, *(parse_yaml(text, name) for name, text in SHIPPED.items())]),
+    st.integers(0, 2**32),
+    VALUES,
+    st.integers(1, 6),
+)
 def test_many_mutated_recipes(recipe, seed, new, times):
     test_mutated_recipes.hypothesis.inner_test(recipe, seed, new, times)

@@ -1,4 +1,5 @@
-"""Folders of images: layouts, splits, labels, the cached index; and what a user reads when something is wrong."""
+"""Folders of images: layouts, splits, labels, the cached index; and what a user reads when something is
+wrong."""
 
 import os
 import pickle
@@ -31,13 +32,24 @@ def pairs(records):
 
 
 def test_splits_and_classes_of_imagenets_layout(tmp_path):
-    root = touch(tmp_path / "in", "train/n01/a.JPEG", "train/n02/deep/er/b.png", "val/n01/c.jpg", "val/loose.jpg", "extra/d.jpg",
-                 "train/n01/.x.jpg", "t.txt")
+    root = touch(
+        tmp_path / "in",
+        "train/n01/a.JPEG",
+        "train/n02/deep/er/b.png",
+        "val/n01/c.jpg",
+        "val/loose.jpg",
+        "extra/d.jpg",
+        "train/n01/.x.jpg",
+        "t.txt",
+    )
     source = ImageFolder(root)
     assert pairs(source.train) == [("train/n01/a.JPEG", "n01"), ("train/n02/deep/er/b.png", "n02")]
     assert pairs(source.test) == [("val/loose.jpg", None), ("val/n01/c.jpg", "n01")]
     assert source.train[-1]["path"] == os.path.join(root, "train/n02/deep/er/b.png")
-    assert source.describe() == f"image_folder {root}: 2 train, 2 test images of 2 classes (1 outside the split folders left out)"
+    assert (
+        source.describe()
+        == f"image_folder {root}: 2 train, 2 test images of 2 classes (1 outside the split folders left out)"
+    )
 
 
 def test_one_tree_of_classes_is_split_by_hash_and_a_flat_folder_has_no_labels(tmp_path):
@@ -77,7 +89,10 @@ def test_records_are_compact_and_pickle():
     again = pickle.loads(pickle.dumps(records))
     assert len(pickle.dumps(records)) < 50_000 * 60
     assert [again[i]["id"] for i in (0, 7, 49_999, -1)] == [ids[i] for i in (0, 7, 49_999, -1)]
-    assert again[7] == {"id": ids[7], "path": "/data/" + ids[7], "label": "n00000007"} and again[-1]["label"] is None
+    assert (
+        again[7] == {"id": ids[7], "path": "/data/" + ids[7], "label": "n00000007"}
+        and again[-1]["label"] is None
+    )
     with pytest.raises(IndexError):
         records[50_001]
 
@@ -91,11 +106,16 @@ def test_links_are_followed_but_not_into_both_splits(tmp_path):
     assert len(ImageFolder(root).train) == 3
     (tmp_path / "in/val/n02/e.jpg").symlink_to(tmp_path / "in/train/n02/c.jpg")
     for _ in range(2):  # also from the index
-        with pytest.raises(SourceError, match="train/n02/c.jpg in train and val/n02/e.jpg in test are the same file"):
+        with pytest.raises(
+            SourceError, match="train/n02/c.jpg in train and val/n02/e.jpg in test are the same file"
+        ):
             ImageFolder(root)
     (tmp_path / "in/val/n02/e.jpg").unlink()
     (tmp_path / "in/val/again").symlink_to(elsewhere / "n01")
-    with pytest.raises(SourceError, match="(train/n01 and val/again|val/again and train/n01) below .* are the same folder, by a link"):
+    with pytest.raises(
+        SourceError,
+        match="(train/n01 and val/again|val/again and train/n01) below .* are the same folder, by a link",
+    ):
         ImageFolder(root)
     (tmp_path / "in/val/again").unlink()
     (tmp_path / "in/val/loop").symlink_to(tmp_path / "in")
@@ -103,11 +123,17 @@ def test_links_are_followed_but_not_into_both_splits(tmp_path):
         ImageFolder(root)
 
 
-@pytest.mark.parametrize("names, message", [
-    (["a.txt", "b.mp4"], r"no image below .*Found 2 other files: 1 .*, 1 .*. Expected files ending in .bmp .gif"),
-    (["train/a/1.jpg", "val/x.txt", "b.jpg"], "has split folders, but no image in its test part"),
-    (["one.jpg"], r"only one file \(one.jpg\)"),
-])
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (
+            ["a.txt", "b.mp4"],
+            r"no image below .*Found 2 other files: 1 .*, 1 .*. Expected files ending in .bmp .gif",
+        ),
+        (["train/a/1.jpg", "val/x.txt", "b.jpg"], "has split folders, but no image in its test part"),
+        (["one.jpg"], r"only one file \(one.jpg\)"),
+    ],
+)
 def test_wrong_folders(tmp_path, names, message):
     with pytest.raises(SourceError, match=message):
         ImageFolder(touch(tmp_path / "in", *names))
@@ -143,7 +169,9 @@ def test_sample_images():
     for shape in world.SHAPES:
         assert sum(r["label"] == shape for r in source.train) == 4
     record = source.train[5]
-    assert record["label"] == record["sprites"][0]["shape"] and record["id"].startswith(f"train/{record['label']}/")
+    assert record["label"] == record["sprites"][0]["shape"] and record["id"].startswith(
+        f"train/{record['label']}/"
+    )
     assert images.read(record["path"]).shape == (3, 32, 32)
     assert SampleImages(train=24, test=12, size=32).root == source.root
     assert {r["id"] for r in source.train}.isdisjoint(r["id"] for r in source.test)

@@ -1,4 +1,5 @@
-"""recipes/imagenet.yaml: the published set-up key by key, steps of it against an independent float64 reference, official weights in and out."""
+"""recipes/imagenet.yaml: the published set-up key by key, steps of it against an independent float64
+reference, official weights in and out."""
 
 import copy
 import math
@@ -23,29 +24,63 @@ def published():
 
 
 def test_every_number_is_that_of_the_published_code():
-    """Defaults of main_vicreg.py and its README's commands, augmentations.py, evaluate.py and resnet.py's zero_init_residual=True."""
+    """Defaults of main_vicreg.py and its README's commands, augmentations.py, evaluate.py and resnet.py's
+    zero_init_residual=True."""
     recipe = published()
     assert recipe.announcement is None
-    assert (recipe.a.encoder.name, recipe.a.encoder.zero_init_residual, recipe.a.expander) == ("resnet50", True, [8192, 8192, 8192])
+    assert (recipe.a.encoder.name, recipe.a.encoder.zero_init_residual, recipe.a.expander) == (
+        "resnet50",
+        True,
+        [8192, 8192, 8192],
+    )
     assert recipe.b.weights == "same" and recipe.predictor is None
     objective = recipe.objective
-    assert (objective.invariance, objective.variance, objective.covariance) == (25, 25, 1) and not hasattr(objective, "statistics")
+    assert (objective.invariance, objective.variance, objective.covariance) == (25, 25, 1) and not hasattr(
+        objective, "statistics"
+    )
     optim = recipe.optim
-    assert (optim.name, optim.weight_decay, optim.momentum, optim.eta, optim.clip) == ("lars", 1e-6, 0.9, 0.001, None)
-    assert (optim.lr, recipe.train.epochs, recipe.train.batch_size) == (0.3, 100, 2048)  # 0.2 for 1000 epochs, as the header says
+    assert (optim.name, optim.weight_decay, optim.momentum, optim.eta, optim.clip) == (
+        "lars",
+        1e-6,
+        0.9,
+        0.001,
+        None,
+    )
+    assert (optim.lr, recipe.train.epochs, recipe.train.batch_size) == (
+        0.3,
+        100,
+        2048,
+    )  # 0.2 for 1000 epochs, as the header says
     assert dict(optim.schedule) == {"name": "cosine", "warmup_epochs": 10, "end": 0.001, "zero_first": True}
-    jitter = {"name": "colour_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8}
+    jitter = {
+        "name": "colour_jitter",
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "p": 0.8,
+    }
     for view, blur, solarize in ((recipe.pair.a, 1.0, 0.0), (recipe.pair.b, 0.1, 0.2)):
         assert [dict(t) for t in view] == [
-            {"name": "random_resized_crop", "area": [0.08, 1.0], "interpolation": "bicubic"}, {"name": "horizontal_flip", "p": 0.5}, jitter,
-            {"name": "greyscale", "p": 0.2}, {"name": "gaussian_blur", "p": blur, "sigma": [0.1, 2.0]}, {"name": "solarize", "p": solarize}]
+            {"name": "random_resized_crop", "area": [0.08, 1.0], "interpolation": "bicubic"},
+            {"name": "horizontal_flip", "p": 0.5},
+            jitter,
+            {"name": "greyscale", "p": 0.2},
+            {"name": "gaussian_blur", "p": blur, "sigma": [0.1, 2.0]},
+            {"name": "solarize", "p": solarize},
+        ]
     knn, linear = recipe.evaluate.probes
     assert (knn.name, knn.k, knn.temperature) == ("knn", [20, 200], 0.07)
-    assert (linear.name, linear.rates, linear.epochs) == ("linear", [0.02], 100)  # README: --lr-head 0.02; evaluate.py: 100 epochs
+    assert (linear.name, linear.rates, linear.epochs) == (
+        "linear",
+        [0.02],
+        100,
+    )  # README: --lr-head 0.02; evaluate.py: 100 epochs
 
 
 def rate_by_hand(step: int, epochs: int, steps_per_epoch: int, base: float, batch: int) -> float:
-    """adjust_learning_rate of main_vicreg.py, from its description: 10 epochs linear from 0, then a cosine to a thousandth."""
+    """adjust_learning_rate of main_vicreg.py, from its description: 10 epochs linear from 0, then a cosine to
+    a thousandth."""
     top, warm, all_steps = base * batch / 256, 10 * steps_per_epoch, epochs * steps_per_epoch
     if step < warm:
         return top * step / warm
@@ -59,7 +94,9 @@ def test_the_schedule_of_the_whole_run():
     steps_per_epoch = 1_281_167 // 2048
     for step in (0, 1, 3000, 6249, 6250, 6251, 30_000, 62_499):
         found = set_learning_rate(optimizer, schedule, step, 100 * steps_per_epoch, float(steps_per_epoch))
-        assert found == pytest.approx(rate_by_hand(step, 100, steps_per_epoch, 0.3, 2048), rel=1e-12, abs=1e-15)
+        assert found == pytest.approx(
+            rate_by_hand(step, 100, steps_per_epoch, 0.3, 2048), rel=1e-12, abs=1e-15
+        )
 
 
 @pytest.fixture
@@ -68,11 +105,25 @@ def parts(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for i in range(16):
         (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+            tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        )
     monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path / "cache"))
-    recipe = load_recipe("imagenet", [
-        f"source.root={tmp_path / 'photos'}", "a.encoder.name=resnet18", "a.encoder.zero_init_residual=true", "a.expander=[24, 24, 24]",
-        "train.batch_size=8", "train.epochs=12", "train.precision=fp32", "train.device=cpu", "data.workers=0", "evaluate.probes=[]"])
+    recipe = load_recipe(
+        "imagenet",
+        [
+            f"source.root={tmp_path / 'photos'}",
+            "a.encoder.name=resnet18",
+            "a.encoder.zero_init_residual=true",
+            "a.expander=[24, 24, 24]",
+            "train.batch_size=8",
+            "train.epochs=12",
+            "train.precision=fp32",
+            "train.device=cpu",
+            "data.workers=0",
+            "evaluate.probes=[]",
+        ],
+    )
     parts = loop.build_parts(recipe)
     parts.model.double().train()
     return parts
@@ -92,7 +143,8 @@ def loss_by_hand(z_a, z_b):
 
 
 def test_steps_of_the_whole_set_up_against_a_reference(parts):
-    """Three steps from one start: loss, and every parameter after momentum, trust ratios, exclusions and the schedule."""
+    """Three steps from one start: loss, and every parameter after momentum, trust ratios, exclusions and the
+    schedule."""
     branch = copy.deepcopy(parts.model.a)
     blocks = [m for m in branch.encoder.modules() if isinstance(m, type(branch.encoder.layer1[0]))]
     assert len(blocks) == 8 and not any(block.bn2.weight.any() for block in blocks)
@@ -100,16 +152,23 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
     generator = torch.Generator().manual_seed(0)
     steps_per_epoch, total = 30, 360
     for step in (150, 151, 330):  # in the middle of the warm-up, which ends at 300, and on the cosine
-        view_a, view_b = (torch.rand(8, 3, 40, 40, generator=generator, dtype=torch.float64) for _ in range(2))
+        view_a, view_b = (
+            torch.rand(8, 3, 40, 40, generator=generator, dtype=torch.float64) for _ in range(2)
+        )
         # ours
-        lr = set_learning_rate(parts.optimizer, dict(parts.recipe.optim.schedule), step, total, float(steps_per_epoch))
+        lr = set_learning_rate(
+            parts.optimizer, dict(parts.recipe.optim.schedule), step, total, float(steps_per_epoch)
+        )
         pair = Pair(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
         parts.optimizer.zero_grad()
         double_input(parts.model.a.modality)
-        loss, terms, _ = loop.backward(parts.model, parts.objective, pair, parts.recipe)
+        loss, terms, _ = loop.backward(parts.model, parts.pairs[0].objective, pair, parts.recipe)
         parts.optimizer.step()
         # by hand
-        mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(3, 1, 1)
+            for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         z_a, z_b = (branch.expander(branch.encoder((view - mean) / std)) for view in (view_a, view_b))
         expected = loss_by_hand(z_a, z_b)
         gradients = torch.autograd.grad(expected, list(branch.parameters()))
@@ -130,15 +189,21 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
 
 
 def double_input(modality: nn.Module) -> None:
-    """Normalise in float64: the modality's own arithmetic is float32, which would hide differences of the rest."""
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    """Normalise in float64: the modality's own arithmetic is float32, which would hide differences of the
+    rest."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     modality.forward = lambda x: (x - mean) / std
 
 
 # ---- weights ----
 
+
 class Official(nn.Module):
-    """The published resnet.py's one difference from torchvision's ResNet: a padding layer of 1 before a first convolution that pads 2."""
+    """The published resnet.py's one difference from torchvision's ResNet: a padding layer of 1 before a first
+    convolution that pads 2."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -164,11 +229,18 @@ def layout(model: Official) -> dict:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_official_weights_come_in(official, tmp_path, wrapped):
-    """Both published files: resnet50.pth, the backbone alone, and resnet50_fullckpt.pth, of the distributed model with its projector."""
+    """Both published files: resnet50.pth, the backbone alone, and resnet50_fullckpt.pth, of the distributed
+    model with its projector."""
     state = layout(official)
     if wrapped:
-        state = {"epoch": 100, "model": {f"module.backbone.{k}": v for k, v in state.items()} | {"module.projector.0.weight": torch.zeros(2, 2)},
-                 "optimizer": {"state": {}, "param_groups": []}}
+        state = {
+            "epoch": 100,
+            "model": (
+                {f"module.backbone.{k}": v for k, v in state.items()}
+                | {"module.projector.0.weight": torch.zeros(2, 2)}
+            ),
+            "optimizer": {"state": {}, "param_groups": []},
+        }
     torch.save(state, tmp_path / "resnet.pth")
     encoder = vicjoint.build_encoder("image", "resnet18", weights=str(tmp_path / "resnet.pth")).eval()
     x = torch.randn(2, 3, 65, 64)
@@ -183,7 +255,8 @@ def test_a_full_checkpoint_without_a_backbone_is_named(tmp_path):
 
 
 def test_weights_go_back_out(parts, official, tmp_path, capsys):
-    """A run's encoder, exported as one file, is the published layout: strict loading into the official model, equal outputs."""
+    """A run's encoder, exported as one file, is the published layout: strict loading into the official model,
+    equal outputs."""
     run = vicjoint.train(parts.recipe.dump() | {"out": str(tmp_path / "run")}, ["train.steps=2"])
     assert export_command([str(run), "--to", str(tmp_path / "resnet.pth")]) == 0
     assert "resnet.pth" in capsys.readouterr().out
@@ -195,4 +268,6 @@ def test_weights_go_back_out(parts, official, tmp_path, capsys):
         assert torch.allclose(encoder(pixels), official(encoder.modality(pixels)), atol=1e-5)
     assert export_command([str(run), "--to", str(tmp_path / "b.safetensors"), "--branch", "b"]) == 0
     again = vicjoint.build_encoder("image", "resnet18", weights=str(tmp_path / "b.safetensors"))
-    assert all(torch.equal(x, y) for x, y in zip(again.state_dict().values(), encoder.encoder.state_dict().values()))
+    assert all(
+        torch.equal(x, y) for x, y in zip(again.state_dict().values(), encoder.encoder.state_dict().values())
+    )

@@ -1,4 +1,5 @@
-"""Reading images: equal to Pillow where Pillow is the reference, by rule where it has none, and named where it cannot be."""
+"""Reading images: equal to Pillow where Pillow is the reference, by rule where it has none, and named where
+it cannot be."""
 
 import io
 import tarfile
@@ -15,7 +16,10 @@ RNG = np.random.default_rng(0)
 
 
 def picture(height=20, width=30, channels=3) -> np.ndarray:
-    return np.kron(RNG.integers(0, 256, (height // 5, width // 5, channels), dtype=np.uint8), np.ones((5, 5, 1), np.uint8)).squeeze()
+    return np.kron(
+        RNG.integers(0, 256, (height // 5, width // 5, channels), dtype=np.uint8),
+        np.ones((5, 5, 1), np.uint8),
+    ).squeeze()
 
 
 def save(path, array, mode=None, **options):
@@ -34,11 +38,24 @@ def pixels(path) -> np.ndarray:
     return found.permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize("name, mode, options", [
-    ("a.jpg", None, {"quality": 80}), ("b.jpg", None, {"quality": 90, "subsampling": 0}), ("c.jpg", None, {"progressive": True}),
-    ("grey.jpg", "L", {}), ("cmyk.jpg", "CMYK", {}), ("a.png", None, {}), ("grey.png", "L", {}), ("palette.png", "P", {}),
-    ("bits.png", "1", {}), ("a.webp", None, {"lossless": True}), ("a.bmp", None, {}), ("a.tif", None, {}), ("cmyk.tif", "CMYK", {}),
-])
+@pytest.mark.parametrize(
+    "name, mode, options",
+    [
+        ("a.jpg", None, {"quality": 80}),
+        ("b.jpg", None, {"quality": 90, "subsampling": 0}),
+        ("c.jpg", None, {"progressive": True}),
+        ("grey.jpg", "L", {}),
+        ("cmyk.jpg", "CMYK", {}),
+        ("a.png", None, {}),
+        ("grey.png", "L", {}),
+        ("palette.png", "P", {}),
+        ("bits.png", "1", {}),
+        ("a.webp", None, {"lossless": True}),
+        ("a.bmp", None, {}),
+        ("a.tif", None, {}),
+        ("cmyk.tif", "CMYK", {}),
+    ],
+)
 def test_equal_to_pillow(tmp_path, name, mode, options):
     path = save(tmp_path / name, picture(), mode, **options)
     assert np.array_equal(pixels(path), by_pillow(path))
@@ -50,7 +67,10 @@ def test_one_pixel(tmp_path):
 
 def test_transparency_lies_on_white(tmp_path):
     array = np.zeros((4, 4, 4), np.uint8)
-    array[..., 0], array[:2, :, 3] = 200, 255  # the upper half opaque red, the lower one clear with hidden red
+    array[..., 0], array[:2, :, 3] = (
+        200,
+        255,
+    )  # the upper half opaque red, the lower one clear with hidden red
     array[0, 0, 3] = 128
     found = pixels(save(tmp_path / "a.png", array))
     assert found[1, 1].tolist() == [200, 0, 0] and found[3, 3].tolist() == [255, 255, 255]
@@ -66,7 +86,12 @@ def test_sixteen_bits_keep_their_range(tmp_path):
 def test_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in (10, 200)]
     for name in ("a.gif", "a.webp", "a.png"):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if name == "a.webp" else {}))
+        frames[0].save(
+            tmp_path / name,
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if name == "a.webp" else {}),
+        )
         assert np.abs(pixels(tmp_path / name).astype(int) - 10).max() <= 1
 
 
@@ -76,17 +101,38 @@ def cut(path):
     return path
 
 
-@pytest.mark.parametrize("make, cause", [
-    (lambda f: (f / "x.jpg").write_bytes(b""), r"x.jpg: the file is empty \(0 bytes\)"),
-    (lambda f: (f / "x.jpg").write_bytes(b"<html>not found</html>"), "x.jpg: cannot be decoded: not an image of a known format"),
-    (lambda f: cut(save(f / "x.jpg", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))), "x.jpg: cannot be decoded: "),
-    (lambda f: cut(save(f / "x.png", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))), "x.png: cannot be decoded: "),
-    (lambda f: cut(save(f / "x.gif", RNG.integers(0, 256, (64, 64), dtype=np.uint8))), "x.gif: cannot be decoded: "),
-    (lambda f: save(f / "x.tif", np.zeros((4, 4), np.float32)), "x.tif: floating-point pixels have no known range"),
-    (lambda f: save(f / "x.tif", np.full((4, 4), 100_000, np.int32)), "x.tif: grey values from 100000 to 100000, expected 8 or 16 bits"),
-    (lambda f: (f / "x.png").mkdir(), "x.png: a folder, not an image file"),
-    (lambda f: None, "x.png: no such file"),
-])
+@pytest.mark.parametrize(
+    "make, cause",
+    [
+        (lambda f: (f / "x.jpg").write_bytes(b""), r"x.jpg: the file is empty \(0 bytes\)"),
+        (
+            lambda f: (f / "x.jpg").write_bytes(b"<html>not found</html>"),
+            "x.jpg: cannot be decoded: not an image of a known format",
+        ),
+        (
+            lambda f: cut(save(f / "x.jpg", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))),
+            "x.jpg: cannot be decoded: ",
+        ),
+        (
+            lambda f: cut(save(f / "x.png", RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))),
+            "x.png: cannot be decoded: ",
+        ),
+        (
+            lambda f: cut(save(f / "x.gif", RNG.integers(0, 256, (64, 64), dtype=np.uint8))),
+            "x.gif: cannot be decoded: ",
+        ),
+        (
+            lambda f: save(f / "x.tif", np.zeros((4, 4), np.float32)),
+            "x.tif: floating-point pixels have no known range",
+        ),
+        (
+            lambda f: save(f / "x.tif", np.full((4, 4), 100_000, np.int32)),
+            "x.tif: grey values from 100000 to 100000, expected 8 or 16 bits",
+        ),
+        (lambda f: (f / "x.png").mkdir(), "x.png: a folder, not an image file"),
+        (lambda f: None, "x.png: no such file"),
+    ],
+)
 def test_what_cannot_be_read_is_named(tmp_path, make, cause):
     make(tmp_path)
     path = next(tmp_path.iterdir(), tmp_path / "x.png")
@@ -105,7 +151,14 @@ def test_a_decompression_bomb_is_not_read(tmp_path, side):
 def test_damage_never_gets_out_as_another_error(tmp_path):
     """Flipped bytes anywhere: an image or an ImageError."""
     outcomes = set()
-    for kind, options in (("JPEG", {}), ("PNG", {}), ("GIF", {}), ("WEBP", {}), ("TIFF", {"compression": "tiff_lzw"}), ("BMP", {})):
+    for kind, options in (
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("BMP", {}),
+    ):
         target = io.BytesIO()
         Image.fromarray(picture()).save(target, kind, **options)
         for seed in range(60):

@@ -1,4 +1,5 @@
-"""A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes choose as one."""
+"""A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes
+choose as one."""
 
 import os
 import socket
@@ -6,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import tiny
 import vicjoint
 from vicjoint import distributed, loop
 from vicjoint.accumulate import backward
@@ -27,16 +28,27 @@ B, K, E = 12, 4, 6
 
 def embeddings(dtype=torch.float64):
     generator = torch.Generator().manual_seed(3)
-    return (torch.randn(B, K, E, dtype=torch.float64, generator=generator).to(dtype), torch.randn(B, E, dtype=torch.float64, generator=generator).to(dtype))
+    return (
+        torch.randn(B, K, E, dtype=torch.float64, generator=generator).to(dtype),
+        torch.randn(B, E, dtype=torch.float64, generator=generator).to(dtype),
+    )
 
 
 def nearest(predictions, z_b) -> list[int]:
     """By hand, in float64."""
     p, z = predictions.detach().double().numpy(), z_b.detach().double().numpy()
-    return [int(np.argmin([sum((p[i, k, e] - z[i, e]) ** 2 for e in range(z.shape[1])) for k in range(p.shape[1])])) for i in range(len(z))]
+    return [
+        int(
+            np.argmin(
+                [sum((p[i, k, e] - z[i, e]) ** 2 for e in range(z.shape[1])) for k in range(p.shape[1])]
+            )
+        )
+        for i in range(len(z))
+    ]
 
 
 # ---- the choice ----
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_nearest_prediction_is_chosen(dtype):
@@ -44,7 +56,10 @@ def test_the_nearest_prediction_is_chosen(dtype):
     found = nearest(predictions, z_b)
     assert len(set(found)) == K
     chosen = Choice(K)(predictions, z_b)
-    assert torch.equal(chosen, torch.stack([predictions[i, k] for i, k in enumerate(found)])) and chosen.dtype == dtype
+    assert (
+        torch.equal(chosen, torch.stack([predictions[i, k] for i, k in enumerate(found)]))
+        and chosen.dtype == dtype
+    )
 
 
 def test_in_training_a_latent_in_much_use_has_to_be_nearer_by_more():
@@ -52,24 +67,34 @@ def test_in_training_a_latent_in_much_use_has_to_be_nearer_by_more():
     choice = Choice(K)
     choice.usage.copy_(torch.tensor([0.0, 0.1, 0.2, 0.7]))
     p, z, u = predictions.numpy(), z_b.numpy(), choice.usage.double().numpy()
-    expected = [int(np.argmin([((p[i, k] - z[i]) ** 2).sum() * max(K * u[k], 1e-6) ** 0.25 for k in range(K)])) for i in range(B)]
+    expected = [
+        int(np.argmin([((p[i, k] - z[i]) ** 2).sum() * max(K * u[k], 1e-6) ** 0.25 for k in range(K)]))
+        for i in range(B)
+    ]
     found = nearest(predictions, z_b)
     assert expected != found and expected.count(3) < found.count(3) and expected.count(0) > found.count(0)
     assert torch.equal(choice(predictions, z_b), predictions[torch.arange(B), torch.tensor(expected)])
-    assert torch.equal(choice.eval()(predictions, z_b), predictions[torch.arange(B), torch.tensor(found)])  # outside of training there is no conscience
+    assert torch.equal(
+        choice.eval()(predictions, z_b), predictions[torch.arange(B), torch.tensor(found)]
+    )  # outside of training there is no conscience
 
 
 def test_no_latent_dies_where_one_is_nearest_to_everything():
-    """Four predictions that learn, one of which begins in the middle of the targets and three further away."""
+    """Four predictions that learn, one of which begins in the middle of the targets and three further
+    away."""
     targets = torch.eye(K).repeat(25, 1)
     for conscience in (True, False):
         torch.manual_seed(0)
-        places = nn.Parameter(torch.tensor([0.25, 0.6, 0.7, 0.8])[:, None].repeat(1, K) + 0.01 * torch.randn(K, K))
+        places = nn.Parameter(
+            torch.tensor([0.25, 0.6, 0.7, 0.8])[:, None].repeat(1, K) + 0.01 * torch.randn(K, K)
+        )
         choice, optimizer = Choice(K), torch.optim.SGD([places], 0.2)
         for _ in range(600):
             if not conscience:
                 choice.usage.fill_(1 / K)
-            choice(places.expand(len(targets), -1, -1), targets).sub(targets).square().sum(1).mean().backward()
+            choice(places.expand(len(targets), -1, -1), targets).sub(targets).square().sum(
+                1
+            ).mean().backward()
             optimizer.step(), optimizer.zero_grad()
             choice.after_step()
         in_use = len(set(nearest(places.expand(len(targets), -1, -1), targets)))
@@ -78,7 +103,10 @@ def test_no_latent_dies_where_one_is_nearest_to_everything():
 
 def test_energies_are_precise_where_half_precision_is_not():
     """Squares of far targets: in bfloat16 both energies are equal, and the first would be taken."""
-    predictions, z_b = torch.zeros(1, 2, 400, dtype=torch.bfloat16), torch.full((1, 400), 16.0, dtype=torch.bfloat16)
+    predictions, z_b = (
+        torch.zeros(1, 2, 400, dtype=torch.bfloat16),
+        torch.full((1, 400), 16.0, dtype=torch.bfloat16),
+    )
     predictions[0, 1, 0] = 1.0
     assert torch.equal(Choice(2)(predictions, z_b)[0], predictions[0, 1])
 
@@ -90,9 +118,16 @@ def test_the_gradient_reaches_the_chosen_prediction_and_the_target_alone():
     reached = predictions.grad.abs().sum(2) > 0
     assert torch.equal(reached, nn.functional.one_hot(chosen, K).bool())
 
-    alone, target = predictions.detach()[torch.arange(B), chosen].requires_grad_(), z_b.detach().clone().requires_grad_()
-    VICReg()(alone, target)[0].backward()  # the target's gradient is the objective's; none comes through the choice
-    assert torch.equal(z_b.grad, target.grad) and torch.equal(predictions.grad[torch.arange(B), chosen], alone.grad)
+    alone, target = (
+        predictions.detach()[torch.arange(B), chosen].requires_grad_(),
+        z_b.detach().clone().requires_grad_(),
+    )
+    VICReg()(alone, target)[
+        0
+    ].backward()  # the target's gradient is the objective's; none comes through the choice
+    assert torch.equal(z_b.grad, target.grad) and torch.equal(
+        predictions.grad[torch.arange(B), chosen], alone.grad
+    )
 
 
 def test_usage_follows_the_choices_of_training_alone():
@@ -104,7 +139,10 @@ def test_usage_follows_the_choices_of_training_alone():
     expected = np.bincount(nearest(predictions, z_b), minlength=K)
     assert choice.counts.tolist() == expected.tolist()
     choice.after_step()
-    assert choice.usage.tolist() == pytest.approx((0.98 / K + 0.02 * expected / B).tolist()) and not choice.counts.any()
+    assert (
+        choice.usage.tolist() == pytest.approx((0.98 / K + 0.02 * expected / B).tolist())
+        and not choice.counts.any()
+    )
     assert latent_usage(torch.tensor([0.5, 0.5, 0.0])) == pytest.approx({"perplexity": 2, "most_used": 0.5})
     assert latent_usage(torch.tensor([0.0, 1.0])) == pytest.approx({"perplexity": 1, "most_used": 1})
 
@@ -115,13 +153,17 @@ def test_the_best_guess_has_the_smallest_expected_energy_and_does_not_see_the_ta
     choice.usage.copy_(torch.tensor([0.3, 0.4, 0.3, 0.0]))
     p, expected = predictions.numpy(), []
     for i in range(B):
-        energies = [sum(w * ((p[i, k] - p[i, j]) ** 2).sum() for j, w in enumerate(choice.usage.double().tolist())) for k in range(K)]
+        energies = [
+            sum(w * ((p[i, k] - p[i, j]) ** 2).sum() for j, w in enumerate(choice.usage.double().tolist()))
+            for k in range(K)
+        ]
         expected.append(int(np.argmin(energies)))
     assert torch.equal(choice.guess(predictions), predictions[torch.arange(B), torch.tensor(expected)])
     assert len(set(expected)) > 1
 
 
 # ---- the model ----
+
 
 class Linear(nn.Module):
     dim = 8
@@ -137,8 +179,10 @@ class Linear(nn.Module):
 def joint(weights="own", layers=1, dropout=0.0, predictor=None):
     """Without batch norm where layers is 1, so that parts of a batch embed like the whole."""
     torch.manual_seed(0)
-    branch = lambda: Branch(nn.Identity(), Linear(dropout), [E])  # noqa: E731
-    model = JointModel(branch(), branch(), weights, predictor=predictor or MLP(E, hidden=7, layers=layers, latents=K)).double()
+    branch = lambda: Branch(nn.Identity(), Linear(dropout), [E])
+    model = JointModel(
+        branch(), branch(), weights, predictor=predictor or MLP(E, hidden=7, layers=layers, latents=K)
+    ).double()
     return model
 
 
@@ -148,7 +192,10 @@ def batch():
 
 
 def recipe(accumulate, weights="own"):
-    return SimpleNamespace(train=SimpleNamespace(accumulate=accumulate, exact=True, precision="fp32"), b=SimpleNamespace(weights=weights))
+    return SimpleNamespace(
+        train=SimpleNamespace(accumulate=accumulate, exact=True, precision="fp32"),
+        b=SimpleNamespace(weights=weights),
+    )
 
 
 def test_each_latent_joins_its_vector_to_z_a_by_one_matrix():
@@ -174,7 +221,11 @@ def test_one_latent_is_none():
     assert one.state_dict().keys() == same.state_dict().keys() == {"net." + k for k in one.net.state_dict()}
     assert torch.equal(one(torch.ones(3, E)), same(torch.ones(3, E)))
     model = joint(predictor=one)
-    assert model.choice is None and model.usage is None and model.predictions(torch.ones(3, E).double()).shape == (3, 1, E)
+    assert (
+        model.choice is None
+        and model.usage is None
+        and model.predictions(torch.ones(3, E).double()).shape == (3, 1, E)
+    )
 
 
 @pytest.mark.parametrize("weights", ["own", "same", "ema"])
@@ -183,12 +234,16 @@ def test_the_model_chooses_with_the_target_in_sight_and_guesses_without(weights)
     z_a, z_b = model(pair.a, pair.b)
     predictions = model.predictions(model.a(pair.a))
     found = nearest(predictions, z_b)
-    assert predictions.shape == (B, K, E) and torch.equal(z_a, predictions[torch.arange(B), torch.tensor(found)])
+    assert predictions.shape == (B, K, E) and torch.equal(
+        z_a, predictions[torch.arange(B), torch.tensor(found)]
+    )
     assert len(set(found)) > 1 and z_b.requires_grad == (weights != "ema")
     assert torch.equal(model.predict(model.a(pair.a)), model.choice.guess(predictions))
     VICReg()(z_a, z_b)[0].backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert got == {name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("b.")}
+    assert got == {
+        name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("b.")
+    }
     assert [bool(row.any()) for row in model.predictor.values.grad] == [k in found for k in range(K)]
 
 
@@ -231,15 +286,29 @@ def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
     plain = joint(predictor=nn.Linear(E, E))
     plain.predictor.latents = nn.Parameter(torch.ones(3))  # a word of theirs for something else
     assert plain.latents == 1 and plain(batch().a, batch().b)[0].shape == (B, E)
-    folder = vicjoint.train(tiny.recipe(predictor={"name": "test_two_ways"}), [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.every=0"])
+    folder = vicjoint.train(
+        tiny.recipe(predictor={"name": "test_two_ways"}),
+        [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.every=0"],
+    )
     assert tiny.metrics(folder)[-1]["latents"].keys() == {"perplexity", "most_used"}
-    with pytest.raises(RecipeError, match=r"predictor TwoWays states latents=2 and gave \[2, 1, 12\] for z_a \[1, 12\]. Expected \[1, 2, 12\]"):
-        vicjoint.train(tiny.recipe(predictor={"name": "test_two_ways", "wrong": True}), [f"out={tmp_path / 'wrong'}"])
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"predictor TwoWays states latents=2 and gave \[2, 1, 12\] for z_a \[1, 12\]. Expected \[1, 2,"
+            r" 12\]"
+        ),
+    ):
+        vicjoint.train(
+            tiny.recipe(predictor={"name": "test_two_ways", "wrong": True}), [f"out={tmp_path / 'wrong'}"]
+        )
 
 
 @pytest.mark.parametrize("latents", [0, -3, 65])
 def test_a_number_of_latents_that_makes_no_sense(latents):
-    with pytest.raises(RecipeError, match=f"predictor.latents: {latents} is not a number of predictions. Expected 1 .no latent. to 64"):
+    with pytest.raises(
+        RecipeError,
+        match=f"predictor.latents: {latents} is not a number of predictions. Expected 1 .no latent. to 64",
+    ):
         vicjoint.train(tiny.recipe(predictor={"name": "mlp", "latents": latents}))
 
 
@@ -248,12 +317,24 @@ def test_a_number_of_latents_that_makes_no_sense(latents):
 LATENT = {"name": "mlp", "hidden": 8, "latents": K}
 
 
-@pytest.mark.parametrize("overrides", [[], ["train.precision=bf16"], ["train.accumulate=2"], ["train.accumulate=2", "train.exact=false"], ["b.weights=ema"]], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.precision=bf16"],
+        ["train.accumulate=2"],
+        ["train.accumulate=2", "train.exact=false"],
+        ["b.weights=ema"],
+    ],
+    ids=str,
+)
 def test_a_run_logs_usage_and_its_encoders_load(tmp_path, overrides, monkeypatch):
     if overrides:  # the page of one run is enough
         monkeypatch.setattr(loop, "write_report", lambda folder: folder)
     changes = {"predictor": LATENT, **({"b": {"weights": "ema"}} if "b.weights=ema" in overrides else {})}
-    folder = vicjoint.train(tiny.recipe(**changes), [f"out={tmp_path / 'run'}", *[o for o in overrides if not o.startswith("b.")]])
+    folder = vicjoint.train(
+        tiny.recipe(**changes), [f"out={tmp_path / 'run'}", *[o for o in overrides if not o.startswith("b.")]]
+    )
     used = tiny.metrics(folder)[-1]["latents"]
     assert 1 <= used["perplexity"] <= K and 1 / K <= used["most_used"] <= 1
     assert overrides or "Latents in use" in (folder / "report.html").read_text()
@@ -264,12 +345,17 @@ def test_a_run_logs_usage_and_its_encoders_load(tmp_path, overrides, monkeypatch
 
 
 def test_a_run_without_a_latent_does_not_speak_of_it(tmp_path):
-    folder = vicjoint.train(tiny.recipe(predictor={"name": "mlp", "hidden": 8}), [f"out={tmp_path / 'run'}", "train.steps=2"])
-    assert "health" in tiny.metrics(folder)[-1] and not any("latents" in line for line in tiny.metrics(folder))
+    folder = vicjoint.train(
+        tiny.recipe(predictor={"name": "mlp", "hidden": 8}), [f"out={tmp_path / 'run'}", "train.steps=2"]
+    )
+    assert "health" in tiny.metrics(folder)[-1] and not any(
+        "latents" in line for line in tiny.metrics(folder)
+    )
     assert "Latents" not in (folder / "report.html").read_text()
 
 
 # ---- several processes ----
+
 
 def three_steps(accumulate, wrap, split):
     """(gradients of the last, parameters, usage)."""
@@ -286,7 +372,13 @@ def three_steps(accumulate, wrap, split):
 
 
 def one_of_two(rank: int, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(rank),
+    }
     torch.set_num_threads(1)
     alone = three_steps(1, lambda model: model, lambda pair: pair)
     distributed.start(timeout_seconds=30)

@@ -1,4 +1,5 @@
-"""The whole pipeline on small real mp4 files: run folder, resume, health, failures, two processes, a user's own encoder."""
+"""The whole pipeline on small real mp4 files: run folder, resume, health, failures, two processes, a user's
+own encoder."""
 
 import json
 import os
@@ -31,14 +32,26 @@ def videos(tmp_path_factory) -> Path:
 
 def recipe(videos: Path, **changes) -> dict:
     return {
-        "name": "tiny", "source": {"name": "video_folder", "root": str(videos)},
+        "name": "tiny",
+        "source": {"name": "video_folder", "root": str(videos)},
         "pair": {"name": "next_frame", "frames": 4, "stride": 2, "size": 32, "windows": 4},
-        "a": {"modality": "clip", "encoder": {"name": "conv_gru", "width": 4, "dim": 16}, "expander": [32, 32]},
-        "b": {"modality": "next_frame", "encoder": {"name": "conv", "width": 4, "dim": 16}, "expander": [32, 32]},
+        "a": {
+            "modality": "clip",
+            "encoder": {"name": "conv_gru", "width": 4, "dim": 16},
+            "expander": [32, 32],
+        },
+        "b": {
+            "modality": "next_frame",
+            "encoder": {"name": "conv", "width": 4, "dim": 16},
+            "expander": [32, 32],
+        },
         "objective": {"name": "vicreg", "statistics": "both"},
         "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine", "warmup_steps": 2}},
-        "train": {"steps": 6, "batch_size": 16}, "data": {"workers": 0},
-        "evaluate": {"probes": [{"name": "next_frame_retrieval", "queries": 2}]}, "checkpoint": {"every": 3}, **changes,
+        "train": {"steps": 6, "batch_size": 16},
+        "data": {"workers": 0},
+        "evaluate": {"probes": [{"name": "next_frame_retrieval", "queries": 2}]},
+        "checkpoint": {"every": 3},
+        **changes,
     }
 
 
@@ -55,7 +68,10 @@ def test_a_run_leaves_its_folder(videos, tmp_path, capsys):
     steps = lines(folder)
     assert [s["step"] for s in steps] == [1, 2, 3, 4, 5, 6]
     for s in steps:
-        assert s["loss"] == pytest.approx(s["invariance"] + s["variance"] + s["covariance"], rel=1e-5) and s["seconds"] > 0
+        assert (
+            s["loss"] == pytest.approx(s["invariance"] + s["variance"] + s["covariance"], rel=1e-5)
+            and s["seconds"] > 0
+        )
     rows = json.loads((folder / "evaluation.json").read_text())["next_frame_retrieval"]
     assert set(rows) == {"model", "random_init", "copy_last", "extrapolation", "mean", "pixels", "chance"}
     assert all(0 <= rows["model"][m] <= 1 for m in ("r1", "r5", "mrr", "all_r1", "copy_rate"))
@@ -71,6 +87,7 @@ def test_a_run_leaves_its_folder(videos, tmp_path, capsys):
 def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(videos, tmp_path, monkeypatch):
     whole = vicjoint.train(recipe(videos), [f"out={tmp_path / 'whole'}"])
     from vicjoint import loop
+
     take, calls = loop.backward, []
 
     def dies_at_the_fifth(*given):
@@ -96,28 +113,59 @@ def test_a_different_recipe_does_not_overwrite_a_run(videos, tmp_path):
         vicjoint.train(recipe(videos), [out, "train.steps=1", "optim.lr=0.1"])
 
 
-@pytest.mark.parametrize("overrides", [
-    ["train.accumulate=2"], ["train.precision=bf16"], ["optim.clip=0.5"], ["predictor={name: mlp, hidden: 8}"],
-    ["optim={name: lars, lr: 0.1, schedule: {name: constant}}"],
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.accumulate=2"],
+        ["train.precision=bf16"],
+        ["optim.clip=0.5"],
+        ["predictor={name: mlp, hidden: 8}"],
+        ["optim={name: lars, lr: 0.1, schedule: {name: constant}}"],
+    ],
+)
 def test_options_of_the_loop(videos, tmp_path, overrides):
-    folder = vicjoint.train(recipe(videos), [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.probes=[]", *overrides])
+    folder = vicjoint.train(
+        recipe(videos), [f"out={tmp_path / 'run'}", "train.steps=2", "evaluate.probes=[]", *overrides]
+    )
     assert all(np.isfinite(s["loss"]) for s in lines(folder))
 
 
 def test_variance_weight_zero_is_reported_as_collapsed(videos, tmp_path, capsys):
-    folder = vicjoint.train(recipe(videos), [
-        f"out={tmp_path / 'run'}", "train.steps=80", "objective.variance=0", "objective.covariance=0", "optim.lr=3e-3", "evaluate.probes=[]"])
+    folder = vicjoint.train(
+        recipe(videos),
+        [
+            f"out={tmp_path / 'run'}",
+            "train.steps=80",
+            "objective.variance=0",
+            "objective.covariance=0",
+            "optim.lr=3e-3",
+            "evaluate.probes=[]",
+        ],
+    )
     said = lines(folder)[-1]["verdict"]
-    assert said.startswith("collapsed: branch") and "gives nearly the same embedding for different inputs" in said
+    assert (
+        said.startswith("collapsed: branch")
+        and "gives nearly the same embedding for different inputs" in said
+    )
     assert "collapsed" in (folder / "report.html").read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(videos, tmp_path):
     from vicjoint.loop import TrainingError
-    with pytest.raises(TrainingError, match=r"step \d+: .*(invariance|gradient norm).* is not finite. Nothing was updated"):
-        vicjoint.train(recipe(videos), [f"out={tmp_path / 'run'}", "optim.lr=1e30", "train.steps=5", "optim.clip=1e30",
-                                        "optim.schedule={name: constant}"])
+
+    with pytest.raises(
+        TrainingError, match=r"step \d+: .*(invariance|gradient norm).* is not finite. Nothing was updated"
+    ):
+        vicjoint.train(
+            recipe(videos),
+            [
+                f"out={tmp_path / 'run'}",
+                "optim.lr=1e30",
+                "train.steps=5",
+                "optim.clip=1e30",
+                "optim.schedule={name: constant}",
+            ],
+        )
 
 
 def test_bad_videos_are_replaced_and_named(videos, tmp_path):
@@ -128,19 +176,36 @@ def test_bad_videos_are_replaced_and_named(videos, tmp_path):
     run = [f"out={tmp_path / 'run'}", f"source.root={root}"]
     folder = vicjoint.train(recipe(videos), [*run, "data.max_bad_fraction=0.9"])
     named = [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
-    assert named and all(n["source"] == "video_folder" and n["cause"] and not int(n["sample"].split(".")[0][-3:]) < 0 for n in named)
+    assert named and all(
+        n["source"] == "video_folder" and n["cause"] and not int(n["sample"].split(".")[0][-3:]) < 0
+        for n in named
+    )
     assert len(lines(folder)) == 6
-    code = command(recipe(videos), [f"out={tmp_path / 'strict'}", f"source.root={root}", "data.max_bad_fraction=0"], tmp_path)
-    assert code.returncode == 1 and "data.max_bad_fraction=0.0 allows 0" in code.stderr and "Traceback" not in code.stderr
+    code = command(
+        recipe(videos),
+        [f"out={tmp_path / 'strict'}", f"source.root={root}", "data.max_bad_fraction=0"],
+        tmp_path,
+    )
+    assert (
+        code.returncode == 1
+        and "data.max_bad_fraction=0.0 allows 0" in code.stderr
+        and "Traceback" not in code.stderr
+    )
 
 
 def command(made: dict, overrides: list[str], cwd: Path, **environment) -> subprocess.CompletedProcess:
     (cwd / "recipe.yaml").write_text(json.dumps(made))
-    return subprocess.run([sys.executable, "-m", "vicjoint.run", "recipe.yaml", *overrides], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "vicjoint.run", "recipe.yaml", *overrides],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=300,
+    )
 
 
-MY_ENCODER = '''
+MY_ENCODER = """
 import torch
 from vicjoint import register_encoder
 
@@ -153,13 +218,17 @@ class Mine(torch.nn.Module):
 
     def forward(self, view):
         return self.net(view).mean((2, 3, 4))
-'''
+"""
 
 
 def test_a_users_own_encoder_from_another_folder_with_spawned_workers(videos, tmp_path):
     (tmp_path / "encoders").mkdir()
     (tmp_path / "encoders" / "mine.py").write_text(MY_ENCODER)
-    done = command(recipe(videos), ["a.encoder={name: mine, width: 6}", "data.workers=2", "train.steps=2", "out=mine_run"], tmp_path)
+    done = command(
+        recipe(videos),
+        ["a.encoder={name: mine, width: 6}", "data.workers=2", "train.steps=2", "out=mine_run"],
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "run: mine_run"
     assert "a.encoder" not in done.stderr and (tmp_path / "mine_run" / "report.html").exists()
@@ -169,8 +238,24 @@ def test_two_processes_train_one_model(videos, tmp_path):
     run = ["train.steps=3", "evaluate.probes=[]", "objective.statistics=both"]
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(videos)))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vicjoint.run", "recipe.yaml", "out=two", *run],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "vicjoint.run",
+            "recipe.yaml",
+            "out=two",
+            *run,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     two = lines(tmp_path / "two")
     assert [s["step"] for s in two] == [1, 2, 3]
@@ -178,9 +263,20 @@ def test_two_processes_train_one_model(videos, tmp_path):
 
 def test_a_signal_saves_and_the_same_command_goes_on(videos, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(videos)))
-    arguments = [sys.executable, "-m", "vicjoint.run", "recipe.yaml", "out=run", "train.steps=150", "checkpoint.every=1000", "evaluate.probes=[]"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "vicjoint.run",
+        "recipe.yaml",
+        "out=run",
+        "train.steps=150",
+        "checkpoint.every=1000",
+        "evaluate.probes=[]",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
@@ -197,45 +293,82 @@ def test_a_signal_saves_and_the_same_command_goes_on(videos, tmp_path):
 
 def test_an_encoder_that_does_not_fit_its_views_is_a_wrong_recipe(videos, tmp_path):
     done = command(recipe(videos), ["a.encoder={name: conv_stack, frames: 7, width: 4}", "out=run"], tmp_path)
-    assert done.returncode == 2 and "built for 7 frames, got a clip of 4" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "built for 7 frames, got a clip of 4" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("objective", [
-    {"name": "barlow_twins"}, {"name": "infonce", "form": "nt_xent"}, {"name": "infonce", "learnable": True},
-    {"name": "vicreg", "convention": "solo_learn", "statistics": "both"},
-], ids=str)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "barlow_twins"},
+        {"name": "infonce", "form": "nt_xent"},
+        {"name": "infonce", "learnable": True},
+        {"name": "vicreg", "convention": "solo_learn", "statistics": "both"},
+    ],
+    ids=str,
+)
 def test_a_method_is_a_row_of_options(videos, tmp_path, objective, capsys):
-    folder = vicjoint.train(recipe(videos, objective=objective), [f"out={tmp_path / 'run'}", "train.steps=2", "train.accumulate=2"])
+    folder = vicjoint.train(
+        recipe(videos, objective=objective),
+        [f"out={tmp_path / 'run'}", "train.steps=2", "train.accumulate=2"],
+    )
     steps = lines(folder)
     terms = json.loads((folder / "environment.json").read_text())["terms"]
     assert all(s["loss"] == pytest.approx(sum(s[t] for t in terms), rel=1e-5) for s in steps)
-    said = "the weights are meant as solo_learn means them; in the official convention, at width 32: invariance 25, variance 50, covariance 1"
+    said = (
+        "the weights are meant as solo_learn means them; in the official convention, at width 32: invariance"
+        " 25, variance 50, covariance 1"
+    )
     assert (said in capsys.readouterr().out) == ("convention" in objective)
 
 
 @vicjoint.register("pair", "two_frames")
 class TwoFrames:
     """Two random frames of a video, as they are."""
+
     samples_per_record, backend = 1, "auto"
 
     def sample(self, record, rng):
         with Video(record["path"], "pyav") as video:
-            frames = torch.from_numpy(video.read(sorted(rng.choice(video.info.frames, 2, replace=False).tolist()))).permute(0, 3, 1, 2)
+            frames = torch.from_numpy(
+                video.read(sorted(rng.choice(video.info.frames, 2, replace=False).tolist()))
+            ).permute(0, 3, 1, 2)
         return frames[:1], frames[1:]
 
 
 def test_moco_with_its_ema_branch_and_queue_is_resumed_exactly(videos, tmp_path):
     branch = {"modality": "image", "encoder": {"name": "conv", "width": 4, "dim": 16}, "expander": [32, 32]}
-    moco = recipe(videos, pair={"name": "two_frames"}, a=branch, b={"weights": "ema", "momentum": 0.9}, evaluate={"probes": []},
-                  objective={"name": "infonce", "form": "moco", "queue": 20}, train={"steps": 6, "batch_size": 8, "accumulate": 2})
+    moco = recipe(
+        videos,
+        pair={"name": "two_frames"},
+        a=branch,
+        b={"weights": "ema", "momentum": 0.9},
+        evaluate={"probes": []},
+        objective={"name": "infonce", "form": "moco", "queue": 20},
+        train={"steps": 6, "batch_size": 8, "accumulate": 2},
+    )
     with pytest.raises(RecipeError, match="moco .* Set b.weights=ema"):
         vicjoint.train(moco, ["b={weights: own, momentum: 0.996}"])
     whole = vicjoint.train(moco, [f"out={tmp_path / 'whole'}"])
     first = vicjoint.train(moco, [f"out={tmp_path / 'stopped'}"])
-    shutil.rmtree(first / "checkpoints" / "step_00000006")  # as if it had been killed after its checkpoint at step 3
+    shutil.rmtree(
+        first / "checkpoints" / "step_00000006"
+    )  # as if it had been killed after its checkpoint at step 3
     again = vicjoint.train(moco, [f"out={first}"])
     ends = [checkpoint.load(f / "checkpoints" / "step_00000006") for f in (whole, again)]
-    assert all(torch.equal(a, b) for part in ("model", "objective") for a, b in zip(ends[0][part].values(), ends[1][part].values()))
-    assert ends[0]["objective"]["queue"].norm(dim=1).allclose(torch.ones(20)) and int(ends[0]["objective"]["place"]) == 48 % 20
-    assert not torch.equal(ends[0]["model"]["a.encoder.project.weight"], ends[0]["model"]["b.encoder.project.weight"])
+    assert all(
+        torch.equal(a, b)
+        for part in ("model", "objective")
+        for a, b in zip(ends[0][part].values(), ends[1][part].values())
+    )
+    assert (
+        ends[0]["objective"]["queue"].norm(dim=1).allclose(torch.ones(20))
+        and int(ends[0]["objective"]["place"]) == 48 % 20
+    )
+    assert not torch.equal(
+        ends[0]["model"]["a.encoder.project.weight"], ends[0]["model"]["b.encoder.project.weight"]
+    )

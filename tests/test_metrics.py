@@ -34,12 +34,16 @@ def test_one_repeated_dimension_is_found():
 
 
 def test_spectrum_and_effective_rank():
-    z = torch.randn(50, 6, dtype=torch.float64) @ torch.diag(torch.tensor([5.0, 4, 3, 2, 1, 0.5], dtype=torch.float64))
+    z = torch.randn(50, 6, dtype=torch.float64) @ torch.diag(
+        torch.tensor([5.0, 4, 3, 2, 1, 0.5], dtype=torch.float64)
+    )
     expected = torch.linalg.eigvalsh(torch.cov(z.T)).flip(0)
     assert torch.allclose(spectrum(z), expected, rtol=1e-10)
     assert effective_rank(torch.ones(7)) == pytest.approx(7)
     assert effective_rank(torch.tensor([3.0, 0.0])) == pytest.approx(1)
-    assert effective_rank(torch.tensor([0.75, 0.25])) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+    assert effective_rank(torch.tensor([0.75, 0.25])) == pytest.approx(
+        math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    )
 
 
 def test_alignment_is_zero_for_equal_and_one_for_strangers():
@@ -51,7 +55,13 @@ def test_alignment_is_zero_for_equal_and_one_for_strangers():
 def test_where_the_scale_means_nothing_small_embeddings_are_not_collapsed():
     z, z_b = made("healthy")
     small, flat = health(0.01 * z, 0.01 * z_b), health(0.01 * z + 1, 0.01 * z_b + 1)
-    assert "branch sound gives" in verdict(flat, 256, 32, False, ("sound", "words")) and "branch a" not in verdict(small, 256, 32, names=("x", "y"))
-    assert verdict(small, 256, 32).startswith("collapsed") and verdict(small, 256, 32, hinge=False).startswith("healthy")
+    assert "branch sound gives" in verdict(
+        flat, 256, 32, False, ("sound", "words")
+    ) and "branch a" not in verdict(small, 256, 32, names=("x", "y"))
+    assert verdict(small, 256, 32).startswith("collapsed") and verdict(
+        small, 256, 32, hinge=False
+    ).startswith("healthy")
     assert verdict(flat, 256, 32, hinge=False).startswith("collapsed: branch a")
-    assert branch_health(z)["varying"] == pytest.approx(1, abs=0.05) and branch_health(z + 1)["varying"] == pytest.approx(0.5, abs=0.05)
+    assert branch_health(z)["varying"] == pytest.approx(1, abs=0.05) and branch_health(z + 1)[
+        "varying"
+    ] == pytest.approx(0.5, abs=0.05)

@@ -26,16 +26,26 @@ def field(channels: int = 5, height: int = 60, width: int = 80, dtype=np.uint16,
 PIXELS = field()
 WRITERS = {
     "pages": lambda path: tifffile.imwrite(path, PIXELS, photometric="minisblack"),
-    "one page after the other": lambda path: [tifffile.imwrite(path, page, append=True, photometric="minisblack") for page in PIXELS],
+    "one page after the other": lambda path: [
+        tifffile.imwrite(path, page, append=True, photometric="minisblack") for page in PIXELS
+    ],
     "last axis": lambda path: tifffile.imwrite(path, np.moveaxis(PIXELS, 0, -1), photometric="minisblack"),
     "planar": lambda path: tifffile.imwrite(path, PIXELS, photometric="minisblack", planarconfig="separate"),
-    "interleaved": lambda path: tifffile.imwrite(path, np.moveaxis(PIXELS, 0, -1), photometric="minisblack", planarconfig="contig"),
+    "interleaved": lambda path: tifffile.imwrite(
+        path, np.moveaxis(PIXELS, 0, -1), photometric="minisblack", planarconfig="contig"
+    ),
     "imagej": lambda path: tifffile.imwrite(path, PIXELS, imagej=True, metadata={"axes": "CYX"}),
     "ome": lambda path: tifffile.imwrite(path, PIXELS[:, None], ome=True, metadata={"axes": "CZYX"}),
     "lzw": lambda path: tifffile.imwrite(path, PIXELS, compression="lzw", photometric="minisblack"),
-    "zlib": lambda path: tifffile.imwrite(path, PIXELS, compression="zlib", predictor=True, photometric="minisblack"),
+    "zlib": lambda path: tifffile.imwrite(
+        path, PIXELS, compression="zlib", predictor=True, photometric="minisblack"
+    ),
     "big-endian": lambda path: tifffile.imwrite(path, PIXELS, byteorder=">", photometric="minisblack"),
-    "pillow": lambda path: Image.fromarray(PIXELS[0]).save(path, save_all=True, append_images=[Image.fromarray(p) for p in PIXELS[1:]]),
+    "pillow": (
+        lambda path: Image.fromarray(PIXELS[0]).save(
+            path, save_all=True, append_images=[Image.fromarray(p) for p in PIXELS[1:]]
+        )
+    ),
 }
 
 
@@ -53,7 +63,9 @@ def test_one_file_per_channel(suffix, dtype, tmp_path):
     names, pixels = ["DNA", "ER", "Mito"], field(3, dtype=dtype)
     for name, channel in zip(names, pixels):
         Image.fromarray(channel).save(tmp_path / f"B02_{name}.{suffix}")
-    raw = Microscope(channels=names, size=60, low=0, high=100).read(str(tmp_path / f"B02_{{channel}}.{suffix}"))
+    raw = Microscope(channels=names, size=60, low=0, high=100).read(
+        str(tmp_path / f"B02_{{channel}}.{suffix}")
+    )
     tifffile.imwrite(tmp_path / "all.tif", pixels, photometric="minisblack")
     assert torch.equal(raw, Microscope(channels=3, size=60, low=0, high=100).read(str(tmp_path / "all.tif")))
 
@@ -74,7 +86,7 @@ def test_percentiles_against_a_float64_reference():
     rng = np.random.default_rng(0)
     channel = rng.gamma(2.0, 900.0, (50, 70)).astype(np.uint16)
     ordered = np.sort(channel.ravel().astype(np.float64))
-    at = lambda share: np.interp(share * (len(ordered) - 1), np.arange(len(ordered)), ordered)  # noqa: E731
+    at = lambda share: np.interp(share * (len(ordered) - 1), np.arange(len(ordered)), ordered)
     expected = np.clip((channel - at(0.02)) / (at(0.995) - at(0.02)), 0, 1)
     np.testing.assert_allclose(stretch(channel, 2.0, 99.5, "x"), expected, atol=2e-6)
 
@@ -82,7 +94,10 @@ def test_percentiles_against_a_float64_reference():
 def test_exposure_and_bit_depth_do_not_matter(tmp_path):
     """Each channel is stretched by itself: gain and offset per channel fall out."""
     dim = (field(dtype=np.uint8, seed=3) // 2).astype(np.uint16)
-    for name, pixels in {"dim": dim, "bright": dim * np.array([1, 3, 9, 27, 81], np.uint16)[:, None, None] + 100}.items():
+    for name, pixels in {
+        "dim": dim,
+        "bright": dim * np.array([1, 3, 9, 27, 81], np.uint16)[:, None, None] + 100,
+    }.items():
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack")
     dim, bright = (Microscope(size=32).read(str(tmp_path / f"{name}.tif")) for name in ("dim", "bright"))
     torch.testing.assert_close(dim, bright, atol=2e-3, rtol=0)
@@ -97,15 +112,22 @@ def test_a_few_bright_pixels_are_no_empty_channel():
 
 def test_the_square_that_is_looked_at(tmp_path):
     tifffile.imwrite(tmp_path / "f.tif", PIXELS, photometric="minisblack")
-    path, stretched = str(tmp_path / "f.tif"), torch.from_numpy(np.stack([stretch(c, 1, 99.9, "x") for c in PIXELS])).half()
-    assert torch.equal(Microscope(size=60).read(path)[0], stretched[:, :, 10:70])  # the largest square, in the middle
+    path, stretched = (
+        str(tmp_path / "f.tif"),
+        torch.from_numpy(np.stack([stretch(c, 1, 99.9, "x") for c in PIXELS])).half(),
+    )
+    assert torch.equal(
+        Microscope(size=60).read(path)[0], stretched[:, :, 10:70]
+    )  # the largest square, in the middle
     assert torch.equal(Microscope(size=20, crop=20).read(path)[0], stretched[:, 20:40, 30:50])
     plain = Microscope(size=16, crop=16, flip=False, brightness=0, contrast=0)
     places = set()
     for seed in range(24):
         part = plain.read(path, np.random.default_rng(seed))[0]
         torch.testing.assert_close(part, plain.read(path, np.random.default_rng(seed))[0], rtol=0, atol=0)
-        found = (stretched.unfold(1, 16, 1).unfold(2, 16, 1) - part[:, None, None]).abs().amax((0, 3, 4)) < 1e-3
+        found = (stretched.unfold(1, 16, 1).unfold(2, 16, 1) - part[:, None, None]).abs().amax(
+            (0, 3, 4)
+        ) < 1e-3
         assert found.sum() == 1  # pixels as they are, at one place
         places.add(tuple(found.nonzero()[0].tolist()))
     rows, columns = zip(*places)
@@ -130,7 +152,10 @@ def test_brightness_and_contrast_are_drawn_for_each_channel(tmp_path):
     tifffile.imwrite(tmp_path / "f.tif", same, photometric="minisblack")
     plain = dict(channels=3, size=60, flip=False, low=0, high=100)
     still = Microscope(**plain).read(str(tmp_path / "f.tif")).float()
-    for options, fixed in (({"brightness": 0.3, "contrast": 0}, 0.0), ({"brightness": 0, "contrast": 0.3}, float(still.mean()))):
+    for options, fixed in (
+        ({"brightness": 0.3, "contrast": 0}, 0.0),
+        ({"brightness": 0, "contrast": 0.3}, float(still.mean())),
+    ):
         view = Microscope(**plain, **options).read(str(tmp_path / "f.tif"), np.random.default_rng(0)).float()
         inside = (view > 0.001) & (view < 0.999) & ((still - fixed).abs() > 0.1)
         factors = [((view - fixed) / (still - fixed))[:, c][inside[:, c]] for c in range(3)]
@@ -148,7 +173,13 @@ def test_the_view_and_simple_features(tmp_path):
     features = microscope.simple_features(raw)
     assert features.shape == (2, 30)
     values = raw[0].double().numpy()
-    expected = np.concatenate([values.mean((1, 2)), values.std((1, 2), ddof=1), *np.quantile(values, [0.1, 0.5, 0.9, 0.99], axis=(1, 2))])
+    expected = np.concatenate(
+        [
+            values.mean((1, 2)),
+            values.std((1, 2), ddof=1),
+            *np.quantile(values, [0.1, 0.5, 0.9, 0.99], axis=(1, 2)),
+        ]
+    )
     np.testing.assert_allclose(features[0], expected, atol=1e-4)
 
 
@@ -200,20 +231,35 @@ def test_a_cut_file_never_passes_for_a_whole_one(form, share, tmp_path):
         assert share > 0.1
 
 
-@pytest.mark.parametrize("make, cause", [
-    (empty, r"bad.tif: the file is empty \(0 bytes\)"),
-    (text, "bad.tif: cannot be decoded: not a TIFF file"),
-    (broken, "bad.tif: cannot be decoded: "),
-    (lambda tmp: str(tmp / "missing.tif"), "missing.tif: no such file"),
-    (lambda tmp: str(tmp), ": a folder, not a microscope file"),
-    (lambda tmp: save(tmp, PIXELS[:3]), r"bad.tif: 3 channel\(s\) of 80 x 60, the modality expects 5 \(option channels\)"),
-    (lambda tmp: save(tmp, PIXELS[0]), r"bad.tif: 1 channel\(s\) of 80 x 60, the modality expects 5"),
-    (lambda tmp: save(tmp, np.stack([PIXELS, PIXELS])), r"bad.tif: an array of shape \[2, 5, 60, 80\], expected height and width and one axis"),
-    (lambda tmp: save(tmp, PIXELS.astype(np.complex64)), "bad.tif: pixels of type complex64, expected integers or real numbers"),
-    (with_one_value, "bad.tif: channel 3 of 5: every pixel is 17, an empty or a saturated channel"),
-    (with_nan, "bad.tif: channel 2 of 5: has values that are not finite"),
-    (lambda tmp: save(tmp, PIXELS[:, :20]), r"bad.tif: 80 x 20 pixels, smaller than the crop of 48 \(option crop\)"),
-])
+@pytest.mark.parametrize(
+    "make, cause",
+    [
+        (empty, r"bad.tif: the file is empty \(0 bytes\)"),
+        (text, "bad.tif: cannot be decoded: not a TIFF file"),
+        (broken, "bad.tif: cannot be decoded: "),
+        (lambda tmp: str(tmp / "missing.tif"), "missing.tif: no such file"),
+        (lambda tmp: str(tmp), ": a folder, not a microscope file"),
+        (
+            lambda tmp: save(tmp, PIXELS[:3]),
+            r"bad.tif: 3 channel\(s\) of 80 x 60, the modality expects 5 \(option channels\)",
+        ),
+        (lambda tmp: save(tmp, PIXELS[0]), r"bad.tif: 1 channel\(s\) of 80 x 60, the modality expects 5"),
+        (
+            lambda tmp: save(tmp, np.stack([PIXELS, PIXELS])),
+            r"bad.tif: an array of shape \[2, 5, 60, 80\], expected height and width and one axis",
+        ),
+        (
+            lambda tmp: save(tmp, PIXELS.astype(np.complex64)),
+            "bad.tif: pixels of type complex64, expected integers or real numbers",
+        ),
+        (with_one_value, "bad.tif: channel 3 of 5: every pixel is 17, an empty or a saturated channel"),
+        (with_nan, "bad.tif: channel 2 of 5: has values that are not finite"),
+        (
+            lambda tmp: save(tmp, PIXELS[:, :20]),
+            r"bad.tif: 80 x 20 pixels, smaller than the crop of 48 \(option crop\)",
+        ),
+    ],
+)
 def test_bad_files_name_their_cause(make, cause, tmp_path, capfd):
     with pytest.raises(MicroscopeError, match=cause):
         Microscope(channels=5, size=32, crop=48).read(make(tmp_path))
@@ -228,35 +274,60 @@ def test_bad_files_of_one_channel_each_name_their_cause(tmp_path):
     with pytest.raises(MicroscopeError, match="x_ER.tif: no such file"):
         two.read(str(tmp_path / "x_{channel}.tif"))
     save(tmp_path, PIXELS[0, :30], "x_ER.tif")
-    with pytest.raises(MicroscopeError, match=r"channel 'ER' has 1 channel\(s\) of 80 x 30, expected one of 80 x 60 as 'DNA'"):
+    with pytest.raises(
+        MicroscopeError, match=r"channel 'ER' has 1 channel\(s\) of 80 x 30, expected one of 80 x 60 as 'DNA'"
+    ):
         two.read(str(tmp_path / "x_{channel}.tif"))
     save(tmp_path, np.full((60, 80), 9, np.uint16), "x_ER.tif")
     with pytest.raises(MicroscopeError, match="channel 'ER': every pixel is 9"):
         two.read(str(tmp_path / "x_{channel}.tif"))
 
 
-@pytest.mark.parametrize("options, cause", [
-    ({"channels": 0}, "channels is 0, expected a number from 1, or a list"), ({"channels": []}, "channels is"),
-    ({"channels": ["a", "a"]}, "a list of different names"), ({"size": 4}, "size is 4"), ({"crop": 2}, "crop 2, expected 8 pixels"),
-    ({"low": 50, "high": 20}, "low is 50 and high 20, expected percentiles"), ({"brightness": 1.5}, "brightness is 1.5"), ({"contrast": -1}, "contrast is -1")])
+@pytest.mark.parametrize(
+    "options, cause",
+    [
+        ({"channels": 0}, "channels is 0, expected a number from 1, or a list"),
+        ({"channels": []}, "channels is"),
+        ({"channels": ["a", "a"]}, "a list of different names"),
+        ({"size": 4}, "size is 4"),
+        ({"crop": 2}, "crop 2, expected 8 pixels"),
+        ({"low": 50, "high": 20}, "low is 50 and high 20, expected percentiles"),
+        ({"brightness": 1.5}, "brightness is 1.5"),
+        ({"contrast": -1}, "contrast is -1"),
+    ],
+)
 def test_wrong_options(options, cause):
     with pytest.raises(ValueError, match=cause):
         Microscope(**options)
 
 
 def test_a_real_field_as_16_bit_tiff(shared_data, tmp_path):
-    """BBBC039 nuclei, 8-bit png, and the same as 12-bit values in a 16-bit tiff of two channels (nuclei and their mask)."""
+    """BBBC039 nuclei, 8-bit png, and the same as 12-bit values in a 16-bit tiff of two channels (nuclei and
+    their mask)."""
     folder = shared_data / "cell_nuclei"
     with open(folder / "index.csv") as file:
         row = next(csv.DictReader(file))
     nuclei, mask = (np.array(Image.open(folder / row[key])) for key in ("image", "mask"))
-    two = np.stack([nuclei.astype(np.uint16) * 16 + 90, (mask > 0).astype(np.uint16) * 4000 if mask.ndim == 2 else (mask[..., 0] > 0).astype(np.uint16) * 4000])
+    two = np.stack(
+        [
+            nuclei.astype(np.uint16) * 16 + 90,
+            (
+                (mask > 0).astype(np.uint16) * 4000
+                if mask.ndim == 2
+                else (mask[..., 0] > 0).astype(np.uint16) * 4000
+            ),
+        ]
+    )
     tifffile.imwrite(tmp_path / "field.tif", two, compression="lzw", photometric="minisblack")
     whole = Microscope(channels=2, size=128).read(str(tmp_path / "field.tif"))
     alone = Microscope(channels=1, size=128).read(str(folder / row["image"]))
     torch.testing.assert_close(whole[:, :1], alone, atol=2e-3, rtol=0)
-    assert np.corrcoef(whole[0, 0].numpy().ravel(), whole[0, 1].numpy().ravel())[0, 1] > 0.5  # nuclei are bright where the mask is
-    crop = Microscope(channels=2, size=96, crop=200).read(str(tmp_path / "field.tif"), np.random.default_rng(0))
+    assert (
+        np.corrcoef(whole[0, 0].numpy().ravel(), whole[0, 1].numpy().ravel())[0, 1] > 0.5
+    )  # nuclei are bright where the mask is
+    crop = Microscope(channels=2, size=96, crop=200).read(
+        str(tmp_path / "field.tif"), np.random.default_rng(0)
+    )
     assert crop.shape == (1, 2, 96, 96) and crop.isfinite().all()
 
 
@@ -279,7 +350,13 @@ def test_encoders_of_images_take_any_number_of_channels():
 
 def test_weights_for_three_channels_do_not_fit_five(tmp_path):
     torch.save(registry.build_encoder("image", "resnet18").state_dict(), tmp_path / "rgb.pth")
-    with pytest.raises(ComponentError, match=r"do not fit this model and its options; wrong shape: conv1.weight \[64, 3, 7, 7\] for \[64, 5, 7, 7\]"):
+    with pytest.raises(
+        ComponentError,
+        match=(
+            r"do not fit this model and its options; wrong shape: conv1.weight \[64, 3, 7, 7\] for \[64, 5,"
+            r" 7, 7\]"
+        ),
+    ):
         registry.build_encoder("image", "resnet18", channels=5, weights=str(tmp_path / "rgb.pth"))
     with pytest.raises(ComponentError, match="channels is 0, expected 1 or more"):
         registry.build_encoder("image", "resnet18", channels=0)

@@ -1,4 +1,5 @@
-"""Images and clips as modalities: right pixels of real files, right seconds by timestamps, and simple features."""
+"""Images and clips as modalities: right pixels of real files, right seconds by timestamps, and simple
+features."""
 
 import copy
 import pickle
@@ -25,7 +26,9 @@ def rng(seed=0):
 def counting(tmp_path):
     """48 frames at 24 a second whose brightness is 5 times their number."""
     path = tmp_path / "counting.mp4"
-    write_mp4(path, np.broadcast_to((5 * np.arange(48, dtype=np.uint8))[:, None, None, None], (48, 32, 48, 3)))
+    write_mp4(
+        path, np.broadcast_to((5 * np.arange(48, dtype=np.uint8))[:, None, None, None], (48, 32, 48, 3))
+    )
     return str(path)
 
 
@@ -43,36 +46,64 @@ def test_image_with_transparency_lies_on_white(tmp_path):
 
 
 def test_image_training_and_evaluation_views(tmp_path):
-    Picture.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Picture.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
     path = str(tmp_path / "a.png")
     whole, middle, none = Image(size=16), Image(size=16, centre=0.5), Image(size=16, transforms=[])
-    assert torch.equal(whole.read(path), whole.read(path)) and not torch.equal(middle.read(path), whole.read(path))
-    assert torch.equal(whole.read(path, rng(1)), whole.read(path, rng(1))) and not torch.equal(whole.read(path, rng(1)), whole.read(path, rng(2)))
+    assert torch.equal(whole.read(path), whole.read(path)) and not torch.equal(
+        middle.read(path), whole.read(path)
+    )
+    assert torch.equal(whole.read(path, rng(1)), whole.read(path, rng(1))) and not torch.equal(
+        whole.read(path, rng(1)), whole.read(path, rng(2))
+    )
     assert torch.equal(none.read(path, rng(1)), none.read(path))
-    grey = Image(size=16, transforms=[{"name": "random_resized_crop"}, {"name": "greyscale", "p": 1.0}]).read(path, rng())
+    grey = Image(size=16, transforms=[{"name": "random_resized_crop"}, {"name": "greyscale", "p": 1.0}]).read(
+        path, rng()
+    )
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert whole(whole.read(path)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"size": 4}, "size is 4, expected 8 or more"), ({"centre": 0.0}, "centre is 0.0, expected a share"),
-    ({"transforms": [{"name": "greyscal"}]}, "modality.transforms.0.name: no transform 'greyscal'. Did you mean 'greyscale'"),
-    ({"transforms": [{"name": "greyscale"}]}, "modality.transforms: no random_resized_crop"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": 4}, "size is 4, expected 8 or more"),
+        ({"centre": 0.0}, "centre is 0.0, expected a share"),
+        (
+            {"transforms": [{"name": "greyscal"}]},
+            "modality.transforms.0.name: no transform 'greyscal'. Did you mean 'greyscale'",
+        ),
+        ({"transforms": [{"name": "greyscale"}]}, "modality.transforms: no random_resized_crop"),
+    ],
+)
 def test_wrong_image_options(options, message):
     with pytest.raises(ValueError, match=message):
         Image(**options)
 
 
 def test_common_window_of_a_clip(counting):
-    """At 24 frames a second, frame 15 is on display from 0.625 s on, the middle of the first quarter of [0.5, 1.5] s."""
+    """At 24 frames a second, frame 15 is on display from 0.625 s on, the middle of the first quarter of [0.5,
+    1.5] s."""
     clip = Clip(frames=4, size=16)
     assert clip.seconds(counting) == pytest.approx(2.0)
     for start in (0.5, 0.51, 0.53):
         assert frame_numbers(clip.read(counting, None, (start, 1.0))) == [15, 21, 27, 33]
-    assert frame_numbers(Clip(frames=4, size=16, window=1.0).read(counting)) == [15, 21, 27, 33]  # evaluation: the middle
+    assert frame_numbers(Clip(frames=4, size=16, window=1.0).read(counting)) == [
+        15,
+        21,
+        27,
+        33,
+    ]  # evaluation: the middle
     assert frame_numbers(Clip(frames=24, size=16).read(counting, None, (0.0, 1.0))) == list(range(24))
-    assert frame_numbers(Clip(frames=6, size=16).read(counting, None, (0.0, 3 / 24))) == [0, 0, 1, 1, 2, 2]  # more than there are
+    assert frame_numbers(Clip(frames=6, size=16).read(counting, None, (0.0, 3 / 24))) == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]  # more than there are
 
 
 def test_clip_by_stride(counting):
@@ -87,11 +118,14 @@ def test_clip_by_stride(counting):
 
 
 def test_window_counts_from_the_start_of_the_file_and_by_timestamps():
-    """A file whose pictures begin 0.2 s after its sound, with uneven steps: time 0 is the file's start, and a frame stays until the next."""
+    """A file whose pictures begin 0.2 s after its sound, with uneven steps: time 0 is the file's start, and a
+    frame stays until the next."""
     times = 10.0 + np.array([0.2, 0.3, 0.35, 0.8, 0.9, 1.2])
     info = VideoInfo(6, 5.0, 8, 8, times, start_seconds=10.0)
     assert duration(info) == pytest.approx(1.4)
-    assert Clip(frames=1)._numbers(info, None, (0.65, 0.4), "x") == [3]  # its middle, 10.85: the frame from 10.8 on
+    assert Clip(frames=1)._numbers(info, None, (0.65, 0.4), "x") == [
+        3
+    ]  # its middle, 10.85: the frame from 10.8 on
     late = VideoInfo(6, 5.0, 8, 8, times, start_seconds=9.5)
     assert Clip(frames=1)._numbers(late, None, (0.65, 0.4), "x") == [2]
 
@@ -123,27 +157,50 @@ def test_one_crop_for_all_frames_of_a_clip(tmp_path):
     for seed in range(4):
         view = clip.read(str(tmp_path / "still.mp4"), rng(seed)).float()
         assert (view - view[:, :, :1]).abs().mean() < 12
-    assert (clip.read(str(tmp_path / "still.mp4"), rng(0)).float() - clip.read(str(tmp_path / "still.mp4"), rng(1)).float()).abs().mean() > 20
+    assert (
+        clip.read(str(tmp_path / "still.mp4"), rng(0)).float()
+        - clip.read(str(tmp_path / "still.mp4"), rng(1)).float()
+    ).abs().mean() > 20
 
 
 def test_the_square_of_a_clip_lies_where_it_is_asked_for(tmp_path):
     picture = np.zeros((1, 32, 48, 3), dtype=np.uint8)
     picture[:, 20:28, 8:16] = 255  # its middle at a quarter of the width and three quarters of the height
     write_mp4(tmp_path / "still.mp4", np.repeat(picture, 12, 0))
-    read = lambda seed, **where: Clip(frames=2, stride=1, size=8, centre=0.25, **where).read(str(tmp_path / "still.mp4"), seed).float()  # noqa: E731
-    assert read(None, at=(0.25, 0.75)).mean() > 240 and read(rng(0), at=(0.25, 0.75), area=(0.5, 1.0)).mean() > 240
+    read = lambda seed, **where: (
+        Clip(frames=2, stride=1, size=8, centre=0.25, **where).read(str(tmp_path / "still.mp4"), seed).float()
+    )
+    assert (
+        read(None, at=(0.25, 0.75)).mean() > 240
+        and read(rng(0), at=(0.25, 0.75), area=(0.5, 1.0)).mean() > 240
+    )
     assert read(None).mean() < 15 and read(None, at=(0.75, 0.25)).mean() < 15
     assert read(None, at=(0.0, 1.0)).shape == (1, 3, 2, 8, 8)  # as near to the corner as the frame allows
 
 
-@pytest.mark.parametrize("options", [{"window": 0.5}, {"stride": 3}, {"window": 0.5, "reduce": 20}, {"stride": 2, "reduce": 16}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"window": 0.5}, {"stride": 3}, {"window": 0.5, "reduce": 20}, {"stride": 2, "reduce": 16}],
+    ids=str,
+)
 def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, monkeypatch, options):
-    options = {"frames": 4, "size": 16, "centre": 0.8, "at": (0.4, 0.6), "area": (0.3, 0.8), "flip": 0.5, **options}
+    options = {
+        "frames": 4,
+        "size": 16,
+        "centre": 0.8,
+        "at": (0.4, 0.6),
+        "area": (0.3, 0.8),
+        "flip": 0.5,
+        **options,
+    }
     plain, keeping = Clip(**options), Clip(**options, cache_mb=1)
     second = str(tmp_path / "second.mp4")
     shutil.copy(counting, second)
     windows = (None, None, None) if "window" in options else (None, (0.1, 0.7), (0.33, 0.2))
-    seeds = [(value, seed, window) for seed, (value, window) in enumerate(zip((counting, counting, second), windows))]
+    seeds = [
+        (value, seed, window)
+        for seed, (value, window) in enumerate(zip((counting, counting, second), windows))
+    ]
     for value, seed, window in seeds:
         assert torch.equal(plain.read(value, rng(seed), window), keeping.read(value, rng(seed), window))
     expected = [plain.read(value, rng(seed + 9), window) for value, seed, window in seeds]
@@ -153,7 +210,9 @@ def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, m
     assert not torch.equal(keeping.read(counting, rng(3)), keeping.read(counting, rng(4)))
     monkeypatch.undo()
     of_one = keeping.kept.get(counting)[1]
-    assert of_one.untyped_storage().nbytes() == of_one.nbytes and 2**20 - keeping.kept.room == 2 * of_one.nbytes
+    assert (
+        of_one.untyped_storage().nbytes() == of_one.nbytes and 2**20 - keeping.kept.room == 2 * of_one.nbytes
+    )
     assert "reduce" not in options or of_one.shape[-1] == options["reduce"]
     keeping.kept = Kept(1)
     keeping.kept.room = of_one.nbytes  # for one
@@ -166,7 +225,9 @@ def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_pa
     options = {"frames": 2, "stride": 1, "size": 16}
     expected = Clip(**options).read(counting)
     asked, read = [], image.Video.read
-    monkeypatch.setattr(image.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers))
+    monkeypatch.setattr(
+        image.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers)
+    )
     clip = Clip(**options, cache_mb=1)
     clip.kept.room = 3 * 48 * 32 * 32 - 1
     assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] and len(clip.kept) == 0
@@ -174,7 +235,9 @@ def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_pa
     monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48 - 1)
     assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] * 2
     monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48)
-    assert torch.equal(clip.read(counting), expected) and asked[2:] == [list(range(48))] and clip.kept.room == 0
+    assert (
+        torch.equal(clip.read(counting), expected) and asked[2:] == [list(range(48))] and clip.kept.room == 0
+    )
 
     def damaged(self, numbers):
         if 40 in numbers:
@@ -195,11 +258,18 @@ def test_copies_share_what_is_kept_and_other_processes_begin_with_nothing(counti
     assert one.kept is other.kept and len(one.kept) == 0 and one.kept.room == 2**20
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"frames": 0}, "frames is 0, expected 1 or more"), ({"window": 0.0}, "window is 0.0, expected a number of seconds"),
-    ({"area": (0.5, 0.2)}, r"area is \[0.5, 0.2\], expected"), ({"size": 2}, "size is 2"),
-    ({"reduce": 20, "size": 24}, r"reduce is 20, expected the view's size \(24\) or more, or null"), ({"cache_mb": -1}, "cache_mb is -1, expected a number of megabytes"), ({"at": (0.5, 1.5)}, r"at is \[0.5, 1.5\], expected \[x, y\], shares of the width"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frames": 0}, "frames is 0, expected 1 or more"),
+        ({"window": 0.0}, "window is 0.0, expected a number of seconds"),
+        ({"area": (0.5, 0.2)}, r"area is \[0.5, 0.2\], expected"),
+        ({"size": 2}, "size is 2"),
+        ({"reduce": 20, "size": 24}, r"reduce is 20, expected the view's size \(24\) or more, or null"),
+        ({"cache_mb": -1}, "cache_mb is -1, expected a number of megabytes"),
+        ({"at": (0.5, 1.5)}, r"at is \[0.5, 1.5\], expected \[x, y\], shares of the width"),
+    ],
+)
 def test_wrong_clip_options(options, message):
     with pytest.raises(ValueError, match=message):
         Clip(**options)

@@ -29,7 +29,9 @@ def test_expander_is_linear_norm_relu_and_a_last_linear_without_bias():
 
 def test_pixels_are_normalised_the_same_from_bytes_and_floats():
     pixels = torch.randint(0, 256, (2, 3, 4, 5, 5), dtype=torch.uint8)
-    expected = (pixels.double() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1, 1)
+    expected = (
+        pixels.double() / 255 - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1, 1)
+    ) / torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1, 1)
     assert torch.allclose(Pixels()(pixels).double(), expected, atol=1e-5)
     assert torch.allclose(Pixels()(pixels.float() / 255).double(), expected, atol=1e-5)
     with pytest.raises(ValueError, match="has 1 channels"):
@@ -62,13 +64,19 @@ def test_shared_branches_register_each_weight_once_and_go_by_the_number_of_the_p
     torch.manual_seed(0)
     branches = {name: branch() for name in ("x", "y", "z")}
     model = SharedBranches(branches, [("x", "y"), ("z", "x"), ("y", "y")]).eval()
-    assert len(list(model.parameters())) == len(set(model.parameters())) == 3 * len(list(branches["x"].parameters()))
+    assert (
+        len(list(model.parameters()))
+        == len(set(model.parameters()))
+        == 3 * len(list(branches["x"].parameters()))
+    )
     assert {name.split(".")[1] for name in model.state_dict()} == {"x", "y", "z"}
     views = torch.rand(2, 6, 3, 4, 4)
     for number, two in enumerate([("x", "y"), ("z", "x"), ("y", "y")]):
         z_a, z_b = model(views[0], views[1], number)
         assert torch.equal(z_a, branches[two[0]](views[0])) and torch.equal(z_b, branches[two[1]](views[1]))
     untrained_together = model.between("y", "z")
-    assert untrained_together.b is branches["z"] and torch.equal(untrained_together(*views)[0], branches["y"](views[0]))
+    assert untrained_together.b is branches["z"] and torch.equal(
+        untrained_together(*views)[0], branches["y"](views[0])
+    )
     joint = JointModel(branches["x"], branches["y"])
     assert joint.between("a", "b") is joint and joint.branches == {"a": branches["x"], "b": branches["y"]}

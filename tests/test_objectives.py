@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
@@ -53,7 +52,9 @@ def test_terms_match_the_definition(n, d):
 def test_statistics_within_groups(statistics, share):
     z_a, z_b = embeddings(12, 5)
     groups = np.array([0, 0, 0, 7, 7, 3, 3, 3, 3, 3, 7, 9])
-    objective = VICReg(variance={"a": 25, "b": 10}, covariance={"a": 1, "b": 3}, statistics=statistics, within_share=share)
+    objective = VICReg(
+        variance={"a": 25, "b": 10}, covariance={"a": 1, "b": 3}, statistics=statistics, within_share=share
+    )
     _, terms = objective(z_a, z_b, torch.from_numpy(groups))
     weights = dict(variance=(25.0, 10.0), covariance=(1.0, 3.0))
     within = reference(z_a.numpy(), z_b.numpy(), groups=groups, **weights)
@@ -63,12 +64,17 @@ def test_statistics_within_groups(statistics, share):
 
 
 def test_recorded_values():
-    """The official convention on numbers small enough for paper: column variances 1/4 and 13/48 (a), 1 and 13/12 (b),
-    covariances -1/4 and -1. solo-learn (variance not halved) and VICRegL (covariance halved) would give other values."""
+    """The official convention on numbers small enough for paper: column variances 1/4 and 13/48 (a), 1 and
+    13/12 (b), covariances -1/4 and -1. solo-learn (variance not halved) and VICRegL (covariance halved) would
+    give other values.
+    """
     z_a = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.25]], dtype=torch.float64)
     _, terms = VICReg()(z_a, 2 * z_a)
-    by_hand = {"invariance": 25 * 2.3125 / 6, "covariance": 2 * 0.0625 / 2 + 2 * 1 / 2,
-               "variance": 25 / 2 * ((1 - 0.2501**0.5) + (1 - (13 / 48 + 1e-4) ** 0.5)) / 2}
+    by_hand = {
+        "invariance": 25 * 2.3125 / 6,
+        "covariance": 2 * 0.0625 / 2 + 2 * 1 / 2,
+        "variance": 25 / 2 * ((1 - 0.2501**0.5) + (1 - (13 / 48 + 1e-4) ** 0.5)) / 2,
+    }
     assert {k: float(v) for k, v in terms.items()} == pytest.approx(by_hand, rel=1e-12)
 
 
@@ -89,16 +95,34 @@ def test_float32_inside_autocast():
     assert not any(t.requires_grad for t in terms.values())
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: VICReg(statistics="local"), "objective.statistics: 'local' is unknown. Expected one of: global, within, both."),
-    (lambda: VICReg(within_share=1.5), "objective.within_share: 1.5 is not a share"),
-    (lambda: VICReg(variance={"a": 1}), "objective.variance: {'a': 1}"),
-    (lambda: VICReg(invariance={"a": 25, "c": 5}), "objective.invariance: {'a': 25, 'c': 5} has the branches ['a', 'c']. Expected one number, or {a: number"),
-    (lambda: VICReg()(torch.zeros(4, 3), torch.zeros(4, 2)), r"got \[4, 3\] and \[4, 2\]"),
-    (lambda: VICReg()(torch.zeros(1, 3), torch.zeros(1, 3)), "at least 2 samples"),
-    (lambda: VICReg(statistics="within")(torch.zeros(4, 3), torch.zeros(4, 3)), "needs the group of every sample"),
-    (lambda: VICReg(statistics="both")(torch.zeros(4, 3), torch.zeros(4, 3), torch.arange(4)), "Set pair.windows above 1"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: VICReg(statistics="local"),
+            "objective.statistics: 'local' is unknown. Expected one of: global, within, both.",
+        ),
+        (lambda: VICReg(within_share=1.5), "objective.within_share: 1.5 is not a share"),
+        (lambda: VICReg(variance={"a": 1}), "objective.variance: {'a': 1}"),
+        (
+            lambda: VICReg(invariance={"a": 25, "c": 5}),
+            (
+                "objective.invariance: {'a': 25, 'c': 5} has the branches ['a', 'c']. Expected one number, or"
+                " {a: number"
+            ),
+        ),
+        (lambda: VICReg()(torch.zeros(4, 3), torch.zeros(4, 2)), r"got \[4, 3\] and \[4, 2\]"),
+        (lambda: VICReg()(torch.zeros(1, 3), torch.zeros(1, 3)), "at least 2 samples"),
+        (
+            lambda: VICReg(statistics="within")(torch.zeros(4, 3), torch.zeros(4, 3)),
+            "needs the group of every sample",
+        ),
+        (
+            lambda: VICReg(statistics="both")(torch.zeros(4, 3), torch.zeros(4, 3), torch.arange(4)),
+            "Set pair.windows above 1",
+        ),
+    ],
+)
 def test_wrong_use_is_named(make, message):
     with pytest.raises(ValueError, match=re.escape(message) if "{" in message else message):
         make()
@@ -106,11 +130,15 @@ def test_wrong_use_is_named(make, message):
 
 def test_weights_are_described_by_branch():
     said = VICReg(invariance={"a": 25, "b": 5}, convention="vicregl").describe(8)
-    assert said == ("objective: the weights are meant as vicregl means them; in the official convention, at width 8: invariance a 25, b 5, "
-                    "variance 25, covariance 0.5")
+    assert (
+        said
+        == "objective: the weights are meant as vicregl means them; in the official convention, at width 8:"
+        " invariance a 25, b 5, variance 25, covariance 0.5"
+    )
 
 
 # ---- forms and digits ----
+
 
 def gradients(loss_of, z_a, z_b, dtype):
     """(loss, gradients of both) in `dtype`."""
@@ -137,7 +165,8 @@ def test_gradient_matches_autograd_of_the_plain_formula(n, d):
 @pytest.mark.parametrize("n, d", [(6, 20), (32, 64), (64, 20)])
 @pytest.mark.parametrize("w_a, w_b", [(25, 5), (3, 0), (0, 7)])
 def test_invariance_pulls_each_branch_by_its_own_weight(n, d, w_a, w_b):
-    """Against autograd of w_a MSE(z_a, z_b held) + w_b MSE(z_a held, z_b) and the other terms; the value is the weights' mean times MSE."""
+    """Against autograd of w_a MSE(z_a, z_b held) + w_b MSE(z_a held, z_b) and the other terms; the value is
+    the weights' mean times MSE."""
     z_a, z_b = embeddings(n, d)
 
     def by_autograd(a, b):
@@ -150,7 +179,9 @@ def test_invariance_pulls_each_branch_by_its_own_weight(n, d, w_a, w_b):
     assert max(relative(g, e) for g, e in zip(got, expected)) < 1e-10
     mean_squared = float(F.mse_loss(z_a, z_b))
     assert value == pytest.approx(truth - (w_a + w_b) / 2 * mean_squared, rel=1e-10)
-    assert float(objective(z_a, z_b)[1]["invariance"]) == pytest.approx((w_a + w_b) / 2 * mean_squared, rel=1e-12)
+    assert float(objective(z_a, z_b)[1]["invariance"]) == pytest.approx(
+        (w_a + w_b) / 2 * mean_squared, rel=1e-12
+    )
     for wanted in (0, 1):  # one branch without a gradient: the other one's is the same
         z = [z_a.clone().requires_grad_(wanted == 0), z_b.clone().requires_grad_(wanted == 1)]
         objective(*z)[0].backward()
@@ -160,7 +191,9 @@ def test_invariance_pulls_each_branch_by_its_own_weight(n, d, w_a, w_b):
 def test_a_weight_of_each_branch_changes_nothing_where_they_are_equal():
     z_a, z_b = embeddings(12, 6, torch.float32)
     one, of_one = gradients(lambda a, b: VICReg(invariance=7)(a, b)[0], z_a, z_b, torch.float32)
-    two, of_two = gradients(lambda a, b: VICReg(invariance={"a": 7, "b": 7})(a, b)[0], z_a, z_b, torch.float32)
+    two, of_two = gradients(
+        lambda a, b: VICReg(invariance={"a": 7, "b": 7})(a, b)[0], z_a, z_b, torch.float32
+    )
     assert one == two and all(torch.equal(g, e) for g, e in zip(of_one, of_two))
 
 
@@ -175,12 +208,15 @@ def covariance_only(z_a, z_b):
 
 @pytest.mark.parametrize("case", hard_cases())
 def test_digits_survive_hard_cases(case):
-    """float32 against float64 of the same numbers: value to 1e-5, gradient error at most twice that of a covariance matrix."""
+    """float32 against float64 of the same numbers: value to 1e-5, gradient error at most twice that of a
+    covariance matrix."""
     z = hard_cases()[case].float()
     _, expected = gradients(covariance_only, z, z.flip(0), torch.float64)
     truth = float(covariance_only(z.double(), z.flip(0).double()))
     _, of_plain = gradients(covariance_only, z, z.flip(0), torch.float32)
-    value, got = gradients(lambda a, b: VICReg(invariance=0, variance=0)(a, b)[0], z, z.flip(0), torch.float32)
+    value, got = gradients(
+        lambda a, b: VICReg(invariance=0, variance=0)(a, b)[0], z, z.flip(0), torch.float32
+    )
     assert value == pytest.approx(truth, rel=1e-5)
     for g, p, e in zip(got, of_plain, expected):
         assert relative(g, e) <= max(2 * relative(p, e), 5e-7)
@@ -205,7 +241,13 @@ def test_exact_by_blocks_is_reached_and_right(monkeypatch):
     monkeypatch.setattr(spread, "exact_by_blocks", lambda *given: called.append(1) or by_blocks(*given))
     x = torch.randn(24, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     orthogonal, _ = torch.linalg.qr(x - x.mean(0))
-    z = torch.cat([orthogonal, 1e-4 * torch.randn(24, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))], 1)
+    z = torch.cat(
+        [
+            orthogonal,
+            1e-4 * torch.randn(24, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+        ],
+        1,
+    )
     truth, expected = gradients(covariance_only, z, z, torch.float64)
     value, got = gradients(lambda a, b: VICReg(invariance=0, variance=0)(a, b)[0], z, z, torch.float64)
     assert called
@@ -230,7 +272,8 @@ def test_the_guard_reads_a_gpu_only_now_and_then():
 
 
 def test_half_precision_inputs():
-    """bfloat16: the only error left is the gradient's own rounding. float16 with standard deviation 6 at N = 2048 stays finite."""
+    """bfloat16: the only error left is the gradient's own rounding. float16 with standard deviation 6 at N =
+    2048 stays finite."""
     z_a, z_b = (z.bfloat16() for z in embeddings(256, 512, torch.float32))
     _, expected = gradients(plain.official, z_a, z_b, torch.float64)
     _, got = gradients(lambda a, b: VICReg()(a, b)[0], z_a, z_b, torch.bfloat16)
@@ -247,16 +290,23 @@ def test_a_loss_scale_keeps_small_float16_gradients():
     assert relative(z_a.grad, expected) < 1e-3
 
 
-@pytest.mark.parametrize("objective", [VICReg(), BarlowTwins(), InfoNCE(0.1), InfoNCE(0.1, form="nt_xent")], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective",
+    [VICReg(), BarlowTwins(), InfoNCE(0.1), InfoNCE(0.1, form="nt_xent")],
+    ids=lambda o: type(o).__name__,
+)
 @pytest.mark.parametrize("n, d", [(8, 32), (32, 8)])
 def test_no_gradient_no_work_for_it(objective, n, d):
     """The products of the gradient are made only for a branch that wants one."""
+
     def in_place_product(_, left, right, **__):
         return 2 * left[0] * left[1] * right[1]
 
     def products(grad_a, grad_b):
         z_a, z_b = embeddings(n, d)
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_product}) as counter:
+        with FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.addmm_: in_place_product}
+        ) as counter:
             loss, _ = objective(z_a.requires_grad_(grad_a), z_b.requires_grad_(grad_b))
         return counter.get_total_flops(), loss
 
@@ -272,17 +322,23 @@ def test_no_gradient_no_work_for_it(objective, n, d):
 
 # ---- conventions ----
 
+
 def solo_learn(z_a, z_b, variance, covariance):
     return F.mse_loss(z_a, z_b) * 25 + sum(
-        variance * F.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean() + covariance * covariance_only(z, z) / 2 for z in (z_a, z_b))
+        variance * F.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean() + covariance * covariance_only(z, z) / 2
+        for z in (z_a, z_b)
+    )
 
 
-@pytest.mark.parametrize("convention, theirs", [
-    ("official", lambda a, b: plain.official(a, b)),
-    ("vicregl", lambda a, b: plain.official(a, b) - covariance_only(a, b) / 2),
-    ("solo_learn", lambda a, b: solo_learn(a, b, 25, 1)),
-    ("eb_jepa", lambda a, b: solo_learn(a, b, 25, 1 / (a.shape[1] - 1))),
-])
+@pytest.mark.parametrize(
+    "convention, theirs",
+    [
+        ("official", lambda a, b: plain.official(a, b)),
+        ("vicregl", lambda a, b: plain.official(a, b) - covariance_only(a, b) / 2),
+        ("solo_learn", lambda a, b: solo_learn(a, b, 25, 1)),
+        ("eb_jepa", lambda a, b: solo_learn(a, b, 25, 1 / (a.shape[1] - 1))),
+    ],
+)
 def test_conventions_of_other_projects(convention, theirs):
     """Each formula as its project writes it, and the weights it comes to in ours."""
     z_a, z_b = embeddings(12, 5)
@@ -290,7 +346,10 @@ def test_conventions_of_other_projects(convention, theirs):
     assert float(loss) == pytest.approx(float(theirs(z_a, z_b)), rel=1e-10)
     weights = VICReg(convention=convention).official_weights(5)
     assert float(VICReg(**weights)(z_a, z_b)[0]) == pytest.approx(float(loss), rel=1e-12)
-    assert VICReg(invariance={"a": 9, "b": 2}, convention=convention).official_weights(5)["invariance"] == {"a": 9.0, "b": 2.0}
+    assert VICReg(invariance={"a": 9, "b": 2}, convention=convention).official_weights(5)["invariance"] == {
+        "a": 9.0,
+        "b": 2.0,
+    }
 
 
 # ---- Barlow Twins and InfoNCE ----
@@ -298,7 +357,10 @@ def test_conventions_of_other_projects(convention, theirs):
 OTHERS = {
     "barlow_twins": (BarlowTwins(), plain.barlow_twins),
     **{f"clip {t}": (InfoNCE(t), lambda a, b, t=t: plain.clip(a, b, t)) for t in (0.5, 0.1, 0.01)},
-    **{f"nt_xent {t}": (InfoNCE(t, form="nt_xent"), lambda a, b, t=t: plain.nt_xent(a, b, t)) for t in (0.5, 0.1, 0.01)},
+    **{
+        f"nt_xent {t}": (InfoNCE(t, form="nt_xent"), lambda a, b, t=t: plain.nt_xent(a, b, t))
+        for t in (0.5, 0.1, 0.01)
+    },
 }
 
 
@@ -319,7 +381,8 @@ def test_other_objectives_match_the_plain_formula(name, n, d):
 
 
 def test_barlow_twins_keeps_its_digits_where_the_gram_form_cancels():
-    """A few columns that agree and are uncorrelated, the rest constant: off-diagonal entries are tiny beside the diagonal."""
+    """A few columns that agree and are uncorrelated, the rest constant: off-diagonal entries are tiny beside
+    the diagonal."""
     x = torch.randn(64, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     orthogonal, _ = torch.linalg.qr(x - x.mean(0))
     z = torch.cat([8 * orthogonal, torch.ones(64, 108, dtype=torch.float64)], 1)
@@ -342,7 +405,8 @@ def test_a_learnt_temperature_gets_its_gradient(form):
 
 
 def test_the_queue_holds_earlier_batches():
-    """Against cross entropy over (own partner, queue), while the queue fills, goes round, and is taken up from a checkpoint."""
+    """Against cross entropy over (own partner, queue), while the queue fills, goes round, and is taken up
+    from a checkpoint."""
     objective = InfoNCE(0.2, form="moco", queue=10)
     held = None
     for step in range(4):
@@ -351,7 +415,10 @@ def test_the_queue_holds_earlier_batches():
         loss, _ = objective(z_a, z_b)
         loss.backward()
         if held is not None:
-            a, b = F.normalize(z_a.detach().double(), dim=1).requires_grad_(), F.normalize(z_b.double(), dim=1)
+            a, b = (
+                F.normalize(z_a.detach().double(), dim=1).requires_grad_(),
+                F.normalize(z_b.double(), dim=1),
+            )
             logits = torch.cat([(a * b).sum(1, keepdim=True), a @ held.double().T], 1) / 0.2
             expected = F.cross_entropy(logits, torch.zeros(4, dtype=torch.int64))
             assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -367,17 +434,29 @@ def test_the_queue_holds_earlier_batches():
     assert torch.equal(before, objective.queue)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: InfoNCE(0), "objective.temperature: 0 is not a temperature"),
-    (lambda: InfoNCE(form="simclr"), "objective.form: 'simclr' is unknown. Expected one of: clip, nt_xent, moco."),
-    (lambda: InfoNCE(form="moco"), "objective.queue: 0 with form: moco. Expected a length"),
-    (lambda: InfoNCE(queue=5), "objective.queue: 5 with form: clip"),
-    (lambda: InfoNCE(form="moco", queue=5)(torch.ones(4, 3), torch.ones(4, 3).requires_grad_()), "Set b.weights: ema"),
-    (lambda: InfoNCE()(torch.ones(1, 3), torch.ones(1, 3)), "infonce needs at least 2 samples"),
-    (lambda: BarlowTwins()(torch.ones(1, 3), torch.ones(1, 3)), "barlow_twins needs at least 2 samples"),
-    (lambda: BarlowTwins()(torch.ones(4, 3), torch.ones(4, 2)), r"barlow_twins needs two embeddings of one shape"),
-    (lambda: VICReg(convention="lightly"), "objective.convention: 'lightly' is unknown"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: InfoNCE(0), "objective.temperature: 0 is not a temperature"),
+        (
+            lambda: InfoNCE(form="simclr"),
+            "objective.form: 'simclr' is unknown. Expected one of: clip, nt_xent, moco.",
+        ),
+        (lambda: InfoNCE(form="moco"), "objective.queue: 0 with form: moco. Expected a length"),
+        (lambda: InfoNCE(queue=5), "objective.queue: 5 with form: clip"),
+        (
+            lambda: InfoNCE(form="moco", queue=5)(torch.ones(4, 3), torch.ones(4, 3).requires_grad_()),
+            "Set b.weights: ema",
+        ),
+        (lambda: InfoNCE()(torch.ones(1, 3), torch.ones(1, 3)), "infonce needs at least 2 samples"),
+        (lambda: BarlowTwins()(torch.ones(1, 3), torch.ones(1, 3)), "barlow_twins needs at least 2 samples"),
+        (
+            lambda: BarlowTwins()(torch.ones(4, 3), torch.ones(4, 2)),
+            r"barlow_twins needs two embeddings of one shape",
+        ),
+        (lambda: VICReg(convention="lightly"), "objective.convention: 'lightly' is unknown"),
+    ],
+)
 def test_wrong_use_of_the_others_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -11,7 +11,9 @@ from vicjoint.optim import adamw, constant, cosine, lars, set_learning_rate
 
 def test_cosine():
     assert [cosine(s, 110, warmup_steps=10) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert cosine(60, 110, warmup_steps=10, end=0.2) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert cosine(60, 110, warmup_steps=10, end=0.2) == pytest.approx(
+        0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 2))
+    )
     assert cosine(110, 110, warmup_steps=10, end=0.2) == pytest.approx(0.2)
     assert constant(3, 10, warmup_steps=8) == pytest.approx(0.5) and constant(9, 10, warmup_steps=8) == 1
 
@@ -52,5 +54,7 @@ def test_biases_and_norms_are_not_decayed():
 
 def test_the_schedule_scales_the_initial_rate_each_time():
     optimizer = adamw(layer(), 64, lr=1e-2)
-    rates = [set_learning_rate(optimizer, {"name": "cosine", "warmup_steps": 4}, s, 12) for s in (1, 1, 3, 12)]
+    rates = [
+        set_learning_rate(optimizer, {"name": "cosine", "warmup_steps": 4}, s, 12) for s in (1, 1, 3, 12)
+    ]
     assert rates == pytest.approx([5e-3, 5e-3, 1e-2, 0.0])

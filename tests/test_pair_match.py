@@ -1,4 +1,5 @@
-"""Couples that belong together against couples that do not: the probe `pair_match` and retrieval among pairs only, where the answer is known."""
+"""Couples that belong together against couples that do not: the probe `pair_match` and retrieval among pairs
+only, where the answer is known."""
 
 import math
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint.probes.frozen import evenly, zero_or_one
 from vicjoint.modalities.base import Modality
+from vicjoint.probes.frozen import evenly, zero_or_one
 from vicjoint.probes.pair_match import PairMatch, frequency, similarity
 from vicjoint.probes.retrieval import Retrieval
 
@@ -62,14 +63,17 @@ class Pair:
 
 
 class Source:
-    """b is a turned a where label is 1, and another row's where it is 0. Training rows are pairs, and some that are not."""
+    """b is a turned a where label is 1, and another row's where it is 0. Training rows are pairs, and some
+    that are not."""
 
     second = None
 
     def __init__(self, train=60, test=40, wrong=0, noise=0.0):
         self.noise = noise
         rng, of_wrong = np.random.default_rng(1), np.random.default_rng(2)
-        self.train = [self._row(rng, f"train{i}", 1) for i in range(train)] + [self._row(of_wrong, f"wrong{i}", 0) for i in range(wrong)]
+        self.train = [self._row(rng, f"train{i}", 1) for i in range(train)] + [
+            self._row(of_wrong, f"wrong{i}", 0) for i in range(wrong)
+        ]
         self.test = [self._row(rng, f"test{i}", 1 - i % 2) for i in range(test)]
 
     def _row(self, rng, name, right):
@@ -95,28 +99,40 @@ def rows(probe, source, model=None, pair=None):
 
 def test_a_model_that_knows_the_turn_tells_them_apart():
     found = rows(PairMatch(), Source())
-    assert found["model"]["auc"] > 0.99 and found["linear_map"]["auc"] > 0.99 and 0.2 < found["random_init"]["auc"] < 0.8
+    assert (
+        found["model"]["auc"] > 0.99
+        and found["linear_map"]["auc"] > 0.99
+        and 0.2 < found["random_init"]["auc"] < 0.8
+    )
     assert found["chance"]["auc"] == 0.5 == found["frequency"]["auc"], "no test cell occurs in training"
 
 
 def test_the_auc_is_that_of_cosines_from_the_mean():
-    """Against a count of couples in numpy, for a model that is neither perfect nor blind; a shift of both branches changes nothing."""
+    """Against a count of couples in numpy, for a model that is neither perfect nor blind; a shift of both
+    branches changes nothing."""
     source, weight = Source(), TURN + torch.eye(6)
     a, b = (np.array([[float(v) for v in r[side].split()] for r in source.test]) for side in "ab")
     a = a @ weight.double().numpy()
     mean = np.concatenate([a, b]).mean(0)
-    cosine = ((a - mean) * (b - mean)).sum(1) / np.linalg.norm(a - mean, axis=1) / np.linalg.norm(b - mean, axis=1)
+    cosine = (
+        ((a - mean) * (b - mean)).sum(1) / np.linalg.norm(a - mean, axis=1) / np.linalg.norm(b - mean, axis=1)
+    )
     ones = np.array([r["label"] == "1" for r in source.test])
     expected = (cosine[ones][:, None] > cosine[~ones]).mean()
     assert 0.6 < expected < 0.98
     for shift in (0.0, 7.0):
-        assert rows(PairMatch(), source, Model(weight, shift))["model"]["auc"] == pytest.approx(expected, abs=1e-6)
+        assert rows(PairMatch(), source, Model(weight, shift))["model"]["auc"] == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 def test_the_linear_map_learns_from_pairs_alone():
     """Two wrong training rows for every right one change nothing, and it can be left out."""
     auc = rows(PairMatch(), Source(train=20, noise=1.0))["linear_map"]["auc"]
-    assert 0.6 < auc < 0.95 and rows(PairMatch(), Source(train=20, wrong=40, noise=1.0))["linear_map"]["auc"] == auc
+    assert (
+        0.6 < auc < 0.95
+        and rows(PairMatch(), Source(train=20, wrong=40, noise=1.0))["linear_map"]["auc"] == auc
+    )
     assert "linear_map" not in rows(PairMatch(linear_map=0), Source())
 
 
@@ -151,14 +167,19 @@ def test_frequency_counts_cells_of_training_pairs():
 
 def test_similarity_of_equal_and_opposite():
     a = torch.tensor([[3.0, 1.0], [1.0, 1.0]])
-    assert torch.allclose(similarity(a, a), torch.ones(2)) and torch.allclose(similarity(a, a.flip(0)), -torch.ones(2))
+    assert torch.allclose(similarity(a, a), torch.ones(2)) and torch.allclose(
+        similarity(a, a.flip(0)), -torch.ones(2)
+    )
 
 
 def test_what_cannot_be_probed():
     source = Source()
     for r in source.test:
         r["label"] = 1
-    assert PairMatch().misses(source, Pair()) == "it needs test rows with 1 and with 0 in 'label'; found 40 and 0."
+    assert (
+        PairMatch().misses(source, Pair())
+        == "it needs test rows with 1 and with 0 in 'label'; found 40 and 0."
+    )
     source.test[2]["label"] = "maybe"
     with pytest.raises(ValueError, match="pair_match: label of test2 is 'maybe', expected 0 or 1"):
         PairMatch().misses(source, Pair())
@@ -173,7 +194,16 @@ def test_what_cannot_be_probed():
 
 
 def test_zeros_and_ones():
-    for value, expected in [("0", 0), ("1.0", 1), ("True", 1), (False, 0), (1, 1), (1.0, 1), (" ", None), (None, None)]:
+    for value, expected in [
+        ("0", 0),
+        ("1.0", 1),
+        ("True", 1),
+        (False, 0),
+        (1, 1),
+        (1.0, 1),
+        (" ", None),
+        (None, None),
+    ]:
         assert zero_or_one({"id": "r", "x": value}, "x", "p") == expected
     assert zero_or_one({"id": "r"}, "x", "p") is None
     with pytest.raises(ValueError, match="p: x of r is 2, expected 0 or 1"):
@@ -190,7 +220,10 @@ def test_retrieval_among_pairs_only():
     source, pairs = Source(wrong=120), Source()
     pairs.test = [r for r in pairs.test if r["label"] == "1"]
     only, all_of_them = rows(Retrieval(only="label"), source), rows(Retrieval(), source)
-    assert only == rows(Retrieval(), pairs) and only["model"]["a_to_b_r1"] == 1 == only["linear_map"]["a_to_b_r1"]
+    assert (
+        only == rows(Retrieval(), pairs)
+        and only["model"]["a_to_b_r1"] == 1 == only["linear_map"]["a_to_b_r1"]
+    )
     assert all_of_them["model"]["a_to_b_r1"] < 0.7 and only["chance"]["a_to_b_r1"] == pytest.approx(1 / 20)
     with pytest.raises(ValueError, match="no test record has 1 in 'binds'. Correct `only`"):
         Retrieval(only="binds").misses(source, Pair())

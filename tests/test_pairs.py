@@ -1,4 +1,5 @@
-"""The pair of a clip and the frame that follows: right frames, increasing times, one transform, no leakage."""
+"""The pair of a clip and the frame that follows: right frames, increasing times, one transform, no
+leakage."""
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_context_and_target_are_the_asked_frames(memory, frames, stride, gap):
     memory.frames_THWC = numbered(40)
     pair = NextFrame(frames=frames, stride=stride, gap=gap, size=12, windows=6)
     a, b = pair.sample({"path": "x"}, np.random.default_rng(1))
-    assert a.shape == (6, 3, frames, 12, 12) and b.shape == (6, 3, 12, 12) and a.dtype == b.dtype == torch.uint8
+    assert (
+        a.shape == (6, 3, frames, 12, 12) and b.shape == (6, 3, 12, 12) and a.dtype == b.dtype == torch.uint8
+    )
     context, target = a[:, 0, :, 0, 0].int(), b[:, 0, 0, 0].int()
     assert (context.diff(dim=1) == stride).all()
     assert (target - context[:, -1] == gap).all()
@@ -65,11 +68,21 @@ def test_windows_of_a_stretch_start_close_together(memory):
         assert starts[-1] - starts[0] < 8 and (starts.diff() > 0).all()
         first.add(int(starts[0]))
         apart.add(int(starts[-1] - starts[0]))
-    assert first == set(range(29)) and 7 in apart  # 35 starts are possible, so 28 stretches; the first window is one of the first two
-    starts = NextFrame(frames=3, size=12, windows=4, stretch=4).sample({"path": "x"}, np.random.default_rng(0))[0][:, 0, 0, 0, 0].int()
+    assert (
+        first == set(range(29)) and 7 in apart
+    )  # 35 starts are possible, so 28 stretches; the first window is one of the first two
+    starts = (
+        NextFrame(frames=3, size=12, windows=4, stretch=4)
+        .sample({"path": "x"}, np.random.default_rng(0))[0][:, 0, 0, 0, 0]
+        .int()
+    )
     assert starts.diff().tolist() == [1, 1, 1]
-    whole = NextFrame(frames=3, size=12, windows=4, stretch=400).sample({"path": "x"}, np.random.default_rng(0))[0]
-    assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(whole[:, 0, 0, 0, 0].int().tolist())  # a video shorter than the stretch is used whole
+    whole = NextFrame(frames=3, size=12, windows=4, stretch=400).sample(
+        {"path": "x"}, np.random.default_rng(0)
+    )[0]
+    assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(
+        whole[:, 0, 0, 0, 0].int().tolist()
+    )  # a video shorter than the stretch is used whole
 
 
 def test_windows_by_time_on_a_variable_frame_rate():
@@ -86,7 +99,9 @@ def test_windows_by_time_on_a_variable_frame_rate():
 
 
 def test_a_short_video_is_named_with_what_is_needed():
-    with pytest.raises(VideoError, match=r"clip.mp4: too short for one window: it has 15 frames, 16 are needed"):
+    with pytest.raises(
+        VideoError, match=r"clip.mp4: too short for one window: it has 15 frames, 16 are needed"
+    ):
         NextFrame().possible_windows(info(np.arange(15) / 25), "clip.mp4")
     assert len(NextFrame().possible_windows(info(np.arange(16) / 25), "clip.mp4")) == 1
     with pytest.raises(VideoError, match=r"it has 0.56 s, 1.60 s are needed"):
@@ -94,7 +109,9 @@ def test_a_short_video_is_named_with_what_is_needed():
 
 
 def test_both_views_get_one_transform(memory):
-    memory.frames_THWC = np.broadcast_to(memory.frames_THWC[:1], memory.frames_THWC.shape).copy()  # a still: every frame the same
+    memory.frames_THWC = np.broadcast_to(
+        memory.frames_THWC[:1], memory.frames_THWC.shape
+    ).copy()  # a still: every frame the same
     pair = NextFrame(size=6, area=(0.3, 0.9))
     seen = set()
     for seed in range(8):
@@ -110,16 +127,24 @@ def test_centre_is_what_training_and_evaluation_look_at():
     half = NextFrame(size=20, centre=0.5)
     assert (half.transform(frames) == 255).all()
     for seed in range(5):
-        assert (NextFrame(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed)) == 255).all()
+        assert (
+            NextFrame(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed))
+            == 255
+        ).all()
     frames[..., 10, :] = 0  # and not less than that square
-    assert (half.transform(frames)[..., 0, :] == 0).all() and (half.transform(frames)[..., 1:, :] == 255).all()
+    assert (half.transform(frames)[..., 0, :] == 0).all() and (
+        half.transform(frames)[..., 1:, :] == 255
+    ).all()
 
 
 def test_no_frame_after_the_context_reaches_the_clip(memory):
     """Changing every later frame leaves the clip, and so its embedding, bit-identical."""
     from vicjoint.modalities.image import Pixels
+
     torch.manual_seed(0)
-    encoder = torch.nn.Sequential(Pixels(), torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.LazyLinear(5))
+    encoder = torch.nn.Sequential(
+        Pixels(), torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.LazyLinear(5)
+    )
     pair = NextFrame(frames=4, stride=2, gap=1, size=12, windows=1)
     a, b = pair.sample({"path": "x"}, np.random.default_rng(3))
     window = pair.draw(info(np.arange(40) / 25), np.random.default_rng(3), "x")[0]
@@ -147,12 +172,19 @@ def test_a_real_mp4_gives_its_frames(tmp_path, backend):
     assert steps.tolist() == [[3, 3, 3, 2]] * 3
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"frames": 0}, "pair.frames: 0 is too small"), ({"seconds": 0.0}, "pair.seconds: 0.0 is not a time"),
-    ({"windows": 8, "stretch": 7}, "pair.stretch: 7 frames cannot hold the starts of 8 different windows"),
-    ({"centre": 1.5}, "pair.centre: 1.5 is not a share of the frame's shorter side"),
-    ({"area": (0.5, 0.2)}, r"pair.area: \[0.5, 0.2\] is not a range"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frames": 0}, "pair.frames: 0 is too small"),
+        ({"seconds": 0.0}, "pair.seconds: 0.0 is not a time"),
+        (
+            {"windows": 8, "stretch": 7},
+            "pair.stretch: 7 frames cannot hold the starts of 8 different windows",
+        ),
+        ({"centre": 1.5}, "pair.centre: 1.5 is not a share of the frame's shorter side"),
+        ({"area": (0.5, 0.2)}, r"pair.area: \[0.5, 0.2\] is not a range"),
+    ],
+)
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         NextFrame(**options)

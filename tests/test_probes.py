@@ -65,14 +65,26 @@ def rows(ahead, source, **options):
 def test_a_model_that_knows_the_future_is_perfect_and_baselines_are_not(source):
     found = rows(1.0, source)
     assert found["model"]["r1"] == 1 and found["model"]["copy_rate"] == 0 and found["model"]["offset"] == 0
-    assert found["model"]["skill"] > 0.9 and found["model"]["open_r1"] == 0.5  # brightness of other videos' frames gets in between
+    assert (
+        found["model"]["skill"] > 0.9 and found["model"]["open_r1"] == 0.5
+    )  # brightness of other videos' frames gets in between
     assert found["copy_last"]["open_r1"] == 0 and found["chance"]["open_r1"] < 1 / 72
-    assert found["copy_last"]["r1"] == 0 and found["copy_last"]["copy_rate"] == 1 and found["copy_last"]["skill"] == 0
+    assert (
+        found["copy_last"]["r1"] == 0
+        and found["copy_last"]["copy_rate"] == 1
+        and found["copy_last"]["skill"] == 0
+    )
     assert found["copy_last"]["offset"] == 1
     assert found["pixels"]["copy_rate"] == 1
-    assert found["extrapolation"]["r1"] > 0.9  # brightness grows evenly, so moving on by the last change is right
-    assert found["random_init"]["r1"] <= 0.25  # it looks nine frames ahead: right only where that is beyond the end
-    assert found["chance"]["r1"] == pytest.approx(1 / 24) and found["chance"]["all_r1"] == pytest.approx(1 / 4)
+    assert (
+        found["extrapolation"]["r1"] > 0.9
+    )  # brightness grows evenly, so moving on by the last change is right
+    assert (
+        found["random_init"]["r1"] <= 0.25
+    )  # it looks nine frames ahead: right only where that is beyond the end
+    assert found["chance"]["r1"] == pytest.approx(1 / 24) and found["chance"]["all_r1"] == pytest.approx(
+        1 / 4
+    )
 
 
 def test_a_model_that_copies_is_seen_to_copy(source):
@@ -127,4 +139,8 @@ def _pair():
 
 def test_coarse_averages_blocks():
     pixels = torch.rand(2, 3, 32, 32)
-    assert torch.allclose(next_frame.coarse(pixels.flatten(1)).view(2, 3, 16, 16)[:, :, 0, 0], pixels[:, :, :2, :2].mean((2, 3)), atol=1e-6)
+    assert torch.allclose(
+        next_frame.coarse(pixels.flatten(1)).view(2, 3, 16, 16)[:, :, 0, 0],
+        pixels[:, :, :2, :2].mean((2, 3)),
+        atol=1e-6,
+    )

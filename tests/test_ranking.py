@@ -1,4 +1,5 @@
-"""Ranks, their metrics and chance against slow float64 references: ties, several right answers, duplicates."""
+"""Ranks, their metrics and chance against slow float64 references: ties, several right answers,
+duplicates."""
 
 import itertools
 
@@ -14,9 +15,15 @@ def slow_ranks(queries, candidates, right):
     """Every query by itself, in float64 and plain loops."""
     found, mean = [], candidates.double().numpy().mean(0)
     for q, answers in zip(queries.double().numpy() - mean, right.numpy()):
-        cosine = [float(q @ c / np.linalg.norm(q) / np.linalg.norm(c)) for c in candidates.double().numpy() - mean]
+        cosine = [
+            float(q @ c / np.linalg.norm(q) / np.linalg.norm(c)) for c in candidates.double().numpy() - mean
+        ]
         best = max(s for s, a in zip(cosine, answers) if a)
-        found.append(1 + sum(s > best for s, a in zip(cosine, answers) if not a) + sum(s == best for s, a in zip(cosine, answers) if not a) / 2)
+        found.append(
+            1
+            + sum(s > best for s, a in zip(cosine, answers) if not a)
+            + sum(s == best for s, a in zip(cosine, answers) if not a) / 2
+        )
     return np.array(found)
 
 
@@ -35,7 +42,10 @@ def test_a_common_offset_and_a_length_change_nothing():
     torch.manual_seed(1)
     queries, candidates, own = torch.randn(20, 4), torch.randn(20, 4), torch.eye(20, dtype=torch.bool)
     plain = ranks(queries, candidates, lambda part: own[part])
-    assert np.array_equal(plain, ranks(8 * queries + 3, 8 * candidates + 3, lambda part: own[part])) and plain.std() > 3
+    assert (
+        np.array_equal(plain, ranks(8 * queries + 3, 8 * candidates + 3, lambda part: own[part]))
+        and plain.std() > 3
+    )
     longer = candidates.mean(0) + (queries - candidates.mean(0)) * torch.linspace(0.5, 2, 20)[:, None]
     assert np.array_equal(plain, ranks(longer, candidates, lambda part: own[part]))
 
@@ -45,9 +55,13 @@ def test_equal_similarities_get_the_middle_rank():
     own = torch.eye(5, dtype=torch.bool)
     assert ranks(collapsed, collapsed, lambda part: own[part]).tolist() == [3.0] * 5
     two = own | own.roll(1, 1)
-    assert ranks(collapsed, collapsed, lambda part: two[part]).tolist() == [2.5] * 5  # half of the three wrong ones stand before
+    assert (
+        ranks(collapsed, collapsed, lambda part: two[part]).tolist() == [2.5] * 5
+    )  # half of the three wrong ones stand before
     candidates = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    assert ranks(candidates, candidates, lambda part: torch.eye(4, dtype=torch.bool)[part]).tolist() == [1.5] * 4
+    assert (
+        ranks(candidates, candidates, lambda part: torch.eye(4, dtype=torch.bool)[part]).tolist() == [1.5] * 4
+    )
 
 
 def test_embeddings_that_are_not_finite_find_nothing():
@@ -56,20 +70,39 @@ def test_embeddings_that_are_not_finite_find_nothing():
     got = ranks(z, torch.eye(4), lambda part: torch.eye(4, dtype=torch.bool)[part])
     assert got.tolist() == [2.5, 1, 1, 1]
     got = ranks(torch.eye(4), z, lambda part: torch.eye(4, dtype=torch.bool)[part])
-    assert got.tolist() == [4, 1, 1, 1], "a right one that is not finite comes last, and the others do not suffer"
-    assert ranks(torch.full((4, 4), torch.nan), torch.eye(4), lambda part: torch.eye(4, dtype=torch.bool)[part]).tolist() == [2.5] * 4
+    assert got.tolist() == [4, 1, 1, 1], (
+        "a right one that is not finite comes last, and the others do not suffer"
+    )
+    assert (
+        ranks(
+            torch.full((4, 4), torch.nan), torch.eye(4), lambda part: torch.eye(4, dtype=torch.bool)[part]
+        ).tolist()
+        == [2.5] * 4
+    )
 
 
 def test_metrics_by_hand():
-    assert metrics(np.array([1, 1.5, 4, 10, 11])) == {"r1": 0.2, "r5": 0.6, "r10": 0.8, "median_rank": 4.0,
-                                                      "mrr": pytest.approx((1 + 1 / 1.5 + 1 / 4 + 1 / 10 + 1 / 11) / 5)}
+    assert metrics(np.array([1, 1.5, 4, 10, 11])) == {
+        "r1": 0.2,
+        "r5": 0.6,
+        "r10": 0.8,
+        "median_rank": 4.0,
+        "mrr": pytest.approx((1 + 1 / 1.5 + 1 / 4 + 1 / 10 + 1 / 11) / 5),
+    }
 
 
-@pytest.mark.parametrize("candidates, right", [(6, [1]), (6, [2]), (7, [3, 1, 1]), (5, [5, 1]), (8, [2, 4, 1])])
+@pytest.mark.parametrize(
+    "candidates, right", [(6, [1]), (6, [2]), (7, [3, 1, 1]), (5, [5, 1]), (8, [2, 4, 1])]
+)
 def test_chance_is_the_mean_over_all_orders(candidates, right):
     pooled = []
     for count in right:
-        pooled.append([min(i for i, c in enumerate(order) if c < count) + 1 for order in itertools.permutations(range(candidates))])
+        pooled.append(
+            [
+                min(i for i, c in enumerate(order) if c < count) + 1
+                for order in itertools.permutations(range(candidates))
+            ]
+        )
     got, pooled = ranking.chance(candidates, np.array(right)), np.concatenate(pooled)
     expected = metrics(pooled)
     assert got == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
@@ -77,13 +110,18 @@ def test_chance_is_the_mean_over_all_orders(candidates, right):
 
 def test_chance_of_one_right_in_many():
     got = ranking.chance(102, np.ones(102, int))
-    assert got["r1"] == pytest.approx(1 / 102) and got["r10"] == pytest.approx(10 / 102) and got["median_rank"] == 51.5
+    assert (
+        got["r1"] == pytest.approx(1 / 102)
+        and got["r10"] == pytest.approx(10 / 102)
+        and got["median_rank"] == 51.5
+    )
     assert got["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 103)))
     assert ranking.chance(3, np.ones(3, int))["r5"] == ranking.chance(3, np.ones(3, int))["r10"] == 1
 
 
 def test_what_belongs_together():
-    """Records: 0 (u, x), 1 (v, x), 2 (u, y), 3 (w, z): equal contents are one candidate and answer for each other, and only for partners."""
+    """Records: 0 (u, x), 1 (v, x), 2 (u, y), 3 (w, z): equal contents are one candidate and answer for each
+    other, and only for partners."""
     a, b = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1, 2])
     right = Right((a, b), (a, b))
     everything = slice(None)
@@ -98,20 +136,30 @@ def test_what_belongs_together():
     assert right.direction(1)(everything).int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]]
     classes = torch.tensor([0, 1, 2, -1]), torch.tensor([1, 2, 2, 0])
     right = Right((a, b), (a, b), classes)
-    assert right.direction(0)(everything).int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 1]], "u is asked for once as 0 and once as 2"
+    assert right.direction(0)(everything).int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 1]], (
+        "u is asked for once as 0 and once as 2"
+    )
     assert right.direction(1)(everything).int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 1]]
     kept = torch.tensor([False, True, True, True])
     some = right.among(kept)
-    assert some.candidates(1).tolist() == [0, 1, 2] and some.direction(0)(everything).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert some.candidates(1).tolist() == [0, 1, 2] and some.direction(0)(everything).int().tolist() == [
+        [1, 0, 0],
+        [1, 1, 0],
+        [0, 0, 1],
+    ]
 
 
 def test_numbering():
     known = {}
-    assert numbered(["u", None, "v", "u"], known).tolist() == [0, -1, 1, 0] and numbered(["w", "v"], known).tolist() == [2, 1]
+    assert numbered(["u", None, "v", "u"], known).tolist() == [0, -1, 1, 0] and numbered(
+        ["w", "v"], known
+    ).tolist() == [2, 1]
     assert first_of_each(torch.tensor([4, 1, 4, 0, 1])).tolist() == [0, 1, 3]
     assert first_of_each(torch.tensor([[4, 1], [4, 2], [4, 1], [0, -1], [0, -1]])).tolist() == [0, 1, 3]
 
 
 def test_prototypes_are_means():
-    means, kinds = prototypes(torch.tensor([[2.0, 0], [0, 5], [0, 1], [3, 3], [7, 7]]), torch.tensor([4, 4, 2, 2, -1]))
+    means, kinds = prototypes(
+        torch.tensor([[2.0, 0], [0, 5], [0, 1], [3, 3], [7, 7]]), torch.tensor([4, 4, 2, 2, -1])
+    )
     assert kinds.tolist() == [2, 4] and means.tolist() == [[1.5, 2], [1, 2.5]]

@@ -1,4 +1,5 @@
-"""Readers that die or hang do not end a run, and do not change it; processes that train do not wait for a dead one."""
+"""Readers that die or hang do not end a run, and do not change it; processes that train do not wait for a
+dead one."""
 
 import json
 import os
@@ -8,9 +9,8 @@ import sys
 import time
 
 import pytest
-
 import tiny
-from test_resume import importable  # noqa: F401
+
 from vicjoint import checkpoint, distributed, readers
 from vicjoint.build import build_parts
 from vicjoint.config import load_recipe
@@ -22,7 +22,8 @@ def named(folder) -> list[dict]:
 
 
 def dying(tmp_path):
-    """A recipe in which the reader of row7 is killed as often as the file `deaths` says; the run `whole` is one of it without a death."""
+    """A recipe in which the reader of row7 is killed as often as the file `deaths` says; the run `whole` is
+    one of it without a death."""
     deaths = tmp_path / "deaths"
     deaths.write_text("0")
     made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(deaths)})
@@ -36,8 +37,14 @@ def test_a_killed_reader_is_replaced_and_nothing_changes(tmp_path):
     assert tiny.run(made, [f"out={tmp_path / 'killed'}", "data.workers=1"], stdout=said) == [0]
     assert deaths.read_text() == "0"
     tiny.same_end(tmp_path / "whole", tmp_path / "killed")
-    assert "(SIGKILL: often the system, when memory is short), which reads data, ended unexpectedly" in said.read_text()
-    assert "Reading goes on, with new processes, from step" in said.read_text() and "Traceback" not in said.read_text()
+    assert (
+        "(SIGKILL: often the system, when memory is short), which reads data, ended unexpectedly"
+        in said.read_text()
+    )
+    assert (
+        "Reading goes on, with new processes, from step" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
 
 
 @pytest.mark.slow
@@ -46,8 +53,13 @@ def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path):
     deaths.write_text("1000")
     out = [f"out={tmp_path / 'killed'}", "data.workers=1"]
     assert tiny.run(made, out, stdout=said) == [1]
-    assert "That was 3 times in a row. Where memory is short, lower data.workers" in said.read_text() and "Traceback" not in said.read_text()
-    assert checkpoint.steps(tmp_path / "killed" / "checkpoints")[-1] == len(tiny.metrics(tmp_path / "killed")), "what was learnt is saved"
+    assert (
+        "That was 3 times in a row. Where memory is short, lower data.workers" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
+    assert checkpoint.steps(tmp_path / "killed" / "checkpoints")[-1] == len(
+        tiny.metrics(tmp_path / "killed")
+    ), "what was learnt is saved"
     deaths.write_text("0")
     assert tiny.run(made, out) == [0]
     tiny.same_end(tmp_path / "whole", tmp_path / "killed")
@@ -57,7 +69,10 @@ def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path):
 def test_a_sample_that_never_comes_is_replaced_and_named(tmp_path, workers, deaf):
     limit, said = "data.timeout=3", tmp_path / "said"
     bad = {"max_bad_fraction": 0.5}
-    hangs = tiny.recipe(pair={"name": "tiny_views", "hang": "row7", "deaf": deaf, "bad": ["row1", "row2"]}, data={"workers": workers, **bad})
+    hangs = tiny.recipe(
+        pair={"name": "tiny_views", "hang": "row7", "deaf": deaf, "bad": ["row1", "row2"]},
+        data={"workers": workers, **bad},
+    )
     began = time.monotonic()
     assert tiny.run(hangs, [f"out={tmp_path / 'one'}", limit], stdout=said) == [0]
     assert time.monotonic() - began < 120
@@ -68,7 +83,9 @@ def test_a_sample_that_never_comes_is_replaced_and_named(tmp_path, workers, deaf
 
 
 def test_ended_killed_or_not_tried_again_the_replacement_is_the_same():
-    made = tiny.recipe(pair={"name": "tiny_views", "hang": "row7", "bad": ["row1"]}, data={"workers": 0, "timeout": 0.2})
+    made = tiny.recipe(
+        pair={"name": "tiny_views", "hang": "row7", "bad": ["row1"]}, data={"workers": 0, "timeout": 0.2}
+    )
     parts = build_parts(load_recipe(made))
     tried = [(batch.samples, batch.a, bad) for batch, bad in parts.batches(0, 0, 8)]
     known = build_parts(load_recipe(made))
@@ -106,7 +123,10 @@ def test_a_limit_is_for_each_sample_and_leaves_no_alarm():
 
 
 def test_ends_are_described():
-    assert readers.describe(-9).startswith("SIGKILL: often the system") and readers.describe(-7) == "SIGBUS: often too little shared memory, /dev/shm"
+    assert (
+        readers.describe(-9).startswith("SIGKILL: often the system")
+        and readers.describe(-7) == "SIGBUS: often too little shared memory, /dev/shm"
+    )
     assert readers.describe(-11) == "SIGSEGV" and readers.describe(3) == "exit code 3"
 
 
@@ -114,10 +134,14 @@ def test_too_many_bad_samples_in_a_reader_is_one_message(tmp_path):
     said = tmp_path / "said"
     made = tiny.recipe(pair={"name": "tiny_views", "bad": [f"row{i}" for i in range(30)]})
     assert tiny.run(made, [f"out={tmp_path / 'run'}", "data.workers=1"], stdout=said) == [1]
-    assert "20 samples in a row cannot be read, so nothing stands in for row" in said.read_text() and "Traceback" not in said.read_text()
+    assert (
+        "20 samples in a row cannot be read, so nothing stands in for row" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
 
 
 # ---- signals ----
+
 
 def wait_for(condition, process, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
@@ -132,16 +156,27 @@ SLOW_PROBE = {"every": 3, "probes": [{"name": "tiny_probe", "seconds": 2}]}
 @pytest.mark.parametrize("when", ["an evaluation on the way", "the last evaluation"])
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(tmp_path, when):
     made = tiny.recipe(evaluate=SLOW_PROBE, train={"steps": 5, "batch_size": 8})
-    quick = tiny.recipe(evaluate={**SLOW_PROBE, "probes": [{"name": "tiny_probe"}]}, train={"steps": 5, "batch_size": 8})
+    quick = tiny.recipe(
+        evaluate={**SLOW_PROBE, "probes": [{"name": "tiny_probe"}]}, train={"steps": 5, "batch_size": 8}
+    )
     assert tiny.run(quick, [f"out={tmp_path / 'whole'}"]) == [0]
     folder, said = tmp_path / "run", tmp_path / "said"
-    process, = tiny.start(made, [f"out={folder}"], stdout=said)
+    (process,) = tiny.start(made, [f"out={folder}"], stdout=said)
     steps = 3 if when == "an evaluation on the way" else 5
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) == steps, process)
+    wait_for(
+        lambda: (
+            (folder / "metrics.jsonl").exists()
+            and len((folder / "metrics.jsonl").read_text().splitlines()) == steps
+        ),
+        process,
+    )
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
     assert tiny.finish([process]) == [75]
-    assert f"stopped by a signal after step {steps}; a checkpoint is saved" in said.read_text() and "Traceback" not in said.read_text()
+    assert (
+        f"stopped by a signal after step {steps}; a checkpoint is saved" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
     assert tiny.run(made, [f"out={folder}"]) == [0]
     assert tiny.metrics(tmp_path / "whole") == tiny.metrics(folder)
     for name in ("evaluation.json", "evaluation.jsonl"):
@@ -150,7 +185,11 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(tmp_path, when)
 
 def test_a_second_signal_stops_at_once(tmp_path):
     said = tmp_path / "said"
-    process, = tiny.start(tiny.recipe(pair={"name": "tiny_views", "hang": "row7"}), [f"out={tmp_path / 'run'}", "evaluate.every=0"], stdout=said)
+    (process,) = tiny.start(
+        tiny.recipe(pair={"name": "tiny_views", "hang": "row7"}),
+        [f"out={tmp_path / 'run'}", "evaluate.every=0"],
+        stdout=said,
+    )
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
     time.sleep(1)  # now it waits for row7, which can only end by the second signal
     os.kill(process.pid, signal.SIGINT)
@@ -158,42 +197,80 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert process.is_alive()
     os.kill(process.pid, signal.SIGINT)
     assert tiny.finish([process], 60) == [1]
-    assert "stopped at once. The same command with out=FOLDER goes on from the last checkpoint." in said.read_text()
+    assert (
+        "stopped at once. The same command with out=FOLDER goes on from the last checkpoint."
+        in said.read_text()
+    )
     assert "Traceback" not in said.read_text()
 
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_dead_process_does_not_hang_the_others(tmp_path, dead):
     folder, said = tmp_path / "run", tmp_path / "said"
-    processes = tiny.start(tiny.recipe(train={"steps": 100_000, "batch_size": 8}), [f"out={folder}", "evaluate.every=0"], world=2, stdout=said)
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 5, processes[0])
+    processes = tiny.start(
+        tiny.recipe(train={"steps": 100_000, "batch_size": 8}),
+        [f"out={folder}", "evaluate.every=0"],
+        world=2,
+        stdout=said,
+    )
+    wait_for(
+        lambda: (
+            (folder / "metrics.jsonl").exists()
+            and len((folder / "metrics.jsonl").read_text().splitlines()) > 5
+        ),
+        processes[0],
+    )
     processes[dead].kill()
     codes = tiny.finish(processes, 60)
     assert codes[dead] == -9 and codes[1 - dead] == 1
-    assert f"process {1 - dead} of 2: another process is gone, or did not answer within train.timeout=600 s" in said.read_text()
-    assert f"The same command with out={folder} goes on from the last checkpoint" in said.read_text() and "Traceback" not in said.read_text()
+    assert (
+        f"process {1 - dead} of 2: another process is gone, or did not answer within train.timeout=600 s"
+        in said.read_text()
+    )
+    assert (
+        f"The same command with out={folder} goes on from the last checkpoint" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path):
     folder, said = tmp_path / "run", tmp_path / "said"
     made = tiny.recipe(train={"steps": 100_000, "batch_size": 8, "timeout": 5})
     processes = tiny.start(made, [f"out={folder}", "evaluate.every=0"], world=2, stdout=said)
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 5, processes[0])
+    wait_for(
+        lambda: (
+            (folder / "metrics.jsonl").exists()
+            and len((folder / "metrics.jsonl").read_text().splitlines()) > 5
+        ),
+        processes[0],
+    )
     os.kill(processes[1].pid, signal.SIGSTOP)
     try:
         assert tiny.finish(processes[:1], 100) == [1]
     finally:
         processes[1].kill()
-    assert "process 0 of 2: another process is gone, or did not answer within train.timeout=5 s" in said.read_text()
+    assert (
+        "process 0 of 2: another process is gone, or did not answer within train.timeout=5 s"
+        in said.read_text()
+    )
 
 
-@pytest.mark.parametrize("said, lost", [
-    ("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41225", True),
-    ("Application timeout caused pair closure", True),
-    ("Timed out waiting 5000ms for recv operation to complete", True),
-    ("Connection reset by peer", True),
-    ("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x2)", False),
-])
+@pytest.mark.parametrize(
+    "said, lost",
+    [
+        (
+            (
+                "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+                " [127.0.0.1]:41225"
+            ),
+            True,
+        ),
+        ("Application timeout caused pair closure", True),
+        ("Timed out waiting 5000ms for recv operation to complete", True),
+        ("Connection reset by peer", True),
+        ("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x2)", False),
+    ],
+)
 def test_which_errors_say_that_a_process_is_lost(monkeypatch, said, lost):
     assert not distributed.is_lost(RuntimeError(said))  # one process has nobody to lose
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -208,8 +285,24 @@ def test_torchrun_starts_a_dead_process_again(tmp_path, out):
     assert tiny.run(made, [f"out={tmp_path / 'whole'}"], world=2) == [0, 0]
     (tmp_path / "deaths").write_text("1")
     (tmp_path / "recipe.json").write_text(json.dumps(made))
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "vicjoint.run",
-                           "recipe.json", *(["out=run"] if out else [])], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "--max-restarts=1",
+            "-m",
+            "vicjoint.run",
+            "recipe.json",
+            *(["out=run"] if out else []),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "deaths").read_text() == "0"
     folder = tmp_path / "run" if out else tmp_path / "runs" / "tiny" / "1"

@@ -24,7 +24,11 @@ def test_a_shipped_recipe(path):
 
 def test_the_docs_name_encoders_that_exist():
     """The table of docs/modalities.md, and the README's sentence."""
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\| ([^|]*) \|", (ROOT / "docs" / "modalities.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|[^|]*\| ([^|]*) \|",
+        (ROOT / "docs" / "modalities.md").read_text(),
+        re.MULTILINE,
+    )
     assert len(rows) >= 9
     for modality, cell in rows:
         named = set(re.findall(r"`(\w+)`", re.sub(r"those of `image`( with `channels`)?", "", cell)))

@@ -1,4 +1,5 @@
-"""Ridge and the probe `regression`: closed form against float64 references, metrics against hand-made cases and scipy and scikit-learn."""
+"""Ridge and the probe `regression`: closed form against float64 references, metrics against hand-made cases
+and scipy and scikit-learn."""
 
 import math
 
@@ -43,24 +44,37 @@ def test_constant_features_say_nothing():
     rounding = torch.full((30, 1), 100.0)
     rounding[::2] += 8e-6  # one unit in the last place of float32
     assert rounding.std() > 0
-    assert torch.allclose(Ridge(torch.cat([x, rounding], 1), y).predict(torch.cat([x, rounding + 5], 1), 1e-6), y.double(), atol=1e-4)
-    assert torch.allclose(Ridge(torch.ones(30, 2), y).predict(torch.ones(3, 2), 1e-6), y.double().mean().expand(3, 1))
+    assert torch.allclose(
+        Ridge(torch.cat([x, rounding], 1), y).predict(torch.cat([x, rounding + 5], 1), 1e-6),
+        y.double(),
+        atol=1e-4,
+    )
+    assert torch.allclose(
+        Ridge(torch.ones(30, 2), y).predict(torch.ones(3, 2), 1e-6), y.double().mean().expand(3, 1)
+    )
 
 
 def test_the_penalty_is_chosen_on_what_is_held_out():
-    """Noise: the held-out error falls as the penalty grows. No noise: it grows. The larger of two that are equal."""
+    """Noise: the held-out error falls as the penalty grows. No noise: it grows. The larger of two that are
+    equal."""
     torch.manual_seed(0)
     x = torch.randn(40, 20)
     held = torch.arange(40) < 10
-    error = lambda y: lambda found: float((found - y[held]).square().mean())  # noqa: E731
+    error = lambda y: lambda found: float((found - y[held]).square().mean())
     noise, exact = torch.randn(40, 1), x @ torch.randn(20, 1)
-    assert fit_chosen(x, noise, held, error(noise))[1] > 0.5 and fit_chosen(x, exact, held, error(exact))[1] < 1e-4
+    assert (
+        fit_chosen(x, noise, held, error(noise))[1] > 0.5
+        and fit_chosen(x, exact, held, error(exact))[1] < 1e-4
+    )
     assert fit_chosen(x, exact, held, lambda found: 0.0)[1] == max(ridge.PENALTIES)
     fit, penalty = fit_chosen(x, exact, held, error(exact))
-    assert torch.equal(fit.predict(x, penalty), Ridge(x, exact).predict(x, penalty)), "refitted on all training samples"
+    assert torch.equal(fit.predict(x, penalty), Ridge(x, exact).predict(x, penalty)), (
+        "refitted on all training samples"
+    )
 
 
 # ---- metrics ----
+
 
 def test_ranks_share_the_middle():
     assert mid_ranks(np.array([3.0, 1, 3, 2, 3])).tolist() == [4, 1, 4, 2, 4]
@@ -71,17 +85,27 @@ def test_auc_counts_couples():
     score, truth = rng.integers(0, 5, 60).astype(float), rng.integers(0, 2, 60)
     couples = [(p > q) + (p == q) / 2 for p in score[truth == 1] for q in score[truth == 0]]
     assert auc(score, truth) == pytest.approx(np.mean(couples), abs=1e-12)
-    assert auc(np.array([0.1, 0.2, 0.9]), np.array([0, 0, 1])) == 1 and auc(np.zeros(4), np.array([0, 1, 0, 1])) == 0.5
+    assert (
+        auc(np.array([0.1, 0.2, 0.9]), np.array([0, 0, 1])) == 1
+        and auc(np.zeros(4), np.array([0, 1, 0, 1])) == 0.5
+    )
 
 
 def test_metrics_by_hand():
     got = number_metrics(np.array([1.0, 2, 3]), np.array([1.0, 2, 6]))
-    assert got == {"rmse": pytest.approx(3**0.5), "r2": pytest.approx(1 - 9 / 14), "spearman": pytest.approx(1),
-                   "pearson": pytest.approx(5 / math.sqrt(2 * 14))}
+    assert got == {
+        "rmse": pytest.approx(3**0.5),
+        "r2": pytest.approx(1 - 9 / 14),
+        "spearman": pytest.approx(1),
+        "pearson": pytest.approx(5 / math.sqrt(2 * 14)),
+    }
     mean = number_metrics(np.full(3, 3.0), np.array([1.0, 2, 6]))
     assert mean["r2"] == pytest.approx(0) and mean["spearman"] == mean["pearson"] == 0
     assert pearson(np.array([1.0, 2]), np.array([3.0, 3])) == 0
-    assert regression.binary_metrics(np.array([0.2, 0.6, 0.5]), np.array([0, 1, 1])) == {"auc": 1.0, "accuracy": pytest.approx(2 / 3)}
+    assert regression.binary_metrics(np.array([0.2, 0.6, 0.5]), np.array([0, 1, 1])) == {
+        "auc": 1.0,
+        "accuracy": pytest.approx(2 / 3),
+    }
 
 
 def test_metrics_match_libraries():
@@ -92,10 +116,13 @@ def test_metrics_match_libraries():
     assert got["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
     assert got["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
     truth = (y > 0).astype(int)
-    assert auc(x, truth) == pytest.approx(stats.mannwhitneyu(x[truth == 1], x[truth == 0]).statistic / (truth.sum() * (1 - truth).sum()))
+    assert auc(x, truth) == pytest.approx(
+        stats.mannwhitneyu(x[truth == 1], x[truth == 0]).statistic / (truth.sum() * (1 - truth).sum())
+    )
 
 
 # ---- the probe ----
+
 
 class Numbers(Modality):
     baseline = "first"
@@ -134,7 +161,10 @@ class Source:
     def __init__(self):
         rng = np.random.default_rng(0)
         xs = rng.normal(size=(90, 2))
-        records = [{"id": f"r{i}", "x": x.tolist(), "y": str(2 * x[0] + 3 * x[1]), "sign": str(int(x[1] > 0))} for i, x in enumerate(xs)]
+        records = [
+            {"id": f"r{i}", "x": x.tolist(), "y": str(2 * x[0] + 3 * x[1]), "sign": str(int(x[1] > 0))}
+            for i, x in enumerate(xs)
+        ]
         self.train, self.test = records[:60], records[60:]
         for part in (self.train, self.test):
             part[3]["broken"], part[4]["y"] = True, ""
@@ -152,7 +182,9 @@ def rows(probe, source=None):
 def test_numbers_are_regressed_beside_their_baselines(capsys):
     found = rows(Regression(label="y"))
     assert list(found) == ["model", "random_init", "first", "mean"]
-    assert found["model"]["rmse"] < 1e-3 and found["model"]["r2"] > 0.999 and found["model"]["spearman"] > 0.99
+    assert (
+        found["model"]["rmse"] < 1e-3 and found["model"]["r2"] > 0.999 and found["model"]["spearman"] > 0.99
+    )
     assert found["random_init"]["rmse"] == found["mean"]["rmse"] > 3 and found["mean"]["spearman"] == 0
     assert found["mean"]["rmse"] > found["first"]["rmse"] > 1
     said = capsys.readouterr().out
@@ -170,12 +202,17 @@ def test_the_test_split_chooses_nothing():
     for record in turned.test:
         record["y"] = record["y"] and str(-float(record["y"]))
     straight, contradicted = rows(Regression(label="y")), rows(Regression(label="y"), turned)
-    assert straight["model"]["penalty"] == contradicted["model"]["penalty"] and contradicted["model"]["spearman"] < -0.99
+    assert (
+        straight["model"]["penalty"] == contradicted["model"]["penalty"]
+        and contradicted["model"]["spearman"] < -0.99
+    )
 
 
 def test_what_cannot_be_regressed_is_said():
     assert "a number in 'label' of the records; found 0 and 0." in Regression().misses(Source(), Pair())
-    with pytest.raises(ValueError, match="regression: id of r0 is 'r0', expected a number. Name another label"):
+    with pytest.raises(
+        ValueError, match="regression: id of r0 is 'r0', expected a number. Name another label"
+    ):
         Regression(label="id").misses(Source(), Pair())
     with pytest.raises(ValueError, match="expected 0 or 1. Use kind: number."):
         Regression(label="y", kind="binary").misses(Source(), Pair())

@@ -1,4 +1,5 @@
-"""The report page: self-contained, escaped, right numbers, pictures that decode, and no crash over a missing or broken file."""
+"""The report page: self-contained, escaped, right numbers, pictures that decode, and no crash over a missing
+or broken file."""
 
 import base64
 import io
@@ -14,8 +15,16 @@ from vicjoint.report.page import main, write_report
 from vicjoint.runfolder import table
 
 NASTY = "<script>alert(1)</script>.mp4"
-FILES = ["recipe.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "evaluation.json", "spectrum.json",
-         "pictures.npz", "bad_samples.jsonl"]
+FILES = [
+    "recipe.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "evaluation.jsonl",
+    "evaluation.json",
+    "spectrum.json",
+    "pictures.npz",
+    "bad_samples.jsonl",
+]
 
 
 def lines(path, rows):
@@ -31,23 +40,58 @@ def health(step):
 def run(tmp_path):
     """A run folder in which every text that may come from data is hostile."""
     rng = np.random.default_rng(0)
-    (tmp_path / "recipe.yaml").write_text(f"name: 'world {NASTY}'\nsource: {{name: '</pre>{NASTY}'}}\n", encoding="utf-8")
-    (tmp_path / "environment.json").write_text(json.dumps({
-        "command": f"run {NASTY}", "torch": "2.14", "threads": 2, "source": f"320 videos of {NASTY}",
-        "announcement": f"sample {NASTY}", "terms": ["invariance", "weird$term<i>"],
-        "parameters": {"a": {"encoder": 1234567, "expander": 89}}}))
-    lines(tmp_path / "metrics.jsonl", [
-        {"step": s, "loss": float("nan") if s == 7 else 20.0 / s, "invariance": 1.0, "weird$term<i>": 0.0, "lr": 1e-3,
-         "seconds": s * 0.1, "samples_per_second": 500.0, **(health(s) if s % 10 == 0 else {})} for s in range(1, 41)])
-    table = {"chance": {"r1": 0.042, "offset": 8.0}, "random_init": {"r1": 0.0526, "offset": 7.5, "novel": 0.7},
-             "model": {"r1": 0.58512, "offset": 1.25, "novel": 0.9, "skill": None},
-             NASTY: {"r1": 0.1, "offset": 0.5, "novel": 0.9}}
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: 'world {NASTY}'\nsource: {{name: '</pre>{NASTY}'}}\n", encoding="utf-8"
+    )
+    (tmp_path / "environment.json").write_text(
+        json.dumps(
+            {
+                "command": f"run {NASTY}",
+                "torch": "2.14",
+                "threads": 2,
+                "source": f"320 videos of {NASTY}",
+                "announcement": f"sample {NASTY}",
+                "terms": ["invariance", "weird$term<i>"],
+                "parameters": {"a": {"encoder": 1234567, "expander": 89}},
+            }
+        )
+    )
+    lines(
+        tmp_path / "metrics.jsonl",
+        [
+            {
+                "step": s,
+                "loss": float("nan") if s == 7 else 20.0 / s,
+                "invariance": 1.0,
+                "weird$term<i>": 0.0,
+                "lr": 1e-3,
+                "seconds": s * 0.1,
+                "samples_per_second": 500.0,
+                **(health(s) if s % 10 == 0 else {}),
+            }
+            for s in range(1, 41)
+        ],
+    )
+    table = {
+        "chance": {"r1": 0.042, "offset": 8.0},
+        "random_init": {"r1": 0.0526, "offset": 7.5, "novel": 0.7},
+        "model": {"r1": 0.58512, "offset": 1.25, "novel": 0.9, "skill": None},
+        NASTY: {"r1": 0.1, "offset": 0.5, "novel": 0.9},
+    }
     (tmp_path / "evaluation.json").write_text(json.dumps({f"next {NASTY}": table}))
     lines(tmp_path / "evaluation.jsonl", [{"step": s, "results": {f"next {NASTY}": table}} for s in (20, 40)])
     (tmp_path / "spectrum.json").write_text(json.dumps({"a": [3.0, 0.1, 1e-19, 0.0], "b": [2.0, 1.0, 0.5]}))
-    context, (retrieved, target) = (rng.integers(0, 256, (n, m, 16, 24, 3), np.uint8) for n, m in ((3, 4), (2, 3)))
-    np.savez(tmp_path / "pictures.npz", context=context, retrieved=retrieved, target=target,
-             title=np.array([NASTY, "二.mp4", "c"]), good=np.array([True, False, True]))
+    context, (retrieved, target) = (
+        rng.integers(0, 256, (n, m, 16, 24, 3), np.uint8) for n, m in ((3, 4), (2, 3))
+    )
+    np.savez(
+        tmp_path / "pictures.npz",
+        context=context,
+        retrieved=retrieved,
+        target=target,
+        title=np.array([NASTY, "二.mp4", "c"]),
+        good=np.array([True, False, True]),
+    )
     bad = [{"source": "video_folder", "sample": f"{i}{NASTY}\udcff", "cause": "cut <off>"} for i in range(25)]
     lines(tmp_path / "bad_samples.jsonl", bad)
     return tmp_path
@@ -58,7 +102,10 @@ def text(folder):
 
 
 def images(html):
-    return [(kind, base64.b64decode(content)) for kind, content in re.findall(r'src="data:image/([a-z+]+);base64,([^"]+)"', html)]
+    return [
+        (kind, base64.b64decode(content))
+        for kind, content in re.findall(r'src="data:image/([a-z+]+);base64,([^"]+)"', html)
+    ]
 
 
 def test_nothing_is_left_out_and_nothing_comes_from_outside(run):
@@ -66,12 +113,19 @@ def test_nothing_is_left_out_and_nothing_comes_from_outside(run):
     assert "left out" not in html
     assert not re.search(r'(src|href|action)\s*=\s*["\']?(?!data:|")', html), "a source that is not inlined"
     assert not re.search(r"<(script|link|iframe|object|base)\b|@import|https?://|url\(", html, re.IGNORECASE)
-    assert not list(run.glob("*.tmp")) and sorted(p.name for p in run.iterdir()) == sorted([*FILES, "report.html"])
+    assert not list(run.glob("*.tmp")) and sorted(p.name for p in run.iterdir()) == sorted(
+        [*FILES, "report.html"]
+    )
 
 
 def test_text_from_data_is_escaped(run):
     html = text(run)
-    assert "<script" not in html and "<u>40</u>" not in html and "<off>" not in html and "weird$term<i>" not in html
+    assert (
+        "<script" not in html
+        and "<u>40</u>" not in html
+        and "<off>" not in html
+        and "weird$term<i>" not in html
+    )
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;.mp4") >= 10, "shown, not dropped"
     assert "healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html and 'badge green">healthy' in html
     assert f'<p class="banner">sample {NASTY.replace("<", "&lt;").replace(">", "&gt;")}</p>' in html
@@ -86,7 +140,10 @@ def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
     best, plain = ' class="best"', ""
     assert cells["model"] == [(best, "0.585"), (plain, "1.250"), (best, "0.900"), (plain, "–")]
     assert cells["random_init"] == [(plain, "0.053"), (plain, "7.500"), (plain, "0.700"), (plain, "–")]
-    assert rows[3][0].startswith("&lt;script") and cells[rows[3][0]][1:3] == [(best, "0.500"), (best, "0.900")]
+    assert rows[3][0].startswith("&lt;script") and cells[rows[3][0]][1:3] == [
+        (best, "0.500"),
+        (best, "0.900"),
+    ]
     assert "offset</abbr> ↓" in table and "r1</abbr> ↑" in table and "mean distance in frames" in html
 
 
@@ -103,64 +160,137 @@ def test_pictures_decode_to_the_frames_and_stand_under_their_headings(run):
 
 def test_pictures_of_several_probes_stand_side_by_side(tmp_path):
     rng = np.random.default_rng(0)
-    case = {"neighbours": rng.integers(0, 256, (2, 3, 8, 8, 3), np.uint8), "right": np.array([[True, False, True], [False, False, True]]),
-            "good": np.array([True, False]), "title": np.array([NASTY, "second"]), "captions": np.array([NASTY, "retrieved"])}
-    knn = {key: value for key, value in case.items() if key != "right"} | {"query": rng.integers(0, 256, (2, 8, 8, 3), np.uint8)}
-    np.savez(tmp_path / "pictures.npz", **{f"knn/{k}": v for k, v in knn.items()}, **{f"retrieval {NASTY}/{k}": v for k, v in case.items()})
+    case = {
+        "neighbours": rng.integers(0, 256, (2, 3, 8, 8, 3), np.uint8),
+        "right": np.array([[True, False, True], [False, False, True]]),
+        "good": np.array([True, False]),
+        "title": np.array([NASTY, "second"]),
+        "captions": np.array([NASTY, "retrieved"]),
+    }
+    knn = {key: value for key, value in case.items() if key != "right"} | {
+        "query": rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    }
+    np.savez(
+        tmp_path / "pictures.npz",
+        **{f"knn/{k}": v for k, v in knn.items()},
+        **{f"retrieval {NASTY}/{k}": v for k, v in case.items()},
+    )
     html = text(tmp_path).split("<h2>Pictures</h2>")[1].split("<h2>")[0]
     of_knn, of_retrieval = html.split("<h3>knn</h3>")[1].split("<h3>retrieval &lt;script")
     assert "<script" not in html and len(images(of_knn)) == 2 * 4 and len(images(of_retrieval)) == 2 * 3
-    assert NASTY.replace("<", "&lt;").replace(">", "&gt;") + "</figcaption>" in of_knn and ">retrieved</figcaption>" in of_retrieval
+    assert (
+        NASTY.replace("<", "&lt;").replace(">", "&gt;") + "</figcaption>" in of_knn
+        and ">retrieved</figcaption>" in of_retrieval
+    )
     marks = re.findall(r'class="crisp ?([a-z-]*)"', of_retrieval)
     assert marks == ["mark-green", "", "mark-green", "mark-red", "", "mark-green"]
-    assert re.findall(r'class="crisp ?([a-z-]*)"', of_knn) == ["", "mark-green", "", "", "", "mark-red", "", ""]
+    assert re.findall(r'class="crisp ?([a-z-]*)"', of_knn) == [
+        "",
+        "mark-green",
+        "",
+        "",
+        "",
+        "mark-red",
+        "",
+        "",
+    ]
 
 
-RETRIEVAL = {"model": {"a_to_b_r1": 0.5, "a_to_b_median_rank": 2.0, "b_to_a_r1": 0.25, "b_to_a_median_rank": 3.0, "penalty": 1e-6},
-             "chance": {"a_to_b_r1": 0.01, "a_to_b_median_rank": 51.5, "b_to_a_r1": 0.02, "b_to_a_median_rank": 51.5}}
+RETRIEVAL = {
+    "model": {
+        "a_to_b_r1": 0.5,
+        "a_to_b_median_rank": 2.0,
+        "b_to_a_r1": 0.25,
+        "b_to_a_median_rank": 3.0,
+        "penalty": 1e-6,
+    },
+    "chance": {"a_to_b_r1": 0.01, "a_to_b_median_rank": 51.5, "b_to_a_r1": 0.02, "b_to_a_median_rank": 51.5},
+}
 
 
 def test_retrieval_is_shown_one_direction_at_a_time(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval": RETRIEVAL}))
     html = text(tmp_path)
     to_b, to_a = html.split("<h4>from a to b</h4>")[1].split("<h4>from b to a</h4>")
-    assert '<td class="best">0.500</td><td class="best">2.000</td>' in to_b and '<td class="best">0.250</td>' in to_a
+    assert (
+        '<td class="best">0.500</td><td class="best">2.000</td>' in to_b
+        and '<td class="best">0.250</td>' in to_a
+    )
     assert "median_rank</abbr> ↓" in to_b and html.count("<dt>r1</dt>") == 1 and "a_to_b" not in html
     assert "<td>1e-06</td>" in to_a, "a setting is neither best nor rounded to zero"
 
 
 def test_directions_and_curves_have_the_names_of_the_branches(tmp_path):
     probe, pair = "retrieval video-<i>", "video-<i>"
-    (tmp_path / "environment.json").write_text(json.dumps({"pairs": {pair: ["video", "<i>"], "broken": 3}, "probes": {probe: ["video", "<i>"]}}))
+    (tmp_path / "environment.json").write_text(
+        json.dumps({"pairs": {pair: ["video", "<i>"], "broken": 3}, "probes": {probe: ["video", "<i>"]}})
+    )
     (tmp_path / "evaluation.json").write_text(json.dumps({probe: RETRIEVAL}))
     lines(tmp_path / "evaluation.jsonl", [{"step": s, "results": {probe: RETRIEVAL}} for s in (5, 6)])
     lines(tmp_path / "metrics.jsonl", [{"step": s, "pair": pair, "loss": 1.0, **health(s)} for s in (1, 2)])
     case = np.zeros((1, 2, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "pictures.npz", **{f"{probe}/{key}": value for key, value in {
-        "neighbours": case, "good": np.array([False]), "title": np.array(["one"]), "captions": np.array(["query, {b}", "retrieved, {a}"])}.items()})
+    np.savez(
+        tmp_path / "pictures.npz",
+        **{
+            f"{probe}/{key}": value
+            for key, value in {
+                "neighbours": case,
+                "good": np.array([False]),
+                "title": np.array(["one"]),
+                "captions": np.array(["query, {b}", "retrieved, {a}"]),
+            }.items()
+        },
+    )
     html = text(tmp_path)
-    assert "<h4>from video to &lt;i&gt;</h4>" in html and "<h4>from &lt;i&gt; to video</h4>" in html and "a to b" not in html and "<i>" not in html
+    assert (
+        "<h4>from video to &lt;i&gt;</h4>" in html
+        and "<h4>from &lt;i&gt; to video</h4>" in html
+        and "a to b" not in html
+        and "<i>" not in html
+    )
     assert "</i>video to &lt;i&gt; r1</span>" in html and "</i>&lt;i&gt; to video r1</span>" in html
-    assert html.count("</i>video</span>") == html.count("</i>&lt;i&gt;</span>") == 4, "std, dead, rank, redundancy"
-    assert "<figcaption>retrieved, video</figcaption>" in html and "red a wrong one in the first place" in html and "cannot be shown" not in html
+    assert html.count("</i>video</span>") == html.count("</i>&lt;i&gt;</span>") == 4, (
+        "std, dead, rank, redundancy"
+    )
+    assert (
+        "<figcaption>retrieved, video</figcaption>" in html
+        and "red a wrong one in the first place" in html
+        and "cannot be shown" not in html
+    )
     assert "pairs" not in html.split("What ran")[1].split("</table>")[0]
     assert table(RETRIEVAL, ("video", "words")).splitlines()[3].startswith("words to video  ")
 
 
 def test_a_legend_says_what_its_probe_measures_and_says_it_once(tmp_path):
     frames = {"model": {"r1": 0.5, "mrr": 0.6, "copy_rate": 0.1}}
-    (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval x": RETRIEVAL, "retrieval y": RETRIEVAL, "next_frame_retrieval": frames}))
+    (tmp_path / "evaluation.json").write_text(
+        json.dumps({"retrieval x": RETRIEVAL, "retrieval y": RETRIEVAL, "next_frame_retrieval": frames})
+    )
     html = text(tmp_path)
-    of_x, of_y, of_frames = (html.split(f"<h3>{name}</h3>")[1].split("<h3>")[0].split("<h2>")[0] for name in ("retrieval x", "retrieval y", "next_frame_retrieval"))
-    assert "frame" not in of_x and "<dt>r1</dt><dd>R@1: share of queries of which a right answer ranks first</dd>" in of_x and "<dl>" not in of_y
+    of_x, of_y, of_frames = (
+        html.split(f"<h3>{name}</h3>")[1].split("<h3>")[0].split("<h2>")[0]
+        for name in ("retrieval x", "retrieval y", "next_frame_retrieval")
+    )
+    assert (
+        "frame" not in of_x
+        and "<dt>r1</dt><dd>R@1: share of queries of which a right answer ranks first</dd>" in of_x
+        and "<dl>" not in of_y
+    )
     assert 'title="R@1: share of queries of which a right answer ranks first"' in of_y
-    assert "<dd>R@1: share of predictions whose true next frame ranks first among the candidate frames of the same video" in of_frames
-    assert "true next frame, in the same list as r1" in of_frames and html.count("Bold: best of the column") == 1
+    assert (
+        "<dd>R@1: share of predictions whose true next frame ranks first among the candidate frames of the"
+        " same video" in of_frames
+    )
+    assert (
+        "true next frame, in the same list as r1" in of_frames and html.count("Bold: best of the column") == 1
+    )
 
 
 def test_a_single_step_is_drawn_among_whole_steps(monkeypatch):
     drawn, original = [], plots.Figure.savefig
-    monkeypatch.setattr(plots.Figure, "savefig", lambda self, *a, **k: (drawn.append(self.axes[0]), original(self, *a, **k)))
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda self, *a, **k: (drawn.append(self.axes[0]), original(self, *a, **k))
+    )
     plots.draw([plots.Curve("", "#000", [3], [0.5])], None, False)
     assert drawn[0].get_xlim() == (2, 4) and all(tick == round(tick) for tick in drawn[0].get_xticks())
 
@@ -175,7 +305,8 @@ def test_the_terminal_table():
         "chance      0.020       51.500",
         "          penalty",
         "model       1e-06",
-        "chance          -"]
+        "chance          -",
+    ]
 
 
 def test_large_frames_are_shrunk_and_not_pixelated():
@@ -187,29 +318,59 @@ def test_large_frames_are_shrunk_and_not_pixelated():
 def test_plots_are_svg_without_text_from_data(run):
     plots = [content.decode() for kind, content in images(text(run)) if kind == "svg+xml"]
     assert len(plots) == 11, "loss, terms, 4 branch healths, alignment, lr, speed, evaluation, spectrum"
-    assert all(p.rstrip().endswith("</svg>") and "currentColor" in p and "weird" not in p and "script" not in p for p in plots)
+    assert all(
+        p.rstrip().endswith("</svg>") and "currentColor" in p and "weird" not in p and "script" not in p
+        for p in plots
+    )
     assert "prefers-color-scheme" in plots[0]
 
 
 def test_each_pair_has_its_own_curves_and_verdict(tmp_path):
     pairs = ["video-<u>audio</u>", "video-text"]
-    lines(tmp_path / "metrics.jsonl", [
-        {"step": s, "pair": pairs[s % 2], "loss": 10.0 + s % 2, "invariance": 1.0, "lr": 1e-3, "samples_per_second": 5.0,
-         **(health(s) if s > 38 else {})} for s in range(41)])
+    lines(
+        tmp_path / "metrics.jsonl",
+        [
+            {
+                "step": s,
+                "pair": pairs[s % 2],
+                "loss": 10.0 + s % 2,
+                "invariance": 1.0,
+                "lr": 1e-3,
+                "samples_per_second": 5.0,
+                **(health(s) if s > 38 else {}),
+            }
+            for s in range(41)
+        ],
+    )
     html = text(tmp_path)
-    assert "<u>audio" not in html and html.count("<h3>video-&lt;u&gt;audio&lt;/u&gt;</h3>") == html.count("<h3>video-text</h3>") == 1
-    assert len([kind for kind, _ in images(html) if kind == "svg+xml"]) == 2 * 7 + 2, "loss, terms, 4 branch healths, alignment; lr, speed"
-    assert "video-text: healthy: &lt;u&gt;39&lt;/u&gt; (step 39)" in html and "audio&lt;/u&gt;: healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html
-    assert "loss of video-text, first and last<b>11 → 11</b>" in html and "audio&lt;/u&gt;, first and last<b>10 → 10</b>" in html
+    assert (
+        "<u>audio" not in html
+        and html.count("<h3>video-&lt;u&gt;audio&lt;/u&gt;</h3>") == html.count("<h3>video-text</h3>") == 1
+    )
+    assert len([kind for kind, _ in images(html) if kind == "svg+xml"]) == 2 * 7 + 2, (
+        "loss, terms, 4 branch healths, alignment; lr, speed"
+    )
+    assert (
+        "video-text: healthy: &lt;u&gt;39&lt;/u&gt; (step 39)" in html
+        and "audio&lt;/u&gt;: healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html
+    )
+    assert (
+        "loss of video-text, first and last<b>11 → 11</b>" in html
+        and "audio&lt;/u&gt;, first and last<b>10 → 10</b>" in html
+    )
 
 
 def test_bad_samples_are_counted_and_the_first_twenty_shown(run):
     section = text(run).split("<h2>Bad samples</h2>")[1].split("<h2>")[0]
-    assert "25 could not be read" in section and section.count("<tr>") == 1 + 20 and "cut &lt;off&gt;" in section
+    assert (
+        "25 could not be read" in section and section.count("<tr>") == 1 + 20 and "cut &lt;off&gt;" in section
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [None, b"", b"\xff{[<i>broken", b"[1, 2]\n", b'{"step": 1, "results": 3, "a": 3}\n'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\xff{[<i>broken", b"[1, 2]\n", b'{"step": 1, "results": 3, "a": 3}\n']
+)
 def test_a_missing_or_broken_file_costs_its_part_only(run, name, content, monkeypatch):
     monkeypatch.setattr(plots, "draw", lambda *_: b"<svg></svg>")  # drawing is slow and is tested above
     (run / name).unlink() if content is None else (run / name).write_bytes(content)
@@ -227,13 +388,26 @@ def test_an_empty_folder_gives_a_page_of_sentences(tmp_path):
 
 def test_direction_of_metrics():
     lower = ("offset", "rmse", "copy_rate", "median_rank", "a_to_b_median_rank")
-    assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if page.lower_is_better(m)] == list(lower)
+    assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if page.lower_is_better(m)] == list(
+        lower
+    )
 
 
-@pytest.mark.parametrize("words, badge", [("healthy: fine", "green"), ("collapsed: branch a", "red"), ("redundant: a", "amber"),
-                                          ("nearly collapsed: a; redundant: b", "amber"), ("nearly collapsed: a; collapsed: b", "red")])
+@pytest.mark.parametrize(
+    "words, badge",
+    [
+        ("healthy: fine", "green"),
+        ("collapsed: branch a", "red"),
+        ("redundant: a", "amber"),
+        ("nearly collapsed: a; redundant: b", "amber"),
+        ("nearly collapsed: a; collapsed: b", "red"),
+    ],
+)
 def test_badge_follows_the_last_verdict(tmp_path, words, badge):
-    lines(tmp_path / "metrics.jsonl", [{"step": 1, "verdict": "collapsed: at first"}, {"step": 2, "verdict": words}, {"step": 3}])
+    lines(
+        tmp_path / "metrics.jsonl",
+        [{"step": 1, "verdict": "collapsed: at first"}, {"step": 2, "verdict": words}, {"step": 3}],
+    )
     assert f'badge {badge}">' in text(tmp_path)
 
 
@@ -248,7 +422,12 @@ def test_thinning_keeps_the_peaks():
     y = np.zeros(50_000)
     y[12_345], y[40_000], y[7] = 9.0, -3.0, np.inf
     x, thinned = plots.thin(np.arange(50_000), y)
-    assert len(x) <= plots.MAX_POINTS and thinned[x == 12_345] == 9 and thinned[x == 40_000] == -3 and np.isnan(thinned[x == 7])
+    assert (
+        len(x) <= plots.MAX_POINTS
+        and thinned[x == 12_345] == 9
+        and thinned[x == 40_000] == -3
+        and np.isnan(thinned[x == 7])
+    )
 
 
 def test_command_line(run, capsys):

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
-import tiny
 import vicjoint
 from vicjoint import checkpoint, distributed, resuming
 from vicjoint.build import build_parts
@@ -15,22 +15,44 @@ from vicjoint.config import load_recipe
 from vicjoint.stopping import seed_everything
 
 PLAIN = tiny.branch(encoder={"name": "noisy", "norm": False})
-MOCO = {"b": {"weights": "ema", "momentum": 0.9}, "objective": {"name": "infonce", "form": "moco", "queue": 20}}
+MOCO = {
+    "b": {"weights": "ema", "momentum": 0.9},
+    "objective": {"name": "infonce", "form": "moco", "queue": 20},
+}
 LATENT = {"predictor": {"name": "mlp", "hidden": 8, "latents": 4}}
-PAIRS = {"pair": None, "a": None, "b": None, "branches": {name: tiny.branch() for name in ("one", "two", "three")},
-         "pairs": [{"a": "one", "b": "two", "pair": {"name": "tiny_views"}}, {"a": "one", "b": "three", "pair": {"name": "tiny_views"}}],
-         "objective": {"name": "infonce", "learnable": True}}
+PAIRS = {
+    "pair": None,
+    "a": None,
+    "b": None,
+    "branches": {name: tiny.branch() for name in ("one", "two", "three")},
+    "pairs": [
+        {"a": "one", "b": "two", "pair": {"name": "tiny_views"}},
+        {"a": "one", "b": "three", "pair": {"name": "tiny_views"}},
+    ],
+    "objective": {"name": "infonce", "learnable": True},
+}
 CONFIGURATIONS = {
     "plain": ({}, [], 1),
     "parts, exact": ({}, ["train.accumulate=2"], 1),
     "parts, each by itself": ({}, ["train.accumulate=2", "train.exact=false"], 1),
     "moco: ema and a queue": (MOCO, [], 1),
     "a latent, ema, parts": ({**LATENT, "b": {"weights": "ema", "momentum": 0.9}}, ["train.accumulate=2"], 1),
-    "predictor, ema": ({"b": {"weights": "ema", "momentum": 0.9}, "predictor": {"name": "mlp", "hidden": 8}}, [], 1),
-    "shared weights, LARS, bf16": ({"b": {"weights": "same"}, "optim": {"name": "lars", "lr": 0.5, "schedule": {"name": "constant"}}},
-                                   ["train.precision=bf16"], 1),
+    "predictor, ema": (
+        {"b": {"weights": "ema", "momentum": 0.9}, "predictor": {"name": "mlp", "hidden": 8}},
+        [],
+        1,
+    ),
+    "shared weights, LARS, bf16": (
+        {"b": {"weights": "same"}, "optim": {"name": "lars", "lr": 0.5, "schedule": {"name": "constant"}}},
+        ["train.precision=bf16"],
+        1,
+    ),
     "several pairs": (PAIRS, [], 1),
-    "bad samples": ({"pair": {"name": "tiny_views", "bad": ["row3", "row11", "row20"]}}, ["data.max_bad_fraction=0.5"], 1),
+    "bad samples": (
+        {"pair": {"name": "tiny_views", "bad": ["row3", "row11", "row20"]}},
+        ["data.max_bad_fraction=0.5"],
+        1,
+    ),
     "two processes": ({}, [], 2),
     "two processes, a latent": (LATENT, [], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),
@@ -54,15 +76,27 @@ def test_killed_runs_end_like_the_one_that_was_not(name, tmp_path):
     changes, overrides, world = CONFIGURATIONS[name]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(made(changes), [f"out={whole}", *overrides], world=world) == [0] * world
-    for place in (("vicjoint.loop.backward", 3), ("vicjoint.loop.backward", 7), ("vicjoint.loop.evaluate", 2)):
+    for place in (
+        ("vicjoint.loop.backward", 3),
+        ("vicjoint.loop.backward", 7),
+        ("vicjoint.loop.evaluate", 2),
+    ):
         codes = tiny.run(made(changes), [f"out={killed}", *overrides], kill=place, world=world)
         assert codes[-1] == -9 and 0 not in codes
     assert tiny.run(made(changes), [f"out={killed}", *overrides], world=world) == [0] * world
     tiny.same_end(whole, killed)
 
 
-KILLED_AT = [("vicjoint.checkpoint.write_file", 2), ("vicjoint.checkpoint.synchronise", 3), ("os.replace", 6), ("os.replace", 9), ("shutil.rmtree", 4),
-             ("vicjoint.loop.write_json", 1), ("vicjoint.loop.write_report", 1), ("vicjoint.metrics.health", 1)]
+KILLED_AT = [
+    ("vicjoint.checkpoint.write_file", 2),
+    ("vicjoint.checkpoint.synchronise", 3),
+    ("os.replace", 6),
+    ("os.replace", 9),
+    ("shutil.rmtree", 4),
+    ("vicjoint.loop.write_json", 1),
+    ("vicjoint.loop.write_report", 1),
+    ("vicjoint.metrics.health", 1),
+]
 
 
 @pytest.mark.parametrize("place", KILLED_AT, ids=str)
@@ -76,12 +110,20 @@ def test_a_kill_while_files_are_written(place, tmp_path_factory, tmp_path):
 
 
 def test_lines_written_after_the_checkpoint_and_torn_ones_are_cut(tmp_path):
-    bad = tiny.recipe(pair={"name": "tiny_views", "bad": ["row3", "row11"]}, data={"workers": 0, "max_bad_fraction": 0.5})
+    bad = tiny.recipe(
+        pair={"name": "tiny_views", "bad": ["row3", "row11"]}, data={"workers": 0, "max_bad_fraction": 0.5}
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(bad, [f"out={whole}"]) == [0]
     assert tiny.run(bad, [f"out={killed}"], kill=("vicjoint.loop.backward", 7)) == [-9]
-    assert [line["step"] for line in tiny.metrics(killed)] == [1, 2, 3, 4, 5, 6] and checkpoint.steps(killed / "checkpoints") == [4]
-    for name, torn in (("metrics.jsonl", '{"step": 7, "pa'), ("evaluation.jsonl", '{"step": 6, "res'), ("bad_samples.jsonl", '{"source": "ti')):
+    assert [line["step"] for line in tiny.metrics(killed)] == [1, 2, 3, 4, 5, 6] and checkpoint.steps(
+        killed / "checkpoints"
+    ) == [4]
+    for name, torn in (
+        ("metrics.jsonl", '{"step": 7, "pa'),
+        ("evaluation.jsonl", '{"step": 6, "res'),
+        ("bad_samples.jsonl", '{"source": "ti'),
+    ):
         with open(killed / name, "a") as file:
             file.write(torn)
     assert tiny.run(bad, [f"out={killed}"]) == [0]
@@ -99,7 +141,9 @@ def test_a_kill_before_the_first_checkpoint_starts_again(tmp_path):
 def test_workers_can_change_on_the_way(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(tiny.recipe(), [f"out={whole}"]) == [0]
-    assert tiny.run(tiny.recipe(), [f"out={killed}", "data.workers=1"], kill=("vicjoint.loop.backward", 6)) == [-9]
+    assert tiny.run(
+        tiny.recipe(), [f"out={killed}", "data.workers=1"], kill=("vicjoint.loop.backward", 6)
+    ) == [-9]
     assert tiny.run(tiny.recipe(), [f"out={killed}", "data.workers=2"]) == [0]
     tiny.same_end(whole, killed)
 
@@ -110,7 +154,15 @@ def test_three_workers(world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(made(MOCO), [f"out={whole}"], world=world) == [0] * world
     for at in (3, 8):
-        assert tiny.run(made(MOCO), [f"out={killed}", "data.workers=3"], kill=("vicjoint.loop.backward", at), world=world)[-1] == -9
+        assert (
+            tiny.run(
+                made(MOCO),
+                [f"out={killed}", "data.workers=3"],
+                kill=("vicjoint.loop.backward", at),
+                world=world,
+            )[-1]
+            == -9
+        )
     assert tiny.run(made(MOCO), [f"out={killed}", "data.workers=3"], world=world) == [0] * world
     tiny.same_end(whole, killed)
 
@@ -138,8 +190,11 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 
 def test_an_evaluation_leaves_no_trace_in_training(tmp_path):
-    often, never = (vicjoint.train(tiny.recipe(), [f"out={tmp_path / str(every)}", f"evaluate.every={every}"]) for every in (1, 0))
-    losses = lambda folder: [line["loss"] for line in tiny.metrics(folder)]  # noqa: E731
+    often, never = (
+        vicjoint.train(tiny.recipe(), [f"out={tmp_path / str(every)}", f"evaluate.every={every}"])
+        for every in (1, 0)
+    )
+    losses = lambda folder: [line["loss"] for line in tiny.metrics(folder)]
     assert losses(often) == losses(never) and len(losses(never)) == 14
     assert (often / "evaluation.json").read_text() == (never / "evaluation.json").read_text()
 
@@ -155,11 +210,20 @@ def test_dropout_differs_from_step_to_step_and_between_processes():
 
 def test_two_commands_do_not_write_in_one_folder(tmp_path):
     out, said = [f"out={tmp_path / 'run'}"], tmp_path / "said"
-    first = tiny.start(tiny.recipe(evaluate={"every": 0, "probes": [{"name": "tiny_probe", "seconds": 30}]}), out)
+    first = tiny.start(
+        tiny.recipe(evaluate={"every": 0, "probes": [{"name": "tiny_probe", "seconds": 30}]}), out
+    )
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert first[0].is_alive()
-    assert tiny.run(tiny.recipe(evaluate={"every": 0, "probes": [{"name": "tiny_probe", "seconds": 30}]}), out, stdout=said) == [2]
-    assert f"another process is training in {tmp_path / 'run'}" in said.read_text() and "Traceback" not in said.read_text()
+    assert tiny.run(
+        tiny.recipe(evaluate={"every": 0, "probes": [{"name": "tiny_probe", "seconds": 30}]}),
+        out,
+        stdout=said,
+    ) == [2]
+    assert (
+        f"another process is training in {tmp_path / 'run'}" in said.read_text()
+        and "Traceback" not in said.read_text()
+    )
     first[0].kill()
     first[0].join()
 

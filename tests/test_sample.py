@@ -18,8 +18,19 @@ PLAIN = Background("stripes", (0, 0, 0), (0, 0, 0), period=10.0, angle=0.0, vx=0
 
 
 def one_sprite(**factors) -> Scene:
-    values = {"shape": "circle", "colour": "white", "texture": "plain", "size": 12.0, "x": 20.0, "y": 30.0,
-              "vx": 2.5, "vy": -1.5, "angle": 0.3, "spin": 0.0, **factors}
+    values = {
+        "shape": "circle",
+        "colour": "white",
+        "texture": "plain",
+        "size": 12.0,
+        "x": 20.0,
+        "y": 30.0,
+        "vx": 2.5,
+        "vy": -1.5,
+        "angle": 0.3,
+        "spin": 0.0,
+        **factors,
+    }
     return Scene("train", 0, PLAIN, (Sprite(**values),))
 
 
@@ -75,10 +86,14 @@ def test_colour_texture_spin_and_order_are_visible():
     assert red.tolist() == list(world.COLOURS["red"])
     pictures = {world.render(one_sprite(texture=t), 1, 64).tobytes() for t in world.TEXTURES}
     assert len(pictures) == len(world.TEXTURES)
-    still, turned = (world.render(one_sprite(shape="square", vx=0.0, vy=0.0, spin=s), 6, 64)[5] for s in (0.0, 0.12))
+    still, turned = (
+        world.render(one_sprite(shape="square", vx=0.0, vy=0.0, spin=s), 6, 64)[5] for s in (0.0, 0.12)
+    )
     assert np.abs(still.astype(int) - turned).sum() > 1000
     front = one_sprite(colour="red").sprites + one_sprite(colour="blue").sprites
-    assert world.render(Scene("train", 0, PLAIN, front), 1, 64)[0, 29, 20].tolist() == list(world.COLOURS["blue"])
+    assert world.render(Scene("train", 0, PLAIN, front), 1, 64)[0, 29, 20].tolist() == list(
+        world.COLOURS["blue"]
+    )
 
 
 @pytest.mark.parametrize("pattern", world.PATTERNS)
@@ -97,7 +112,9 @@ def test_files_hold_the_rendered_frames(tmp_path):
     folder = tmp_path / "videos"
     make(folder, size=64, frames=20)
     records = world.read_factors(folder)
-    assert [r["id"] for r in records] == [f"train/{i:05d}.mp4" for i in range(3)] + [f"test/{i:05d}.mp4" for i in range(2)]
+    assert [r["id"] for r in records] == [f"train/{i:05d}.mp4" for i in range(3)] + [
+        f"test/{i:05d}.mp4" for i in range(2)
+    ]
     for record in records:
         with av.open(record["path"]) as container:
             stream = container.streams.video[0]
@@ -115,7 +132,9 @@ def test_factors_rebuild_the_scene(tmp_path):
     record = world.read_factors(tmp_path / "videos")[4]
     expected = world.scene(0, "test", 1)
     assert tuple(Sprite(**s) for s in record["sprites"]) == expected.sprites
-    background = Background(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["background"].items()})
+    background = Background(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in record["background"].items()}
+    )
     assert background == expected.background
 
 
@@ -207,10 +226,17 @@ def test_damaged_folder_is_named_not_used(tmp_path, damage):
         make(folder)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"train": 0}, "train is 0, expected 1 or more"), ({"test": 0}, "test is 0"), ({"frames": 1}, "frames is 1, expected 2"),
-    ({"size": 8}, "size is 8, expected 16"), ({"size": 33}, "size is 33, expected an even number"), ({"seed": -1}, "seed is -1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train": 0}, "train is 0, expected 1 or more"),
+        ({"test": 0}, "test is 0"),
+        ({"frames": 1}, "frames is 1, expected 2"),
+        ({"size": 8}, "size is 8, expected 16"),
+        ({"size": 33}, "size is 33, expected an even number"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
 def test_wrong_numbers(tmp_path, change, message):
     with pytest.raises(world.SampleError, match=message):
         make(tmp_path / "videos", **change)
@@ -219,7 +245,9 @@ def test_wrong_numbers(tmp_path, change, message):
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(world.SampleError, match="cannot make the sample videos in .*file.*Set VICJOINT_CACHE"):
+    with pytest.raises(
+        world.SampleError, match="cannot make the sample videos in .*file.*Set VICJOINT_CACHE"
+    ):
         videos.cached_videos(**SMALL)
 
 

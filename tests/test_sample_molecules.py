@@ -53,7 +53,9 @@ def test_descriptions_and_numbers_are_true():
 @pytest.mark.parametrize("ring", RINGS)
 def test_every_place_of_a_ring_system_is_one_of_its_own(ring):
     """So that different descriptions are different structures."""
-    made = [Chem.CanonSmiles(RINGS[ring].format(*order)) for order in itertools.permutations(("F", "Cl", "Br"))]
+    made = [
+        Chem.CanonSmiles(RINGS[ring].format(*order)) for order in itertools.permutations(("F", "Cl", "Br"))
+    ]
     assert len(set(made)) == 6
     assert all(Chem.MolFromSmiles(RINGS[ring].format(g, g, g)) is not None for g in GROUPS.values())
 
@@ -65,16 +67,23 @@ def test_impossible_numbers():
         SampleMolecules(5, 5, seed=-1)
     with pytest.raises(SourceError, match="groups is 99, expected 1 to 14"):
         make_molecules(5, 5, 0, groups=99)
-    with pytest.raises(SourceError, match="7 for training and 4 for testing are more than the 8 that 1 rings and 2 groups make"):
+    with pytest.raises(
+        SourceError,
+        match="7 for training and 4 for testing are more than the 8 that 1 rings and 2 groups make",
+    ):
         make_molecules(7, 4, 0, rings=1, groups=2)
     with pytest.raises(SourceError, match="sample cells: wells is 0, expected 1 or more"):
         SampleCells(3, 1, wells=0)
 
 
-@pytest.mark.parametrize("source, missing", [("sample_molecules", "rdkit.Chem"), ("sample_cells", "tifffile")])
+@pytest.mark.parametrize(
+    "source, missing", [("sample_molecules", "rdkit.Chem"), ("sample_cells", "tifffile")]
+)
 def test_a_missing_library_says_how_to_get_it(source, missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ComponentError, match=f"source '{source}' needs .*: pip install 'vicjoint\\[molecule\\]'"):
+    with pytest.raises(
+        ComponentError, match=f"source '{source}' needs .*: pip install 'vicjoint\\[molecule\\]'"
+    ):
         registry.build("source", {"name": source})
 
 
@@ -88,13 +97,19 @@ def test_cells_are_16_bit_files_of_five_channels(capfd):
         raw = Microscope(channels=5, size=32).read(r["path"])
         assert raw.shape == (1, 5, 32, 32)
     first, second = source.train[:2]
-    assert first["molecule"] == second["molecule"] and first["plate"] != second["plate"] and first["traits"] == second["traits"]
+    assert (
+        first["molecule"] == second["molecule"]
+        and first["plate"] != second["plate"]
+        and first["traits"] == second["traits"]
+    )
     assert source.describe().endswith("12 train, 6 test images of 6 and 3 molecules")
     before = tifffile.imread(first["path"])
     assert SampleCells(train=6, test=3, wells=2, size=32).train == source.train  # from the cache
     capfd.readouterr()
     shutil.rmtree(source.root)
-    assert np.array_equal(tifffile.imread(SampleCells(train=6, test=3, wells=2, size=32).train[0]["path"]), before)
+    assert np.array_equal(
+        tifffile.imread(SampleCells(train=6, test=3, wells=2, size=32).train[0]["path"]), before
+    )
 
 
 def test_parts_act_in_the_same_way_in_every_molecule():
@@ -108,15 +123,30 @@ def test_parts_act_in_the_same_way_in_every_molecule():
     assert y.std(0).min() > 0.5
 
 
-@pytest.mark.parametrize("trait, channel, measure", [
-    ("number", 0, lambda c: c.mean()), ("nucleus", 0, lambda c: c.mean()), ("cytoplasm", 1, lambda c: c.mean()), ("nucleoli", 2, lambda c: (c > 0.6).mean()),
-    ("mito_place", slice(3, 5), lambda c: np.corrcoef(*c.reshape(2, -1))[0, 1]), ("edge", 3, lambda c: c.max()),
-    ("chromatin", 0, lambda c: -np.abs(np.diff(c, axis=-1)).sum() / c.sum()), ("er_grain", 1, lambda c: -np.abs(np.diff(c, axis=-1)).sum() / c.sum()),
-])
+@pytest.mark.parametrize(
+    "trait, channel, measure",
+    [
+        ("number", 0, lambda c: c.mean()),
+        ("nucleus", 0, lambda c: c.mean()),
+        ("cytoplasm", 1, lambda c: c.mean()),
+        ("nucleoli", 2, lambda c: (c > 0.6).mean()),
+        ("mito_place", slice(3, 5), lambda c: np.corrcoef(*c.reshape(2, -1))[0, 1]),
+        ("edge", 3, lambda c: c.max()),
+        ("chromatin", 0, lambda c: -np.abs(np.diff(c, axis=-1)).sum() / c.sum()),
+        ("er_grain", 1, lambda c: -np.abs(np.diff(c, axis=-1)).sum() / c.sum()),
+    ],
+)
 def test_traits_are_visible(trait, channel, measure):
     middle = dict.fromkeys(cells.TRAITS, 0.5)
-    low, high = (np.mean([measure(render({**middle, trait: value}, 64, np.random.default_rng(seed))[0][channel]) for seed in range(12)])
-                 for value in (0.05, 0.95))
+    low, high = (
+        np.mean(
+            [
+                measure(render({**middle, trait: value}, 64, np.random.default_rng(seed))[0][channel])
+                for seed in range(12)
+            ]
+        )
+        for value in (0.05, 0.95)
+    )
     assert high > low + 0.02 * abs(low)
 
 
@@ -127,14 +157,17 @@ def test_long_cells_are_long():
         cells = render({**middle, "length": length, "nucleus": 1.0}, 64, np.random.default_rng(1))[0][0]
         gy, gx = np.gradient(cells)
         return float(np.abs(gx).sum() + np.abs(gy).sum()) / float(cells.sum())  # the border for the same area
+
     assert elongation(1.0) > 1.1 * elongation(0.0)
 
 
 def test_a_plate_has_its_own_exposure():
     channels, _ = render(dict.fromkeys(cells.TRAITS, 0.5), 48, np.random.default_rng(0))
-    first, same, other = (expose(channels, plate, 0, np.random.default_rng(5)).astype(float) for plate in (0, 0, 1))
+    first, same, other = (
+        expose(channels, plate, 0, np.random.default_rng(5)).astype(float) for plate in (0, 0, 1)
+    )
     assert np.array_equal(first, same)
-    ratio = (other.mean((1, 2)) / first.mean((1, 2)))
+    ratio = other.mean((1, 2)) / first.mean((1, 2))
     assert np.abs(np.log(ratio)).max() > 0.2
 
 
@@ -154,23 +187,30 @@ def test_a_well_has_its_own_cells_and_the_files_and_numbers_of_them():
             rng = np.random.default_rng([3, 3, split, index])
             channels, number = render(traits(made[split][index // 2], 3), 32, rng)
             assert r["cells"] == str(number) and r["smiles"] == made[split][index // 2].smiles
-            assert np.array_equal(tifffile.imread(r["path"]), expose(channels, int(r["plate"][-1]) - 1, 3, rng))
+            assert np.array_equal(
+                tifffile.imread(r["path"]), expose(channels, int(r["plate"][-1]) - 1, 3, rng)
+            )
     assert len({r["cells"] for r in source.train}) > 2
     with tifffile.TiffFile(source.train[0]["path"]) as file:
         assert file.series[0].axes == "CYX"
 
 
 def test_endoplasmic_reticulum_is_around_the_nucleus():
-    channels, _ = render({**dict.fromkeys(cells.TRAITS, 0.5), "nucleus": 1.0, "number": 0.0}, 64, np.random.default_rng(0))
+    channels, _ = render(
+        {**dict.fromkeys(cells.TRAITS, 0.5), "nucleus": 1.0, "number": 0.0}, 64, np.random.default_rng(0)
+    )
     nucleus = channels[0] > 0.5
     assert nucleus.sum() > 50 and channels[1][nucleus].mean() < 0.5 * channels[1][channels[1] > 0.2].mean()
 
 
 def test_light_is_uneven_and_photons_are_noise():
-    """On an empty field: one half is brighter, differently on each plate, and the variance is 60 signal + 40^2 as the camera's."""
+    """On an empty field: one half is brighter, differently on each plate, and the variance is 60 signal +
+    40^2 as the camera's."""
     tilts = []
     for plate in range(cells.PLATES):
-        field = expose(np.zeros((5, 64, 64)), plate, 0, np.random.default_rng(plate)).astype(float) - cells.OFFSET
+        field = (
+            expose(np.zeros((5, 64, 64)), plate, 0, np.random.default_rng(plate)).astype(float) - cells.OFFSET
+        )
         tilts.append([field[c, :, 32:].mean() / field[c, :, :32].mean() - 1 for c in range(5)])
         steps = np.diff(field, axis=-1)  # of neighbours, so that the slope of the light hardly counts
         expected = 2 * (60 * field.mean((1, 2)) + 40**2)

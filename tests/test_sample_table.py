@@ -1,4 +1,5 @@
-"""The sample world as a table: picture, video, sound and words of a scene say the same, and the factors are in each."""
+"""The sample world as a table: picture, video, sound and words of a scene say the same, and the factors are
+in each."""
 
 import wave
 
@@ -29,7 +30,10 @@ def sound_file(path) -> np.ndarray:
 
 
 def test_rows_and_files(source):
-    assert (len(source.train), len(source.test)) == (8, 4) and source.describe() == f"sample_table {source.root}: 8 train, 4 test records"
+    assert (len(source.train), len(source.test)) == (
+        8,
+        4,
+    ) and source.describe() == f"sample_table {source.root}: 8 train, 4 test records"
     for record in source.train + source.test:
         frames = video.read(file_path(record, record["video"]), range(24))
         picture = images.read(file_path(record, record["image"])).permute(1, 2, 0).numpy()
@@ -49,7 +53,7 @@ def test_the_sound_of_the_video_is_the_sound_file_at_the_same_time(source):
             frames = list(container.decode(audio=0))
         assert frames[0].pts == 0
         heard = np.concatenate([f.to_ndarray()[0] for f in frames])[: len(wav)]
-        at = lambda lag: np.corrcoef(heard[2000 + lag : -2000 + lag], wav[2000:-2000])[0, 1]  # noqa: E731
+        at = lambda lag: np.corrcoef(heard[2000 + lag : -2000 + lag], wav[2000:-2000])[0, 1]
         assert at(0) > 0.98 and at(0) == max(at(lag) for lag in (-1024, -5, 0, 5, 1024))
 
 
@@ -74,9 +78,12 @@ def pitch_hz(sound: np.ndarray) -> float:
 
 def heard(**factors):
     from dataclasses import replace
+
     scene, _ = table.draw(0, "train", 0, 48)
     motion = factors.pop("motion", "still")
-    sprite = replace(scene.sprites[0], **{"shape": "circle", "texture": "plain", "colour": "red", "size": 14.0, **factors})
+    sprite = replace(
+        scene.sprites[0], **{"shape": "circle", "texture": "plain", "colour": "red", "size": 14.0, **factors}
+    )
     return table.sound_of(replace(scene, sprites=(sprite,)), motion, 48)
 
 
@@ -86,7 +93,7 @@ def test_factors_are_heard():
     assert pitch_hz(heard(size=24.0)) == pytest.approx(220, rel=0.01)
     up, down = heard(motion="up"), heard(motion="down")
     assert pitch_hz(up[:1600]) < 480 and pitch_hz(up[-1600:]) > 820 and pitch_hz(down[-1600:]) < 240
-    loud = lambda x: float(np.sqrt(np.mean(x**2)))  # noqa: E731
+    loud = lambda x: float(np.sqrt(np.mean(x**2)))
     assert loud(heard(motion="right")[-4000:]) > 3 * loud(heard(motion="right")[:4000])
     assert loud(heard(motion="left")[:4000]) > 3 * loud(heard(motion="left")[-4000:])
     sounds = [heard(shape=s, texture=t) for s in table.SHAPES for t in table.TEXTURES]
@@ -94,9 +101,14 @@ def test_factors_are_heard():
     assert max(np.abs(s).max() for s in sounds) <= 1 and len(sounds[0]) == 2 * RATE_HZ
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"train": 0}, "train is 0, expected 1 or more"), ({"frames": 4}, "frames is 4, expected 8 or more"), ({"size": 33}, "size is 33, expected an even number"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"train": 0}, "train is 0, expected 1 or more"),
+        ({"frames": 4}, "frames is 4, expected 8 or more"),
+        ({"size": 33}, "size is 33, expected an even number"),
+    ],
+)
 def test_wrong_numbers(options, message):
     with pytest.raises(SourceError, match=f"sample table: {message}"):
         SampleTable(**options)

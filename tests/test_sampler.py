@@ -1,4 +1,5 @@
-"""Properties of the sampler, for any data set, batch, number of processes, number of pairs, and place to go on from."""
+"""Properties of the sampler, for any data set, batch, number of processes, number of pairs, and place to go
+on from."""
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ class Pair:
 
 
 def stream(values: list, seed: int, number: int = 0, distinct: bool = False) -> data.Stream:
-    return data.Stream([{"id": str(i), "value": v} for i, v in enumerate(values)], Pair(distinct), seed, number)
+    return data.Stream(
+        [{"id": str(i), "value": v} for i, v in enumerate(values)], Pair(distinct), seed, number
+    )
 
 
 def become(patch: pytest.MonkeyPatch, rank: int, world: int) -> None:
@@ -48,13 +51,21 @@ seeds = st.integers(0, 2**32 - 1)
 def test_every_record_once_in_every_epoch(records, seed, epoch, number):
     s = stream(list(range(records)), seed, number)
     located = [s.locate(p) for p in range(epoch * records, (epoch + 1) * records)]
-    assert [e for e, _ in located] == [epoch] * records and sorted(i for _, i in located) == list(range(records))
+    assert [e for e, _ in located] == [epoch] * records and sorted(i for _, i in located) == list(
+        range(records)
+    )
 
 
 @few
-@given(values=st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=2, max_size=50), per_batch=st.integers(1, 6), seed=seeds,
-       epochs=st.integers(1, 3))
-def test_distinct_batches_hold_no_value_twice_and_no_record_twice_in_an_epoch(values, per_batch, seed, epochs):
+@given(
+    values=st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=2, max_size=50),
+    per_batch=st.integers(1, 6),
+    seed=seeds,
+    epochs=st.integers(1, 3),
+)
+def test_distinct_batches_hold_no_value_twice_and_no_record_twice_in_an_epoch(
+    values, per_batch, seed, epochs
+):
     s = stream(values, seed, distinct=True)
     different = len({v for v in values if v is not None}) + values.count(None)
     if different < per_batch:
@@ -70,25 +81,37 @@ def test_distinct_batches_hold_no_value_twice_and_no_record_twice_in_an_epoch(va
         order = [s.locate(p)[1] for p in range(epoch * length, (epoch + 1) * length)]
         assert len(set(order)) == length
         for first in range(0, length, per_batch):
-            batch = [values[i] for i in order[first:first + per_batch] if values[i] is not None]
+            batch = [values[i] for i in order[first : first + per_batch] if values[i] is not None]
             assert len(set(batch)) == len(batch)
 
 
 @few
-@given(per_batch=st.lists(st.integers(4, 12), min_size=1, max_size=3), world=st.integers(1, 4), start=st.integers(0, 40), steps=st.integers(0, 25),
-       more=st.integers(0, 25))
-def test_the_global_batches_are_the_same_for_any_number_of_processes_and_any_start(per_batch, world, start, steps, more):
+@given(
+    per_batch=st.lists(st.integers(4, 12), min_size=1, max_size=3),
+    world=st.integers(1, 4),
+    start=st.integers(0, 40),
+    steps=st.integers(0, 25),
+    more=st.integers(0, 25),
+)
+def test_the_global_batches_are_the_same_for_any_number_of_processes_and_any_start(
+    per_batch, world, start, steps, more
+):
     alone = places(per_batch, 0, start + steps + more, 1)
-    assert places(per_batch, start, start + steps, world) == alone[start:start + steps]
+    assert places(per_batch, start, start + steps, world) == alone[start : start + steps]
     assert all(len(batch) == per_batch[step % len(per_batch)] for step, batch in enumerate(alone))
     for number, records in enumerate(per_batch):  # a pair's batches are its stream, without a gap
-        own = alone[number::len(per_batch)]
+        own = alone[number :: len(per_batch)]
         assert [position for batch in own for _, position in batch] == list(range(records * len(own)))
         assert {n for batch in own for n, _ in batch} <= {number}
 
 
 @few
-@given(records=st.integers(2, 40), seed=seeds, position=st.integers(0, 500), others=st.lists(st.integers(0, 500), max_size=6))
+@given(
+    records=st.integers(2, 40),
+    seed=seeds,
+    position=st.integers(0, 500),
+    others=st.lists(st.integers(0, 500), max_size=6),
+)
 def test_a_position_does_not_depend_on_what_was_read_before(records, seed, position, others):
     fresh, used = (stream(list(range(records)), seed) for _ in range(2))
     for other in others:

@@ -22,15 +22,32 @@ def made(numbers, split: str = "") -> str:
 
 
 def test_records_and_headers(tmp_path):
-    text = (";a comment\n>sp|P1|X Kinase of yeast OS=Homo sapiens OX=9606 place=cell membrane\nMKTA\nYIAK*\n\n>P2\nmk\n"
-            ">P3 id=7 location=nucleus\tsplit_hint=x\n")
+    text = (
+        ";a comment\n>sp|P1|X Kinase of yeast OS=Homo sapiens OX=9606 place=cell"
+        " membrane\nMKTA\nYIAK*\n\n>P2\nmk\n>P3 id=7 location=nucleus\tsplit_hint=x\n"
+    )
     source = Fasta(fasta(tmp_path, text), test_fraction=0.3)
     records = {r["id"]: r for r in source.train + source.test}
-    assert records["sp|P1|X"] == {"id": "sp|P1|X", "description": "Kinase of yeast", "OS": "Homo sapiens", "OX": "9606", "place": "cell membrane",
-                                  "sequence": "MKTAYIAK*"}
+    assert records["sp|P1|X"] == {
+        "id": "sp|P1|X",
+        "description": "Kinase of yeast",
+        "OS": "Homo sapiens",
+        "OX": "9606",
+        "place": "cell membrane",
+        "sequence": "MKTAYIAK*",
+    }
     assert records["P2"] == {"id": "P2", "description": "", "sequence": "mk"}
-    assert records["P3"] == {"id": "P3", "description": "", "header_id": "7", "location": "nucleus", "split_hint": "x", "sequence": ""}
-    with pytest.raises(ValueError, match="protein sequence is empty"):  # when read: one bad sample does not stop the source
+    assert records["P3"] == {
+        "id": "P3",
+        "description": "",
+        "header_id": "7",
+        "location": "nucleus",
+        "split_hint": "x",
+        "sequence": "",
+    }
+    with pytest.raises(
+        ValueError, match="protein sequence is empty"
+    ):  # when read: one bad sample does not stop the source
         Protein().read(records["P3"]["sequence"])
 
 
@@ -38,7 +55,10 @@ def test_split_by_hash_of_the_sequence(tmp_path):
     text = made(range(40))
     doubled = text + "".join(f">copy{i}\nMK{'A' * i}TT\n" for i in range(40))
     source, twice = Fasta(fasta(tmp_path, text), 0.25), Fasta(fasta(tmp_path, doubled, "q.fa"), 0.25)
-    assert (len(source.train), len(source.test)) == (30, 10) and (len(twice.train), len(twice.test)) == (60, 20)
+    assert (len(source.train), len(source.test)) == (30, 10) and (len(twice.train), len(twice.test)) == (
+        60,
+        20,
+    )
     assert not {r["sequence"] for r in twice.train} & {r["sequence"] for r in twice.test}
     assert {r["sequence"] for r in twice.test} == {r["sequence"] for r in source.test}
     assert source.describe() == f"fasta {tmp_path}/p.fasta: 30 train, 10 test sequences"
@@ -49,18 +69,32 @@ def test_marked_splits_and_gzip(tmp_path):
     (tmp_path / "p.fa.gz").write_bytes(gzip.compress(text.encode()))
     for root in (str(tmp_path / "p.fa.gz"), fasta(tmp_path, text)):
         source = build("source", {"name": "fasta", "root": root})
-        assert [r["id"] for r in source.train] == [f"p{i}" for i in range(5)] and [r["id"] for r in source.test] == ["p5", "p6", "p7"]
+        assert [r["id"] for r in source.train] == [f"p{i}" for i in range(5)] and [
+            r["id"] for r in source.test
+        ] == ["p5", "p6", "p7"]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "has 0 sequences, expected two or more"), (">a\nMK\n", "has 1 sequences"), ("id,sequence\na,MK\n", "line 1 is 'id,sequence', expected a header"),
-    (">a\nMK\n> \nMK\n", "line 3: a header without an id"), (">a\nMK\n>a\nML\n", "line 3: id 'a' stands on line 1 already"),
-    (">a\nMK\n>b\nMK\n", "all 2 sequences are equal"),
-    (made([1, 2], " split=train") + made([3]), "2 of 3 headers have split=, 'p3' has none"),
-    (made([1, 2], " split=train"), "no header says split=test"),
-    (made([1, 2], " split=train") + made([3], " split=dev"), "split of 'p3' is 'dev', expected one of train, test, val, validation"),
-    (made([1, 2], " split=train") + ">x split=test\nMKATT\n", "the sequence of 'p1' is in train and in test"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "has 0 sequences, expected two or more"),
+        (">a\nMK\n", "has 1 sequences"),
+        ("id,sequence\na,MK\n", "line 1 is 'id,sequence', expected a header"),
+        (">a\nMK\n> \nMK\n", "line 3: a header without an id"),
+        (">a\nMK\n>a\nML\n", "line 3: id 'a' stands on line 1 already"),
+        (">a\nMK\n>b\nMK\n", "all 2 sequences are equal"),
+        (made([1, 2], " split=train") + made([3]), "2 of 3 headers have split=, 'p3' has none"),
+        (made([1, 2], " split=train"), "no header says split=test"),
+        (
+            made([1, 2], " split=train") + made([3], " split=dev"),
+            "split of 'p3' is 'dev', expected one of train, test, val, validation",
+        ),
+        (
+            made([1, 2], " split=train") + ">x split=test\nMKATT\n",
+            "the sequence of 'p1' is in train and in test",
+        ),
+    ],
+)
 def test_wrong_files(tmp_path, text, message):
     with pytest.raises(SourceError, match=message):
         Fasta(fasta(tmp_path, text))
@@ -91,7 +125,9 @@ def test_sample_proteins():
     assert Counter(r["place"] for r in source.train) == {place: 100 for place in PLACES}
     sequences = [r["sequence"] for r in source.train + source.test]
     assert len(set(sequences)) == 770 and all(Protein(unknown="error").read(s) for s in sequences)
-    assert all(r["place"] in r["text"] and r["family"] in r["text"] and r["label"] == r["place"] for r in source.test)
+    assert all(
+        r["place"] in r["text"] and r["family"] in r["text"] and r["label"] == r["place"] for r in source.test
+    )
     ends = Counter(r["place"] for r in source.train if r["sequence"].endswith("SKL"))
     assert ends["peroxisome"] > 75 and sum(ends.values()) - ends["peroxisome"] < 5
     found = [MOTIFS[r["family"]] in r["sequence"] for r in source.train]
@@ -108,7 +144,10 @@ def test_sample_molecules_are_molecules():
     assert [m.HasSubstructMatch(scaffold) for m in molecules] == [r["family"] == "kinase" for r in records]
 
 
-@pytest.mark.parametrize("options, message", [({"train": 1}, "train is 1, expected 2 or more"), ({"seed": -1}, "seed is -1, expected 0 or more")])
+@pytest.mark.parametrize(
+    "options, message",
+    [({"train": 1}, "train is 1, expected 2 or more"), ({"seed": -1}, "seed is -1, expected 0 or more")],
+)
 def test_wrong_sample_numbers(options, message):
     with pytest.raises(SourceError, match=message):
         SampleProteins(**options)

@@ -1,4 +1,5 @@
-"""Tar shards and Hugging Face data sets: places, labels, splits, reading, and what is said when something is missing."""
+"""Tar shards and Hugging Face data sets: places, labels, splits, reading, and what is said when something is
+missing."""
 
 import io
 import sys
@@ -31,7 +32,11 @@ def shard(path, keys, labels=True, **extra):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as out:
         for i, key in enumerate(keys):
-            members = {f"{key}.png": png(10 * i), **({f"{key}.cls": f"{i % 2}\n".encode()} if labels else {}), f"{key}.json": b"{}"}
+            members = {
+                f"{key}.png": png(10 * i),
+                **({f"{key}.cls": f"{i % 2}\n".encode()} if labels else {}),
+                f"{key}.json": b"{}",
+            }
             for name, content in members.items():
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
@@ -44,9 +49,15 @@ def test_split_folders_of_shards(tmp_path):
     shard(tmp_path / "train" / "s-1.tar", ["c"])
     shard(tmp_path / "val" / "v-0.tar", ["d"], labels=False)
     source = WebDataset(str(tmp_path))
-    assert [(r["id"], r["label"]) for r in source.train] == [("s-0.tar/a", "0"), ("s-0.tar/dir/b", None), ("s-1.tar/c", "0")]
+    assert [(r["id"], r["label"]) for r in source.train] == [
+        ("s-0.tar/a", "0"),
+        ("s-0.tar/dir/b", None),
+        ("s-1.tar/c", "0"),
+    ]
     assert [int(images.read_record(r)[0, 0, 0]) for r in source.train] == [0, 10, 0]
-    assert source.test[0]["label"] is None and source.describe().endswith(": 3 train, 1 test images in 3 shards")
+    assert source.test[0]["label"] is None and source.describe().endswith(
+        ": 3 train, 1 test images in 3 shards"
+    )
 
 
 def test_patterns_and_hash_split(tmp_path):
@@ -54,7 +65,10 @@ def test_patterns_and_hash_split(tmp_path):
         shard(tmp_path / f"x-{i:02d}.tar", [f"k{i}{j}" for j in range(10)])
     assert [s[-6:] for s in find_shards(str(tmp_path / "x-{00..02}.tar"))] == ["00.tar", "01.tar", "02.tar"]
     hashed = WebDataset(str(tmp_path / "x-{00..01}.tar"), test_fraction=0.2)
-    assert (len(hashed.train), len(hashed.test)) == (16, 4) and {r["label"] for r in hashed.train} == {"0", "1"}
+    assert (len(hashed.train), len(hashed.test)) == (16, 4) and {r["label"] for r in hashed.train} == {
+        "0",
+        "1",
+    }
     given = WebDataset(str(tmp_path / "x-{00..01}.tar"), test=str(tmp_path / "x-02.tar"))
     assert (len(given.train), len(given.test)) == (20, 10) and given.test[3]["label"] == "1"
 
@@ -68,7 +82,9 @@ def test_a_pattern_or_a_hub_id_passes_the_recipes_check_of_paths():
 
 def test_wrong_shards(tmp_path):
     one = shard(tmp_path / "a.tar", ["k", "l"])
-    with pytest.raises(SourceError, match="x-01.tar does not exist. Expected a .tar file, a folder, or a pattern"):
+    with pytest.raises(
+        SourceError, match="x-01.tar does not exist. Expected a .tar file, a folder, or a pattern"
+    ):
         WebDataset(str(tmp_path / "x-{01..02}.tar"))
     with pytest.raises(SourceError, match="a.tar is in root and in test"):
         WebDataset(str(one), test=str(one))
@@ -88,10 +104,20 @@ def test_wrong_shards(tmp_path):
 
 def saved(folder, splits=("train", "test"), column="image", n=10):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"]), "other": datasets.Value("int64")})
+    features = datasets.Features(
+        {
+            column: datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "other": datasets.Value("int64"),
+        }
+    )
 
     def rows(n):
-        return {column: [{"bytes": png(i), "path": None} for i in range(n)], "label": [i % 2 for i in range(n)], "other": list(range(n))}
+        return {
+            column: [{"bytes": png(i), "path": None} for i in range(n)],
+            "label": [i % 2 for i in range(n)],
+            "other": list(range(n)),
+        }
 
     data = datasets.DatasetDict({s: datasets.Dataset.from_dict(rows(n), features=features) for s in splits})
     (data if len(splits) > 1 else data[splits[0]]).save_to_disk(str(folder))
@@ -100,9 +126,13 @@ def saved(folder, splits=("train", "test"), column="image", n=10):
 
 def test_hugging_face_from_disk(tmp_path):
     source = HuggingFace(saved(tmp_path / "both", ("train", "validation")))
-    assert (len(source.train), len(source.test)) == (10, 10) and source.describe().endswith(": 10 train, 10 test images")
+    assert (len(source.train), len(source.test)) == (10, 10) and source.describe().endswith(
+        ": 10 train, 10 test images"
+    )
     record = source.train[3]
-    assert (record["id"], record["label"]) == ("train/3", "dog") and int(images.read_record(record)[0, 0, 0]) == 3
+    assert (record["id"], record["label"]) == ("train/3", "dog") and int(
+        images.read_record(record)[0, 0, 0]
+    ) == 3
     alone = HuggingFace(saved(tmp_path / "one", ("train",)), test_fraction=0.2, label=None)
     assert (len(alone.train), len(alone.test)) == (8, 2) and alone.train[0]["label"] is None
     levels = [int(images.read_record(r)[0, 0, 0]) for part in (alone.train, alone.test) for r in part]
@@ -126,7 +156,13 @@ def test_hugging_face_streams_and_keeps(tmp_path):
 
 def test_wrong_hugging_face(tmp_path, monkeypatch):
     folder = saved(tmp_path / "both", column="img")
-    with pytest.raises(SourceError, match="no image column 'image' .option image.. ?(Did you mean 'img'. )?Image columns: img. All columns: img, label, other"):
+    with pytest.raises(
+        SourceError,
+        match=(
+            "no image column 'image' .option image.. ?(Did you mean 'img'. )?Image columns: img. All columns:"
+            " img, label, other"
+        ),
+    ):
         HuggingFace(folder)
     with pytest.raises(SourceError, match="no split 'trian' .option train.. Did you mean 'train'"):
         HuggingFace(folder, train="trian", image="img")
@@ -134,7 +170,9 @@ def test_wrong_hugging_face(tmp_path, monkeypatch):
         HuggingFace(folder, test="val", image="img")
     with pytest.raises(SourceError, match="no column 'othr' .option label.. Did you mean 'other'"):
         HuggingFace(folder, image="img", label="othr")
-    with pytest.raises(SourceError, match="'no/such' cannot be loaded: .*without a network only folders work"):
+    with pytest.raises(
+        SourceError, match="'no/such' cannot be loaded: .*without a network only folders work"
+    ):
         HuggingFace("no/such")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ComponentError, match=r"source 'hf' needs datasets .*: pip install 'vicjoint\[hf\]'"):

@@ -1,6 +1,7 @@
-"""A long run under random SIGKILLs from a second process ends as an unbroken one, and a long run takes no more memory or files with time.
+"""A long run under random SIGKILLs from a second process ends as an unbroken one, and a long run takes no
+more memory or files with time.
 
-    python -m pytest -m slow tests/test_soak.py -s        # prints the figures that docs/reliability.md shows
+python -m pytest -m slow tests/test_soak.py -s        # prints the figures that docs/reliability.md shows
 """
 
 import json
@@ -10,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import tiny
-from test_resume import importable  # noqa: F401
 
 STEPS = 2000
 WARM = 500  # steps before memory has to be flat
@@ -22,10 +21,14 @@ pytestmark = pytest.mark.slow
 
 def long_recipe() -> dict:
     return tiny.recipe(
-        train={"steps": STEPS, "batch_size": 8, "accumulate": 2}, checkpoint={"every": 20, "keep": 2, "best": "tiny_probe/accuracy"},
-        b={"weights": "ema", "momentum": 0.99}, objective={"name": "infonce", "form": "moco", "queue": 64},
-        pair={"name": "tiny_views", "bad": ["row3", "row11"]}, data={"workers": 0, "max_bad_fraction": 0.5},
-        evaluate={"every": 50, "probes": [{"name": "tiny_probe"}]})
+        train={"steps": STEPS, "batch_size": 8, "accumulate": 2},
+        checkpoint={"every": 20, "keep": 2, "best": "tiny_probe/accuracy"},
+        b={"weights": "ema", "momentum": 0.99},
+        objective={"name": "infonce", "form": "moco", "queue": 64},
+        pair={"name": "tiny_views", "bad": ["row3", "row11"]},
+        data={"workers": 0, "max_bad_fraction": 0.5},
+        evaluate={"every": 50, "probes": [{"name": "tiny_probe"}]},
+    )
 
 
 def steps_done(folder: Path) -> int:
@@ -48,13 +51,13 @@ def watched(process, folder: Path) -> np.ndarray:
 
 def test_random_kills_change_nothing_and_memory_stays_flat(tmp_path, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process, = tiny.start(long_recipe(), [f"out={whole}"])
+    (process,) = tiny.start(long_recipe(), [f"out={whole}"])
     rows = watched(process, whole)
     assert tiny.finish([process]) == [0]
 
     rng, kills = np.random.default_rng(), 0
     while True:
-        process, = tiny.start(long_recipe(), [f"out={killed}"])
+        (process,) = tiny.start(long_recipe(), [f"out={killed}"])
         process.join(rng.uniform(*KILLED_AFTER))
         if not process.is_alive():
             break
@@ -67,8 +70,14 @@ def test_random_kills_change_nothing_and_memory_stays_flat(tmp_path, capsys):
     training = rows[(rows[:, 0] >= WARM) & (rows[:, 0] < STEPS)]
     slope = np.polyfit(training[:, 0], training[:, 1], 1)[0] * 1000
     files = training[:, 2]
-    figures = {"steps": STEPS, "kills": kills, "memory_mib_after_warm_up": [float(training[0, 1]), float(training[-1, 1])],
-               "memory_slope_mib_per_1000_steps": round(float(slope), 3), "open_files": [int(files.min()), int(files.max())], "looks": len(training)}
+    figures = {
+        "steps": STEPS,
+        "kills": kills,
+        "memory_mib_after_warm_up": [float(training[0, 1]), float(training[-1, 1])],
+        "memory_slope_mib_per_1000_steps": round(float(slope), 3),
+        "open_files": [int(files.min()), int(files.max())],
+        "looks": len(training),
+    }
     with capsys.disabled():
         print("\n" + json.dumps(figures))
     assert kills >= 10, "too few for a soak test: shorten KILLED_AFTER"

@@ -1,4 +1,5 @@
-"""Sound files and the sound of videos: any stretch, at any rate, in time with the pictures; and what is wrong with broken ones."""
+"""Sound files and the sound of videos: any stretch, at any rate, in time with the pictures; and what is wrong
+with broken ones."""
 
 import io
 import os
@@ -24,9 +25,19 @@ def tone(seconds: float, rate: int, hertz: float = 440.0, level: float = 0.5) ->
     return level * (0.2 + 0.8 * t / seconds) * np.sin(2 * np.pi * hertz * t)
 
 
-def write_film(path, sound: np.ndarray, rate: int, flashes=(), fps: int = 25, codec: str = "aac", start: float = 0.0, later: float = 0.0):
-    """A video as long as the sound, black, with white frames at the numbers `flashes`. start: of the pictures and of the sound, in seconds
-    of the file's clock; later: how much later the sound starts than the pictures."""
+def write_film(
+    path,
+    sound: np.ndarray,
+    rate: int,
+    flashes=(),
+    fps: int = 25,
+    codec: str = "aac",
+    start: float = 0.0,
+    later: float = 0.0,
+):
+    """A video as long as the sound, black, with white frames at the numbers `flashes`. start: of the pictures
+    and of the sound, in seconds of the file's clock; later: how much later the sound starts than the
+    pictures."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4" if path.suffix != ".webm" else "libvpx-vp9", rate=fps)
         video.width = video.height = 64
@@ -34,7 +45,9 @@ def write_film(path, sound: np.ndarray, rate: int, flashes=(), fps: int = 25, co
         audio = container.add_stream(codec, rate=rate)
         audio.layout = "mono"
         for number in range(round(len(sound) / rate * fps)):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 255 * (number in flashes), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((64, 64, 3), 255 * (number in flashes), np.uint8), format="rgb24"
+            )
             frame.pts = number + round(start * fps)
             frame.time_base = Fraction(1, fps)
             container.mux(video.encode(frame))
@@ -47,11 +60,23 @@ def write_film(path, sound: np.ndarray, rate: int, flashes=(), fps: int = 25, co
 
 # ---- files ----
 
-@pytest.mark.parametrize("name, subtype, tolerance", [
-    ("a.wav", "PCM_U8", 1e-2), ("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_24", 1e-6), ("a.wav", "PCM_32", 1e-6), ("a.wav", "FLOAT", 1e-6),
-    ("a.wav", "DOUBLE", 1e-6), ("a.flac", "PCM_16", 1e-4), ("a.ogg", "VORBIS", 0.05), ("a.ogg", "OPUS", 0.05), ("a.mp3", "MPEG_LAYER_III", 0.05),
-    ("a.aiff", "PCM_16", 1e-4),
-])
+
+@pytest.mark.parametrize(
+    "name, subtype, tolerance",
+    [
+        ("a.wav", "PCM_U8", 1e-2),
+        ("a.wav", "PCM_16", 1e-4),
+        ("a.wav", "PCM_24", 1e-6),
+        ("a.wav", "PCM_32", 1e-6),
+        ("a.wav", "FLOAT", 1e-6),
+        ("a.wav", "DOUBLE", 1e-6),
+        ("a.flac", "PCM_16", 1e-4),
+        ("a.ogg", "VORBIS", 0.05),
+        ("a.ogg", "OPUS", 0.05),
+        ("a.mp3", "MPEG_LAYER_III", 0.05),
+        ("a.aiff", "PCM_16", 1e-4),
+    ],
+)
 def test_a_stretch_of_every_format(tmp_path, name, subtype, tolerance):
     wave = tone(2.0, RATE)
     soundfile.write(tmp_path / name, wave, RATE, subtype=subtype)
@@ -101,7 +126,11 @@ def test_only_the_stretch_is_read(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", tone(60.0, RATE), RATE)
     asked = []
     original = soundfile.SoundFile.read
-    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, frames=-1, **rest: asked.append(frames) or original(self, frames, **rest))
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda self, frames=-1, **rest: asked.append(frames) or original(self, frames, **rest),
+    )
     with Sound(tmp_path / "a.wav") as sound:
         sound.read(30.0, 1.0, 8000)
     assert sum(asked) < 1.1 * RATE
@@ -112,11 +141,27 @@ def test_only_the_stretch_is_read(tmp_path, monkeypatch):
 CLICKS = (10, 30, 47)  # frames
 
 
-STRETCHES = (0.5, 0.5, RATE), (0.0, 2.0, RATE), (1.37, 0.4, 8000), (-0.3, 0.6, RATE), (1.8, 0.7, 22050), (3.0, 0.2, RATE)
+STRETCHES = (
+    (0.5, 0.5, RATE),
+    (0.0, 2.0, RATE),
+    (1.37, 0.4, 8000),
+    (-0.3, 0.6, RATE),
+    (1.8, 0.7, 22050),
+    (3.0, 0.2, RATE),
+)
 
 
-@pytest.mark.parametrize("name, subtype", [("a.wav", "PCM_16"), ("a.flac", "PCM_16"), ("a.ogg", "VORBIS"), ("a.ogg", "OPUS"),
-                                           ("a.avi", "pcm_s16le"), ("a.mkv", "flac")])
+@pytest.mark.parametrize(
+    "name, subtype",
+    [
+        ("a.wav", "PCM_16"),
+        ("a.flac", "PCM_16"),
+        ("a.ogg", "VORBIS"),
+        ("a.ogg", "OPUS"),
+        ("a.avi", "pcm_s16le"),
+        ("a.mkv", "flac"),
+    ],
+)
 def test_a_kept_sound_is_the_same_to_the_bit_and_not_opened_again(tmp_path, monkeypatch, name, subtype):
     path = tmp_path / name
     noise = np.random.default_rng(0).normal(size=2 * RATE) * tone(2.0, RATE)
@@ -134,7 +179,10 @@ def test_a_kept_sound_is_the_same_to_the_bit_and_not_opened_again(tmp_path, monk
     monkeypatch.setattr(sound_files, "_open", lambda *_: pytest.fail("opened again"))
     for stretch, wave in zip(STRETCHES, expected):
         with Sound(path, kept=kept) as again:
-            assert torch.equal(again.read(*stretch), wave) and (again.seconds, again.rate_hz) == (sound.seconds, sound.rate_hz)
+            assert torch.equal(again.read(*stretch), wave) and (again.seconds, again.rate_hz) == (
+                sound.seconds,
+                sound.rate_hz,
+            )
     assert len(kept) == 1 and wave.abs().max() == 0 and expected[3][:100].abs().max() == 0
 
 
@@ -157,7 +205,9 @@ def test_a_sound_is_kept_where_it_fits_and_can_be_read_to_its_end(tmp_path):
     data[-4000:-3000] = bytes(1000)
     (tmp_path / "hurt.flac").write_bytes(data)
     with Sound(tmp_path / "hurt.flac", kept=kept) as sound:
-        assert sound.read(0.5, 1.0, RATE).abs().max() > 0 and len(kept) == 1, "what is hurt at its end is read where it is whole"
+        assert sound.read(0.5, 1.0, RATE).abs().max() > 0 and len(kept) == 1, (
+            "what is hurt at its end is read where it is whole"
+        )
         with pytest.raises(SoundError, match="hurt.flac"):
             sound.read(2.0, 1.0, RATE)
 
@@ -170,8 +220,17 @@ def click_film(path, rate: int, **options) -> None:
     write_film(path, sound, rate, flashes=CLICKS, **options)
 
 
-@pytest.mark.parametrize("name, codec, rate, start", [("a.mp4", "aac", 44100, 0.0), ("a.mp4", "aac", 16000, 0.0), ("a.mkv", "aac", 48000, 2.0),
-                                                      ("a.webm", "libopus", 48000, 0.0), ("a.mkv", "pcm_s16le", 16000, 0.0), ("a.avi", "pcm_s16le", 44100, 0.0)])
+@pytest.mark.parametrize(
+    "name, codec, rate, start",
+    [
+        ("a.mp4", "aac", 44100, 0.0),
+        ("a.mp4", "aac", 16000, 0.0),
+        ("a.mkv", "aac", 48000, 2.0),
+        ("a.webm", "libopus", 48000, 0.0),
+        ("a.mkv", "pcm_s16le", 16000, 0.0),
+        ("a.avi", "pcm_s16le", 44100, 0.0),
+    ],
+)
 def test_clicks_are_heard_when_their_frames_are_seen(tmp_path, name, codec, rate, start):
     click_film(tmp_path / name, rate, codec=codec, start=start)
     with Video(tmp_path / name, "pyav") as video:
@@ -206,7 +265,9 @@ def test_a_stretch_of_a_film_is_that_of_the_whole_even_where_seeking_lands_late(
         for start in (0.7, 1.1, 1.9):
             assert (sound.read(start, 1.0, 8000) - whole[round(start * 8000) :][:8000]).abs().max() < 1e-3
         original = sound._reader._from
-        monkeypatch.setattr(sound._reader, "_from", lambda start: original(None if start is None else start + 1.0))
+        monkeypatch.setattr(
+            sound._reader, "_from", lambda start: original(None if start is None else start + 1.0)
+        )
         assert (sound.read(1.1, 1.0, 8000) - whole[8800:16800]).abs().max() < 1e-3
 
 
@@ -217,7 +278,9 @@ def test_the_chosen_stream_of_several(shared_data):
         a, b = (s.read(4.0, 2.0, 8000) for s in (first, second))
         assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.9  # the same speech
         assert torch.equal(sound.read(4.0, 2.0, 8000), b)
-    with pytest.raises(SoundError, match=r"has no audio stream 2 \(option stream\); it has 2, numbered from 0"):
+    with pytest.raises(
+        SoundError, match=r"has no audio stream 2 \(option stream\); it has 2, numbered from 0"
+    ):
         Sound(path, 2)
 
 
@@ -228,7 +291,10 @@ def test_a_real_film_and_its_sound_file_agree(shared_data):
         for start in (0.0, 0.9, 1.7):
             both = torch.stack([a.read(start, 1.0, RATE), b.read(start, 1.0, RATE)])
             assert torch.corrcoef(both)[0, 1] > 0.95
-            lags = {lag: torch.corrcoef(torch.stack([both[0, 100:-100], both[1].roll(lag)[100:-100]]))[0, 1] for lag in range(-50, 51)}
+            lags = {
+                lag: torch.corrcoef(torch.stack([both[0, 100:-100], both[1].roll(lag)[100:-100]]))[0, 1]
+                for lag in range(-50, 51)
+            }
             assert max(lags, key=lags.get) == 0
 
 
@@ -240,6 +306,7 @@ def test_mpeg_1_films_are_read_from_the_middle(shared_data):
 
 
 # ---- what is wrong ----
+
 
 def copy_streams(source, target, with_sound: bool):
     """The same packets in another file, with the table of contents first."""
@@ -287,21 +354,24 @@ def broken(tmp_path, kind: str):
     return path
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("empty", r"a.wav: the file is empty \(0 bytes\)"),
-    ("folder", r"a.wav: a folder, not a sound file"),
-    ("missing", r"a.wav: no such file"),
-    ("text", r"a.wav: not a sound file that can be read \(Format not recognised\)"),
-    ("cut", r"a.wav: is cut off: 31% of its samples are there"),
-    ("no samples", r"a.wav: holds no sound \(0 samples\)"),
-    ("NaN", r"a.wav: holds NaN at 0.250 s. Expected numbers from -1 to 1"),
-    ("infinite", r"a.wav: holds an infinite value at 0.250 s"),
-    ("loud", r"a.wav: holds values up to 20000. Expected numbers from -1 to 1; divide"),
-    ("silent film", r"b.mp4: has no sound, only: video. Expected a file with an audio stream"),
-    ("film cut in a packet", r"b.mp4: the sound is damaged or cut off \(Invalid data"),
-    ("film cut between packets", r"b.mp4: the sound is cut off: it says 2.\d\d s, and ends at 1.\d\d s"),
-    ("text film", r"a.mp4: not a sound or video file that can be read"),
-])
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("empty", r"a.wav: the file is empty \(0 bytes\)"),
+        ("folder", r"a.wav: a folder, not a sound file"),
+        ("missing", r"a.wav: no such file"),
+        ("text", r"a.wav: not a sound file that can be read \(Format not recognised\)"),
+        ("cut", r"a.wav: is cut off: 31% of its samples are there"),
+        ("no samples", r"a.wav: holds no sound \(0 samples\)"),
+        ("NaN", r"a.wav: holds NaN at 0.250 s. Expected numbers from -1 to 1"),
+        ("infinite", r"a.wav: holds an infinite value at 0.250 s"),
+        ("loud", r"a.wav: holds values up to 20000. Expected numbers from -1 to 1; divide"),
+        ("silent film", r"b.mp4: has no sound, only: video. Expected a file with an audio stream"),
+        ("film cut in a packet", r"b.mp4: the sound is damaged or cut off \(Invalid data"),
+        ("film cut between packets", r"b.mp4: the sound is cut off: it says 2.\d\d s, and ends at 1.\d\d s"),
+        ("text film", r"a.mp4: not a sound or video file that can be read"),
+    ],
+)
 def test_what_is_wrong_is_named(tmp_path, kind, message):
     with pytest.raises(SoundError, match=message):
         read(broken(tmp_path, kind), RATE)
@@ -316,7 +386,9 @@ def test_damaged_flac_and_headers_of_pipes(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(1.0, RATE), RATE, subtype="PCM_16")
     content = bytearray((tmp_path / "a.wav").read_bytes())
     place = content.index(b"data")
-    content[place + 4 : place + 8] = b"\xff\xff\xff\xff"  # a program that wrote to a pipe did not know the size
+    content[place + 4 : place + 8] = (
+        b"\xff\xff\xff\xff"  # a program that wrote to a pipe did not know the size
+    )
     (tmp_path / "a.wav").write_bytes(content)
     assert len(read(tmp_path / "a.wav", RATE)) == RATE
 

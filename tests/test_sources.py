@@ -34,12 +34,15 @@ def ids(records: list[dict]) -> list[str]:
 
 # ---- sample videos ----
 
+
 def test_sample_videos(tmp_path, monkeypatch):
     monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path))
     source = SampleVideos(train=3, test=2, frames=4, size=32, seed=0)
     assert ids(source.train) == [f"train/{i:05d}.mp4" for i in range(3)] and len(source.test) == 2
     assert all(Path(r["path"]).is_file() and os.path.isabs(r["path"]) for r in source.train + source.test)
-    assert {"shape", "colour", "vx"} <= set(source.test[0]["sprites"][0]) and "pattern" in source.test[0]["background"]
+    assert {"shape", "colour", "vx"} <= set(source.test[0]["sprites"][0]) and "pattern" in source.test[0][
+        "background"
+    ]
     assert source.describe() == f"sample_videos {source.root}: 3 train, 2 test videos"
 
 
@@ -49,6 +52,7 @@ def test_sample_videos_with_wrong_numbers():
 
 
 # ---- video folder ----
+
 
 def test_lists_every_kind_of_video_and_skips_hidden(tmp_path):
     videos = ["a.MP4", "b.mkv", "c/d.webm", "c/e.avi", "c/f/g.mpg", "h.mpeg", "i.Mov", "j.m4v"]
@@ -84,13 +88,17 @@ def test_train_folder_alone_is_no_split(tmp_path):
 
 def test_hash_split_is_exact_stable_and_by_relative_path(tmp_path):
     names = [f"{i}.mp4" for i in range(40)]
-    source, moved = (VideoFolder(str(touch(tmp_path / place, *names)), test_fraction=0.25) for place in ("here", "there"))
+    source, moved = (
+        VideoFolder(str(touch(tmp_path / place, *names)), test_fraction=0.25) for place in ("here", "there")
+    )
     expected = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())[:10]
     assert ids(source.test) == ids(moved.test) == sorted(expected)
     assert ids(source.train) == sorted(set(names) - set(expected))
 
 
-@pytest.mark.parametrize("n, fraction, tests", [(2, 0.01, 1), (2, 0.99, 1), (3, 0.9, 2), (20, 0.15, 3), (100, 0.15, 15)])
+@pytest.mark.parametrize(
+    "n, fraction, tests", [(2, 0.01, 1), (2, 0.99, 1), (3, 0.9, 2), (20, 0.15, 3), (100, 0.15, 15)]
+)
 def test_each_side_gets_at_least_one(tmp_path, n, fraction, tests):
     source = VideoFolder(str(touch(tmp_path, *(f"{i}.mp4" for i in range(n)))), test_fraction=fraction)
     assert (len(source.train), len(source.test)) == (n - tests, tests)
@@ -112,7 +120,9 @@ def test_wrong_roots(tmp_path):
 def test_no_videos_says_what_is_there(tmp_path):
     touch(tmp_path / "some", "a.jpg", "b.JPG", "c.txt", "README")
     (tmp_path / "some" / "link").symlink_to(tmp_path)
-    expected = "Found 4 other files: 2 .jpg, 1 .* 1 links to folders were not followed.*Expected files ending in"
+    expected = (
+        "Found 4 other files: 2 .jpg, 1 .* 1 links to folders were not followed.*Expected files ending in"
+    )
     with pytest.raises(SourceError, match=expected):
         VideoFolder(str(tmp_path / "some"))
     (tmp_path / "empty").mkdir()
@@ -156,11 +166,24 @@ def test_wrong_fraction(tmp_path, source, fraction):
 
 # ---- table ----
 
+
 def test_table_with_splits(tmp_path):
-    text = "name,path,split\nx,v/a.mp4,train\ny,v/b.mp4,Val\nz,v/c.mp4,test\n\"w, w\",absent.mp4,validation\n"
+    text = 'name,path,split\nx,v/a.mp4,train\ny,v/b.mp4,Val\nz,v/c.mp4,test\n"w, w",absent.mp4,validation\n'
     source = Table(table(tmp_path, text, "v/a.mp4", "v/b.mp4", "v/c.mp4"))
-    assert source.train == [{"id": "v/a.mp4", "path": str(tmp_path / "v/a.mp4"), "folder": str(tmp_path), "name": "x", "split": "train"}]
-    assert [(r["id"], r["name"]) for r in source.test] == [("v/b.mp4", "y"), ("v/c.mp4", "z"), ("absent.mp4", "w, w")]
+    assert source.train == [
+        {
+            "id": "v/a.mp4",
+            "path": str(tmp_path / "v/a.mp4"),
+            "folder": str(tmp_path),
+            "name": "x",
+            "split": "train",
+        }
+    ]
+    assert [(r["id"], r["name"]) for r in source.test] == [
+        ("v/b.mp4", "y"),
+        ("v/c.mp4", "z"),
+        ("absent.mp4", "w, w"),
+    ]
     assert source.describe() == f"table {tmp_path}/index.csv: 1 train, 3 test records"
 
 
@@ -190,24 +213,42 @@ def test_table_with_byte_order_mark(tmp_path):
     assert sorted(ids(source.train) + ids(source.test)) == ["b.mp4", "é.mp4"]
 
 
-@pytest.mark.parametrize("text, options, message", [
-    ("path,label\na.mp4,1\nb.mp4,2\n", {"column": "paht"},
-     "no column 'paht' .option column.. Did you mean 'path'\\? Columns: path, label"),
-    ("path,fold\na.mp4,1\nb.mp4,2\n", {"split": "folds"}, "no column 'folds' .option split.. Did you mean 'fold'"),
-    ("path,split\na.mp4,train\nb.mp4,dev\n", {}, "line 3: split is 'dev', expected one of train, test, val, validation"),
-    ("path,split\na.mp4,train\nb.mp4,train\n", {}, "no row of column 'split' says test"),
-    ("path,split\na.mp4,val\nb.mp4,test\n", {}, "no row of column 'split' says train"),
-    ("path,split\na.mp4,train\n./a.mp4,test\n", {}, "a.mp4 in train and a.mp4 in test are the same file"),
-    ("path,label\na.mp4,1\n ,2\n", {}, "line 3: column 'path' is empty"),
-    ("path,label\na.mp4,1\nb.mp4\n", {}, "line 3: 1 fields, the header has 2"),
-    ("path,label\na.mp4,1,2\nb.mp4,1\n", {}, "line 2: 3 fields, the header has 2"),
-    ("path,path\na.mp4,1\n", {}, "two columns named 'path'"),
-    ("path\na.mp4\n", {}, "only one file .a.mp4., expected two or more"),
-    ("path\na.mp4\n./a.mp4\n", {}, "only one file .a.mp4., expected two or more"),
-    ("path\nx.mp4\ny.mp4\n", {}, "none of the first 2 files exists, the first is /.*/x.mp4. Paths are relative"),
-    ("path,label\n", {}, "is empty, expected a header line"),
-    ("", {}, "is empty, expected a header line"),
-])
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        (
+            "path,label\na.mp4,1\nb.mp4,2\n",
+            {"column": "paht"},
+            "no column 'paht' .option column.. Did you mean 'path'\\? Columns: path, label",
+        ),
+        (
+            "path,fold\na.mp4,1\nb.mp4,2\n",
+            {"split": "folds"},
+            "no column 'folds' .option split.. Did you mean 'fold'",
+        ),
+        (
+            "path,split\na.mp4,train\nb.mp4,dev\n",
+            {},
+            "line 3: split is 'dev', expected one of train, test, val, validation",
+        ),
+        ("path,split\na.mp4,train\nb.mp4,train\n", {}, "no row of column 'split' says test"),
+        ("path,split\na.mp4,val\nb.mp4,test\n", {}, "no row of column 'split' says train"),
+        ("path,split\na.mp4,train\n./a.mp4,test\n", {}, "a.mp4 in train and a.mp4 in test are the same file"),
+        ("path,label\na.mp4,1\n ,2\n", {}, "line 3: column 'path' is empty"),
+        ("path,label\na.mp4,1\nb.mp4\n", {}, "line 3: 1 fields, the header has 2"),
+        ("path,label\na.mp4,1,2\nb.mp4,1\n", {}, "line 2: 3 fields, the header has 2"),
+        ("path,path\na.mp4,1\n", {}, "two columns named 'path'"),
+        ("path\na.mp4\n", {}, "only one file .a.mp4., expected two or more"),
+        ("path\na.mp4\n./a.mp4\n", {}, "only one file .a.mp4., expected two or more"),
+        (
+            "path\nx.mp4\ny.mp4\n",
+            {},
+            "none of the first 2 files exists, the first is /.*/x.mp4. Paths are relative",
+        ),
+        ("path,label\n", {}, "is empty, expected a header line"),
+        ("", {}, "is empty, expected a header line"),
+    ],
+)
 def test_wrong_tables(tmp_path, text, options, message):
     with pytest.raises(SourceError, match=message):
         Table(table(tmp_path, text, "a.mp4", "b.mp4"), **options)
@@ -225,7 +266,9 @@ def test_wrong_table_files(tmp_path):
     with pytest.raises(SourceError, match="absent.csv does not exist"):
         Table(str(tmp_path / "absent.csv"))
     touch(tmp_path, "one.csv")
-    with pytest.raises(SourceError, match="is a folder, expected a csv, jsonl or parquet file. Found there: one.csv"):
+    with pytest.raises(
+        SourceError, match="is a folder, expected a csv, jsonl or parquet file. Found there: one.csv"
+    ):
         Table(str(tmp_path))
     (tmp_path / "one.csv").write_bytes("path\né.mp4\n".encode("latin-1"))
     with pytest.raises(SourceError, match="is not UTF-8: .* at byte 5. Save it as UTF-8"):

@@ -1,4 +1,5 @@
-"""Tables: three formats with one meaning, rows without files, splits by a column, two tables joined; messages for wrong ones."""
+"""Tables: three formats with one meaning, rows without files, splits by a column, two tables joined; messages
+for wrong ones."""
 
 import json
 import sys
@@ -16,8 +17,10 @@ from vicjoint.registry import ComponentError
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.table import Table
 
-ROWS = [{"smiles": s, "mass": m, "captions": [f"{s} one", f"{s} two"], "split": split}
-        for s, m, split in (("CCO", 46.07, "train"), ("c1ccccc1", 78.11, "train"), ("O", 18.02, "test"))]
+ROWS = [
+    {"smiles": s, "mass": m, "captions": [f"{s} one", f"{s} two"], "split": split}
+    for s, m, split in (("CCO", 46.07, "train"), ("c1ccccc1", 78.11, "train"), ("O", 18.02, "test"))
+]
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -27,8 +30,13 @@ def write(path: Path, rows: list[dict]) -> str:
     elif path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
-        quoted = lambda value: '"' + (json.dumps(value) if isinstance(value, list) else str(value)).replace('"', '""') + '"'  # noqa: E731
-        path.write_text("\n".join([",".join(rows[0]), *(",".join(map(quoted, r.values())) for r in rows)]), encoding="utf-8")
+        quoted = lambda value: (
+            '"' + (json.dumps(value) if isinstance(value, list) else str(value)).replace('"', '""') + '"'
+        )
+        path.write_text(
+            "\n".join([",".join(rows[0]), *(",".join(map(quoted, r.values())) for r in rows)]),
+            encoding="utf-8",
+        )
     return str(path)
 
 
@@ -39,25 +47,35 @@ def ids(records) -> list[str]:
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_formats_keep_types_and_rows_without_files_have_numbers(tmp_path, suffix):
     source = Table(write(tmp_path / f"t{suffix}", ROWS))
-    assert source.train == [{**row, "id": f"row {i}", "folder": str(tmp_path)} for i, row in enumerate(ROWS[:2], 1)]
+    assert source.train == [
+        {**row, "id": f"row {i}", "folder": str(tmp_path)} for i, row in enumerate(ROWS[:2], 1)
+    ]
     assert ids(source.test) == ["row 3"] and source.test[0]["captions"] == ["O one", "O two"]
     assert source.describe() == f"table {tmp_path}/t{suffix}: 2 train, 1 test records"
 
 
 def test_csv_without_files_is_text(tmp_path):
     source = Table(write(tmp_path / "t.csv", ROWS))
-    assert source.train[0] == {"smiles": "CCO", "mass": "46.07", "captions": '["CCO one", "CCO two"]', "split": "train", "id": "row 1",
-                               "folder": str(tmp_path)}
+    assert source.train[0] == {
+        "smiles": "CCO",
+        "mass": "46.07",
+        "captions": '["CCO one", "CCO two"]',
+        "split": "train",
+        "id": "row 1",
+        "folder": str(tmp_path),
+    }
     assert cells.values(source.train[0], "captions") == ['["CCO one", "CCO two"]']
     assert cells.values(source.train[0], "captions", several=True) == ["CCO one", "CCO two"]
 
 
 def test_id_columns(tmp_path):
     rows = [{"id": f"m{i}", "name": f"n{i}", "folder": "x", "path_of": "y"} for i in range(4)]
-    records = lambda source: sorted(source.train + source.test, key=lambda r: r["name"])  # noqa: E731
+    records = lambda source: sorted(source.train + source.test, key=lambda r: r["name"])
     plain = records(Table(write(tmp_path / "t.jsonl", rows)))
     assert ids(plain) == ["m0", "m1", "m2", "m3"]
-    assert plain[0]["table_folder"] == "x" and plain[0]["folder"] == str(tmp_path)  # the table's, whatever its columns are called
+    assert plain[0]["table_folder"] == "x" and plain[0]["folder"] == str(
+        tmp_path
+    )  # the table's, whatever its columns are called
     named = records(Table(str(tmp_path / "t.jsonl"), id="name"))
     assert ids(named) == ["n0", "n1", "n2", "n3"] and named[0]["table_id"] == "m0"
 
@@ -73,57 +91,113 @@ def test_a_line_that_lacks_a_key_has_an_empty_cell(tmp_path):
 
 # ---- splits ----
 
+
 def test_equal_cells_are_on_one_side(tmp_path):
     rows = [{"smiles": f"C{i % 20}", "n": i} for i in range(200)]
     source = Table(write(tmp_path / "t.jsonl", rows), split_by="smiles", test_fraction=0.25)
     train, test = ({r["smiles"] for r in part} for part in (source.train, source.test))
     assert not train & test and len(test) == 5 and len(source.train) == 150
     by_row = Table(str(tmp_path / "t.jsonl"), test_fraction=0.25)
-    assert {r["smiles"] for r in by_row.train} & {r["smiles"] for r in by_row.test}  # without split_by they are on both
+    assert {r["smiles"] for r in by_row.train} & {
+        r["smiles"] for r in by_row.test
+    }  # without split_by they are on both
 
 
 def test_split_null_divides_anew(tmp_path):
     path = write(tmp_path / "t.jsonl", [{"n": i, "split": "train" if i else "test"} for i in range(40)])
     assert len(Table(path).test) == 1 and len(Table(path, split=None, test_fraction=0.25).test) == 10
     assert len(Table(path, split=None, split_by="n", test_fraction=0.5).test) == 20
-    with pytest.raises(SourceError, match="has a column 'split', so split_by=n would not be used. Leave out split_by, or set split=null"):
+    with pytest.raises(
+        SourceError,
+        match="has a column 'split', so split_by=n would not be used. Leave out split_by, or set split=null",
+    ):
         Table(path, split_by="n")
 
 
 # ---- two tables ----
 
+
 def test_second_table(tmp_path):
-    first = write(tmp_path / "spoken" / "index.jsonl", [{"path": f"{i}.wav", "digit": i % 10, "split": "test" if i < 10 else "train"} for i in range(30)])
-    second = write(tmp_path / "written" / "index.csv", [{"path": f"{i}.png", "digit": i % 10, "split": "test" if i < 20 else "train"} for i in range(50)])
+    first = write(
+        tmp_path / "spoken" / "index.jsonl",
+        [{"path": f"{i}.wav", "digit": i % 10, "split": "test" if i < 10 else "train"} for i in range(30)],
+    )
+    second = write(
+        tmp_path / "written" / "index.csv",
+        [{"path": f"{i}.png", "digit": i % 10, "split": "test" if i < 20 else "train"} for i in range(50)],
+    )
     for folder, suffix in (("spoken", "wav"), ("written", "png")):
         for i in range(10):
             (tmp_path / folder / f"{i}.{suffix}").write_bytes(b"x")
     source = Table(first, second=second)
-    assert (len(source.train), len(source.test), len(source.second["train"]), len(source.second["test"])) == (20, 10, 30, 20)
-    assert source.second["test"][3] == {"id": "3.png", "path": str(tmp_path / "written" / "3.png"), "folder": str(tmp_path / "written"), "digit": "3",
-                                        "split": "test", "second": True}
+    assert (len(source.train), len(source.test), len(source.second["train"]), len(source.second["test"])) == (
+        20,
+        10,
+        30,
+        20,
+    )
+    assert source.second["test"][3] == {
+        "id": "3.png",
+        "path": str(tmp_path / "written" / "3.png"),
+        "folder": str(tmp_path / "written"),
+        "digit": "3",
+        "split": "test",
+        "second": True,
+    }
     assert source.describe().endswith(f"second table {second}: 30 train, 20 test records")
 
 
 def test_rows_that_lack_a_needed_cell_are_left_out(tmp_path):
-    rows = [{"one": f"{i}.png", "other": "" if i % 3 else f"o{i}.png", "note": "", "split": "test" if i % 2 else "train"} for i in range(12)]
+    rows = [
+        {
+            "one": f"{i}.png",
+            "other": "" if i % 3 else f"o{i}.png",
+            "note": "",
+            "split": "test" if i % 2 else "train",
+        }
+        for i in range(12)
+    ]
     first = write(tmp_path / "t.csv", rows)
     source = Table(first, needs=["one", "other"])
     assert ids(source.train + source.test) == ["row 1", "row 7", "row 4", "row 10"]  # rows keep their numbers
-    assert source.describe() == f"table {first}: 2 train, 2 test records (8 rows with an empty one or other are left out)"
-    assert len(Table(first).train) == 6 and Table(first, needs=["one"]).describe().endswith("6 train, 6 test records")
+    assert (
+        source.describe()
+        == f"table {first}: 2 train, 2 test records (8 rows with an empty one or other are left out)"
+    )
+    assert len(Table(first).train) == 6 and Table(first, needs=["one"]).describe().endswith(
+        "6 train, 6 test records"
+    )
     # the split by hash and messages go by the file, whatever is left out
-    by_hash, whole = Table(first, split=None, test_fraction=0.5, needs=["other"]), Table(first, split=None, test_fraction=0.5)
-    assert set(ids(by_hash.train)) | set(ids(by_hash.test)) == {"row 1", "row 4", "row 7", "row 10"} and len(whole.train) == 6
-    lacks_path = write(tmp_path / "p.csv", [{"path": "", "x": "1", "split": "train"}, {"path": "p.csv", "x": "", "split": "train"},
-                                            {"path": "p.csv", "x": "2", "split": "train"}, {"path": "t.csv", "x": "3", "split": "test"}])
+    by_hash, whole = (
+        Table(first, split=None, test_fraction=0.5, needs=["other"]),
+        Table(first, split=None, test_fraction=0.5),
+    )
+    assert (
+        set(ids(by_hash.train)) | set(ids(by_hash.test)) == {"row 1", "row 4", "row 7", "row 10"}
+        and len(whole.train) == 6
+    )
+    lacks_path = write(
+        tmp_path / "p.csv",
+        [
+            {"path": "", "x": "1", "split": "train"},
+            {"path": "p.csv", "x": "", "split": "train"},
+            {"path": "p.csv", "x": "2", "split": "train"},
+            {"path": "t.csv", "x": "3", "split": "test"},
+        ],
+    )
     assert ids(Table(lacks_path, needs=["path", "x"]).train) == ["p.csv"]
-    second = write(tmp_path / "second.csv", [{"one": "1.png", "extra": x, "split": split} for x in ("", "y") for split in ("train", "test")])
+    second = write(
+        tmp_path / "second.csv",
+        [{"one": "1.png", "extra": x, "split": split} for x in ("", "y") for split in ("train", "test")],
+    )
     both = Table(first, second=second, needs=["extra"])
     assert [r["extra"] for r in both.second["train"]] == ["y"] and len(both.train) == 6
     with pytest.raises(SourceError, match=r"has no column 'othr' \(option needs\). Did you mean 'other'"):
         Table(first, needs=["othr"])
-    with pytest.raises(SourceError, match=r"every row has an empty cell in one of the columns note \(option needs\). Leave it out"):
+    with pytest.raises(
+        SourceError,
+        match=r"every row has an empty cell in one of the columns note \(option needs\). Leave it out",
+    ):
         Table(first, needs=["note"])
 
 
@@ -133,27 +207,51 @@ def test_split_by_holds_over_both_tables(tmp_path):
     source = Table(first, second=second, split_by="smiles")
     assert {r["smiles"] for r in source.train}.isdisjoint(r["smiles"] for r in source.second["test"])
     assert {r["smiles"] for r in source.test}.isdisjoint(r["smiles"] for r in source.second["train"])
-    with pytest.raises(SourceError, match="wells.jsonl has no column 'smile' .option split_by.. Did you mean 'smiles'"):
+    with pytest.raises(
+        SourceError, match="wells.jsonl has no column 'smile' .option split_by.. Did you mean 'smiles'"
+    ):
         write(tmp_path / "graphs.jsonl", [{"smile": f"C{i}"} for i in range(40)])
         Table(first, second=second, split_by="smile")
 
 
 # ---- cells ----
 
+
 def test_paths_of_cells(tmp_path):
-    """Relative to the table's folder, absolute as they are, `..` leads out, spaces around do not count; `~` is a name like any other."""
+    """Relative to the table's folder, absolute as they are, `..` leads out, spaces around do not count; `~`
+    is a name like any other."""
     record = {"folder": "/data/table"}
-    found = [cells.file_path(record, v) for v in ("a.png", "sub/../b.png", "../other/c.png", "/abs/./d.png", " e.png ", "~/f.png")]
-    assert found == ["/data/table/a.png", "/data/table/b.png", "/data/other/c.png", "/abs/d.png", "/data/table/e.png", "/data/table/~/f.png"]
+    found = [
+        cells.file_path(record, v)
+        for v in ("a.png", "sub/../b.png", "../other/c.png", "/abs/./d.png", " e.png ", "~/f.png")
+    ]
+    assert found == [
+        "/data/table/a.png",
+        "/data/table/b.png",
+        "/data/other/c.png",
+        "/abs/d.png",
+        "/data/table/e.png",
+        "/data/table/~/f.png",
+    ]
     with pytest.raises(CellError, match="expected the path of a file, got int 3"):
         cells.file_path(record, 3)
 
 
-@pytest.mark.parametrize("cell, several, separator, expected", [
-    ("[Na+].[Cl-]", False, None, ["[Na+].[Cl-]"]), ("[Na+].[Cl-]", True, None, ["[Na+].[Cl-]"]), ('["a", "", "b"]', True, None, ["a", "b"]),
-    ("a | b |", True, "|", ["a", "b"]), ("a | b", False, None, ["a | b"]), (["a", "b"], False, None, ["a", "b"]), (7, False, None, ["7"]),
-    ([0.1, 0.2], False, None, [[0.1, 0.2]]), ({"x": 1}, False, None, [{"x": 1}]), (0, False, None, ["0"]),
-])
+@pytest.mark.parametrize(
+    "cell, several, separator, expected",
+    [
+        ("[Na+].[Cl-]", False, None, ["[Na+].[Cl-]"]),
+        ("[Na+].[Cl-]", True, None, ["[Na+].[Cl-]"]),
+        ('["a", "", "b"]', True, None, ["a", "b"]),
+        ("a | b |", True, "|", ["a", "b"]),
+        ("a | b", False, None, ["a | b"]),
+        (["a", "b"], False, None, ["a", "b"]),
+        (7, False, None, ["7"]),
+        ([0.1, 0.2], False, None, [[0.1, 0.2]]),
+        ({"x": 1}, False, None, [{"x": 1}]),
+        (0, False, None, ["0"]),
+    ],
+)
 def test_what_a_cell_holds(cell, several, separator, expected):
     assert cells.values({"c": cell}, "c", several, separator) == expected
 
@@ -167,26 +265,52 @@ def test_empty_cells(cell):
 def test_pairs_of_files_name_what_the_table_lacks(tmp_path):
     record = Table(write(tmp_path / "t.jsonl", ROWS)).train[0]
     for pair in (NextFrame(), Augment(32)):
-        with pytest.raises(ValueError, match="its table has no column 'path'. Name the column with the files: source.column="):
+        with pytest.raises(
+            ValueError, match="its table has no column 'path'. Name the column with the files: source.column="
+        ):
             pair.sample(record, None)
 
 
 # ---- wrong tables ----
 
-@pytest.mark.parametrize("name, text, options, message", [
-    ("t.jsonl", '{"a": 1}\n{"a": \n', {}, "line 2: is not JSON: .* Expected an object such as"),
-    ("t.jsonl", '{"a": 1}\n[1]\n', {}, "line 2: is list, expected an object such as"),
-    ("t.jsonl", "", {}, "t.jsonl is empty, expected at least two rows"),
-    ("t.jsonl", '{"a": 1}\n', {}, "only one row .row 1., expected two or more"),
-    ("t.jsonl", '{"id": "x"}\n{"id": ""}\n', {}, "line 2: column 'id' is empty, expected what names the row"),
-    ("t.jsonl", '{"a": 1}\n{"a": null}\n{"a": 2}\n', {"split_by": "a"}, "split_by: column 'a' is empty in some row"),
-    ("t.jsonl", '{"id": "x", "split": "train"}\n{"id": "x", "split": "test"}\n', {}, "rows named 'x' are in train and in test. Name another id column"),
-    ("t.jsonl", '{"path": 3}\n{"path": 4}\n', {}, "line 1: column 'path' is 3, expected a file path"),
-    ("t.csv", "name\na\nb\n", {"id": "nam"}, "no column 'nam' .option id.. Did you mean 'name'"),
-    ("t.csv", "name\na\nb\n", {"split_by": "nam"}, "no column 'nam' .option split_by.. Did you mean 'name'"),
-    ("t.parquet", "no parquet", {}, "cannot read .*t.parquet: .* Expected a parquet file"),
-    ("t.tsv", "a\tb\n", {}, "ends in '.tsv', expected one of .csv .jsonl .parquet. Rename or convert it"),
-])
+
+@pytest.mark.parametrize(
+    "name, text, options, message",
+    [
+        ("t.jsonl", '{"a": 1}\n{"a": \n', {}, "line 2: is not JSON: .* Expected an object such as"),
+        ("t.jsonl", '{"a": 1}\n[1]\n', {}, "line 2: is list, expected an object such as"),
+        ("t.jsonl", "", {}, "t.jsonl is empty, expected at least two rows"),
+        ("t.jsonl", '{"a": 1}\n', {}, "only one row .row 1., expected two or more"),
+        (
+            "t.jsonl",
+            '{"id": "x"}\n{"id": ""}\n',
+            {},
+            "line 2: column 'id' is empty, expected what names the row",
+        ),
+        (
+            "t.jsonl",
+            '{"a": 1}\n{"a": null}\n{"a": 2}\n',
+            {"split_by": "a"},
+            "split_by: column 'a' is empty in some row",
+        ),
+        (
+            "t.jsonl",
+            '{"id": "x", "split": "train"}\n{"id": "x", "split": "test"}\n',
+            {},
+            "rows named 'x' are in train and in test. Name another id column",
+        ),
+        ("t.jsonl", '{"path": 3}\n{"path": 4}\n', {}, "line 1: column 'path' is 3, expected a file path"),
+        ("t.csv", "name\na\nb\n", {"id": "nam"}, "no column 'nam' .option id.. Did you mean 'name'"),
+        (
+            "t.csv",
+            "name\na\nb\n",
+            {"split_by": "nam"},
+            "no column 'nam' .option split_by.. Did you mean 'name'",
+        ),
+        ("t.parquet", "no parquet", {}, "cannot read .*t.parquet: .* Expected a parquet file"),
+        ("t.tsv", "a\tb\n", {}, "ends in '.tsv', expected one of .csv .jsonl .parquet. Rename or convert it"),
+    ],
+)
 def test_wrong_tables(tmp_path, name, text, options, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(SourceError, match=message):

@@ -1,4 +1,5 @@
-"""Text: ids equal to ByT5's, cuts, dropped words, padding that never shows, causes of bad text, hashed counts."""
+"""Text: ids equal to ByT5's, cuts, dropped words, padding that never shows, causes of bad text, hashed
+counts."""
 
 import csv
 import sys
@@ -11,10 +12,27 @@ from vicjoint import build_encoder, hashing
 from vicjoint.modalities.text import Text, drop_words
 from vicjoint.registry import ComponentError, build
 
-TEXTS = ["bin blue at f two now", "A 'quoted' word, and £3.50.", "naïve café — Übergröße", "日本語のテキスト", "🙂 emoji", "tabs\tand\nlines", " spaced  out ", "x" * 300]
-TINY_BERT = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TEXTS = [
+    "bin blue at f two now",
+    "A 'quoted' word, and £3.50.",
+    "naïve café — Übergröße",
+    "日本語のテキスト",
+    "🙂 emoji",
+    "tabs\tand\nlines",
+    " spaced  out ",
+    "x" * 300,
+]
+TINY_BERT = {
+    "vocab_size": 384,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 ENCODERS = {
-    "bytes_cnn": {"width": 16, "dim": 12}, "transformer": {"width": 16, "dim": 12, "layers": 2}, "words": {"width": 16, "dim": 12},
+    "bytes_cnn": {"width": 16, "dim": 12},
+    "transformer": {"width": 16, "dim": 12, "layers": 2},
+    "words": {"width": 16, "dim": 12},
     "word_gru": {"width": 16, "dim": 12},
     "transformers": {"model": "bert", "config": TINY_BERT},
 }
@@ -31,19 +49,23 @@ def padded(views, extra: int = 0, filler: int = 0):
     ids = torch.full((len(views), length), filler)
     mask = torch.zeros(len(views), length, dtype=torch.bool)
     for i, (row, kept) in enumerate(views):
-        ids[i, :row.shape[1]], mask[i, :row.shape[1]] = row[0], kept[0]
+        ids[i, : row.shape[1]], mask[i, : row.shape[1]] = row[0], kept[0]
     return ids, mask
 
 
 # ---- reading ----
 
+
 @pytest.mark.parametrize("length", [8, 128, 512])
 def test_bytes_are_byt5s_ids(length):
     from transformers import ByT5Tokenizer
+
     tokenizer, modality = ByT5Tokenizer(), Text(length=length)
     for text in TEXTS:
         ids, mask = modality.read(text)
-        assert ids.dtype == torch.int64 and mask.dtype == torch.bool and mask.all() and ids.shape == mask.shape
+        assert (
+            ids.dtype == torch.int64 and mask.dtype == torch.bool and mask.all() and ids.shape == mask.shape
+        )
         assert ids[0].tolist() == tokenizer(text, truncation=True, max_length=length)["input_ids"]
         assert ids[0].max() < hashing.BYTE_VOCABULARY
 
@@ -66,10 +88,20 @@ def test_words_are_dropped_in_training_only():
     assert all(drop_words("a b", 0.99, np.random.default_rng(seed)) for seed in range(50))
 
 
-@pytest.mark.parametrize("value, message", [
-    ("", "the text is empty"), (" \n", "the text is empty"), ("a\0b", "NUL character at place 1"), (3.5, "expected text, got float 3.5"),
-    (b"abc".decode() + "\udce9", "is not UTF-8: surrogates not allowed at place 3. Save its file as UTF-8"), (None, "expected text, got NoneType"),
-])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("", "the text is empty"),
+        (" \n", "the text is empty"),
+        ("a\0b", "NUL character at place 1"),
+        (3.5, "expected text, got float 3.5"),
+        (
+            b"abc".decode() + "\udce9",
+            "is not UTF-8: surrogates not allowed at place 3. Save its file as UTF-8",
+        ),
+        (None, "expected text, got NoneType"),
+    ],
+)
 def test_bad_text(value, message):
     with pytest.raises(ValueError, match=message):
         Text().read(value)
@@ -80,9 +112,14 @@ def bert_folder(tmp_path):
     """A word-piece tokenizer in a folder, as save_pretrained leaves it; its padding id is not 0."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "bin": 1, "blue": 2, "now": 3, "[PAD]": 4}, unk_token="[UNK]"))
+
+    words = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "bin": 1, "blue": 2, "now": 3, "[PAD]": 4}, unk_token="[UNK]")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path / "tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        tmp_path / "tokenizer"
+    )
     return str(tmp_path / "tokenizer")
 
 
@@ -98,10 +135,17 @@ def test_a_transformers_tokenizer_from_a_folder(bert_folder):
     assert y.shape == (2, 4)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"length": 1}, "length is 1, expected 2 or more"), ({"drop": 1.0}, "drop is 1.0, expected a share"),
-    ({"tokenizer": "./nowhere"}, "tokenizer './nowhere' was not found: no folder /.*nowhere. Expected bytes, a folder"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"length": 1}, "length is 1, expected 2 or more"),
+        ({"drop": 1.0}, "drop is 1.0, expected a share"),
+        (
+            {"tokenizer": "./nowhere"},
+            "tokenizer './nowhere' was not found: no folder /.*nowhere. Expected bytes, a folder",
+        ),
+    ],
+)
 def test_wrong_options(options, message):
     with pytest.raises(ComponentError, match=message):
         build("modality", {"name": "text", **options})
@@ -115,9 +159,15 @@ def test_a_broken_tokenizer_folder(tmp_path):
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ComponentError, match=r"tokenizer '/models/bert' needs transformers .*: pip install 'vicjoint\[text\]'"):
+    with pytest.raises(
+        ComponentError,
+        match=r"tokenizer '/models/bert' needs transformers .*: pip install 'vicjoint\[text\]'",
+    ):
         Text(tokenizer="/models/bert")
-    with pytest.raises(ComponentError, match=r"encoder 'text/transformers' needs transformers .*: pip install 'vicjoint\[text\]'"):
+    with pytest.raises(
+        ComponentError,
+        match=r"encoder 'text/transformers' needs transformers .*: pip install 'vicjoint\[text\]'",
+    ):
         build_encoder("text", "transformers", model="bert")
     assert Text().read("bytes need none of it")[0].shape == (1, 22)
 
@@ -129,11 +179,15 @@ def test_a_tokenizer_that_needs_another_package(monkeypatch, tmp_path):
         raise ImportError("sentencepiece is required\nmore")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", missing)
-    with pytest.raises(ComponentError, match=r"needs another package \(sentencepiece is required\): pip install 'vicjoint\[text\]'"):
+    with pytest.raises(
+        ComponentError,
+        match=r"needs another package \(sentencepiece is required\): pip install 'vicjoint\[text\]'",
+    ):
         Text(tokenizer=str(tmp_path))
 
 
 # ---- hashed words ----
+
 
 def test_words_are_found_whatever_stands_around_them():
     modality = Text()
@@ -181,9 +235,11 @@ def test_simple_features_tell_real_sentences(shared_data):
 
 # ---- encoders ----
 
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_padding_never_shows(name):
-    """Training mode too: other texts of the batch, the amount of padding and what stands in it change nothing."""
+    """Training mode too: other texts of the batch, the amount of padding and what stands in it change
+    nothing."""
     encoder, modality = build_encoder("text", name, **ENCODERS[name]), Text()
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -193,7 +249,11 @@ def test_padding_never_shows(name):
         encoder.train(mode)
         alone = torch.cat([encoder(view) for view in views])
         for extra, filler in ((0, 0), (37, 0), (5, 99)):
-            assert torch.allclose(encoder(padded(views, extra, filler)), alone, atol=2e-6), (mode, extra, filler)
+            assert torch.allclose(encoder(padded(views, extra, filler)), alone, atol=2e-6), (
+                mode,
+                extra,
+                filler,
+            )
     assert (alone[0] - alone[1]).norm() > 1e-3
 
 
@@ -218,24 +278,33 @@ def test_order_is_seen(name):
 def test_learned_positions_have_an_end():
     encoder = build_encoder("text", "transformer", width=16, positions="learned", length=10)
     assert encoder(Text().read("nine char")).shape == (1, 256)
-    with pytest.raises(ValueError, match="a view of 11 tokens is longer than the 10 learned positions. Set the encoder's length"):
+    with pytest.raises(
+        ValueError,
+        match="a view of 11 tokens is longer than the 10 learned positions. Set the encoder's length",
+    ):
         encoder(Text().read("ten charac"))
 
 
 def test_sinusoids():
     from encoders.text import sinusoids
+
     table = sinusoids(50, 8, None).double()
     for p in (0, 1, 49):
         for k in range(4):
             angle = p / 10000 ** (k / 3)
-            assert table[p, k] == pytest.approx(np.sin(angle), abs=1e-5) and table[p, 4 + k] == pytest.approx(np.cos(angle), abs=1e-5)
+            assert table[p, k] == pytest.approx(np.sin(angle), abs=1e-5) and table[p, 4 + k] == pytest.approx(
+                np.cos(angle), abs=1e-5
+            )
 
 
-@pytest.mark.parametrize("model, config", [
-    ("t5", {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}),
-    ("distilbert", {"vocab_size": 384, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}),
-    ("gpt2", {"vocab_size": 384, "n_embd": 16, "n_layer": 1, "n_head": 2}),
-])
+@pytest.mark.parametrize(
+    "model, config",
+    [
+        ("t5", {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}),
+        ("distilbert", {"vocab_size": 384, "dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}),
+        ("gpt2", {"vocab_size": 384, "n_embd": 16, "n_layer": 1, "n_head": 2}),
+    ],
+)
 def test_other_transformers(model, config):
     encoder = build_encoder("text", "transformers", model=model, config=config).eval()
     views = [Text().read(t) for t in TEXTS[:3]]
@@ -255,23 +324,38 @@ def test_weights_from_a_folder_and_the_first_token(tmp_path):
     assert torch.allclose(made(view)[0], hidden[0][view[1][0]].mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("bytes_cnn", {"kernel": 4}, "kernel is 4, expected an odd number"),
-    ("transformer", {"width": 20, "heads": 4}, "width 20 cannot be shared by 4 heads. Expected a multiple of 8"),
-    ("transformer", {"positions": "none"}, "positions is 'none', expected sinusoidal or learned"),
-    ("words", {"unit": "byte"}, "unit is 'byte', expected word or token"),
-    ("transformers", {}, "takes either model: a type such as 'bert'"),
-    ("transformers", {"model": "bert", "pool": "max"}, "pool is 'max', expected mean or cls"),
-    ("transformers", {"model": "brt"}, "no model type 'brt'. Did you mean 'bert'"),
-    ("transformers", {"model": "vit"}, "takes pixel_values, not token ids of one text"),
-    ("transformers", {"weights": "./nowhere"}, "'./nowhere' were not found: no folder"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("bytes_cnn", {"kernel": 4}, "kernel is 4, expected an odd number"),
+        (
+            "transformer",
+            {"width": 20, "heads": 4},
+            "width 20 cannot be shared by 4 heads. Expected a multiple of 8",
+        ),
+        ("transformer", {"positions": "none"}, "positions is 'none', expected sinusoidal or learned"),
+        ("words", {"unit": "byte"}, "unit is 'byte', expected word or token"),
+        ("transformers", {}, "takes either model: a type such as 'bert'"),
+        ("transformers", {"model": "bert", "pool": "max"}, "pool is 'max', expected mean or cls"),
+        ("transformers", {"model": "brt"}, "no model type 'brt'. Did you mean 'bert'"),
+        ("transformers", {"model": "vit"}, "takes pixel_values, not token ids of one text"),
+        ("transformers", {"weights": "./nowhere"}, "'./nowhere' were not found: no folder"),
+    ],
+)
 def test_wrong_encoder_options(name, options, message):
     with pytest.raises(ComponentError, match=message):
         build_encoder("text", name, **options)
 
 
-@pytest.mark.parametrize("name, options", [("bytes_cnn", {"vocabulary": 100}), ("transformers", {"model": "bert", "config": TINY_BERT | {"vocab_size": 100}})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("bytes_cnn", {"vocabulary": 100}),
+        ("transformers", {"model": "bert", "config": TINY_BERT | {"vocab_size": 100}}),
+    ],
+)
 def test_ids_outside_the_vocabulary(name, options):
-    with pytest.raises(ValueError, match="token id 1[0-9][0-9] is outside a vocabulary of 100. Set .*vocab.* to the number"):
+    with pytest.raises(
+        ValueError, match="token id 1[0-9][0-9] is outside a vocabulary of 100. Set .*vocab.* to the number"
+    ):
         build_encoder("text", name, **options)(Text().read("xyz"))

@@ -1,4 +1,5 @@
-"""Augmentations against PIL and torchvision on PIL images, which is what VICReg's published pipeline runs on."""
+"""Augmentations against PIL and torchvision on PIL images, which is what VICReg's published pipeline runs
+on."""
 
 import math
 
@@ -35,10 +36,14 @@ def batch(image):
     return image[None].float() / 255
 
 
-@pytest.mark.parametrize("name, reference, mean, most", [
-    (T.brightness, v2.functional.adjust_brightness, 0.6, 1.01), (T.contrast, v2.functional.adjust_contrast, 0.6, 1.6),
-    (T.saturation, v2.functional.adjust_saturation, 0.9, 2.0),
-])
+@pytest.mark.parametrize(
+    "name, reference, mean, most",
+    [
+        (T.brightness, v2.functional.adjust_brightness, 0.6, 1.01),
+        (T.contrast, v2.functional.adjust_contrast, 0.6, 1.6),
+        (T.saturation, v2.functional.adjust_saturation, 0.9, 2.0),
+    ],
+)
 @pytest.mark.parametrize("factor", [0.6, 0.97, 1.4])
 def test_jitter_is_pils(image, name, reference, mean, most, factor):
     x = batch(image)
@@ -70,7 +75,9 @@ def test_blur(image, sigma, size):
     exact = torch.nn.functional.conv2d(padded[0][:, None], (taps[:, None] * taps)[None, None])
     assert torch.allclose(x[0].double(), exact[:, 0], atol=2e-6)
     mean, most = difference(x[0], pil(small).filter(ImageFilter.GaussianBlur(sigma)))
-    assert mean < 1.5 and most < 25  # PIL's is three box filters, and the border of a small image differs most
+    assert (
+        mean < 1.5 and most < 25
+    )  # PIL's is three box filters, and the border of a small image differs most
 
 
 def test_greyscale_and_solarize_are_pils(image):
@@ -87,7 +94,9 @@ def test_crop_and_resize_are_pils(image):
     for seed in range(20):
         top, left, h, w = crop.box(SIZE, SIZE, np.random.default_rng(seed))
         found = crop(image, np.random.default_rng(seed))
-        expected = F.resized_crop(pil(image), top, left, h, w, [96, 96], interpolation=F.InterpolationMode.BICUBIC)
+        expected = F.resized_crop(
+            pil(image), top, left, h, w, [96, 96], interpolation=F.InterpolationMode.BICUBIC
+        )
         mean, most = difference(found / 255, expected)
         assert mean < 0.05 and most < 2.5
 
@@ -103,7 +112,14 @@ def test_boxes_have_torchvisions_distribution():
         assert 0 <= top <= 375 - h and 0 <= left <= 500 - w
         ours.append((h * w / 375 / 500, math.log(w / h), top / 375, left / 500))
         p = reference.make_params(blank)
-        theirs.append((p["height"] * p["width"] / 375 / 500, math.log(p["width"] / p["height"]), p["top"] / 375, p["left"] / 500))
+        theirs.append(
+            (
+                p["height"] * p["width"] / 375 / 500,
+                math.log(p["width"] / p["height"]),
+                p["top"] / 375,
+                p["left"] / 500,
+            )
+        )
     quantiles = np.linspace(0.05, 0.95, 10)
     gap = np.abs(np.quantile(ours, quantiles, 0) - np.quantile(theirs, quantiles, 0))
     assert gap.max() < 0.03
@@ -112,7 +128,9 @@ def test_boxes_have_torchvisions_distribution():
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 2), (5, 7)])
 def test_any_shape_can_be_cropped(height, width):
     for seed in range(30):
-        assert T.RandomResizedCrop(16)(torch.zeros(3, height, width, dtype=torch.uint8), np.random.default_rng(seed)).shape == (3, 16, 16)
+        assert T.RandomResizedCrop(16)(
+            torch.zeros(3, height, width, dtype=torch.uint8), np.random.default_rng(seed)
+        ).shape == (3, 16, 16)
     assert T.centre_crop(torch.zeros(3, height, width, dtype=torch.uint8), 16, 0.875).shape == (3, 16, 16)
 
 
@@ -126,7 +144,9 @@ def test_a_batch_is_coloured_as_its_images_are(image):
     """Each image by its own numbers: in a batch, in any company, the same as alone."""
     steps = [T.ColourJitter(64), T.Greyscale(64, p=0.4), T.GaussianBlur(64, p=0.5), T.Solarize(64, p=0.4)]
     rng = np.random.default_rng(1)
-    images = torch.stack([F.resize(image.roll(s, -1), [64, 64], antialias=True) for s in range(12)]).float() / 255
+    images = (
+        torch.stack([F.resize(image.roll(s, -1), [64, 64], antialias=True) for s in range(12)]).float() / 255
+    )
     for step in steps:
         numbers = np.array([step.draw(rng) for _ in images])
         assert numbers.shape == (12, step.count) and len(np.unique(numbers[:, 0])) == 2
@@ -143,7 +163,12 @@ def test_a_batch_is_coloured_as_its_images_are(image):
 
 def test_numbers_are_drawn_as_stated():
     rng = np.random.default_rng(0)
-    draws = np.array([T.ColourJitter(32, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, p=0.8).draw(rng) for _ in range(4000)])
+    draws = np.array(
+        [
+            T.ColourJitter(32, brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, p=0.8).draw(rng)
+            for _ in range(4000)
+        ]
+    )
     assert draws[:, 0].mean() == pytest.approx(0.8, abs=0.03)
     for column, (low, high) in enumerate([(0.6, 1.4), (0.7, 1.3), (0.8, 1.2), (-0.1, 0.1)], 1):
         assert low <= draws[:, column].min() < low + 0.01 and high - 0.01 < draws[:, column].max() <= high
@@ -151,17 +176,39 @@ def test_numbers_are_drawn_as_stated():
     orders = {tuple(d[5:].astype(int)) for d in draws}
     assert len(orders) == 24  # every order of the four
     blurs = np.array([T.GaussianBlur(32, p=0.1).draw(rng) for _ in range(4000)])
-    assert blurs[:, 0].mean() == pytest.approx(0.1, abs=0.02) and 0.1 <= blurs[:, 1].min() < 0.11 and 1.99 < blurs[:, 1].max() <= 2.0
+    assert (
+        blurs[:, 0].mean() == pytest.approx(0.1, abs=0.02)
+        and 0.1 <= blurs[:, 1].min() < 0.11
+        and 1.99 < blurs[:, 1].max() <= 2.0
+    )
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: T.RandomResizedCrop(32, area=(0.0, 1.0)), r"'random_resized_crop': area is \[0.0, 1.0\], expected \[low, high\] above 0 and at most 1"),
-    (lambda: T.RandomResizedCrop(32, aspect=(2, 1)), r"aspect is \[2, 1\], expected \[low, high\] above 0\."),
-    (lambda: T.RandomResizedCrop(32, interpolation="cubic"), "interpolation is 'cubic', expected bicubic or bilinear"),
-    (lambda: T.HorizontalFlip(32, p=1.5), "'horizontal_flip': p is 1.5, expected a number from 0 to 1"),
-    (lambda: T.ColourJitter(32, hue=0.6), r"hue is 0.6, expected a number from 0 to 0.5 \(half the circle\)"),
-    (lambda: T.GaussianBlur(32, sigma=(0.1, 40)), r"sigma is \[0.1, 40\], expected \[low, high\] above 0 and at most 32"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: T.RandomResizedCrop(32, area=(0.0, 1.0)),
+            r"'random_resized_crop': area is \[0.0, 1.0\], expected \[low, high\] above 0 and at most 1",
+        ),
+        (
+            lambda: T.RandomResizedCrop(32, aspect=(2, 1)),
+            r"aspect is \[2, 1\], expected \[low, high\] above 0\.",
+        ),
+        (
+            lambda: T.RandomResizedCrop(32, interpolation="cubic"),
+            "interpolation is 'cubic', expected bicubic or bilinear",
+        ),
+        (lambda: T.HorizontalFlip(32, p=1.5), "'horizontal_flip': p is 1.5, expected a number from 0 to 1"),
+        (
+            lambda: T.ColourJitter(32, hue=0.6),
+            r"hue is 0.6, expected a number from 0 to 0.5 \(half the circle\)",
+        ),
+        (
+            lambda: T.GaussianBlur(32, sigma=(0.1, 40)),
+            r"sigma is \[0.1, 40\], expected \[low, high\] above 0 and at most 32",
+        ),
+    ],
+)
 def test_wrong_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

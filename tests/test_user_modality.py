@@ -1,4 +1,5 @@
-"""docs/modalities.md, taken at its word: its files are written into an empty folder and run there as a user would."""
+"""docs/modalities.md, taken at its word: its files are written into an empty folder and run there as a user
+would."""
 
 import csv
 import json
@@ -13,20 +14,29 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ACTIVITIES = {"sitting": 0.0, "walking": 1.8, "running": 3.0, "jumping": 4.5}  # steps per second
-WORDS = {"sitting": "sitting still", "walking": "a slow walk", "running": "running fast", "jumping": "jumping up and down"}
+WORDS = {
+    "sitting": "sitting still",
+    "walking": "a slow walk",
+    "running": "running fast",
+    "jumping": "jumping up and down",
+}
 RATE_HZ = 50
 
 
 def blocks() -> dict[str, str]:
     """{file name: text} of the page's blocks of code that begin with one."""
-    found = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "modalities.md").read_text(), re.S)
+    found = re.findall(
+        r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "modalities.md").read_text(), re.S
+    )
     return dict(found)
 
 
 def record(rng: np.random.Generator, activity: str) -> tuple[np.ndarray, np.ndarray]:
     """The same seconds of two sensors, [T, 6] each: gravity, a swing at the activity's rate, noise."""
     time = np.arange(rng.integers(150, 250)) / RATE_HZ
-    swing = np.sin(2 * np.pi * ACTIVITIES[activity] * rng.uniform(0.9, 1.1) * time + rng.uniform(0, 6))[:, None]
+    swing = np.sin(2 * np.pi * ACTIVITIES[activity] * rng.uniform(0.9, 1.1) * time + rng.uniform(0, 6))[
+        :, None
+    ]
     sides = (swing * rng.uniform(0.5, 1.0, 6) + [0, 0, 1, 0, 0, 0] for _ in range(2))
     return tuple(side + 0.1 * rng.normal(size=side.shape) for side in sides)
 
@@ -53,8 +63,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_the_page_has_the_files_that_are_run_here():
@@ -70,39 +86,62 @@ def test_recordings_and_their_descriptions(folder):
     assert set(results["linear"]) == {"model", "random_init", "spectrum", "chance"}
     for metric in ("a_to_b_r1", "b_to_a_r1"):
         assert results["retrieval"]["model"][metric] > results["retrieval"]["chance"][metric] + 0.2
-    loaded = python(folder, "-c", "import numpy, vicjoint, torch\n"
-                                  "e = vicjoint.load_encoder('text')\n"
-                                  "raw = e.modality.read('wrist/00.csv')\n"
-                                  "second = e.modality.read('wrist/00.csv', window=(0.5, 1.0))[0].T.numpy()\n"
-                                  "assert numpy.allclose(second, numpy.loadtxt('wrist/00.csv', delimiter=',')[25:75])\n"
-                                  "again = vicjoint.load_encoder('text')\n"
-                                  "print(list(raw.shape), list(e(raw).shape), e.dim, torch.equal(e(raw), again(raw)), vicjoint.list_encoders('inertial'))")
+    loaded = python(
+        folder,
+        "-c",
+        "import numpy, vicjoint, torch\ne = vicjoint.load_encoder('text')\nraw ="
+        " e.modality.read('wrist/00.csv')\nsecond = e.modality.read('wrist/00.csv', window=(0.5,"
+        " 1.0))[0].T.numpy()\nassert numpy.allclose(second, numpy.loadtxt('wrist/00.csv',"
+        " delimiter=',')[25:75])\nagain = vicjoint.load_encoder('text')\nprint(list(raw.shape),"
+        " list(e(raw).shape), e.dim, torch.equal(e(raw), again(raw)), vicjoint.list_encoders('inertial'))",
+    )
     assert loaded.stdout.strip() == "[1, 6, 100] [1, 64] 64 True ['conv']", loaded.stderr
 
 
 def test_the_same_seconds_of_two_sensors_and_a_broken_file(folder):
     (folder / "wrist" / "01.csv").write_text("1,2,3\n4,5,6\n")
-    done = python(folder, "-m", "vicjoint.run", "inertial.yaml", "pair={name: cross_modal, a: wrist, b: ankle, seconds: 2.0}", "b={weights: same}",
-                  "out=sensors", "train.steps=12", "data.workers=0", "data.max_bad_fraction=0.5", "source.split_by=wrist")
+    done = python(
+        folder,
+        "-m",
+        "vicjoint.run",
+        "inertial.yaml",
+        "pair={name: cross_modal, a: wrist, b: ankle, seconds: 2.0}",
+        "b={weights: same}",
+        "out=sensors",
+        "train.steps=12",
+        "data.workers=0",
+        "data.max_bad_fraction=0.5",
+        "source.split_by=wrist",
+    )
     assert done.returncode == 0, done.stderr
     assert {"linear", "retrieval"} == set(json.loads((folder / "sensors" / "evaluation.json").read_text()))
     bad = [json.loads(line) for line in (folder / "sensors" / "bad_samples.jsonl").read_text().splitlines()]
-    assert bad and all("wrist/01.csv: an array of shape [2, 3], expected finite numbers [T, 6]" in line["cause"] for line in bad)
+    assert bad and all(
+        "wrist/01.csv: an array of shape [2, 3], expected finite numbers [T, 6]" in line["cause"]
+        for line in bad
+    )
 
 
 MISTAKES = {
     "a.modality={name: inertail}": "a.modality.name: no modality 'inertail'. Did you mean 'inertial'?",
-    "a.encoder={name: conv, widht: 8}": "encoder 'inertial/conv' takes no option 'widht'. Did you mean 'width'?",
-    "a.modality={name: inertial, augment: [{name: trun}]}": "no transform 'inertial/trun'. Did you mean 'inertial/turn'?",
+    "a.encoder={name: conv, widht: 8}": (
+        "encoder 'inertial/conv' takes no option 'widht'. Did you mean 'width'?"
+    ),
+    "a.modality={name: inertial, augment: [{name: trun}]}": (
+        "no transform 'inertial/trun'. Did you mean 'inertial/turn'?"
+    ),
 }
 
 
 def test_mistakes_are_named_and_the_encoder_of_ten_lines_is_there(folder):
-    done = python(folder, "-c", "import vicjoint, torch\n"
-                                "from vicjoint.run import main\n"
-                                f"codes = [main(['inertial.yaml', mistake, 'out=wrong']) for mistake in {list(MISTAKES)}]\n"
-                                "e = vicjoint.build_encoder('image', 'patches', width=16)\n"
-                                "print(codes, 'patches' in vicjoint.list_encoders('image'), list(e(torch.zeros(2, 3, 64, 64)).shape), e.dim)")
+    done = python(
+        folder,
+        "-c",
+        "import vicjoint, torch\nfrom vicjoint.run import main\ncodes = [main(['inertial.yaml', mistake,"
+        f" 'out=wrong']) for mistake in {list(MISTAKES)}]\ne = vicjoint.build_encoder('image', 'patches',"
+        " width=16)\nprint(codes, 'patches' in vicjoint.list_encoders('image'), list(e(torch.zeros(2, 3, 64,"
+        " 64)).shape), e.dim)",
+    )
     assert done.stdout.strip() == "[2, 2, 2] True [2, 16] 16", done.stderr
     for message in MISTAKES.values():
         assert message in done.stderr

@@ -1,4 +1,5 @@
-"""Right frame, every container and decoder: the frame number is written into the pixels as an eight-bit barcode."""
+"""Right frame, every container and decoder: the frame number is written into the pixels as an eight-bit
+barcode."""
 
 import importlib.util
 import struct
@@ -7,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from vicjoint.video import backends, Video, VideoError, probe, read
+from vicjoint.video import Video, VideoError, backends, read
 
 BACKENDS = ["auto", "pyav"] + (["decord"] if importlib.util.find_spec("decord") else [])
 H, W = 48, 64
@@ -18,15 +19,20 @@ def write(path, frames=40, codec="libx264", times=None, size=(H, W), options=Non
     height, width = size
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
+        stream.width, stream.height, stream.pix_fmt = (
+            width,
+            height,
+            "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p",
+        )
         if times is not None:
             from fractions import Fraction
+
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for n in range(frames):
             bits = [(start + n) >> b & 1 for b in range(8)]
             image = np.zeros((height, width, 3), np.uint8)
             image[: height // 2] = np.repeat(bits, width // 8 + 1)[:width, None] * 255
-            image[height // 2:] = 128
+            image[height // 2 :] = 128
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = n if times is None else times[n]
             if times is not None:
@@ -40,7 +46,10 @@ def codes(images):
     """The numbers in the pixels of upright frames [T, H, W, 3]."""
     height, width = images.shape[1:3]
     places = [min(b * (width // 8 + 1) + width // 16, width - 2) for b in range(8)]
-    return [sum(int(i[height // 8: height // 3, x].mean() > 127) << b for b, x in enumerate(places)) for i in images]
+    return [
+        sum(int(i[height // 8 : height // 3, x].mean() > 127) << b for b, x in enumerate(places))
+        for i in images
+    ]
 
 
 B_FRAMES = {"bf": "3", "g": "12", "b-pyramid": "normal"}
@@ -89,7 +98,8 @@ def test_refusing_is_the_exception(tmp_path):
 
 def test_variable_rate_times(tmp_path):
     times = MAKE["variable.mp4"]["times"]
-    info = probe(write(tmp_path / "v.mp4", **MAKE["variable.mp4"]))
+    with Video(write(tmp_path / "v.mp4", **MAKE["variable.mp4"])) as video:
+        info = video.info
     assert np.allclose(np.diff(info.timestamps_seconds), np.diff(times) / 1000, atol=2e-3)
 
 
@@ -104,7 +114,8 @@ def test_large_files_are_sought_not_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("backend", ["auto", "pyav"])
 @pytest.mark.parametrize("options", [{"g": "20", "bf": "0"}, {"g": "20", "bf": "2"}])
 def test_edit_list(tmp_path, backend, options):
-    """A cut without re-encoding: packets from the key frame 20 on are stored, the edit list shows frames from 27 on."""
+    """A cut without re-encoding: packets from the key frame 20 on are stored, the edit list shows frames from
+    27 on."""
     source = write(tmp_path / "whole.mp4", 60, options={**options, "sc_threshold": "0"})
     cut = tmp_path / "cut.mp4"
     with av.open(str(source)) as whole, av.open(str(cut), "w") as out:
@@ -131,13 +142,15 @@ def test_rotation(tmp_path, backend, turn):
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
-    data[at:at + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
     plain = read(path, [3], "pyav")[0]
     path.write_bytes(data)
     try:
         image = read(path, [3], backend)[0]
     except VideoError as error:
-        assert backend == "decord" and turn != 180 and "decord cannot decode" in str(error)  # its own limit; auto goes round it
+        assert (
+            backend == "decord" and turn != 180 and "decord cannot decode" in str(error)
+        )  # its own limit; auto goes round it
         return
     assert np.abs(image.astype(int) - np.rot90(plain, -turn // 90)).mean() < 3  # the matrix turns clockwise
 
@@ -180,7 +193,7 @@ def no_index(path):
 def zeroed(path):
     data = faststart(path)
     at = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
-    data[at:at + 600] = bytes(600)
+    data[at : at + 600] = bytes(600)
     path.write_bytes(data)
 
 

@@ -1,4 +1,5 @@
-"""Components of a run that takes milliseconds, and processes that run it, alone or as several, until they are killed at a chosen place.
+"""Components of a run that takes milliseconds, and processes that run it, alone or as several, until they are
+killed at a chosen place.
 
 Imported by recipes (`imports: [tiny]`) and by the processes themselves.
 """
@@ -20,7 +21,6 @@ import pytest
 import torch
 from torch import nn
 
-import vicjoint.run  # noqa: F401: what a process needs is loaded before it is forked
 from vicjoint import checkpoint, loop, registry
 from vicjoint.modalities.base import Modality
 from vicjoint.registry import register, register_encoder
@@ -48,12 +48,19 @@ class Numbers(Modality):
 
 @register_encoder("tiny_numbers", "noisy")
 class Noisy(nn.Module):
-    """With everything that a resumed run could get wrong: running statistics, dropout, and random numbers of numpy and Python."""
+    """With everything that a resumed run could get wrong: running statistics, dropout, and random numbers of
+    numpy and Python."""
 
     def __init__(self, dim: int = 8, norm: bool = True):
         super().__init__()
         self.dim = dim
-        self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, dim))
+        self.net = nn.Sequential(
+            nn.Linear(6, 16),
+            nn.BatchNorm1d(16) if norm else nn.Identity(),
+            nn.Dropout(0.2),
+            nn.ReLU(),
+            nn.Linear(16, dim),
+        )
 
     def forward(self, view):
         factor = 1 + 0.1 * (np.random.rand() + random.random()) if self.training else 1.0
@@ -62,16 +69,27 @@ class Noisy(nn.Module):
 
 @register("pair", "tiny_views")
 class Views:
-    """Two noisy copies of a row. `bad`: rows that cannot be read; `hang`: a row that never comes, in Python code or (`deaf`) in code that no alarm
-    reaches; `dies`: a row whose reader is killed, as often as the file says; `log`: a file that gets the name of each row that is read."""
+    """Two noisy copies of a row. `bad`: rows that cannot be read; `hang`: a row that never comes, in Python
+    code or (`deaf`) in code that no alarm reaches; `dies`: a row whose reader is killed, as often as the file
+    says; `log`: a file that gets the name of each row that is read.
+    """
 
     samples_per_record = 1
 
-    def __init__(self, bad: list[str] = (), hang: str | None = None, deaf: bool = False, dies: str | None = None, deaths: str | None = None):
+    def __init__(
+        self,
+        bad: list[str] = (),
+        hang: str | None = None,
+        deaf: bool = False,
+        dies: str | None = None,
+        deaths: str | None = None,
+    ):
         self.bad, self.hang, self.deaf, self.dies, self.deaths = bad, hang, deaf, dies, deaths
 
     def sample(self, record, rng):
-        a, b = (torch.tensor([record["x"]]) + 0.1 * torch.from_numpy(rng.normal(size=(1, 6))) for _ in range(2))
+        a, b = (
+            torch.tensor([record["x"]]) + 0.1 * torch.from_numpy(rng.normal(size=(1, 6))) for _ in range(2)
+        )
         if record["id"] in self.bad:
             raise ValueError("broken on purpose")
         if record["id"] == self.dies and (left := int(Path(self.deaths).read_text())):
@@ -107,32 +125,61 @@ def branch(**options) -> dict:
 
 def recipe(**changes) -> dict:
     return {
-        "name": "tiny", "imports": ["tiny"], "source": {"name": "tiny_rows"}, "pair": {"name": "tiny_views"}, "a": branch(), "b": branch(),
-        "objective": {"name": "vicreg"}, "optim": {"name": "adamw", "lr": 1e-2, "schedule": {"name": "cosine", "warmup_steps": 2}, "clip": 5.0},
-        "train": {"steps": 14, "batch_size": 8}, "data": {"workers": 0}, "checkpoint": {"every": 4},
-        "evaluate": {"every": 3, "probes": [{"name": "tiny_probe"}]}, **changes,
+        "name": "tiny",
+        "imports": ["tiny"],
+        "source": {"name": "tiny_rows"},
+        "pair": {"name": "tiny_views"},
+        "a": branch(),
+        "b": branch(),
+        "objective": {"name": "vicreg"},
+        "optim": {
+            "name": "adamw",
+            "lr": 1e-2,
+            "schedule": {"name": "cosine", "warmup_steps": 2},
+            "clip": 5.0,
+        },
+        "train": {"steps": 14, "batch_size": 8},
+        "data": {"workers": 0},
+        "checkpoint": {"every": 4},
+        "evaluate": {"every": 3, "probes": [{"name": "tiny_probe"}]},
+        **changes,
     }
 
 
 # ---- processes ----
 
-def start(recipe: dict, overrides=(), kill: tuple[str, int] | None = None, world: int = 1, stdout: Path | None = None) -> list:
-    """Processes (as many as `world`) that run the recipe as the command does. `kill`: (a function such as "vicjoint.loop.backward", n): the last
-    process sends itself SIGKILL where it would call that for the nth time. `stdout`: a file for what they say."""
+
+def start(
+    recipe: dict,
+    overrides=(),
+    kill: tuple[str, int] | None = None,
+    world: int = 1,
+    stdout: Path | None = None,
+) -> list:
+    """Processes (as many as `world`) that run the recipe as the command does. `kill`: (a function such as
+    "vicjoint.loop.backward", n): the last process sends itself SIGKILL where it would call that for the nth
+    time. `stdout`: a file for what they say.
+    """
     context = forking()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_run, args=(recipe, list(overrides), kill if rank == world - 1 else None, (rank, world, port), stdout))
-                 for rank in range(world)]
+    processes = [
+        context.Process(
+            target=_run,
+            args=(recipe, list(overrides), kill if rank == world - 1 else None, (rank, world, port), stdout),
+        )
+        for rank in range(world)
+    ]
     for process in processes:
         process.start()
     return processes
 
 
 def forking():
-    """The context of processes that are forked from a server with all of this loaded. Whichever test starts the server, it has to find this file:
-    where it does not it says nothing, and each process of all tests takes seconds to load it."""
+    """The context of processes that are forked from a server with all of this loaded. Whichever test starts
+    the server, it has to find this file: where it does not it says nothing, and each process of all tests
+    takes seconds to load it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny"])
     with pytest.MonkeyPatch.context() as patch:
@@ -154,20 +201,35 @@ def finish(processes: list, seconds: float = 240) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def run(recipe: dict, overrides=(), kill: tuple[str, int] | None = None, world: int = 1, stdout: Path | None = None) -> list[int]:
+def run(
+    recipe: dict,
+    overrides=(),
+    kill: tuple[str, int] | None = None,
+    world: int = 1,
+    stdout: Path | None = None,
+) -> list[int]:
     return finish(start(recipe, overrides, kill, world, stdout))
 
 
 def _run(recipe: dict, overrides: list[str], kill, place: tuple[int, int, int], stdout: Path | None) -> None:
     from vicjoint.run import main
+
     torch.set_num_threads(1)
     rank, world, port = place
     if world > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "LOCAL_RANK": str(rank),
+        }
     said = os.open(stdout or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1), os.dup2(said, 2)
     if not (kill and "report" in kill[0]):
-        loop.write_report = lambda folder: folder / "report.html"  # a second of plots, which no test here looks at
+        loop.write_report = lambda folder: (
+            folder / "report.html"
+        )  # a second of plots, which no test here looks at
     if kill:
         name, times = kill
         module, function = name.rsplit(".", 1)
@@ -196,18 +258,28 @@ TIMES = ("seconds", "waited", "samples_per_second")
 
 
 def metrics(folder: Path) -> list[dict]:
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in TIMES}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def tensors(value, name: str = "") -> dict[str, torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else ()
+    )
     return {inner: t for key, v in items for inner, t in tensors(v, f"{name}/{key}").items()}
 
 
 def same_end(one: Path, other: Path) -> None:
-    """Asserts that two runs ended alike: every tensor of the last checkpoint bit by bit, and every file that is not about time."""
+    """Asserts that two runs ended alike: every tensor of the last checkpoint bit by bit, and every file that
+    is not about time."""
     assert metrics(one) == metrics(other)
     for name in ("evaluation.json", "evaluation.jsonl", "bad_samples.jsonl", "spectrum.json"):
         assert (one / name).exists() == (other / name).exists(), name

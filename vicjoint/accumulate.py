@@ -1,12 +1,15 @@
 """The gradient of one batch, whole or in parts.
 
-In parts (`train.accumulate` above 1) the objective's statistics would be those of a part. With `train.exact` they are those of the whole
-batch, in two passes (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"):
+In parts (`train.accumulate` above 1) the objective's statistics would be those of a part. With `train.exact`
+they are those of the whole batch, in two passes (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch
+Size under Memory Limited Setup"):
 
-1. embed every part without a graph, and take the objective's gradient with respect to all embeddings together;
+1. embed every part without a graph, and take the objective's gradient with respect to all embeddings
+   together;
 2. embed each part again, with a graph, and send its share of that gradient back.
 
-The gradient is that of one large batch, for one more forward pass; memory is that of a part. Batch norm inside the encoders still sees parts.
+The gradient is that of one large batch, for one more forward pass; memory is that of a part. Batch norm
+inside the encoders still sees parts.
 """
 
 import contextlib
@@ -18,10 +21,14 @@ from vicjoint.batch import Pair
 
 
 def backward(forward, objective, pair: Pair, recipe, number: int = 0):
-    """Adds the batch's gradient to the parameters of `forward` (the model) and `objective`. Returns (loss, terms, embeddings
-    (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their own). `number`: the pair's."""
+    """Adds the batch's gradient to the parameters of `forward` (the model) and `objective`. Returns (loss,
+    terms, embeddings (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their
+    own). `number`: the pair's.
+    """
     parts = pair.split(recipe.train.accumulate)
-    autocast = torch.autocast(pair.group.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
+    autocast = torch.autocast(
+        pair.group.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"
+    )
     if len(parts) > 1 and recipe.train.exact:
         gradient_b = recipe.b is None or recipe.b.weights != "ema"
         return in_two_passes(forward, objective, parts, autocast, gradient_b, number)
@@ -46,7 +53,9 @@ def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: b
             with autocast:
                 embedded.append(forward(part.a, part.b, number))
     z_a, z_b = (torch.cat(z) for z in zip(*embedded))
-    loss, terms = objective(z_a.requires_grad_(), z_b.requires_grad_(gradient_b), torch.cat([part.group for part in parts]))
+    loss, terms = objective(
+        z_a.requires_grad_(), z_b.requires_grad_(gradient_b), torch.cat([part.group for part in parts])
+    )
     loss.backward()
 
     sizes = [len(z) for z, _ in embedded]  # several rows a sample where branch a sees several crops
@@ -56,7 +65,9 @@ def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: b
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
                 again_a, again_b = forward(part.a, part.b, number)
-            torch.autograd.backward([again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a])
+            torch.autograd.backward(
+                [again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a]
+            )
     return loss.detach(), terms, (z_a.detach(), z_b.detach())
 
 

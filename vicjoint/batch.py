@@ -2,15 +2,15 @@
 
 A view is what one branch sees; its form is the modality's contract:
 
-    image, next_frame   [B, C, H, W] float, normalised
-    clip                [B, C, T, H, W] float, normalised
-    audio               [B, T] float in [-1, 1], mono
-    text, protein       (ids [B, L] int64, mask [B, L] bool)
-    molecule            torch_geometric.data.Batch: x [N, 8] int64, edge_index [2, E] int64, edge_attr [E, 4] int64, batch [N] int64;
-                        x and edge_attr are category numbers, a column for each of ATOM_CATEGORIES and BOND_CATEGORIES
+    image, next_frame   [B, C, H, W] float, normalised clip                [B, C, T, H, W] float, normalised
+    audio               [B, T] float in [-1, 1], mono text, protein       (ids [B, L] int64, mask [B, L] bool)
+    molecule            torch_geometric.data.Batch: x [N, 8] int64, edge_index [2, E] int64, edge_attr [E, 4]
+    int64, batch [N] int64;
+                        x and edge_attr are category numbers, a column for each of ATOM_CATEGORIES and
+                        BOND_CATEGORIES
 
-Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`, `to(device)`, `view[start:end]` and a static
-`concatenate(views)`.
+Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`,
+`to(device)`, `view[start:end]` and a static `concatenate(views)`.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What the columns of a molecule's atoms and bonds are, and how many categories each has; the last category of a column: masked
-ATOM_CATEGORIES = {"atomic_number": 120, "degree": 12, "charge": 12, "hydrogens": 10, "aromatic": 3, "in_ring": 3, "chirality": 4, "hybridisation": 8}
+# What the columns of a molecule's atoms and bonds are, and how many categories each has; the last category of
+# a column: masked
+ATOM_CATEGORIES = {
+    "atomic_number": 120,
+    "degree": 12,
+    "charge": 12,
+    "hydrogens": 10,
+    "aromatic": 3,
+    "in_ring": 3,
+    "chirality": 4,
+    "hybridisation": 8,
+}
 BOND_CATEGORIES = {"kind": 6, "conjugated": 3, "in_ring": 3, "stereo": 4}
 
 
@@ -36,25 +46,37 @@ class Pair:
 
     def __post_init__(self):
         if self.group.ndim != 1 or len(self.group) != len(self.samples):
-            raise ValueError(f"a pair of {len(self.samples)} samples needs group of shape [{len(self.samples)}], got {list(self.group.shape)}")
+            raise ValueError(
+                f"a pair of {len(self.samples)} samples needs group of shape [{len(self.samples)}], got"
+                f" {list(self.group.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device) -> "Pair":
-        return Pair(to_device(self.a, device), to_device(self.b, device), self.group.to(device, non_blocking=True), self.samples)
+        return Pair(
+            to_device(self.a, device),
+            to_device(self.b, device),
+            self.group.to(device, non_blocking=True),
+            self.samples,
+        )
 
     def split(self, parts: int) -> list["Pair"]:
-        """Cut into `parts` micro-batches of equal size, for gradient accumulation. The caller sees to it that no group is cut."""
+        """Cut into `parts` micro-batches of equal size, for gradient accumulation. The caller sees to it that
+        no group is cut."""
         if parts == 1:
             return [self]
         bounds = [round(i * len(self) / parts) for i in range(parts + 1)]
-        return [Pair(_slice(self.a, i, j), _slice(self.b, i, j), self.group[i:j], self.samples[i:j])
-                for i, j in zip(bounds, bounds[1:])]
+        return [
+            Pair(_slice(self.a, i, j), _slice(self.b, i, j), self.group[i:j], self.samples[i:j])
+            for i, j in zip(bounds, bounds[1:])
+        ]
 
 
 class Crops(tuple):
-    """Several views of the same B samples for one branch, e.g. a large and some small crops; the branch embeds each."""
+    """Several views of the same B samples for one branch, e.g. a large and some small crops; the branch
+    embeds each."""
 
 
 def to_device(view, device):
@@ -76,10 +98,11 @@ def _slice(view, start: int, end: int):
 
 
 def concatenate(views: list):
-    """Join per-record views along the batch dimension: tensors, tuples of them, and objects with a static `concatenate(views)`.
+    """Join per-record views along the batch dimension: tensors, tuples of them, and objects with a static
+    `concatenate(views)`.
 
-    (ids [B, L], ..., mask [B, L] bool) of different lengths are padded with 0 and False to the longest; other tensors must have one shape.
-    Raises ValueError where they have not.
+    (ids [B, L], ..., mask [B, L] bool) of different lengths are padded with 0 and False to the longest; other
+    tensors must have one shape. Raises ValueError where they have not.
     """
     if isinstance(views[0], (tuple, list)):
         if all(map(_is_masked, views)):
@@ -89,12 +112,21 @@ def concatenate(views: list):
         return views[0].concatenate(views)
     if len(shapes := {tuple(v.shape[1:]) for v in views}) > 1:
         some = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-        raise ValueError(f"views of shapes {some} cannot be in one batch. A modality gives one shape to all samples, or (ids, mask) of any length.")
+        raise ValueError(
+            f"views of shapes {some} cannot be in one batch. A modality gives one shape to all samples, or"
+            " (ids, mask) of any length."
+        )
     return torch.cat(views)
 
 
 def _is_masked(view) -> bool:
-    return isinstance(view, tuple) and len(view) > 1 and isinstance(view[-1], Tensor) and view[-1].dtype == torch.bool and view[-1].ndim == 2
+    return (
+        isinstance(view, tuple)
+        and len(view) > 1
+        and isinstance(view[-1], Tensor)
+        and view[-1].dtype == torch.bool
+        and view[-1].ndim == 2
+    )
 
 
 def pad(views: list[tuple]) -> list[tuple]:
@@ -104,4 +136,8 @@ def pad(views: list[tuple]) -> list[tuple]:
 
 
 def _longer(x: Tensor, length: int) -> Tensor:
-    return x if x.shape[1] == length else torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
+    return (
+        x
+        if x.shape[1] == length
+        else torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
+    )

@@ -1,11 +1,13 @@
-"""Checkpoints: a folder step_<step>/ with everything a run needs to go on. It is whole or absent, and it never holds code.
+"""Checkpoints: a folder step_<step>/ with everything a run needs to go on. It is whole or absent, and it
+never holds code.
 
     model.safetensors      the model's state, an ema branch's too
     training.safetensors   every other tensor: the optimizer's and the objectives'
     state.json             the plain values, with the names of tensors in their places
     manifest.json          bytes and CRC-32 of the other three, by which a damaged checkpoint is known
 
-It is written under a temporary name; files, and the folder, are synchronised with the disk before it gets its own.
+It is written under a temporary name; files, and the folder, are synchronised with the disk before it gets its
+own.
 """
 
 import json
@@ -13,8 +15,8 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
 
 import torch
 from safetensors import SafetensorError
@@ -22,8 +24,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FORMAT = 1
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
-          torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 FILES = ("model.safetensors", "training.safetensors", "state.json")
 TEMPORARY = ".tmp"
 TENSOR, ITEMS, TUPLE = "__tensor__", "__items__", "__tuple__"  # in state.json: what JSON has no form for
@@ -35,9 +47,12 @@ class CheckpointError(RuntimeError):
 
 # ---- writing ----
 
+
 def save(folder: Path, step: int, state: dict, keep: int, best: int | None = None) -> Path:
-    """Write `state` (tensors, plain values, and dicts, lists and tuples of them; the model's under "model") as folder/step_<step>, then
-    delete all but the newest `keep` and step `best`. Raises CheckpointError where it cannot be written: nothing else has changed then."""
+    """Write `state` (tensors, plain values, and dicts, lists and tuples of them; the model's under "model")
+    as folder/step_<step>, then delete all but the newest `keep` and step `best`. Raises CheckpointError where
+    it cannot be written: nothing else has changed then.
+    """
     path = path_of(folder, step)
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -63,11 +78,15 @@ def save(folder: Path, step: int, state: dict, keep: int, best: int | None = Non
 def write(folder: Path, step: int, state: dict) -> None:
     names: dict[tuple, str] = {}
     model, training = {}, {}
-    plain = {"model": encode(state["model"], "", model, names),
-             **{key: encode(value, key, training, names) for key, value in state.items() if key != "model"}}
+    plain = {
+        "model": encode(state["model"], "", model, names),
+        **{key: encode(value, key, training, names) for key, value in state.items() if key != "model"},
+    }
     contents = zip(FILES, (as_safetensors(model), as_safetensors(training), [json.dumps(plain).encode()]))
     files = {name: write_file(folder / name, blocks) for name, blocks in contents}
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8")
+    (folder / "manifest.json").write_text(
+        json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8"
+    )
     for path in folder.iterdir():
         synchronise(path)
     synchronise(folder)
@@ -84,11 +103,16 @@ def write_file(path: Path, blocks: Iterable) -> dict[str, int]:
 
 
 def as_safetensors(tensors: dict[str, Tensor]) -> Iterator:
-    """A safetensors file block by block: the length of the header, the header, the tensors. safetensors' own writer gives the same file, but takes
-    more than twice as long, and the checksum would have to read it again."""
+    """A safetensors file block by block: the length of the header, the header, the tensors. safetensors' own
+    writer gives the same file, but takes more than twice as long, and the checksum would have to read it
+    again."""
     header, end = {}, 0
     for name, tensor in tensors.items():
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.nbytes],
+        }
         end += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
@@ -99,16 +123,26 @@ def as_safetensors(tensors: dict[str, Tensor]) -> Iterator:
 
 
 def encode(value, name: str, tensors: dict[str, Tensor], names: dict[tuple, str]):
-    """`value` as JSON can hold it. Its tensors go into `tensors` by their place in it; one that occurs twice (shared weights) is written once.
-    Raises TypeError for what is neither a tensor nor plain."""
+    """`value` as JSON can hold it. Its tensors go into `tensors` by their place in it; one that occurs twice
+    (shared weights) is written once. Raises TypeError for what is neither a tensor nor plain."""
     if isinstance(value, Tensor):
-        own = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
+        own = (
+            (
+                value.untyped_storage().data_ptr(),
+                value.storage_offset(),
+                value.shape,
+                value.stride(),
+                value.dtype,
+            )
+            if value.numel()
+            else (name,)
+        )
         if names.setdefault(own, name) == name:
             value = value.detach().cpu().contiguous()
             # a part of a larger storage would bring all of it
             tensors[name] = value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
         return {TENSOR: names[own]}
-    inner = lambda key, v: encode(v, f"{name}.{key}" if name else str(key), tensors, names)  # noqa: E731
+    inner = lambda key, v: encode(v, f"{name}.{key}" if name else str(key), tensors, names)
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value):
             return {key: inner(key, v) for key, v in value.items()}
@@ -131,8 +165,11 @@ def unwritable(path: Path, state: dict, error: Exception) -> str:
         free = "what is free there is not known"
     there = steps(path.parent)
     before = f"The one of step {there[-1]} is as it was" if there else "There is none before it"
-    return (f"checkpoint {path} cannot be written: {error}. It needs about {needed:.0f} MiB, and {free}. {before}. "
-            "Make room (or lower checkpoint.keep in a new run), then give the same command again to go on.")
+    return (
+        f"checkpoint {path} cannot be written: {error}. It needs about {needed:.0f} MiB, and {free}."
+        f" {before}. Make room (or lower checkpoint.keep in a new run), then give the same command again to"
+        " go on."
+    )
 
 
 def remove(path: Path) -> None:
@@ -162,6 +199,7 @@ def checksum(path: Path) -> int:
 
 # ---- reading ----
 
+
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
@@ -173,24 +211,40 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(path: Path) -> dict:
-    """The state of one checkpoint, tensors on the CPU. Raises CheckpointError where it is not what was written."""
+    """The state of one checkpoint, tensors on the CPU. Raises CheckpointError where it is not what was
+    written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint {path} cannot be used: it has format {manifest['format']}, and this version reads {FORMAT}.")
+            raise CheckpointError(
+                f"checkpoint {path} cannot be used: it has format {manifest['format']}, and this version"
+                f" reads {FORMAT}."
+            )
         for name in FILES:
             given = manifest["files"][name]
             if (path / name).stat().st_size != given["bytes"]:
-                raise CheckpointError(f"checkpoint {path} cannot be used: {name} has {(path / name).stat().st_size} bytes of {given['bytes']}.")
+                raise CheckpointError(
+                    f"checkpoint {path} cannot be used: {name} has {(path / name).stat().st_size} bytes of"
+                    f" {given['bytes']}."
+                )
             if checksum(path / name) != given["crc32"]:
-                raise CheckpointError(f"checkpoint {path} cannot be used: {name} is damaged (its checksum differs).")
+                raise CheckpointError(
+                    f"checkpoint {path} cannot be used: {name} is damaged (its checksum differs)."
+                )
         tensors = load_file(path / "training.safetensors")
-        state = decode(json.loads((path / "state.json").read_text(encoding="utf-8")), tensors | load_file(path / "model.safetensors"))
+        state = decode(
+            json.loads((path / "state.json").read_text(encoding="utf-8")),
+            tensors | load_file(path / "model.safetensors"),
+        )
         if state["step"] != manifest["step"] or path.name != path_of(path.parent, state["step"]).name:
-            raise CheckpointError(f"checkpoint {path} cannot be used: its name and its content (step {state['step']}) differ.")
+            raise CheckpointError(
+                f"checkpoint {path} cannot be used: its name and its content (step {state['step']}) differ."
+            )
         return state
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be used ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be used ({type(error).__name__}: {error})."
+        ) from error
 
 
 def decode(value, tensors: dict[str, Tensor]):
@@ -208,8 +262,10 @@ def decode(value, tensors: dict[str, Tensor]):
 
 
 def load_last(folder: Path, refuse: Callable[[dict], str | None] = lambda state: None) -> dict | None:
-    """The newest checkpoint that can be used, or None where there is none at all. One that is damaged, or that `refuse` has a reason against, is
-    named on the terminal, and the one before it is taken. Raises CheckpointError where none of those that exist can be used."""
+    """The newest checkpoint that can be used, or None where there is none at all. One that is damaged, or
+    that `refuse` has a reason against, is named on the terminal, and the one before it is taken. Raises
+    CheckpointError where none of those that exist can be used.
+    """
     found = steps(folder)
     for step in reversed(found):
         try:
@@ -220,14 +276,16 @@ def load_last(folder: Path, refuse: Callable[[dict], str | None] = lambda state:
         except CheckpointError as error:
             print(error)
     if found:
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used (see above). "
-                              "Put a copy of one there; or delete the run folder to start again from the first step.")
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} can be used (see above). "
+            "Put a copy of one there; or delete the run folder to start again from the first step."
+        )
     return None
 
 
 def tidy(folder: Path, step: int) -> None:
-    """Before a run goes on from a step: delete what a killed process left half done, and give later checkpoints, which could not be used,
-    a name that ends in .refused."""
+    """Before a run goes on from a step: delete what a killed process left half done, and give later
+    checkpoints, which could not be used, a name that ends in .refused."""
     for path in folder.glob(f"step_*{TEMPORARY}"):
         shutil.rmtree(path, ignore_errors=True)
     for later in (s for s in steps(folder) if s > step):

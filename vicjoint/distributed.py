@@ -2,28 +2,34 @@
 
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
 _patient = None  # the group in which processes wait for the first one's long work
 
 
 def start(timeout_seconds: float = 600) -> None:
-    """Join the process group when launched by torchrun; otherwise do nothing. A process waits so long for the others in a step."""
+    """Join the process group when launched by torchrun; otherwise do nothing. A process waits so long for the
+    others in a step."""
     global _patient
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         store, number, world = next(dist.rendezvous("env://"))
-        # processes that torchrun starts again meet in the same store, where the addresses of the dead ones still stand
+        # processes that torchrun starts again meet in the same store, where the addresses of the dead ones
+        # still stand
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", store=store, rank=number, world_size=world,
-                                timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=store,
+            rank=number,
+            world_size=world,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
         _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
@@ -31,7 +37,8 @@ def stop() -> None:
     global _patient
     if dist.is_initialized():
         _patient = None
-        # a DistributedDataParallel that only waits for the garbage collector still holds the group, and gloo's threads then abort the exit
+        # a DistributedDataParallel that only waits for the garbage collector still holds the group, and
+        # gloo's threads then abort the exit
         gc.collect()
         dist.destroy_process_group()
 
@@ -45,20 +52,41 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all processes, as long as it takes: the first one may evaluate for hours. The death of one ends it."""
+    """Wait for all processes, as long as it takes: the first one may evaluate for hours. The death of one
+    ends it."""
     if dist.is_initialized():
         dist.barrier(_patient)
 
 
-# what torch's gloo, NCCL and their sockets say, in some builds and places without the name of the file that says it
-LOST = ("gloo/", "NCCL", "pair closure", "Connection closed by peer", "Remote peer closed", "Connection reset by peer", "Broken pipe", "Socket closed",
-        "Socket unexpectedly closed", "Timed out waiting", "Operation timed out", "Read timeout", "Write timeout", "Wait timeout", "Socket Timeout")
+# what torch's gloo, NCCL and their sockets say, in some builds and places without the name of the file that
+# says it
+LOST = (
+    "gloo/",
+    "NCCL",
+    "pair closure",
+    "Connection closed by peer",
+    "Remote peer closed",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "Socket unexpectedly closed",
+    "Timed out waiting",
+    "Operation timed out",
+    "Read timeout",
+    "Write timeout",
+    "Wait timeout",
+    "Socket Timeout",
+)
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether an error says that another process is gone or does not answer. torch has no one type for it: gloo raises RuntimeError, NCCL
-    DistBackendError, the store DistNetworkError or DistStoreError."""
-    return world_size() > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST))
+    """Whether an error says that another process is gone or does not answer. torch has no one type for it:
+    gloo raises RuntimeError, NCCL DistBackendError, the store DistNetworkError or DistStoreError."""
+    return (
+        world_size() > 1
+        and isinstance(error, RuntimeError)
+        and (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST))
+    )
 
 
 def broadcast_object(value):
@@ -71,7 +99,8 @@ def broadcast_object(value):
 
 
 def from_first(make: Callable):
-    """What `make()` gives on the first process, on every process; an exception that it raises there is raised on every one."""
+    """What `make()` gives on the first process, on every process; an exception that it raises there is raised
+    on every one."""
     if not dist.is_initialized():
         return make()
     box = (None, None)
@@ -110,8 +139,9 @@ def own_rows(counts: list[int]) -> slice:
 
 
 def gather(x: Tensor, counts: list[int]) -> Tensor:
-    """All processes' rows, [sum of counts, ...], in rank order. Has no gradient: every process computes the loss of the union
-    batch, so the objectives know the gradient of their own rows without another collective."""
+    """All processes' rows, [sum of counts, ...], in rank order. Has no gradient: every process computes the
+    loss of the union batch, so the objectives know the gradient of their own rows without another collective.
+    """
     if world_size() == 1:
         return x
     most = max(counts)
@@ -146,7 +176,12 @@ def to_columns(x: Tensor, counts: list[int]) -> Tensor:
     parts = [part.contiguous() for part in x.tensor_split(world_size(), dim=1)]
     width = parts[rank()].shape[1]
     received = x.new_empty(sum(counts) * width)
-    dist.all_to_all_single(received, torch.cat([p.flatten() for p in parts]), [n * width for n in counts], [p.numel() for p in parts])
+    dist.all_to_all_single(
+        received,
+        torch.cat([p.flatten() for p in parts]),
+        [n * width for n in counts],
+        [p.numel() for p in parts],
+    )
     return received.view(sum(counts), width)
 
 
@@ -155,5 +190,9 @@ def to_rows(x: Tensor, counts: list[int], dim: int) -> Tensor:
     rows = counts[rank()]
     widths = [len(part) for part in torch.arange(dim).tensor_split(world_size())]
     received = x.new_empty(rows * dim)
-    dist.all_to_all_single(received, x.contiguous().flatten(), [rows * w for w in widths], [n * x.shape[1] for n in counts])
-    return torch.cat([part.view(rows, w) for part, w in zip(received.split([rows * w for w in widths]), widths)], dim=1)
+    dist.all_to_all_single(
+        received, x.contiguous().flatten(), [rows * w for w in widths], [n * x.shape[1] for n in counts]
+    )
+    return torch.cat(
+        [part.view(rows, w) for part, w in zip(received.split([rows * w for w in widths]), widths)], dim=1
+    )

@@ -1,8 +1,10 @@
 """Trained encoders out of a run: `vicjoint.load_encoder(folder, branch)`, and
 
-    python -m vicjoint.export RUN --to FOLDER              # safetensors weights and the recipe, without optimizer state
-    python -m vicjoint.export RUN --to resnet50.pth        # one encoder's state_dict in its library's own keys (--branch b: the other's);
-                                                           # of a torchvision ResNet this is the layout of VICReg's published weights
+python -m vicjoint.export RUN --to FOLDER              # safetensors weights and the recipe, without optimizer
+state python -m vicjoint.export RUN --to resnet50.pth        # one encoder's state_dict in its library's own
+keys (--branch b: the other's);
+                                                       # of a torchvision ResNet this is the layout of
+                                                       VICReg's published weights
 """
 
 import argparse
@@ -25,7 +27,8 @@ from vicjoint.runfolder import best_step, check_run
 
 
 class RepresentationModel(nn.Module):
-    """Raw view (uint8 pixels, ...) -> representation y [B, dim]: the modality's normalisation and the encoder."""
+    """Raw view (uint8 pixels, ...) -> representation y [B, dim]: the modality's normalisation and the
+    encoder."""
 
     def __init__(self, branch):
         super().__init__()
@@ -35,16 +38,20 @@ class RepresentationModel(nn.Module):
         return self.encoder(self.modality(view))
 
 
-def load_encoder(folder, branch: str = "a", step: int | str | None = None, imports: Collection[str] | None = ()) -> RepresentationModel:
-    """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name of the recipe's `branches`.
-    Its `dim` is the width of y. `step`: of a run's checkpoints the one of a step or, with checkpoint.best, the "best"; None: the last.
-    `imports`: modules that its recipe may import, for encoders of your own; None: all that it names. Without them a folder from elsewhere runs no
-    code: weights are plain numbers.
-    Raises RecipeError where the folder is neither, or has no such branch or checkpoint."""
+def load_encoder(
+    folder, branch: str = "a", step: int | str | None = None, imports: Collection[str] | None = ()
+) -> RepresentationModel:
+    """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name
+    of the recipe's `branches`. Its `dim` is the width of y. `step`: of a run's checkpoints the one of a step
+    or, with checkpoint.best, the "best"; None: the last. `imports`: modules that its recipe may import, for
+    encoders of your own; None: all that it names. Without them a folder from elsewhere runs no code: weights
+    are plain numbers. Raises RecipeError where the folder is neither, or has no such branch or checkpoint."""
     model, state = read_model(Path(folder), step, imports)
     if branch not in model.branches:
         names = " or ".join(f"'{name}'" for name in model.branches)
-        raise RecipeError(f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}.")
+        raise RecipeError(
+            f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}."
+        )
     model.load_state_dict(state)
     return RepresentationModel(model.branches[branch]).eval()
 
@@ -55,7 +62,9 @@ def read_model(folder: Path, step: int | str | None, imports: Collection[str] | 
     recipe = load_recipe(folder / "recipe.yaml", check_paths=False, imports=imports)
     if (folder / "model.safetensors").exists():
         if step is not None:
-            raise RecipeError(f"step: {folder} is an export, which holds one model. Give step with a run folder.")
+            raise RecipeError(
+                f"step: {folder} is an export, which holds one model. Give step with a run folder."
+            )
         state = load_file(folder / "model.safetensors")
     else:
         state = read_checkpoint(folder, recipe, step)["model"]
@@ -64,7 +73,8 @@ def read_model(folder: Path, step: int | str | None, imports: Collection[str] | 
 
 
 def read_checkpoint(run: Path, recipe: Recipe, step: int | str | None) -> dict:
-    """The state of a run's checkpoint: the newest that can be read, that of a step, or the `best` one. Raises RecipeError where there is none."""
+    """The state of a run's checkpoint: the newest that can be read, that of a step, or the `best` one. Raises
+    RecipeError where there is none."""
     folder = run / "checkpoints"
     there = checkpoint.steps(folder)
     if not there:
@@ -74,10 +84,16 @@ def read_checkpoint(run: Path, recipe: Recipe, step: int | str | None) -> dict:
             return checkpoint.load_last(folder)
         if step == "best":
             if recipe.checkpoint.best is None:
-                raise RecipeError(f"step: best: the recipe of {run} does not say what is best. Give a step, or train with checkpoint.best=PROBE/METRIC.")
+                raise RecipeError(
+                    f"step: best: the recipe of {run} does not say what is best. Give a step, or train with"
+                    " checkpoint.best=PROBE/METRIC."
+                )
             step = best_step(run, recipe.checkpoint.best, last=there[-1])
         if step not in there:
-            raise RecipeError(f"step: {run} has no checkpoint of step {step}. Expected one of {', '.join(map(str, there))}, or best.")
+            raise RecipeError(
+                f"step: {run} has no checkpoint of step {step}. Expected one of {', '.join(map(str, there))},"
+                " or best."
+            )
         return checkpoint.load(checkpoint.path_of(folder, step))
     except CheckpointError as error:
         raise RecipeError(str(error)) from error
@@ -88,35 +104,67 @@ def export(run: Path, to: Path, step: int | str | None = None, imports: Collecti
     model, state = read_model(run, step, imports)
     model.load_state_dict(state)
     to.mkdir(parents=True, exist_ok=True)
-    # `weights: same` makes b the same tensors as a; safetensors wants each tensor once, so they are written as copies
-    save_file({name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}, to / "model.safetensors")
+    # `weights: same` makes b the same tensors as a; safetensors wants each tensor once, so they are written
+    # as copies
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()},
+        to / "model.safetensors",
+    )
     shutil.copyfile(run / "recipe.yaml", to / "recipe.yaml")
     return to
 
 
-def export_encoder(run: Path, to: Path, branch: str, step: int | str | None = None, imports: Collection[str] | None = ()) -> Path:
+def export_encoder(
+    run: Path, to: Path, branch: str, step: int | str | None = None, imports: Collection[str] | None = ()
+) -> Path:
     """Write the state_dict of one branch's encoder as a .pth or .safetensors file."""
-    state = {name: tensor.clone().contiguous() for name, tensor in load_encoder(run, branch, step, imports).encoder.state_dict().items()}
+    state = {
+        name: tensor.clone().contiguous()
+        for name, tensor in load_encoder(run, branch, step, imports).encoder.state_dict().items()
+    }
     to.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, to) if to.suffix == ".safetensors" else torch.save(state, to)
     return to
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vicjoint.export",
-                                     description="Write a run's trained model into a folder, or its encoder into a file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vicjoint.export",
+        description="Write a run's trained model into a folder, or its encoder into a file.",
+    )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER or FILE", help="a folder, or a file ending in .pth or .safetensors")
-    parser.add_argument("--branch", default="a", metavar="NAME",
-                        help="whose encoder goes into a file: a, b, or a name of the recipe's branches")
-    parser.add_argument("--step", metavar="N", type=lambda text: int(text) if text.isdigit() else text,
-                        help="a step that has a checkpoint, or best (with checkpoint.best); the last one is the default")
-    parser.add_argument("--allow-imports", action="store_true", help="import the modules that the run's recipe names: they run code")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="FOLDER or FILE",
+        help="a folder, or a file ending in .pth or .safetensors",
+    )
+    parser.add_argument(
+        "--branch",
+        default="a",
+        metavar="NAME",
+        help="whose encoder goes into a file: a, b, or a name of the recipe's branches",
+    )
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=lambda text: int(text) if text.isdigit() else text,
+        help="a step that has a checkpoint, or best (with checkpoint.best); the last one is the default",
+    )
+    parser.add_argument(
+        "--allow-imports",
+        action="store_true",
+        help="import the modules that the run's recipe names: they run code",
+    )
     options = parser.parse_args(arguments)
     try:
-        run, to, branch, step, imports = options.run, options.to, options.branch, options.step, None if options.allow_imports else ()
-        one_file = to.suffix in (".pth", ".safetensors")
-        print(f"export: {export_encoder(run, to, branch, step, imports) if one_file else export(run, to, step, imports)}")
+        imports = None if options.allow_imports else ()
+        if options.to.suffix in (".pth", ".safetensors"):
+            done = export_encoder(options.run, options.to, options.branch, options.step, imports)
+        else:
+            done = export(options.run, options.to, options.step, imports)
+        print(f"export: {done}")
     except (RecipeError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return 2

@@ -1,7 +1,8 @@
-"""Words and neighbours in batches of token ids as hashed numbers: no vocabulary, no training, the same on every machine.
+"""Words and neighbours in batches of token ids as hashed numbers: no vocabulary, no training, the same on
+every machine.
 
-    codes, valid = word_codes(ids, mask)              # one number per word of a batch of byte ids
-    features = counts(codes, valid, buckets=1024)     # [B, 1024]: how often each bucket occurs
+codes, valid = word_codes(ids, mask)              # one number per word of a batch of byte ids
+features = counts(codes, valid, buckets=1024)     # [B, 1024]: how often each bucket occurs
 """
 
 # B batch, L tokens
@@ -12,14 +13,18 @@ from torch import Tensor
 BYTE_OFFSET = 3  # ByT5: ids 0, 1, 2 are pad, eos, unk; byte b is id b + 3
 BYTE_VOCABULARY = 384  # ByT5: 3 special ids, 256 bytes, 125 sentinels that its pretraining used
 _FACTOR = 1_000_003
-_LETTERS = [chr(b).isalnum() or b >= 128 or b == ord("'") for b in range(256)]  # bytes of characters beyond ASCII belong to words
+_LETTERS = [
+    chr(b).isalnum() or b >= 128 or b == ord("'") for b in range(256)
+]  # bytes of characters beyond ASCII belong to words
 
 
 def word_codes(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes [B, L] int64, valid [B, L] bool) of the words in ByT5's byte ids, in order, `valid` where there is one. A word is a run of
-    letters, digits, apostrophes and non-ASCII bytes; its code depends on its bytes alone, not on where it stands or on the padding."""
+    """(codes [B, L] int64, valid [B, L] bool) of the words in ByT5's byte ids, in order, `valid` where there
+    is one. A word is a run of letters, digits, apostrophes and non-ASCII bytes; its code depends on its bytes
+    alone, not on where it stands or on the padding.
+    """
     letters = torch.zeros(BYTE_VOCABULARY, dtype=torch.bool, device=ids_BL.device)
-    letters[BYTE_OFFSET:BYTE_OFFSET + 256] = torch.tensor(_LETTERS, device=ids_BL.device)
+    letters[BYTE_OFFSET : BYTE_OFFSET + 256] = torch.tensor(_LETTERS, device=ids_BL.device)
     letter = letters[ids_BL.clamp(max=BYTE_VOCABULARY - 1)] & mask_BL
     starts = letter.clone()
     starts[:, 1:] &= ~letter[:, :-1]
@@ -27,7 +32,9 @@ def word_codes(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
     inside = place - torch.where(starts, place, 0).cummax(1).values  # place within the word
     value = _mix(ids_BL + BYTE_VOCABULARY * inside) * letter
     word = starts.cumsum(1) * letter  # 0: no word
-    codes = torch.zeros(len(ids_BL), ids_BL.shape[1] + 1, dtype=torch.int64, device=ids_BL.device).scatter_add_(1, word, value)
+    codes = torch.zeros(
+        len(ids_BL), ids_BL.shape[1] + 1, dtype=torch.int64, device=ids_BL.device
+    ).scatter_add_(1, word, value)
     return codes[:, 1:], place < starts.sum(1, keepdim=True)
 
 
@@ -48,7 +55,8 @@ def counts(codes_BL: Tensor, valid_BL: Tensor, buckets: int) -> Tensor:
 
 
 def _mix(codes: Tensor) -> Tensor:
-    """Well-spread int64 of int64, by two rounds of multiply and shift; overflow wraps, the same everywhere."""
+    """Well-spread int64 of int64, by two rounds of multiply and shift; overflow wraps, the same
+    everywhere."""
     for factor in (-7046029254386353131, -4658895280553007687):  # odd 64-bit constants of splitmix64, signed
         codes = (codes ^ (codes >> 31)) * factor
     return codes ^ (codes >> 31)

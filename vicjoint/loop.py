@@ -1,7 +1,7 @@
 """The loop: recipe in, run folder out. `train(recipe, overrides)` is what `python -m vicjoint.run` calls.
 
-Writes recipe.yaml, environment.json, metrics.jsonl, evaluation.jsonl (while training), evaluation.json, spectrum.json,
-pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folder.
+Writes recipe.yaml, environment.json, metrics.jsonl, evaluation.jsonl (while training), evaluation.json,
+spectrum.json, pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folder.
 """
 
 import contextlib
@@ -26,7 +26,17 @@ from vicjoint.optim import set_learning_rate
 from vicjoint.readers import ReaderError
 from vicjoint.report.page import write_report
 from vicjoint.resuming import resume, save
-from vicjoint.runfolder import MetricsLog, best_step, only_one, open_run, replaced, table, told_apart, write_environment, write_json
+from vicjoint.runfolder import (
+    MetricsLog,
+    best_step,
+    only_one,
+    open_run,
+    replaced,
+    table,
+    told_apart,
+    write_environment,
+    write_json,
+)
 from vicjoint.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 
 HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
@@ -40,15 +50,20 @@ OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, data.BadData
 
 
 def train(recipe, overrides=()) -> Path:
-    """Train what a recipe (file, bare name or mapping) with overrides (`["train.steps=10"]`) describes; returns the run folder.
-    A folder given by `out` that holds a run of the same recipe is resumed. Raises Stopped, with a checkpoint saved, where a signal asked for it."""
+    """Train what a recipe (file, bare name or mapping) with overrides (`["train.steps=10"]`) describes;
+    returns the run folder. A folder given by `out` that holds a run of the same recipe is resumed. Raises
+    Stopped, with a checkpoint saved, where a signal asked for it.
+    """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     distributed.start(recipe.train.timeout)
     try:
         parts = build_parts(recipe)
         try_one_record(parts)
         folder = distributed.from_first(lambda: open_run(recipe))
-        with only_one(folder) if distributed.rank() == 0 else contextlib.nullcontext(), StopSignal() as signal:
+        with (
+            only_one(folder) if distributed.rank() == 0 else contextlib.nullcontext(),
+            StopSignal() as signal,
+        ):
             try:
                 run_in(parts, folder, signal)
             except OWN_ERRORS:
@@ -75,32 +90,53 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
 
 
 def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exception:
-    """What the system or another process is to blame for, as an error whose message says all; any other error as it is."""
+    """What the system or another process is to blame for, as an error whose message says all; any other error
+    as it is."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TrainingError(f"{folder} cannot be written: {error.strerror}. Its checkpoints are as they were. Make room, then give the same "
-                             f"command again (out={folder}) to go on.")
+        return TrainingError(
+            f"{folder} cannot be written: {error.strerror}. Its checkpoints are as they were. Make room, then"
+            f" give the same command again (out={folder}) to go on."
+        )
     if str(error).startswith("DataLoader worker"):  # while evaluating: training has readers that are watched
-        return TrainingError(f"a process that read data for an evaluation ended unexpectedly ({error}). Where memory is short, lower data.workers. "
-                             f"The same command with out={folder} goes on.")
+        return TrainingError(
+            f"a process that read data for an evaluation ended unexpectedly ({error}). Where memory is short,"
+            f" lower data.workers. The same command with out={folder} goes on."
+        )
     if distributed.is_lost(error):
         of = f"process {distributed.rank()} of {distributed.world_size()}"
-        said = (f"{of}: another process is gone, or did not answer within train.timeout={recipe.train.timeout:g} s ({str(error).splitlines()[0]}). "
-                f"The same command with out={folder} goes on from the last checkpoint; torchrun --max-restarts=N does so by itself.")
-        return Stopped(said) if asked and distributed.rank() > 0 else TrainingError(said)  # the first process has saved before it left
+        said = (
+            f"{of}: another process is gone, or did not answer within train.timeout={recipe.train.timeout:g}"
+            f" s ({str(error).splitlines()[0]}). The same command with out={folder} goes on from the last"
+            " checkpoint; torchrun --max-restarts=N does so by itself."
+        )
+        return (
+            Stopped(said) if asked and distributed.rank() > 0 else TrainingError(said)
+        )  # the first process has saved before it left
     return error
 
 
 def stopped_at(step: int | None, folder: Path) -> str:
     after = "" if step is None else f" after step {step}"
-    return f"stopped by a signal{after}; a checkpoint is saved. Run the same recipe with out={folder} to go on."
+    return (
+        f"stopped by a signal{after}; a checkpoint is saved. Run the same recipe with out={folder} to go on."
+    )
 
 
 def describe(parts: Parts, folder: Path) -> None:
-    """What is about to be trained: a file in the run folder, and a line where an objective has something to say of its weights."""
+    """What is about to be trained: a file in the run folder, and a line where an objective has something to
+    say of its weights."""
     sources = dict.fromkeys(p.source.describe() for p in parts.pairs)
     terms = dict.fromkeys(term for p in parts.pairs for term in p.objective.terms)
-    write_environment(folder, parts.recipe, {"source": "; ".join(sources), "parameters": parameters(parts.model), "terms": list(terms),
-                                             **branch_names(parts)})
+    write_environment(
+        folder,
+        parts.recipe,
+        {
+            "source": "; ".join(sources),
+            "parameters": parameters(parts.model),
+            "terms": list(terms),
+            **branch_names(parts),
+        },
+    )
     for p in parts.pairs:
         width = parts.recipe.named_branches()[p.spec.a].expander[-1]
         if said := getattr(p.objective, "describe", lambda _: None)(width):
@@ -109,15 +145,23 @@ def describe(parts: Parts, folder: Path) -> None:
 
 def branch_names(parts: Parts) -> dict[str, dict[str, tuple[str, str]]]:
     """What the two branches of each pair and of each probe are called where they are shown."""
-    return {"pairs": {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs}, "probes": {m.name: told_apart(*m.branches) for m in parts.measures}}
+    return {
+        "pairs": {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs},
+        "probes": {m.name: told_apart(*m.branches) for m in parts.measures},
+    }
 
 
 def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, signal: StopSignal) -> None:
-    """Train from a step (and whether its evaluation is done) to the recipe's last one. Raises Stopped, after saving, where a signal asked for it."""
+    """Train from a step (and whether its evaluation is done) to the recipe's last one. Raises Stopped, after
+    saving, where a signal asked for it."""
     recipe, model, optimizer, turns = parts.recipe, parts.model, parts.optimizer, len(parts.pairs)
     begin, evaluated = start
-    quarantines = {p.source_name: data.Quarantine(folder / "bad_samples.jsonl", p.source_name, len(p.source.train), recipe.data.max_bad_fraction)
-                   for p in parts.pairs}
+    quarantines = {
+        p.source_name: data.Quarantine(
+            folder / "bad_samples.jsonl", p.source_name, len(p.source.train), recipe.data.max_bad_fraction
+        )
+        for p in parts.pairs
+    }
     for number, p in enumerate(parts.pairs):
         parts.limit.learn(number, list(quarantines[p.source_name].causes.items()))
     forward = wrap(parts)
@@ -142,9 +186,13 @@ def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, si
             parts.limit.learn(number, found)
 
             seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
-            lr = set_learning_rate(optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch)
+            lr = set_learning_rate(
+                optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch
+            )
             watch.remember()
-            loss, terms, embeddings = backward(forward, trained.objective, pair.to(parts.device), recipe, number)
+            loss, terms, embeddings = backward(
+                forward, trained.objective, pair.to(parts.device), recipe, number
+            )
             skipped = watch.look(step, number, pair, loss, terms)
             if skipped and watch.over:
                 if step:
@@ -158,7 +206,15 @@ def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, si
             if skipped:
                 log.skipped(step + 1, trained.name, terms, rates, skipped)
             else:
-                log.step(step + 1, trained.name, loss, terms, rates, embeddings if healthy else None, parts.model.usage)
+                log.step(
+                    step + 1,
+                    trained.name,
+                    loss,
+                    terms,
+                    rates,
+                    embeddings if healthy else None,
+                    parts.model.usage,
+                )
             after(parts, folder, step + 1, log, signal)
 
 
@@ -172,7 +228,8 @@ def read(parts: Parts, folder: Path, batches, step: int):
 
 
 def after(parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal) -> None:
-    """What is due after `done` steps: an evaluation, then a checkpoint, so that one never lacks the other's lines."""
+    """What is due after `done` steps: an evaluation, then a checkpoint, so that one never lacks the other's
+    lines."""
     recipe, best = parts.recipe, False
     if recipe.evaluate.every and done % recipe.evaluate.every == 0 and done < parts.steps:
         best = evaluate_while_training(parts, folder, done, log, signal)
@@ -180,8 +237,11 @@ def after(parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSi
         save(parts, folder, done)
 
 
-def evaluate_while_training(parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal) -> bool:
-    """Evaluate, write it down, and say whether this was the best so far. A signal does not wait for the end: the evaluation is done again."""
+def evaluate_while_training(
+    parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal
+) -> bool:
+    """Evaluate, write it down, and say whether this was the best so far. A signal does not wait for the end:
+    the evaluation is done again."""
     try:
         with signal.at_once():
             results = evaluate(parts)[0]
@@ -208,14 +268,18 @@ def update(parts: Parts) -> None:
 
 
 def wrap(parts: Parts):
-    """The model as the loop calls it, with two views and the number of their pair: compiled and distributed where asked for."""
+    """The model as the loop calls it, with two views and the number of their pair: compiled and distributed
+    where asked for."""
     forward = model = parts.model
     if distributed.world_size() > 1:
         cuda = parts.device.type == "cuda"
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if cuda else model
-        # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on one process
+        # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on
+        # one process
         idle = any({p.spec.a, p.spec.b} != set(model.branches) for p in parts.pairs)
-        forward = DistributedDataParallel(model, device_ids=[parts.device.index] if cuda else None, find_unused_parameters=idle)
+        forward = DistributedDataParallel(
+            model, device_ids=[parts.device.index] if cuda else None, find_unused_parameters=idle
+        )
     return torch.compile(forward) if parts.recipe.train.compile else forward
 
 
@@ -225,11 +289,19 @@ def wrap(parts: Parts):
 def evaluate(parts: Parts) -> tuple[dict, dict]:
     """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is."""
     results, pictures = {}, {}
-    seed_everything(parts.recipe.train.seed, EVALUATION)  # the same model gives the same numbers, whenever it is asked
+    seed_everything(
+        parts.recipe.train.seed, EVALUATION
+    )  # the same model gives the same numbers, whenever it is asked
     if distributed.rank() == 0:
         for m in parts.measures:
             rows = results.setdefault(m.name, {})
-            for key, value in m.probe(parts.model.between(*m.branches), parts.untrained.between(*m.branches), m.source, m.pair, parts.device):
+            for key, value in m.probe(
+                parts.model.between(*m.branches),
+                parts.untrained.between(*m.branches),
+                m.source,
+                m.pair,
+                parts.device,
+            ):
                 if key == "pictures":
                     pictures[m.name] = value
                 else:
@@ -246,7 +318,14 @@ def finish(parts: Parts, folder: Path) -> None:
         write_json(folder / "evaluation.json", results)
         if pictures:
             with replaced(folder / "pictures.npz") as file:
-                np.savez_compressed(file, **{f"{probe}/{name}": array for probe, arrays in pictures.items() for name, array in arrays.items()})
+                np.savez_compressed(
+                    file,
+                    **{
+                        f"{probe}/{name}": array
+                        for probe, arrays in pictures.items()
+                        for name, array in arrays.items()
+                    },
+                )
         write_json(folder / "spectrum.json", final_spectra(parts))
         branches = branch_names(parts)["probes"]
         for probe, rows in results.items():
@@ -257,21 +336,27 @@ def finish(parts: Parts, folder: Path) -> None:
 
 @torch.no_grad()
 def final_spectra(parts: Parts) -> dict[str, list[float]]:
-    """Covariance spectrum of each branch's embeddings over about 512 training samples, in evaluation mode; of a branch that several
-    pairs train, over the first one's samples."""
+    """Covariance spectrum of each branch's embeddings over about 512 training samples, in evaluation mode; of
+    a branch that several pairs train, over the first one's samples."""
     spectra = {}
     parts.model.eval()
     for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
         records = max(2, min(len(stream.records), 512 // p.pair.samples_per_record))
-        batches = data.batches(stream, min(records, p.records_per_batch), 0, 0, math.ceil(records / p.records_per_batch))
+        batches = data.batches(
+            stream, min(records, p.records_per_batch), 0, 0, math.ceil(records / p.records_per_batch)
+        )
         on_device = (batch.to(parts.device) for batch, _ in batches)
         z = zip(*(parts.model(batch.a, batch.b, number) for batch in on_device))
         for branch, values in zip((p.spec.a, p.spec.b), z):
-            spectra.setdefault(branch, metrics.spectrum(torch.cat([value.float().cpu() for value in values])).tolist())
+            spectra.setdefault(
+                branch, metrics.spectrum(torch.cat([value.float().cpu() for value in values])).tolist()
+            )
     return spectra
 
 
 def parameters(model) -> dict[str, dict[str, int]]:
     """Parameter counts, {branch: {encoder: n, expander: n}}."""
-    return {name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}
-            for name, branch in model.branches.items()}
+    return {
+        name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}
+        for name, branch in model.branches.items()
+    }

@@ -1,7 +1,8 @@
 """Branches: view -> modality -> encoder -> representation y -> expander -> embedding z.
 
-JointModel has two, a and b, and an optional predictor a -> b; SharedBranches has named ones, which several pairs share. Both are called
-with two views and the number of their pair, and give any two of their branches as a JointModel: `model.between("video", "audio")`.
+JointModel has two, a and b, and an optional predictor a -> b; SharedBranches has named ones, which several
+pairs share. Both are called with two views and the number of their pair, and give any two of their branches
+as a JointModel: `model.between("video", "audio")`.
 """
 
 # B batch, D representation, E embedding, K latents
@@ -17,7 +18,8 @@ from vicjoint.registry import build, register, shared_options
 
 
 class Branch(nn.Module):
-    """`modality` and `encoder` are modules; `expander` lists the widths of its layers, the last is the embedding's."""
+    """`modality` and `encoder` are modules; `expander` lists the widths of its layers, the last is the
+    embedding's."""
 
     def __init__(self, modality: nn.Module, encoder: nn.Module, expander: list[int]):
         super().__init__()
@@ -30,13 +32,16 @@ class Branch(nn.Module):
         return self.encoder(self.modality(view))
 
     def forward(self, view) -> Tensor:
-        if isinstance(view, Crops):  # z [B crops, E], sample by sample; each size goes through batch norm by itself
+        if isinstance(
+            view, Crops
+        ):  # z [B crops, E], sample by sample; each size goes through batch norm by itself
             return torch.stack([self(crop) for crop in view], 1).flatten(0, 1)
         return self.expander(self.represent(view))
 
 
 def make_expander(dim: int, widths: list[int]) -> nn.Sequential:
-    """Linear, batch norm, ReLU for each width but the last, which is linear without bias (VICReg, section 4.2)."""
+    """Linear, batch norm, ReLU for each width but the last, which is linear without bias (VICReg, section
+    4.2)."""
     layers: list[nn.Module] = []
     for width in widths[:-1]:
         layers += [nn.Linear(dim, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
@@ -45,11 +50,21 @@ def make_expander(dim: int, widths: list[int]) -> nn.Sequential:
 
 
 class JointModel(nn.Module):
-    """Branches a and b. `weights` of b: own | same (b is a) | ema (b follows a as an exponential moving average, no gradient).
+    """Branches a and b. `weights` of b: own | same (b is a) | ema (b follows a as an exponential moving
+    average, no gradient).
 
-    A predictor maps z_a [B, E] to [B, E]; one with `latents` above 1, which it states as an attribute, to [B, latents, E]: the model chooses."""
+    A predictor maps z_a [B, E] to [B, E]; one with `latents` above 1, which it states as an attribute, to [B,
+    latents, E]: the model chooses.
+    """
 
-    def __init__(self, a: Branch, b: Branch | None, weights: str = "own", momentum: float = 0.996, predictor: nn.Module | None = None):
+    def __init__(
+        self,
+        a: Branch,
+        b: Branch | None,
+        weights: str = "own",
+        momentum: float = 0.996,
+        predictor: nn.Module | None = None,
+    ):
         super().__init__()
         self.weights, self.momentum = weights, momentum
         self.a = a
@@ -80,8 +95,8 @@ class JointModel(nn.Module):
         return self
 
     def forward(self, view_a, view_b, pair: int = 0) -> tuple[Tensor, Tensor]:
-        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b) and z_b, [B, E] each. There is one
-        pair, number 0."""
+        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
+        and z_b, [B, E] each. There is one pair, number 0."""
         z_a = self.a(view_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights != "ema"):
             z_b = self.b(view_b)
@@ -101,13 +116,17 @@ class JointModel(nn.Module):
             return self.predict(z_a)[:, None]
         found, expected = self.predictor(z_a), [len(z_a), self.latents, z_a.shape[1]]
         if list(found.shape) != expected:
-            raise ValueError(f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave {list(found.shape)} for z_a "
-                             f"{list(z_a.shape)}. Expected {expected}: a prediction for each latent.")
+            raise ValueError(
+                f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave"
+                f" {list(found.shape)} for z_a {list(z_a.shape)}. Expected {expected}: a prediction for each"
+                " latent."
+            )
         return found
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Let the usage of latents, and an ema branch, follow: parameters b <- momentum b + (1 - momentum) a; buffers are copied."""
+        """Let the usage of latents, and an ema branch, follow: parameters b <- momentum b + (1 - momentum) a;
+        buffers are copied."""
         if self.latents > 1:
             self.choice.after_step()
         if self.weights != "ema":
@@ -119,7 +138,8 @@ class JointModel(nn.Module):
 
 
 class SharedBranches(nn.Module):
-    """Branches by name, and the pairs (name of a, name of b) that train them in turn. A pair of one branch with itself shares its weights."""
+    """Branches by name, and the pairs (name of a, name of b) that train them in turn. A pair of one branch
+    with itself shares its weights."""
 
     usage = None  # there is no predictor, and so no latent
 
@@ -127,12 +147,18 @@ class SharedBranches(nn.Module):
         super().__init__()
         for name in branches:
             if hasattr(nn.ModuleDict(), name):
-                raise ValueError(f"branches.{name}: torch has another meaning for this name in a module. Choose another one, such as {name}_1.")
+                raise ValueError(
+                    f"branches.{name}: torch has another meaning for this name in a module. Choose another"
+                    f" one, such as {name}_1."
+                )
         self.branches = nn.ModuleDict(branches)
-        self.pairs = [self.between(*two) for two in pairs]  # a plain list: the weights are registered once, by branch
+        self.pairs = [
+            self.between(*two) for two in pairs
+        ]  # a plain list: the weights are registered once, by branch
 
     def between(self, a: str, b: str) -> JointModel:
-        """Two branches as a model of their own, on the same weights, whether or not they are trained together."""
+        """Two branches as a model of their own, on the same weights, whether or not they are trained
+        together."""
         return JointModel(self.branches[a], self.branches[b])
 
     def forward(self, view_a, view_b, pair: int = 0) -> tuple[Tensor, Tensor]:
@@ -147,8 +173,8 @@ class SharedBranches(nn.Module):
 class MLP(nn.Module):
     """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
 
-    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is joined to z_a: it is added behind the first
-    linear layer, which is the same as a longer input."""
+    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
+    joined to z_a: it is added behind the first linear layer, which is the same as a longer input."""
 
     def __init__(self, dim: int, /, hidden: int = 512, layers: int = 2, latents: int = 1):
         super().__init__()
@@ -175,13 +201,16 @@ def build_model(recipe) -> JointModel | SharedBranches:
     weights = recipe.b.weights
     if weights != "own" and modality_spec(recipe.a)["name"] != modality_spec(recipe.b)["name"]:
         raise ValueError(
-            f"b.weights: {weights} needs one modality on both branches, got '{modality_spec(recipe.a)['name']}' on a and "
-            f"'{modality_spec(recipe.b)['name']}' on b. Use b.weights=own."
+            f"b.weights: {weights} needs one modality on both branches, got"
+            f" '{modality_spec(recipe.a)['name']}' on a and '{modality_spec(recipe.b)['name']}' on b. Use"
+            " b.weights=own."
         )
     b = build_branch(recipe.b) if weights == "own" else None
     if b is not None:
         check_widths(("a", recipe.a), ("b", recipe.b))
-    predictor = build("predictor", as_spec(recipe.predictor), recipe.a.expander[-1]) if recipe.predictor else None
+    predictor = (
+        build("predictor", as_spec(recipe.predictor), recipe.a.expander[-1]) if recipe.predictor else None
+    )
     return JointModel(a, b, weights, recipe.b.momentum, predictor)
 
 
@@ -189,15 +218,21 @@ def check_widths(a: tuple, b: tuple) -> None:
     """Raises ValueError where the embeddings of two (key, branch of the recipe) differ in width."""
     (key_a, spec_a), (key_b, spec_b) = a, b
     if spec_a.expander[-1] != spec_b.expander[-1]:
-        raise ValueError(f"{key_a}.expander ends with {spec_a.expander[-1]} and {key_b}.expander with {spec_b.expander[-1]}: "
-                         "the two embeddings must have one width.")
+        raise ValueError(
+            f"{key_a}.expander ends with {spec_a.expander[-1]} and {key_b}.expander with"
+            f" {spec_b.expander[-1]}: the two embeddings must have one width."
+        )
 
 
 def build_branch(spec) -> Branch:
     modality = modality_spec(spec)
     encoder = as_spec(spec.encoder)
     encoder["name"] = f"{modality['name']}/{encoder['name']}"
-    return Branch(build("modality", modality), build("encoder", shared_options(modality, encoder) | encoder), list(spec.expander))
+    return Branch(
+        build("modality", modality),
+        build("encoder", shared_options(modality, encoder) | encoder),
+        list(spec.expander),
+    )
 
 
 def modality_spec(branch) -> dict:

@@ -1,9 +1,10 @@
-"""Losses and gradients that are not finite: noticed before the optimizer's step, traced to a branch, written down, and played again.
+"""Losses and gradients that are not finite: noticed before the optimizer's step, traced to a branch, written
+down, and played again.
 
-    watch = Watch(parts, folder, begin)
-    watch.remember()                                            # before a step: what its forward pass will change
-    said = watch.look(step, number, pair, loss, terms)          # None: finite; else what happened; the model is as before the step
-    replay(recipe, 1234)                                        # python -m vicjoint.run RECIPE out=FOLDER --replay 1234
+    watch = Watch(parts, folder, begin) watch.remember()                                            # before a
+    step: what its forward pass will change said = watch.look(step, number, pair, loss, terms)          #
+    None: finite; else what happened; the model is as before the step replay(recipe, 1234)
+    # python -m vicjoint.run RECIPE out=FOLDER --replay 1234
 
 Where one process finds something, all of them leave the step out, so they stay one model.
 """
@@ -33,17 +34,22 @@ ADVICE = "Lower optim.lr, set optim.clip=1.0, or use train.precision=fp32."
 
 
 class Watch:
-    """Looks at every step of a run. `skipped`: steps that this run has left out so far, those before a resume too."""
+    """Looks at every step of a run. `skipped`: steps that this run has left out so far, those before a resume
+    too."""
 
     def __init__(self, parts: Parts, folder: Path, begin: int):
         self.parts, self.folder, self.options = parts, folder, parts.recipe.train
-        self.modules = [m for whole in (parts.model, *(p.objective for p in parts.pairs)) for m in whole.modules()]
+        self.modules = [
+            m for whole in (parts.model, *(p.objective for p in parts.pairs)) for m in whole.modules()
+        ]
         self.remember()
         self.skipped = count_skipped(folder / "metrics.jsonl", begin)
 
     def buffers(self):
         """(module, name, tensor) of each buffer as it is now: some are replaced by others in a step."""
-        return [(module, name, b) for module in self.modules for name, b in module.named_buffers(recurse=False)]
+        return [
+            (module, name, b) for module in self.modules for name, b in module.named_buffers(recurse=False)
+        ]
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -64,9 +70,15 @@ class Watch:
         return self.options.nonfinite == "stop" or self.skipped > self.options.nonfinite_limit
 
     def look(self, step: int, number: int, pair, loss, terms: dict) -> str | None:
-        """None where loss, terms and gradient of step `step` (from 0) are finite on all processes. Otherwise what is not, in which branch it began
-        and where it is written down; buffers and gradients are then as before the step."""
-        gradients = [p.grad for group in self.parts.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        """None where loss, terms and gradient of step `step` (from 0) are finite on all processes. Otherwise
+        what is not, in which branch it began and where it is written down; buffers and gradients are then as
+        before the step."""
+        gradients = [
+            p.grad
+            for group in self.parts.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         norm = nn.utils.get_total_norm(gradients)
         flag = (~(torch.isfinite(loss) & torch.isfinite(norm))).float().reshape(1).to(self.parts.device)
         if not distributed.total(flag):
@@ -74,7 +86,9 @@ class Watch:
         self.go_back()
         self.parts.optimizer.zero_grad(set_to_none=True)
         broken = [f"{name}={float(value)}" for name, value in terms.items() if not math.isfinite(value)]
-        broken = broken or ([f"gradient norm={float(norm)}"] if math.isfinite(loss) else [f"loss={float(loss)}"])
+        broken = broken or (
+            [f"gradient norm={float(norm)}"] if math.isfinite(loss) else [f"loss={float(loss)}"]
+        )
         seed_everything(self.options.seed, TRAINING, step, distributed.rank())
         found = merged(distributed.gather_objects(examine(self.parts, number, pair)))
         self.go_back()
@@ -83,20 +97,40 @@ class Watch:
         path = self.folder / f"nonfinite_{step + 1}.json"
         where = first_place(found)
         if distributed.rank() == 0:
-            write_json(path, {"step": step + 1, "pair": self.parts.pairs[number].name, "not_finite": broken, "began": where,
-                              "terms": {name: as_json(value) for name, value in terms.items()}, "samples": samples, "branches": found})
+            write_json(
+                path,
+                {
+                    "step": step + 1,
+                    "pair": self.parts.pairs[number].name,
+                    "not_finite": broken,
+                    "began": where,
+                    "terms": {name: as_json(value) for name, value in terms.items()},
+                    "samples": samples,
+                    "branches": found,
+                },
+            )
         return self._in_words(step + 1, ", ".join(broken), where, path)
 
     def _in_words(self, step: int, broken: str, where: str, path: Path) -> str:
         if where == BOTH_FINITE:
             where += ", only the loss or its gradient is not"
-        said = (f"step {step}: {broken} is not finite; {where}. Nothing was updated by this step. Its samples are listed in {path}; add "
-                f"--replay {step} to the command (with out={self.folder}) to look into it. ")
+        said = (
+            f"step {step}: {broken} is not finite; {where}. Nothing was updated by this step. Its samples are"
+            f" listed in {path}; add --replay {step} to the command (with out={self.folder}) to look into"
+            " it. "
+        )
         if self.options.nonfinite == "stop":
             return said + f"{ADVICE} Or set train.nonfinite=skip to leave out such steps."
         if self.over:
-            return said + f"{self.skipped} steps were left out, train.nonfinite_limit={self.options.nonfinite_limit} allows no more. {ADVICE}"
-        return said + f"It is left out ({self.skipped} so far, train.nonfinite_limit={self.options.nonfinite_limit})."
+            return (
+                said
+                + f"{self.skipped} steps were left out, train.nonfinite_limit={self.options.nonfinite_limit}"
+                f" allows no more. {ADVICE}"
+            )
+        return (
+            said
+            + f"It is left out ({self.skipped} so far, train.nonfinite_limit={self.options.nonfinite_limit})."
+        )
 
 
 def count_skipped(metrics: Path, begin: int) -> int:
@@ -113,10 +147,13 @@ def count_skipped(metrics: Path, begin: int) -> int:
 
 # ---- looking into a batch ----
 
+
 @torch.no_grad()
 def examine(parts: Parts, number: int, pair) -> dict[str, dict]:
-    """{branch: {stage: numbers, "samples": those with values that are not finite, or extreme}} of a batch, by a forward pass in the model's
-    present state. Changes buffers as a forward pass does. In a batch of several crops, the first is looked at."""
+    """{branch: {stage: numbers, "samples": those with values that are not finite, or extreme}} of a batch, by
+    a forward pass in the model's present state. Changes buffers as a forward pass does. In a batch of several
+    crops, the first is looked at.
+    """
     trained, model, pair = parts.pairs[number], parts.model, pair.to(parts.device)
     two, found = model.between(trained.spec.a, trained.spec.b), {}
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.recipe.train.precision == "bf16"):
@@ -126,8 +163,15 @@ def examine(parts: Parts, number: int, pair) -> dict[str, dict]:
             y = branch.encoder(view)
             z = branch.expander(y)
             z = two.predict(z) if side == "a" else z
-            found[side] = {"view": numbers(floats(view)), "representation": numbers([y]), "embedding": numbers([z]),
-                           "samples": noticeable([x.flatten(1).float() for x in (*floats(view), y, z) if len(x) == len(pair.samples)], pair.samples)}
+            found[side] = {
+                "view": numbers(floats(view)),
+                "representation": numbers([y]),
+                "embedding": numbers([z]),
+                "samples": noticeable(
+                    [x.flatten(1).float() for x in (*floats(view), y, z) if len(x) == len(pair.samples)],
+                    pair.samples,
+                ),
+            }
     return found
 
 
@@ -144,14 +188,20 @@ def numbers(tensors: list[Tensor]) -> dict:
     good = values[torch.isfinite(values)]
     told = {"values": len(values), "not_finite": len(values) - len(good)}
     if len(good):
-        told |= {"min": float(good.min()), "max": float(good.max()), "mean_abs": float(good.abs().mean()), "std": float(good.std(correction=0))}
+        told |= {
+            "min": float(good.min()),
+            "max": float(good.max()),
+            "mean_abs": float(good.abs().mean()),
+            "std": float(good.std(correction=0)),
+        }
     return told
 
 
 def noticeable(stages: list[Tensor], samples: list[str]) -> list[dict]:
-    """Samples with values that are not finite, or with a norm EXTREME times the median; each once, the worst first. `stages` [B, K] are a view,
-    a representation and an embedding: looked at is the first with values that are not finite, since behind it a batch norm spreads them to all
-    samples; where there is none, the embedding."""
+    """Samples with values that are not finite, or with a norm EXTREME times the median; each once, the worst
+    first. `stages` [B, K] are a view, a representation and an embedding: looked at is the first with values
+    that are not finite, since behind it a batch norm spreads them to all samples; where there is none, the
+    embedding."""
     z = next((x for x in stages if not torch.isfinite(x).all()), stages[-1])
     norms = z.norm(dim=1)
     good = norms[torch.isfinite(norms)]
@@ -160,26 +210,43 @@ def noticeable(stages: list[Tensor], samples: list[str]) -> list[dict]:
     for name, norm in zip(samples, norms.tolist()):
         if not math.isfinite(norm) or norm > EXTREME * median:
             chosen[name] = max(norm, chosen.get(name, 0.0)) if math.isfinite(norm) else math.inf
-    return [{"sample": name, "norm": as_json(norm), "median": median} for name, norm in sorted(chosen.items(), key=lambda item: -item[1])]
+    return [
+        {"sample": name, "norm": as_json(norm), "median": median}
+        for name, norm in sorted(chosen.items(), key=lambda item: -item[1])
+    ]
 
 
 def merged(of_processes: list[dict]) -> dict:
-    """Findings of all processes as one: counts are added, extremes taken; the other numbers are the first process's."""
+    """Findings of all processes as one: counts are added, extremes taken; the other numbers are the first
+    process's."""
     first, *others = of_processes
     for other in others:
         for side, stages in other.items():
             for stage in STAGES:
                 mine, theirs = first[side][stage], stages[stage]
                 mine.update({key: mine[key] + theirs[key] for key in ("values", "not_finite")})
-                mine.update({key: pick(mine[key], theirs[key]) for key, pick in (("min", min), ("max", max)) if key in mine and key in theirs})
+                mine.update(
+                    {
+                        key: pick(mine[key], theirs[key])
+                        for key, pick in (("min", min), ("max", max))
+                        if key in mine and key in theirs
+                    }
+                )
             first[side]["samples"] += stages["samples"]
     return first
 
 
 def first_place(found: dict) -> str:
     """Where values that are not finite begin: branch and stage, or that both embeddings are finite."""
-    places = {side: next((stage for stage in STAGES if stages[stage]["not_finite"]), None) for side, stages in found.items()}
-    words = [f"branch {side}: {STAGES[stage]} is the first that is not finite" for side, stage in places.items() if stage]
+    places = {
+        side: next((stage for stage in STAGES if stages[stage]["not_finite"]), None)
+        for side, stages in found.items()
+    }
+    words = [
+        f"branch {side}: {STAGES[stage]} is the first that is not finite"
+        for side, stage in places.items()
+        if stage
+    ]
     return " and ".join(words) or BOTH_FINITE
 
 
@@ -190,9 +257,12 @@ def as_json(value) -> float | str:
 
 # ---- playing a step again ----
 
+
 def replay(recipe: Recipe, step: int) -> None:
-    """Read the batch of step `step` (from 1, as in metrics.jsonl) again and say what the model makes of it, in the weights of the last checkpoint
-    before it. Prints a report and writes it to replay_<step>.json. Raises RecipeError where there is no such run or step."""
+    """Read the batch of step `step` (from 1, as in metrics.jsonl) again and say what the model makes of it,
+    in the weights of the last checkpoint before it. Prints a report and writes it to replay_<step>.json.
+    Raises RecipeError where there is no such run or step.
+    """
     folder = Path(recipe.out or "")
     if recipe.out is None or not (folder / "recipe.yaml").exists():
         raise RecipeError("--replay: expected out=FOLDER, the folder of the run that the step belongs to.")
@@ -208,12 +278,27 @@ def replay(recipe: Recipe, step: int) -> None:
     seed_everything(recipe.train.seed, TRAINING, step - 1, 0)
     found = examine(parts, number, pair)
     seed_everything(recipe.train.seed, TRAINING, step - 1, 0)
-    loss, terms, _ = backward(parts.model, parts.pairs[number].objective, pair.to(parts.device), recipe, number)
-    gradients = [name for name, p in parts.model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-    report = {"step": step, "weights": weights, "pair": parts.pairs[number].name, "same_samples": compared(folder, step, pair.samples),
-              "replaced": [{"sample": sample, "cause": cause} for sample, cause in bad], "loss": as_json(loss),
-              "terms": {name: as_json(value) for name, value in terms.items()}, "began": first_place(found), "branches": found,
-              "gradients_not_finite": gradients, "samples": pair.samples}
+    loss, terms, _ = backward(
+        parts.model, parts.pairs[number].objective, pair.to(parts.device), recipe, number
+    )
+    gradients = [
+        name
+        for name, p in parts.model.named_parameters()
+        if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    report = {
+        "step": step,
+        "weights": weights,
+        "pair": parts.pairs[number].name,
+        "same_samples": compared(folder, step, pair.samples),
+        "replaced": [{"sample": sample, "cause": cause} for sample, cause in bad],
+        "loss": as_json(loss),
+        "terms": {name: as_json(value) for name, value in terms.items()},
+        "began": first_place(found),
+        "branches": found,
+        "gradients_not_finite": gradients,
+        "samples": pair.samples,
+    }
     write_json(folder / f"replay_{step}.json", report)
     print("\n".join([*in_words(report), f"all of it: {folder / f'replay_{step}.json'}"]))
 
@@ -224,7 +309,9 @@ def load_before(parts: Parts, folder: Path, step: int) -> str:
     if not there:
         return f"as initialised: no checkpoint from before step {step} is there"
     restore(parts, checkpoint.load(checkpoint.path_of(folder / "checkpoints", there[-1])))
-    return f"of the checkpoint after step {there[-1]}" + ("" if there[-1] == step - 1 else f", {step - 1 - there[-1]} steps earlier than it ran in")
+    return f"of the checkpoint after step {there[-1]}" + (
+        "" if there[-1] == step - 1 else f", {step - 1 - there[-1]} steps earlier than it ran in"
+    )
 
 
 def compared(folder: Path, step: int, samples: list[str]) -> bool | None:
@@ -235,16 +322,35 @@ def compared(folder: Path, step: int, samples: list[str]) -> bool | None:
 
 def in_words(report: dict) -> list[str]:
     """The lines of a replay's report."""
-    same = {True: "the same samples as were written down", False: "OTHER samples than were written down: have files changed?",
-            None: "nothing was written down of this step"}[report["same_samples"]]
-    lines = [f"step {report['step']} of pair {report['pair']}, in the weights {report['weights']}; {len(report['samples'])} samples, {same}",
-             f"loss {report['loss']}: " + ", ".join(f"{name} {value}" for name, value in report["terms"].items()), report["began"]]
+    same = {
+        True: "the same samples as were written down",
+        False: "OTHER samples than were written down: have files changed?",
+        None: "nothing was written down of this step",
+    }[report["same_samples"]]
+    lines = [
+        (
+            f"step {report['step']} of pair {report['pair']}, in the weights {report['weights']};"
+            f" {len(report['samples'])} samples, {same}"
+        ),
+        f"loss {report['loss']}: " + ", ".join(f"{name} {value}" for name, value in report["terms"].items()),
+        report["began"],
+    ]
     for side, stages in report["branches"].items():
         for stage, words in STAGES.items():
             told = stages[stage]
-            span = f", from {told['min']:.4g} to {told['max']:.4g}, std {told['std']:.4g}" if "min" in told else ""
-            lines.append(f"branch {side}, {words}: {told['not_finite']:,} of {told['values']:,} values not finite{span}")
-        lines += [f"  {printable(s['sample'])}: norm {s['norm']}, the batch's median is {s['median']:.4g}" for s in stages["samples"][:SHOWN]]
+            span = (
+                f", from {told['min']:.4g} to {told['max']:.4g}, std {told['std']:.4g}"
+                if "min" in told
+                else ""
+            )
+            lines.append(
+                f"branch {side}, {words}: {told['not_finite']:,} of {told['values']:,} values not"
+                f" finite{span}"
+            )
+        lines += [
+            f"  {printable(s['sample'])}: norm {s['norm']}, the batch's median is {s['median']:.4g}"
+            for s in stages["samples"][:SHOWN]
+        ]
     gradients = report["gradients_not_finite"]
     more = f" and {len(gradients) - SHOWN} more" if len(gradients) > SHOWN else ""
     return lines + [f"gradients that are not finite: {', '.join(gradients[:SHOWN]) or 'none'}{more}"]

@@ -1,4 +1,5 @@
-"""Optimizers and schedules. A schedule is a pure function of the step: a factor for the recipe's learning rate.
+"""Optimizers and schedules. A schedule is a pure function of the step: a factor for the recipe's learning
+rate.
 
 Learning rates are absolute for AdamW, and per 256 samples of global batch for LARS (the paper's convention).
 """
@@ -12,7 +13,8 @@ from vicjoint.registry import build, register
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Biases and normalisation parameters (one dimension or none) get no weight decay and no LARS adaptation."""
+    """Biases and normalisation parameters (one dimension or none) get no weight decay and no LARS
+    adaptation."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
@@ -21,23 +23,40 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 @register("optimizer", "adamw")
-def adamw(model: nn.Module, global_batch: int, /, lr: float, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999)):
+def adamw(
+    model: nn.Module,
+    global_batch: int,
+    /,
+    lr: float,
+    weight_decay: float = 0.05,
+    betas: tuple[float, float] = (0.9, 0.999),
+):
     """AdamW (Loshchilov and Hutter 2019) with an absolute learning rate."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas)
 
 
 @register("optimizer", "lars")
-def lars(model: nn.Module, global_batch: int, /, lr: float, weight_decay: float = 1e-6, momentum: float = 0.9, eta: float = 0.001):
+def lars(
+    model: nn.Module,
+    global_batch: int,
+    /,
+    lr: float,
+    weight_decay: float = 1e-6,
+    momentum: float = 0.9,
+    eta: float = 0.001,
+):
     """LARS (You, Gitman, Ginsburg 2017) as VICReg uses it; `lr` is per 256 samples of global batch."""
     return LARS(parameter_groups(model, weight_decay), lr * global_batch / 256, momentum, eta)
 
 
 class LARS(torch.optim.Optimizer):
-    """Momentum SGD whose step per tensor is scaled by eta |w| / |g|, g including the weight decay. Groups with
-    `adapt: False` take plain momentum steps."""
+    """Momentum SGD whose step per tensor is scaled by eta |w| / |g|, g including the weight decay. Groups
+    with `adapt: False` take plain momentum steps."""
 
     def __init__(self, params, lr: float, momentum: float, eta: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0, "adapt": True})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0, "adapt": True}
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -50,17 +69,29 @@ class LARS(torch.optim.Optimizer):
                     update = update.add(p, alpha=group["weight_decay"])
                     p_norm, g_norm = p.norm(), update.norm()
                     usable = (p_norm > 0) & (g_norm > 0)
-                    update = update * torch.where(usable, group["eta"] * p_norm / g_norm.clamp_min(1e-30), torch.ones_like(p_norm))
+                    update = update * torch.where(
+                        usable, group["eta"] * p_norm / g_norm.clamp_min(1e-30), torch.ones_like(p_norm)
+                    )
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                 velocity.mul_(group["momentum"]).add_(update)
                 p.sub_(velocity, alpha=group["lr"])
 
 
 @register("schedule", "cosine")
-def cosine(step: int, total: int, epoch: float = math.inf, /, warmup_steps: int = 0, warmup_epochs: float = 0.0, end: float = 0.0,
-           zero_first: bool = False) -> float:
-    """Linear warm-up, then half a cosine from 1 to `end` (a share of the learning rate). Step counts from 0, `epoch` is its length in
-    steps; the warm-up lasts `warmup_steps`, or `warmup_epochs`. It starts from one step's share, or with `zero_first` from 0 (VICReg's code)."""
+def cosine(
+    step: int,
+    total: int,
+    epoch: float = math.inf,
+    /,
+    warmup_steps: int = 0,
+    warmup_epochs: float = 0.0,
+    end: float = 0.0,
+    zero_first: bool = False,
+) -> float:
+    """Linear warm-up, then half a cosine from 1 to `end` (a share of the learning rate). Step counts from 0,
+    `epoch` is its length in steps; the warm-up lasts `warmup_steps`, or `warmup_epochs`. It starts from one
+    step's share, or with `zero_first` from 0 (VICReg's code).
+    """
     warmup = warmup_length(epoch, warmup_steps, warmup_epochs)
     if step < warmup:
         return (step + (0 if zero_first else 1)) / warmup
@@ -69,7 +100,9 @@ def cosine(step: int, total: int, epoch: float = math.inf, /, warmup_steps: int 
 
 
 @register("schedule", "constant")
-def constant(step: int, total: int, epoch: float = math.inf, /, warmup_steps: int = 0, warmup_epochs: float = 0.0) -> float:
+def constant(
+    step: int, total: int, epoch: float = math.inf, /, warmup_steps: int = 0, warmup_epochs: float = 0.0
+) -> float:
     """Linear warm-up from one step's share over `warmup_steps`, or `warmup_epochs`, then 1."""
     warmup = warmup_length(epoch, warmup_steps, warmup_epochs)
     return (step + 1) / warmup if step < warmup else 1.0
@@ -78,12 +111,17 @@ def constant(step: int, total: int, epoch: float = math.inf, /, warmup_steps: in
 def warmup_length(epoch: float, steps: int, epochs: float) -> int:
     """Steps of warm-up. Raises ValueError where both lengths are given."""
     if steps and epochs:
-        raise ValueError(f"optim.schedule: warmup_steps={steps} and warmup_epochs={epochs} are both given. Give one.")
+        raise ValueError(
+            f"optim.schedule: warmup_steps={steps} and warmup_epochs={epochs} are both given. Give one."
+        )
     return round(epochs * epoch) if epochs else steps
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: dict, step: int, total: int, epoch: float = math.inf) -> float:
-    """Set every group's rate for this step from its initial one; returns the rate. `epoch`: its length in steps."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, schedule: dict, step: int, total: int, epoch: float = math.inf
+) -> float:
+    """Set every group's rate for this step from its initial one; returns the rate. `epoch`: its length in
+    steps."""
     factor = build("schedule", schedule, step, total, epoch)
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,6 +1,8 @@
-"""The processes that read data, watched: a dead one is replaced, one that hangs is killed, and the batches stay what they are.
+"""The processes that read data, watched: a dead one is replaced, one that hangs is killed, and the batches
+stay what they are.
 
-A batch is a function of its step, so after either all readers are started again at the first step that has not been delivered.
+A batch is a function of its step, so after either all readers are started again at the first step that has
+not been delivered.
 """
 
 import multiprocessing
@@ -22,13 +24,17 @@ class _Restart(Exception):
 
 
 class Readers:
-    """Iterating yields (Pair, bad samples) of the steps start..end-1, read by `workers` processes (0: by this one). `streams` share one
-    TimeLimit. Raises ReaderError where readers die `DEATHS` times in a row without a batch between. Close it after use."""
+    """Iterating yields (Pair, bad samples) of the steps start..end-1, read by `workers` processes (0: by this
+    one). `streams` share one TimeLimit. Raises ReaderError where readers die `DEATHS` times in a row without
+    a batch between. Close it after use.
+    """
 
     DEATHS = 3
     POLL_SECONDS = 1.0  # how often a late batch makes it look after the readers
 
-    def __init__(self, streams: list[data.Stream], records_per_batch: list[int], workers: int, start: int, end: int):
+    def __init__(
+        self, streams: list[data.Stream], records_per_batch: list[int], workers: int, start: int, end: int
+    ):
         self.streams, self.records_per_batch, self.workers = streams, records_per_batch, workers
         self.step, self.end = start, end
         self.limit: TimeLimit = streams[0].limit
@@ -55,7 +61,9 @@ class Readers:
             else:
                 self.step, self.deaths = self.step + 1, 0
                 return batch
-            print(f"{reason} Reading goes on, with new processes, from step {self.step + 1}.", file=sys.stderr)
+            print(
+                f"{reason} Reading goes on, with new processes, from step {self.step + 1}.", file=sys.stderr
+            )
             self._close()
         self._close()
         raise StopIteration
@@ -63,14 +71,18 @@ class Readers:
     def _open(self) -> None:
         if self.workers:
             self.limit.watch(self.workers)
-        loader = data.in_turn(self.streams, self.records_per_batch, self.workers, self.step, self.end, self.POLL_SECONDS)
+        loader = data.in_turn(
+            self.streams, self.records_per_batch, self.workers, self.step, self.end, self.POLL_SECONDS
+        )
         others = set(multiprocessing.active_children())
         if self.workers and threading.current_thread() is threading.main_thread():
             self._before = signal.getsignal(signal.SIGCHLD)
         self._batches = iter(loader)
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
         if self._before is not None:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise in the middle of a training step when a worker dies
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # DataLoader's handler would raise in the middle of a training step when a worker dies
 
     def _take(self):
         """The next batch. Raises _Restart, or ReaderError."""
@@ -87,18 +99,25 @@ class Readers:
                     raise  # a fault in the reader's code, passed on by a living process
 
     def _check_dead(self, wait: bool) -> None:
-        patience = time.monotonic() + (0.5 if wait else 0)  # a connection breaks a moment before its process is gone
+        patience = time.monotonic() + (
+            0.5 if wait else 0
+        )  # a connection breaks a moment before its process is gone
         while all(process.is_alive() for process in self._processes):
             if time.monotonic() >= patience:
                 return
             time.sleep(0.02)
         ends = [f"process {p.pid} ({describe(p.exitcode)})" for p in self._processes if not p.is_alive()]
         self.deaths += 1
-        said = f"{', '.join(ends)}, which reads data, ended unexpectedly before the batch of step {self.step + 1}."
+        said = (
+            f"{', '.join(ends)}, which reads data, ended unexpectedly before the batch of step"
+            f" {self.step + 1}."
+        )
         if self.deaths >= self.DEATHS:
             raise ReaderError(
-                f"{said} That was {self.deaths} times in a row. Where memory is short, lower data.workers or train.batch_size; data.workers=0 "
-                "shows a fault in the reader's own code. The same command with out=FOLDER goes on.")
+                f"{said} That was {self.deaths} times in a row. Where memory is short, lower data.workers or"
+                " train.batch_size; data.workers=0 shows a fault in the reader's own code. The same command"
+                " with out=FOLDER goes on."
+            )
         raise _Restart(said)
 
     def _check_late(self) -> None:
@@ -109,13 +128,19 @@ class Readers:
             if process.pid in {int(row[0]) for row in late}:
                 process.kill()
                 process.join(5)
-        still = [row for row in late if row in self.limit.rows.tolist()]  # it may have gone on just before it was killed
+        still = [
+            row for row in late if row in self.limit.rows.tolist()
+        ]  # it may have gone on just before it was killed
         for _, _, pair, index in still:
             self.limit.late.add((int(pair), self.streams[int(pair)].records[int(index)]["id"]))
-        raise _Restart(f"{len(still)} sample{'s were' if len(still) != 1 else ' was'} {self.limit.cause}; the process that hung was killed.")
+        raise _Restart(
+            f"{len(still)} sample{'s were' if len(still) != 1 else ' was'} {self.limit.cause}; the process"
+            " that hung was killed."
+        )
 
     def _close(self) -> None:
-        # killed, not asked: they hold nothing, and one that another's death left waiting for a lock would not answer
+        # killed, not asked: they hold nothing, and one that another's death left waiting for a lock would not
+        # answer
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -130,5 +155,8 @@ def describe(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exit code {exit_code}"
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
-    hint = {signal.SIGKILL: ": often the system, when memory is short", signal.SIGBUS: ": often too little shared memory, /dev/shm"}
+    hint = {
+        signal.SIGKILL: ": often the system, when memory is short",
+        signal.SIGBUS: ": often too little shared memory, /dev/shm",
+    }
     return f"{name}{hint.get(-exit_code, '')}"

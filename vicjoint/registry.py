@@ -14,17 +14,43 @@ import importlib
 import inspect
 import pkgutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-FAMILIES = ("modality", "source", "pair", "transform", "objective", "encoder", "predictor", "optimizer", "schedule", "probe")
+FAMILIES = (
+    "modality",
+    "source",
+    "pair",
+    "transform",
+    "objective",
+    "encoder",
+    "predictor",
+    "optimizer",
+    "schedule",
+    "probe",
+)
 
 # The modules and packages whose import fills the registry. Order is layer order.
-BUILT_IN = ("vicjoint.transforms", "vicjoint.modalities", "vicjoint.sources", "vicjoint.samples", "vicjoint.objectives", "vicjoint.model", "vicjoint.optim",
-            "vicjoint.pairs", "vicjoint.probes")
+BUILT_IN = (
+    "vicjoint.transforms",
+    "vicjoint.modalities",
+    "vicjoint.sources",
+    "vicjoint.samples",
+    "vicjoint.objectives",
+    "vicjoint.model",
+    "vicjoint.optim",
+    "vicjoint.pairs",
+    "vicjoint.probes",
+)
 
-# A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are images.
-ACCEPTS = {"next_frame": ("next_frame", "image"), "drawing": ("drawing", "image"), "microscope": ("microscope", "image")}
+# A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are
+# images.
+ACCEPTS = {
+    "next_frame": ("next_frame", "image"),
+    "drawing": ("drawing", "image"),
+    "microscope": ("microscope", "image"),
+}
 
 MOST_NAMES = 20  # in a message
 
@@ -43,20 +69,25 @@ def nearest(name: str, known) -> str:
 
 def some(known: list[str]) -> str:
     """Names for a message; of very many only the first."""
-    more = f", ... ({len(known)} in all: python -m vicjoint.run --list)" if len(known) > MOST_NAMES + 3 else ""
+    more = (
+        f", ... ({len(known)} in all: python -m vicjoint.run --list)" if len(known) > MOST_NAMES + 3 else ""
+    )
     return ", ".join(known[:MOST_NAMES] if more else known) + more or "none"
 
 
 def register(family: str, name: str) -> Callable:
     """Decorator: make a class or function known as `name` in `family`. Encoders: name is 'modality/name'."""
     if family not in _components:
-        raise ComponentError(f"no family '{family}'.{nearest(family, FAMILIES)} Families: {', '.join(FAMILIES)}")
+        raise ComponentError(
+            f"no family '{family}'.{nearest(family, FAMILIES)} Families: {', '.join(FAMILIES)}"
+        )
 
     def add(component: Callable) -> Callable:
         known = _components[family].get(name)
         if known is not None and _origin(known) != _origin(component):
             raise ComponentError(
-                f"{family} '{name}' is registered twice: by {_origin(known)} and by {_origin(component)}. Rename one of them."
+                f"{family} '{name}' is registered twice: by {_origin(known)} and by {_origin(component)}."
+                " Rename one of them."
             )
         _components[family][name] = component
         return component
@@ -104,10 +135,14 @@ def _find_encoder(modality: str, name: str) -> Callable:
 
 
 def options(component: Callable) -> dict[str, inspect.Parameter]:
-    """The options a component takes: its constructor's keyword parameters. Those before `*` or with an underscore
-    name are given by code, not by recipes."""
+    """The options a component takes: its constructor's keyword parameters. Those before `*` or with an
+    underscore name are given by code, not by recipes."""
     parameters = inspect.signature(component).parameters.values()
-    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not p.name.startswith("_")}
+    return {
+        p.name: p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not p.name.startswith("_")
+    }
 
 
 def build(family: str, spec: dict, *args, **given) -> Any:
@@ -125,11 +160,17 @@ def build(family: str, spec: dict, *args, **given) -> Any:
 
 
 def shared_options(modality: dict, encoder: dict) -> dict[str, Any]:
-    """Options that the encoder of a branch has in common with its modality, which names them in `shared`: {option: the modality's value}.
-    Both as recipes write them, the encoder's name with the modality's before it. Raises ComponentError for unknown names."""
+    """Options that the encoder of a branch has in common with its modality, which names them in `shared`:
+    {option: the modality's value}. Both as recipes write them, the encoder's name with the modality's before
+    it. Raises ComponentError for unknown names.
+    """
     of_modality = find("modality", modality["name"])
     known, common = options(of_modality), options(find("encoder", encoder["name"]))
-    return {key: modality.get(key, known[key].default) for key in getattr(of_modality, "shared", ()) if key in common}
+    return {
+        key: modality.get(key, known[key].default)
+        for key in getattr(of_modality, "shared", ())
+        if key in common
+    }
 
 
 def takes_any_option(component: Callable) -> bool:
@@ -140,15 +181,19 @@ def list_encoders(modality: str) -> list[str]:
     """Names of the encoders that branch views of this modality can use, sorted."""
     load_built_in()
     accepted = ACCEPTS.get(modality, (modality,))
-    return sorted({key.split("/", 1)[1] for key in _components["encoder"] if key.split("/", 1)[0] in accepted})
+    return sorted(
+        {key.split("/", 1)[1] for key in _components["encoder"] if key.split("/", 1)[0] in accepted}
+    )
 
 
 def build_encoder(modality: str, name: str, **options):
-    """An encoder module by name, e.g. `build_encoder("clip", "conv_gru", width=16)`; its `dim` is the width of y [B, dim]."""
+    """An encoder module by name, e.g. `build_encoder("clip", "conv_gru", width=16)`; its `dim` is the width
+    of y [B, dim]."""
     return build("encoder", {"name": f"{modality}/{name}", **options})
 
 
-# ---- loading: the project's own modules, every file of every encoders/ folder, and a recipe's `imports:` ----
+# ---- loading: the project's own modules, every file of every encoders/ folder, and a recipe's `imports:`
+# ----
 
 _loaded = False
 
@@ -169,37 +214,51 @@ def load_built_in() -> None:
 
 
 def load_encoder_folders() -> None:
-    """Import each file of the namespace package `encoders`: the shipped folder and the user's own ./encoders."""
+    """Import each file of the namespace package `encoders`: the shipped folder and the user's own
+    ./encoders."""
     import sys
+
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # `python script.py` and pytest do not put the working folder on the path
+        sys.path.append(
+            str(Path.cwd())
+        )  # `python script.py` and pytest do not put the working folder on the path
     package = importlib.import_module("encoders")
     if getattr(package, "__file__", None):
         raise ComponentError(
-            f"{package.__file__} hides vicjoint's own encoders. `encoders` is a namespace package: delete that __init__.py."
+            f"{package.__file__} hides vicjoint's own encoders. `encoders` is a namespace package: delete"
+            " that __init__.py."
         )
     seen: dict[str, str] = {}
     for info in pkgutil.iter_modules(package.__path__):
         folder = str(info.module_finder.path)
         if info.name in seen and Path(seen[info.name]).resolve() != Path(folder).resolve():
             raise ComponentError(
-                f"{folder}/{info.name}.py has the same file name as {seen[info.name]}/{info.name}.py, so one would hide the other. "
-                f"Rename yours, e.g. my_{info.name}.py."
+                f"{folder}/{info.name}.py has the same file name as {seen[info.name]}/{info.name}.py, so one"
+                f" would hide the other. Rename yours, e.g. my_{info.name}.py."
             )
         seen[info.name] = folder
         importlib.import_module(f"encoders.{info.name}")
 
 
 def need(modules: list[str], user: str, extra: str) -> list:
-    """Import optional libraries when they are first used. Raises ComponentError that says how to install what is missing."""
+    """Import optional libraries when they are first used. Raises ComponentError that says how to install what
+    is missing."""
     found = []
     for module in modules:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what libraries say about each other while they load is not for our users
+                warnings.simplefilter(
+                    "ignore"
+                )  # what libraries say about each other while they load is not for our users
                 found.append(importlib.import_module(module))
-        except (ImportError, OSError) as error:  # OSError: one without its C library, as soundfile without libsndfile
-            raise ComponentError(f"{user} needs {module.split('.')[0]} ({str(error).splitlines()[0]}): pip install 'vicjoint[{extra}]'") from None
+        except (
+            ImportError,
+            OSError,
+        ) as error:  # OSError: one without its C library, as soundfile without libsndfile
+            raise ComponentError(
+                f"{user} needs {module.split('.')[0]} ({str(error).splitlines()[0]}): pip install"
+                f" 'vicjoint[{extra}]'"
+            ) from None
     return found
 
 
@@ -211,5 +270,6 @@ def load_imports(modules: list[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise ComponentError(
-                f"imports: cannot import '{module}' ({error}). Expected an installed package or a module below {Path.cwd()}."
+                f"imports: cannot import '{module}' ({error}). Expected an installed package or a module"
+                f" below {Path.cwd()}."
             ) from None

@@ -1,7 +1,8 @@
 """What a checkpoint of a run holds, and how a run goes on from one.
 
-Model, optimizer and objectives are states that training changes. The rest of a run is a function of the step: the order of the samples and
-their random numbers, those of the training step, the learning rate. So nothing else needs saving, but how far the run's files had got.
+Model, optimizer and objectives are states that training changes. The rest of a run is a function of the step:
+the order of the samples and their random numbers, those of the training step, the learning rate. So nothing
+else needs saving, but how far the run's files had got.
 """
 
 from pathlib import Path
@@ -16,8 +17,8 @@ APPENDED = ("bad_samples.jsonl",)  # with no step in their lines: their length i
 
 
 def save(parts: Parts, folder: Path, step: int, evaluated: bool = True) -> None:
-    """Write the checkpoint after `step` steps, on the first process. `evaluated`: False where the evaluation that is due after this step has
-    not been done. Raises CheckpointError where it cannot be written."""
+    """Write the checkpoint after `step` steps, on the first process. `evaluated`: False where the evaluation
+    that is due after this step has not been done. Raises CheckpointError where it cannot be written."""
     if distributed.rank() > 0:
         return
     # what the checkpoint relies on is on the disk before it
@@ -26,17 +27,32 @@ def save(parts: Parts, folder: Path, step: int, evaluated: bool = True) -> None:
             checkpoint.synchronise(folder / name)
     first, *further = (p.objective.state_dict() for p in parts.pairs)
     state = {
-        "step": step, "evaluated": evaluated, "model": parts.model.state_dict(), "objective": first, "further_objectives": further,
-        "optimizer": parts.optimizer.state_dict(), "recipe": parts.recipe.dump(),
-        "bytes": {name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in APPENDED},
+        "step": step,
+        "evaluated": evaluated,
+        "model": parts.model.state_dict(),
+        "objective": first,
+        "further_objectives": further,
+        "optimizer": parts.optimizer.state_dict(),
+        "recipe": parts.recipe.dump(),
+        "bytes": {
+            name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in APPENDED
+        },
     }
     options = parts.recipe.checkpoint
-    checkpoint.save(folder / "checkpoints", step, state, options.keep, best_step(folder, options.best) if options.best else None)
+    checkpoint.save(
+        folder / "checkpoints",
+        step,
+        state,
+        options.keep,
+        best_step(folder, options.best) if options.best else None,
+    )
 
 
 def resume(parts: Parts, folder: Path) -> tuple[int, bool]:
-    """Load the last checkpoint of the folder that can be used, where there is one, and cut off what a killed process wrote after it. Returns the
-    step to go on from and whether the evaluation due after it is done. Raises CheckpointError where there are checkpoints and none can be used."""
+    """Load the last checkpoint of the folder that can be used, where there is one, and cut off what a killed
+    process wrote after it. Returns the step to go on from and whether the evaluation due after it is done.
+    Raises CheckpointError where there are checkpoints and none can be used.
+    """
     state = None
 
     def find() -> int | None:
@@ -54,8 +70,10 @@ def resume(parts: Parts, folder: Path) -> tuple[int, bool]:
         try:
             state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", step))
         except CheckpointError as error:
-            raise CheckpointError(f"process {distributed.rank()} of {distributed.world_size()}: {error} The run folder has to be on a file system "
-                                  "that all processes see.") from error
+            raise CheckpointError(
+                f"process {distributed.rank()} of {distributed.world_size()}: {error} The run folder has to"
+                " be on a file system that all processes see."
+            ) from error
     restore(parts, state)
     if distributed.rank() == 0:
         print(f"going on from step {step} of {parts.steps} in {folder}")
@@ -75,7 +93,8 @@ def restore(parts: Parts, state: dict) -> None:
 
 
 def misfit(parts: Parts, state: dict) -> str | None:
-    """Why a checkpoint is not one of this run, or None. Looked at before anything is loaded: half a state would be worse than none."""
+    """Why a checkpoint is not one of this run, or None. Looked at before anything is loaded: half a state
+    would be worse than none."""
     changed = differences_of(state["recipe"], parts.recipe.dump())
     if changed:
         return "it is of another recipe, which differs in " + "; ".join(changed)
@@ -83,8 +102,14 @@ def misfit(parts: Parts, state: dict) -> str | None:
     for name in dict.fromkeys([*own, *given]):
         shapes = [list(tensors[name].shape) if name in tensors else "absent" for tensors in (own, given)]
         if shapes[0] != shapes[1]:
-            return f"the model's {name} is {shapes[1]} in it and {shapes[0]} in this run (has an encoder's code changed?)"
-    groups = [[len(group["params"]) for group in optimizer["param_groups"]] for optimizer in (parts.optimizer.state_dict(), state["optimizer"])]
+            return (
+                f"the model's {name} is {shapes[1]} in it and {shapes[0]} in this run (has an encoder's code"
+                " changed?)"
+            )
+    groups = [
+        [len(group["params"]) for group in optimizer["param_groups"]]
+        for optimizer in (parts.optimizer.state_dict(), state["optimizer"])
+    ]
     if groups[0] != groups[1]:
         return f"its optimizer has groups of {groups[1]} parameters, this run's {groups[0]}"
     return None

@@ -1,7 +1,8 @@
 """python -m vicjoint.run RECIPE [key=value ...] [--dry-run] [--list] [--schema] [--replay STEP]
 
-Trains what a recipe describes. Exit code 0: done (the last line on stdout is `run: FOLDER`); 2: a wrong recipe or arguments;
-75: stopped by a signal with a checkpoint saved (the same command with out=FOLDER goes on); 1: anything else.
+Trains what a recipe describes. Exit code 0: done (the last line on stdout is `run: FOLDER`); 2: a wrong
+recipe or arguments; 75: stopped by a signal with a checkpoint saved (the same command with out=FOLDER goes
+on); 1: anything else.
 """
 
 import argparse
@@ -33,9 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
             return dry_run(recipe)
         if options.replay is not None:
             from vicjoint.nonfinite import replay
+
             replay(recipe, options.replay)
             return DONE
         from vicjoint.loop import train
+
         folder = train(recipe)
     except (RecipeError, ComponentError) as error:
         print(printable_lines(error), file=sys.stderr)
@@ -47,25 +50,44 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped: {printable_lines(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("stopped at once. The same command with out=FOLDER goes on from the last checkpoint.", file=sys.stderr)
+        print(
+            "stopped at once. The same command with out=FOLDER goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
         return FAILED
     print(f"run: {folder}")
     return DONE
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m vicjoint.run", description="Train what a recipe describes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vicjoint.run", description="Train what a recipe describes."
+    )
     parser.add_argument("recipe", nargs="?", help="a YAML file, or the bare name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 optim.lr=3e-4 out=FOLDER")
-    parser.add_argument("--dry-run", action="store_true", help="show the resolved recipe, sizes, one measured step and the time to expect; then exit")
-    parser.add_argument("--list", action="store_true", help="list every registered component with its options")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 optim.lr=3e-4 out=FOLDER"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the resolved recipe, sizes, one measured step and the time to expect; then exit",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list every registered component with its options"
+    )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
-    parser.add_argument("--replay", type=int, metavar="STEP", help="with out=FOLDER of a run: read a step's batch again, say what the model makes of it; then exit")
+    parser.add_argument(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="with out=FOLDER of a run: read a step's batch again, say what the model makes of it; then exit",
+    )
     return parser.parse_intermixed_args(arguments)
 
 
 def stopped() -> type[Exception]:
     from vicjoint.stopping import Stopped
+
     return Stopped
 
 
@@ -73,6 +95,7 @@ def expected_failures() -> tuple[type[Exception], ...]:
     """Errors whose message says all that a user needs."""
     from vicjoint.loop import OWN_ERRORS
     from vicjoint.video import VideoError
+
     return *OWN_ERRORS, VideoError
 
 
@@ -82,7 +105,9 @@ def components() -> str:
     for family in registry.FAMILIES:
         lines.append(family)
         for name in registry.names(family):
-            options = [str(p).replace("'", "") for p in registry.options(registry.find(family, name)).values()]
+            options = [
+                str(p).replace("'", "") for p in registry.options(registry.find(family, name)).values()
+            ]
             lines.append(f"  {name:<28} {', '.join(options)}".rstrip())
     return "\n".join(lines)
 
@@ -92,7 +117,9 @@ def show(text: str) -> int:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written as Python ends
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is left is written as Python ends
     return DONE
 
 
@@ -102,17 +129,23 @@ def dry_run(recipe: Recipe) -> int:
     from vicjoint.accumulate import backward
     from vicjoint.build import build_parts
     from vicjoint.loop import parameters
+
     parts = build_parts(recipe)
     print(to_yaml(recipe))
     for branch, counts in parameters(parts.model).items():
-        print(f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()))
+        print(
+            f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
+        )
     for source in dict.fromkeys(p.source.describe() for p in parts.pairs):
         print(printable(source))
     reading, training = 0.0, 0.0  # seconds of a step, on average over the pairs
     for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
         which, each = f"{p.name}: " if len(parts.pairs) > 1 else "", p.pair.samples_per_record
-        print(f"{which}samples: {len(p.source.train):,} records x {each} = {len(p.source.train) * each:,} an epoch; "
-              f"steps: {len(range(number, parts.steps, len(parts.pairs))):,} of {recipe.train.batch_size}")
+        print(
+            f"{which}samples: {len(p.source.train):,} records x {each} = {len(p.source.train) * each:,} an"
+            f" epoch; steps: {len(range(number, parts.steps, len(parts.pairs))):,} of"
+            f" {recipe.train.batch_size}"
+        )
         began = time.perf_counter()
         pair, bad = next(iter(data.batches(stream, p.records_per_batch, 0, 0, 1)))
         read = time.perf_counter() - began
@@ -121,18 +154,29 @@ def dry_run(recipe: Recipe) -> int:
         loss, terms, _ = backward(parts.model, p.objective, pair.to(parts.device), recipe, number)
         parts.optimizer.step()
         step = time.perf_counter() - began
-        print(f"{which}one step: loss {float(loss):.3f} (" + ", ".join(f"{k} {float(v):.3f}" for k, v in terms.items()) + ")")
-        print(f"{which}one step: {step:.3f} s to train, {read:.3f} s to read its batch on one process; bad samples in it: {len(bad)}")
+        print(
+            f"{which}one step: loss {float(loss):.3f} ("
+            + ", ".join(f"{k} {float(v):.3f}" for k, v in terms.items())
+            + ")"
+        )
+        print(
+            f"{which}one step: {step:.3f} s to train, {read:.3f} s to read its batch on one process; bad"
+            f" samples in it: {len(bad)}"
+        )
         reading, training = reading + read / len(parts.pairs), training + step / len(parts.pairs)
     # with workers, reading goes on beside training and only the slower of the two counts
     each = max(training, reading / recipe.data.workers) if recipe.data.workers else training + reading
-    print(f"estimated time: {each * parts.steps / 60:.1f} min without evaluation; peak memory: {peak_memory_mib(parts.device):.0f} MiB")
+    print(
+        f"estimated time: {each * parts.steps / 60:.1f} min without evaluation; peak memory:"
+        f" {peak_memory_mib(parts.device):.0f} MiB"
+    )
     return DONE
 
 
 def peak_memory_mib(device) -> float:
     if device.type == "cuda":
         import torch
+
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

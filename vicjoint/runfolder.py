@@ -1,4 +1,5 @@
-"""A run's folder on disk: which one, what stands in it, and the lines written while training (file, terminal, TensorBoard)."""
+"""A run's folder on disk: which one, what stands in it, and the lines written while training (file, terminal,
+TensorBoard)."""
 
 import contextlib
 import fcntl
@@ -19,7 +20,8 @@ from vicjoint.registry import need
 
 
 def open_run(recipe: Recipe) -> Path:
-    """The folder of this run: `out`, or the next free runs/<name>/<number>. Raises RecipeError where `out` holds another recipe's run."""
+    """The folder of this run: `out`, or the next free runs/<name>/<number>. Raises RecipeError where `out`
+    holds another recipe's run."""
     if recipe.out is None:
         if folder := started_before(Path("runs") / recipe.name):
             return folder
@@ -30,25 +32,31 @@ def open_run(recipe: Recipe) -> Path:
             raise RecipeError(f"out: {folder} is a file. Expected a folder, or a name that is free.")
         if (folder / "recipe.yaml").exists():
             try:
-                changed = differences(load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports), recipe)
+                changed = differences(
+                    load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports), recipe
+                )
             except ImportsError as error:
                 changed = [f"imports: {error}"]
             if changed:
                 raise RecipeError(
-                    f"out: {folder} holds a run of a different recipe. It differs in:\n  " + "\n  ".join(changed)
+                    f"out: {folder} holds a run of a different recipe. It differs in:\n  "
+                    + "\n  ".join(changed)
                     + "\nGive another out=FOLDER, or the recipe that started this run."
                 )
             return folder
         (folder / "recipe.yaml.tmp").unlink(missing_ok=True)  # of a process killed while it began this run
         if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-            raise RecipeError(f"out: {folder} holds files but no run (no recipe.yaml). Give an empty or a new folder.")
+            raise RecipeError(
+                f"out: {folder} holds files but no run (no recipe.yaml). Give an empty or a new folder."
+            )
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     return folder
 
 
 def launcher() -> str | None:
-    """What stays the same when torchrun starts its processes again (--max-restarts), or None without torchrun."""
+    """What stays the same when torchrun starts its processes again (--max-restarts), or None without
+    torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return run and f"{run} on {platform.node()} by process {os.getppid()}"
 
@@ -57,7 +65,9 @@ def started_before(parent: Path) -> Path | None:
     """The folder in which processes that torchrun has had to replace began this run."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return None
-    for path in sorted(parent.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(
+        parent.glob("*/environment.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    ):
         with contextlib.suppress(ValueError):
             if json.loads(path.read_text(encoding="utf-8")).get("launcher") == launcher():
                 return path.parent
@@ -69,13 +79,16 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def only_one(folder: Path):
-    """Hold a run folder while writing in it; the system frees it when the process ends in any way. Raises RecipeError where another process
-    has it. A file system that knows no locks goes without."""
+    """Hold a run folder while writing in it; the system frees it when the process ends in any way. Raises
+    RecipeError where another process has it. A file system that knows no locks goes without."""
     with open(folder / LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecipeError(f"out: another process is training in {folder}. Wait for its end, or stop it; or give another out=FOLDER.") from None
+            raise RecipeError(
+                f"out: another process is training in {folder}. Wait for its end, or stop it; or give another"
+                " out=FOLDER."
+            ) from None
         except OSError:
             pass
         yield
@@ -118,14 +131,24 @@ def write_json(path: Path, value) -> None:
 
 
 def write_environment(folder: Path, recipe: Recipe, trained: dict) -> None:
-    """What ran and where: versions, device, and whether sample data stood in for the real ones. `trained`: source, parameters per branch, terms
-    of the objectives, and the two branches of all pairs and probes by name."""
-    write_json(folder / "environment.json", {
-        "command": " ".join(sys.argv), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
-        "launcher": launcher(), **trained, "announcement": recipe.announcement,
-    })
+    """What ran and where: versions, device, and whether sample data stood in for the real ones. `trained`:
+    source, parameters per branch, terms of the objectives, and the two branches of all pairs and probes by
+    name."""
+    write_json(
+        folder / "environment.json",
+        {
+            "command": " ".join(sys.argv),
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads(),
+            "launcher": launcher(),
+            **trained,
+            "announcement": recipe.announcement,
+        },
+    )
 
 
 def check_run(folder: Path, what: str = "run folder") -> None:
@@ -137,8 +160,10 @@ def check_run(folder: Path, what: str = "run folder") -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard, on the first process alone. Lines after the step that a
-    run resumes from are cut off. `options`: the recipe's `train` section. `branches`: {pair: names of its two}."""
+    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard, on the first process alone. Lines
+    after the step that a run resumes from are cut off. `options`: the recipe's `train` section. `branches`:
+    {pair: names of its two}.
+    """
 
     def __init__(self, folder: Path, start: int, steps: int, options, branches: dict[str, tuple[str, str]]):
         self.folder, self.batch_size, self.branches = folder, options.batch_size, branches
@@ -149,7 +174,9 @@ class MetricsLog:
         for name in ("metrics.jsonl", "evaluation.jsonl"):
             keep_lines_to(folder / name, start)
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
-        self.bar = tqdm(total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True
+        )
         self.board = _tensorboard(folder, start) if options.tensorboard else None
 
     def __enter__(self) -> "MetricsLog":
@@ -162,9 +189,13 @@ class MetricsLog:
             if self.board:
                 self.board.close()
 
-    def step(self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None, usage=None) -> None:
-        """One line for a step that was taken (1-based) on the pair of that name. `rates`: lr, seconds, and `waited`, the part of `seconds`
-        spent waiting for data. `embeddings` (z_a, z_b) are given where health is due, and there `usage` counts, of a model's latents."""
+    def step(
+        self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None, usage=None
+    ) -> None:
+        """One line for a step that was taken (1-based) on the pair of that name. `rates`: lr, seconds, and
+        `waited`, the part of `seconds` spent waiting for data. `embeddings` (z_a, z_b) are given where health
+        is due, and there `usage` counts, of a model's latents.
+        """
         if not self.active:
             return
         values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
@@ -172,7 +203,9 @@ class MetricsLog:
         line = {"step": step, "pair": pair, **values, **rates, "samples_per_second": speed}
         if embeddings is not None:
             line["health"] = metrics.health(*embeddings)
-            line["verdict"] = metrics.verdict(line["health"], *embeddings[0].shape, "variance" in terms, self.branches[pair])
+            line["verdict"] = metrics.verdict(
+                line["health"], *embeddings[0].shape, "variance" in terms, self.branches[pair]
+            )
             line |= {} if usage is None else {"latents": metrics.latent_usage(usage)}
             self._say(step, pair, line["verdict"])
         self.file.write(json.dumps(line) + "\n")
@@ -180,7 +213,9 @@ class MetricsLog:
         self.bar.update()
         self.losses[pair] = values["loss"]
         shown = self.losses if len(self.losses) > 1 else values
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"})
+        self.bar.set_postfix(
+            {name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"}
+        )
         if self.board:
             self._to_board(step, line)
 
@@ -204,7 +239,11 @@ class MetricsLog:
     def _to_board(self, step: int, line: dict) -> None:
         flat = {k: v for k, v in line.items() if isinstance(v, float)}
         for branch, values in line.get("health", {}).items():
-            flat |= {f"health_{branch}/{k}": v for k, v in values.items()} if isinstance(values, dict) else {f"health/{branch}": values}
+            flat |= (
+                {f"health_{branch}/{k}": v for k, v in values.items()}
+                if isinstance(values, dict)
+                else {f"health/{branch}": values}
+            )
         flat |= {f"latents/{name}": value for name, value in line.get("latents", {}).items()}
         for name, value in flat.items():
             self.board.add_scalar(f"{line['pair']}/{name}" if len(self.losses) > 1 else name, value, step)
@@ -220,7 +259,8 @@ class MetricsLog:
 
 
 def keep_lines_to(path: Path, step: int) -> None:
-    """Drop the lines of a jsonl file that are later than `step` (written after the checkpoint that a run resumes from)."""
+    """Drop the lines of a jsonl file that are later than `step` (written after the checkpoint that a run
+    resumes from)."""
     if not path.exists():
         return
     kept = []
@@ -240,18 +280,23 @@ def cut_to(path: Path, size: int) -> None:
 
 
 def best_step(folder: Path, wanted: str, last: int | None = None) -> int | None:
-    """The step of evaluation.jsonl with the model's best value, the earliest of equals. `wanted`: PROBE/METRIC, the largest is best; with a - before
-    it the smallest. `last`: evaluation.json counts too, as of this step. Raises KeyError, with the metrics there are, where the probe does not
-    give it."""
+    """The step of evaluation.jsonl with the model's best value, the earliest of equals. `wanted`:
+    PROBE/METRIC, the largest is best; with a - before it the smallest. `last`: evaluation.json counts too, as
+    of this step. Raises KeyError, with the metrics there are, where the probe does not give it."""
     probe, _, metric = wanted.removeprefix("-").rpartition("/")
     values, path, final = [], folder / "evaluation.jsonl", folder / "evaluation.json"
-    evaluations = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    evaluations = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
     if last is not None and final.exists():
         evaluations.append({"step": last, "results": json.loads(final.read_text(encoding="utf-8"))})
     for evaluation in evaluations:
         measured = evaluation["results"][probe]["model"]
         if metric not in measured:
-            raise KeyError(f"checkpoint.best: {wanted}: {probe} does not measure '{metric}' of the model. Expected one of {', '.join(measured)}.")
+            raise KeyError(
+                f"checkpoint.best: {wanted}: {probe} does not measure '{metric}' of the model. Expected one"
+                f" of {', '.join(measured)}."
+            )
         values.append((measured[metric] * (-1 if wanted.startswith("-") else 1), -evaluation["step"]))
     return -max(values)[1] if values else None
 
@@ -259,7 +304,10 @@ def best_step(folder: Path, wanted: str, last: int | None = None) -> int | None:
 def _tensorboard(folder: Path, start: int):
     need(["tensorboard"], "train.tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)  # a killed run's later points are not shown
+
+    return SummaryWriter(
+        str(folder / "tensorboard"), purge_step=start + 1
+    )  # a killed run's later points are not shown
 
 
 DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}"}
@@ -277,7 +325,8 @@ def of_direction(metric: str, branches: tuple[str, str]) -> tuple[str, str]:
 
 
 def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) -> dict[str, dict[str, str]]:
-    """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read one direction at a time."""
+    """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read
+    one direction at a time."""
     found: dict[str, dict[str, str]] = {}
     for metric in dict.fromkeys(metric for row in rows.values() for metric in row):
         title, name = of_direction(metric, branches)
@@ -286,15 +335,21 @@ def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) ->
 
 
 def table(rows: dict[str, dict[str, float]], branches: tuple[str, str] = ("a", "b")) -> str:
-    """{row: {metric: number}} as aligned text, retrieval in one block for each direction between the `branches`."""
+    """{row: {metric: number}} as aligned text, retrieval in one block for each direction between the
+    `branches`."""
     blocks = directions(rows, branches)
     width = max(map(len, (*rows, *blocks))) + 2
     lines = []
     for title, columns in blocks.items():
-        lines.append(f"{title:<{width}}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns.values()))
+        lines.append(
+            f"{title:<{width}}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns.values())
+        )
         for row, values in rows.items():
             cells = (number(values[c]) if c in values else "-" for c in columns)
-            lines.append(f"{row:<{width}}" + "".join(f"{cell:>{max(9, len(name) + 2)}}" for name, cell in zip(columns.values(), cells)))
+            lines.append(
+                f"{row:<{width}}"
+                + "".join(f"{cell:>{max(9, len(name) + 2)}}" for name, cell in zip(columns.values(), cells))
+            )
     return "\n".join(lines)
 
 

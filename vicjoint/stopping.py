@@ -1,4 +1,5 @@
-"""The signals that ask a run to save and stop, and the random numbers of a step, which make what follows a stop the same as without one."""
+"""The signals that ask a run to save and stop, and the random numbers of a step, which make what follows a
+stop the same as without one."""
 
 import contextlib
 import random
@@ -17,13 +18,17 @@ class Stopped(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """Raised by the first signal where stopping at once loses nothing. Not an Exception: nothing on the way may take it for a failure."""
+    """Raised by the first signal where stopping at once loses nothing. Not an Exception: nothing on the way
+    may take it for a failure."""
 
 
 class StopSignal:
-    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one raises KeyboardInterrupt.
+    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one raises
+    KeyboardInterrupt.
 
-    One within a second of the first is the same request: `timeout` sends its signal to the program and again to the whole group."""
+    One within a second of the first is the same request: `timeout` sends its signal to the program and again
+    to the whole group.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
     ONE_REQUEST_SECONDS = 1.0
@@ -42,8 +47,8 @@ class StopSignal:
 
     @contextlib.contextmanager
     def at_once(self):
-        """Inside, a signal (also one that came before) raises Interrupted where it meets the program: for an evaluation, which can be long. Only the
-        first process evaluates; others stop with it."""
+        """Inside, a signal (also one that came before) raises Interrupted where it meets the program: for an
+        evaluation, which can be long. Only the first process evaluates; others stop with it."""
         if distributed.rank() > 0:
             yield
             return
@@ -68,8 +73,10 @@ TRAINING, EVALUATION = 1, 2  # which random numbers
 
 
 def seed_everything(*numbers: int) -> None:
-    """Set the random numbers of torch (all devices), numpy and Python from these. Called before each step with (seed, step, process), they are
-    a function of the step: a run that goes on needs no state of theirs, on any number of processes, and an evaluation leaves no trace."""
+    """Set the random numbers of torch (all devices), numpy and Python from these. Called before each step
+    with (seed, step, process), they are a function of the step: a run that goes on needs no state of theirs,
+    on any number of processes, and an evaluation leaves no trace.
+    """
     value = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     torch.manual_seed(value >> 1)
     np.random.seed(value % 2**32)

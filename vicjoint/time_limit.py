@@ -1,8 +1,9 @@
 """How long reading one sample may take (`data.timeout`).
 
-After that time an alarm ends the reading, in whichever process it happens, and the sample counts as a bad one. Code that does not return to
-Python never sees the alarm. A process that reads data therefore writes down what it is reading and since when, in memory that it shares with
-the process that trains, which kills it when it is too late (readers.py). Both ways lead to the same replacement.
+After that time an alarm ends the reading, in whichever process it happens, and the sample counts as a bad
+one. Code that does not return to Python never sees the alarm. A process that reads data therefore writes down
+what it is reading and since when, in memory that it shares with the process that trains, which kills it when
+it is too late (readers.py). Both ways lead to the same replacement.
 """
 
 import contextlib
@@ -27,7 +28,9 @@ class TimeLimit:
 
     def __init__(self, seconds: float | None = None):
         self.seconds = seconds
-        self.late: set[tuple[int, str]] = set()  # (number of the pair, record's id): known ones are not tried again
+        self.late: set[tuple[int, str]] = (
+            set()
+        )  # (number of the pair, record's id): known ones are not tried again
         self._row, self.rows = None, None
         self._expired = False
 
@@ -37,7 +40,9 @@ class TimeLimit:
 
     def learn(self, pair: int, bad: list[tuple[str, str]]) -> None:
         """Remember which of the (sample, cause) were late."""
-        self.late |= {(pair, sample) for sample, cause in bad if self.seconds is not None and cause == self.cause}
+        self.late |= {
+            (pair, sample) for sample, cause in bad if self.seconds is not None and cause == self.cause
+        }
 
     @contextlib.contextmanager
     def reading(self, pair: int, index: int, sample: str):

@@ -4,8 +4,9 @@
     values(record, "caption")                 # ["a dog", "a brown dog"]
     file_path(record, "png/7.png")            # /data/table/png/7.png
 
-A record of a table has `folder`, the folder of the table, which relative paths start from. Absolute paths stay as they are and `..` may lead
-out of the folder: a table is trusted as far as the user who wrote its name into a recipe.
+A record of a table has `folder`, the folder of the table, which relative paths start from. Absolute paths
+stay as they are and `..` may lead out of the folder: a table is trusted as far as the user who wrote its name
+into a recipe.
 """
 
 import json
@@ -19,9 +20,13 @@ class CellError(ValueError):
 
 
 def path_of(record: dict) -> str:
-    """The path of the record's file. Raises CellError for a record without one, as of a table that has no column of paths."""
+    """The path of the record's file. Raises CellError for a record without one, as of a table that has no
+    column of paths."""
     if record.get("path") is None:
-        raise CellError("the record has no file: its table has no column 'path'. Name the column with the files: source.column=...")
+        raise CellError(
+            "the record has no file: its table has no column 'path'. Name the column with the files:"
+            " source.column=..."
+        )
     return record["path"]
 
 
@@ -35,8 +40,9 @@ def file_path(record: dict, value) -> str:
 def values(record: dict, column: str, several: bool = False, separator: str | None = None) -> list:
     """What the cell of `column` holds: one value, or several.
 
-    A list of texts (jsonl, parquet) is several values. A text is one, unless `several`: then it is a JSON list, or parts between
-    `separator`. Numbers become text; anything else (a list of numbers, a mapping) is one value as it is. Raises CellError.
+    A list of texts (jsonl, parquet) is several values. A text is one, unless `several`: then it is a JSON
+    list, or parts between `separator`. Numbers become text; anything else (a list of numbers, a mapping) is
+    one value as it is. Raises CellError.
     """
     check_column(column, record)
     cell = record[column]
@@ -50,7 +56,9 @@ def values(record: dict, column: str, several: bool = False, separator: str | No
 
 
 def is_empty(value) -> bool:
-    return value is None or (isinstance(value, (str, list)) and not (value.strip() if isinstance(value, str) else value))
+    return value is None or (
+        isinstance(value, (str, list)) and not (value.strip() if isinstance(value, str) else value)
+    )
 
 
 def _split(cell: str, separator: str | None):
@@ -63,7 +71,8 @@ def _split(cell: str, separator: str | None):
 
 
 def as_text(record: dict, column: str) -> str:
-    """A cell as the text by which keys, groups and equal values are compared. Raises CellError where it is empty."""
+    """A cell as the text by which keys, groups and equal values are compared. Raises CellError where it is
+    empty."""
     check_column(column, record)
     cell = record[column]
     if is_empty(cell):
@@ -72,7 +81,11 @@ def as_text(record: dict, column: str) -> str:
 
 
 def check_column(column: str, columns, option: str = "") -> None:
-    """Raises CellError, with the nearest name, where `column` is none of `columns`; `option` says which option names it."""
+    """Raises CellError, with the nearest name, where `column` is none of `columns`; `option` says which
+    option names it."""
     if column not in columns:
         named = f"{option}: " if option else ""
-        raise CellError(f"{named}column '{column}' is not in the table; columns: {', '.join(map(str, columns))}.{nearest(column, columns)}")
+        raise CellError(
+            f"{named}column '{column}' is not in the table; columns:"
+            f" {', '.join(map(str, columns))}.{nearest(column, columns)}"
+        )

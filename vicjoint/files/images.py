@@ -1,12 +1,14 @@
 """An image file -> pixels.
 
     pixels_CHW = read("photo.jpg")                       # uint8 [3, H, W], RGB
-    pixels_CHW = read_record({"id": "3", "bytes": b"..."})    # of a source's record: a file, bytes, or a part of a tar file
+    # of a source's record: a file, bytes, or a part of a tar file
+    pixels_CHW = read_record({"id": "3", "bytes": b"..."})
 
-JPEG files of 8-bit RGB or grey are decoded by torchvision, everything else by Pillow; where both can read a file, they give the same
-bytes, and torchvision is the faster. What has no 8-bit RGB form by itself is made so by rule: transparency lies on white, 16-bit grey
-is divided by 257, CMYK goes through Pillow's conversion, of an animation the first frame counts. As in torchvision's ImageFolder, an EXIF
-orientation is not applied. Anything that cannot be read is an ImageError that names the file and the cause.
+JPEG files of 8-bit RGB or grey are decoded by torchvision, everything else by Pillow; where both can read a
+file, they give the same bytes, and torchvision is the faster. What has no 8-bit RGB form by itself is made so
+by rule: transparency lies on white, 16-bit grey is divided by 257, CMYK goes through Pillow's conversion, of
+an animation the first frame counts. As in torchvision's ImageFolder, an EXIF orientation is not applied.
+Anything that cannot be read is an ImageError that names the file and the cause.
 """
 
 import io
@@ -36,8 +38,8 @@ def read(path: str | Path) -> Tensor:
 
 
 def read_record(record: dict) -> Tensor:
-    """uint8 [3, H, W] of a record with `bytes`, or with `path` and, for a file inside a tar file, `offset` and `size` in bytes.
-    Raises ImageError."""
+    """uint8 [3, H, W] of a record with `bytes`, or with `path` and, for a file inside a tar file, `offset`
+    and `size` in bytes. Raises ImageError."""
     name = record.get("path") or record.get("id", "image")
     name = f"{name} ({record['id']})" if "offset" in record else name
     try:
@@ -72,16 +74,25 @@ def decode(content: bytes, name: str) -> Tensor:
             image = Image.open(io.BytesIO(content))
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise ImageError(f"{name}: claims {width} x {height} pixels, more than the {MAX_PIXELS:,} pixels that are read. Make it smaller")
+                raise ImageError(
+                    f"{name}: claims {width} x {height} pixels, more than the {MAX_PIXELS:,} pixels that are"
+                    " read. Make it smaller"
+                )
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 with quiet():
-                    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+                    return decode_jpeg(
+                        torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB
+                    )
             return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: claims far more than the {MAX_PIXELS:,} pixels that are read. Make it smaller") from None
-    except Exception as error:  # decoders fail on damaged files in many ways, and all mean the same to the user
+        raise ImageError(
+            f"{name}: claims far more than the {MAX_PIXELS:,} pixels that are read. Make it smaller"
+        ) from None
+    except (
+        Exception
+    ) as error:  # decoders fail on damaged files in many ways, and all mean the same to the user
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         cause = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else cause
         raise ImageError(f"{name}: cannot be decoded: {cause[:200]}") from None
@@ -92,7 +103,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"{name}: grey values from {values.min()} to {values.max()}, expected 8 or 16 bits. Convert it")
+            raise ImageError(
+                f"{name}: grey values from {values.min()} to {values.max()}, expected 8 or 16 bits."
+                " Convert it"
+            )
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no known range. Convert it to 8 or 16 bits")

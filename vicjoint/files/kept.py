@@ -1,8 +1,8 @@
 """What was decoded once, kept in memory: squares of short videos, short sounds.
 
-    kept = Kept(500)                                   # megabytes
-    kept.add("a.ogg", samples, samples.nbytes)         # False where there is no room
-    kept.get("a.ogg")                                  # None where it is not here
+kept = Kept(500)                                   # megabytes
+kept.add("a.ogg", samples, samples.nbytes)         # False where there is no room
+kept.get("a.ogg")                                  # None where it is not here
 """
 
 # N samples
@@ -15,8 +15,8 @@ BESIDE = 4096  # samples that the sound of a film may have before its time 0, or
 class Kept:
     """Values by name; the first ones that fit stay.
 
-    A deep copy is the same object: the pairs of a run that read one branch's files, and its evaluation, decode them once. A process that reads beside the
-    main one begins with nothing."""
+    A deep copy is the same object: the pairs of a run that read one branch's files, and its evaluation,
+    decode them once. A process that reads beside the main one begins with nothing."""
 
     def __init__(self, megabytes: int):
         self.megabytes, self.room = megabytes, megabytes * 2**20
@@ -44,7 +44,8 @@ class Kept:
 
 
 class WholeSound:
-    """A sound in memory: float32 samples [N] at `rate`, from `BESIDE` samples before time 0 on; what `vicjoint.files.sound` reads from like from a file."""
+    """A sound in memory: float32 samples [N] at `rate`, from `BESIDE` samples before time 0 on; what
+    `vicjoint.files.sound` reads from like from a file."""
 
     def __init__(self, wave: np.ndarray, rate: int, seconds: float):
         self._wave, self.rate, self.seconds = wave, rate, seconds

@@ -1,14 +1,15 @@
 """Sound files, and the sound of video files: any stretch of seconds, mono, at any rate.
 
     with Sound("clip.mp4") as sound:
-        sound.seconds                                        # how long it sounds
-        wave_T = sound.read(1.5, 2.0, rate_hz=16000)         # float32 [32000]: the seconds 1.5 to 3.5, in [-1, 1]
+        sound.seconds                                        # how long it sounds wave_T = sound.read(1.5,
+        2.0, rate_hz=16000)         # float32 [32000]: the seconds 1.5 to 3.5, in [-1, 1]
 
-Only the stretch is read: soundfile seeks in wav, flac, ogg, mp3 and what else it opens; everything else, videos above all, goes through
-PyAV, which seeks and decodes by timestamps. Time 0 is a sound file's first sample, and in a video the start of the file, whichever of
-its streams begins first, so that a stretch of sound and the frames of the same seconds belong together. Outside of the sound there is
-silence. (AAC fills some bands with noise that is drawn anew whenever it is decoded; all else is the same wherever the stretch begins.)
-Open a file where it is read, in the worker: a Sound does not pickle.
+Only the stretch is read: soundfile seeks in wav, flac, ogg, mp3 and what else it opens; everything else,
+videos above all, goes through PyAV, which seeks and decodes by timestamps. Time 0 is a sound file's first
+sample, and in a video the start of the file, whichever of its streams begins first, so that a stretch of
+sound and the frames of the same seconds belong together. Outside of the sound there is silence. (AAC fills
+some bands with noise that is drawn anew whenever it is decoded; all else is the same wherever the stretch
+begins.) Open a file where it is read, in the worker: a Sound does not pickle.
 """
 
 # T samples of the result, N samples of the file
@@ -28,15 +29,53 @@ from vicjoint.files.kept import BESIDE, Kept, WholeSound
 from vicjoint.guard import no_file, no_media, quiet
 
 # what soundfile would not open, or where a video may stand
-FILM_SUFFIXES = (".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wma", ".wmv")
-SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")  # opened a hundred thousand times, and never by mpg123
-RUN_UP_SECONDS = 0.3     # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
-MP3_RUN_UP = 11520       # samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
-LOSSLESS = ("pcm", "flac", "alac")  # codecs in films; what others give depends a little on where decoding begins
-ADRIFT_SECONDS = 0.02    # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
-LOUDEST = 2.0            # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
-MOST_WEIGHTS = 1 << 25   # of a filter that resamples: one for rates without a common divisor would fill the memory
-UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000)  # what programs write into a wav's header when they write to a pipe
+FILM_SUFFIXES = (
+    ".3gp",
+    ".aac",
+    ".avi",
+    ".flv",
+    ".m4a",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".ts",
+    ".webm",
+    ".wma",
+    ".wmv",
+)
+SILENT_SUFFIXES = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".aif",
+    ".aiff",
+)  # opened a hundred thousand times, and never by mpg123
+RUN_UP_SECONDS = (
+    0.3  # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
+)
+# samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
+MP3_RUN_UP = 11520
+LOSSLESS = (
+    "pcm",
+    "flac",
+    "alac",
+)  # codecs in films; what others give depends a little on where decoding begins
+# timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
+ADRIFT_SECONDS = 0.02
+LOUDEST = 2.0  # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
+MOST_WEIGHTS = (
+    1 << 25
+)  # of a filter that resamples: one for rates without a common divisor would fill the memory
+UNKNOWN_SIZES = (
+    0,
+    0xFFFFFFFF,
+    0x7FFFFFFF,
+    0x7FFFF000,
+    0xFFFFF000,
+)  # what programs write into a wav's header when they write to a pipe
 
 
 class SoundError(ValueError):
@@ -46,9 +85,9 @@ class SoundError(ValueError):
 class Sound:
     """An open sound; use it in a `with` block. `seconds`: from time 0 to its end. `rate_hz`: of the file.
 
-    stream: number of the audio stream in a file with several (films in two languages), from 0; None: the one that FFmpeg's players
-    choose. kept: where whole sounds are kept that there is room for; with one of these the file is not opened. Raises SoundError where the file cannot
-    be read or has no sound."""
+    stream: number of the audio stream in a file with several (films in two languages), from 0; None: the one
+    that FFmpeg's players choose. kept: where whole sounds are kept that there is room for; with one of these
+    the file is not opened. Raises SoundError where the file cannot be read or has no sound."""
 
     def __init__(self, path: str | os.PathLike, stream: int | None = None, kept: Kept | None = None):
         self.path = os.fspath(path)
@@ -61,18 +100,26 @@ class Sound:
         self.rate_hz, self.seconds = self._reader.rate, self._reader.seconds
 
     def read(self, start: float, length: float, rate_hz: int) -> Tensor:
-        """float32 [round(length * rate_hz)] in [-1, 1], mono (the mean of all channels), from `start` seconds on. It equals that part
-        of the whole file, resampled. Raises SoundError for damaged or missing samples, NaN and infinity."""
+        """float32 [round(length * rate_hz)] in [-1, 1], mono (the mean of all channels), from `start` seconds
+        on. It equals that part of the whole file, resampled. Raises SoundError for damaged or missing
+        samples, NaN and infinity."""
         count, source = round(length * rate_hz), self.rate_hz
         first = round(start * source)
         if source == rate_hz:
             return torch.from_numpy(self._samples(first, count))
         common = math.gcd(source, rate_hz)
         if source // common * (rate_hz // common) > MOST_WEIGHTS:
-            raise SoundError(f"{self.path}: its sampling rate is {source} Hz, a damaged or an odd one: {rate_hz} Hz cannot be made of it. Write the file anew.")
+            raise SoundError(
+                f"{self.path}: its sampling rate is {source} Hz, a damaged or an odd one: {rate_hz} Hz cannot"
+                " be made of it. Write the file anew."
+            )
         resample, block_in, block_out = _resampler(source, rate_hz)
-        blocks = math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1  # the filter looks beyond both ends
-        wave = self._samples(first - blocks * block_in, math.ceil(count * source / rate_hz) + 2 * blocks * block_in)
+        blocks = (
+            math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1
+        )  # the filter looks beyond both ends
+        wave = self._samples(
+            first - blocks * block_in, math.ceil(count * source / rate_hz) + 2 * blocks * block_in
+        )
         return resample(torch.from_numpy(wave))[blocks * block_out :][:count].clamp_(-1, 1)
 
     def _samples(self, first: int, count: int) -> np.ndarray:
@@ -80,10 +127,15 @@ class Sound:
         if not np.isfinite(wave).all():
             place = int(np.flatnonzero(~np.isfinite(wave))[0])
             what = "NaN" if np.isnan(wave[place]) else "an infinite value"
-            raise SoundError(f"{self.path}: holds {what} at {(first + place) / self.rate_hz:.3f} s. "
-                             "Expected numbers from -1 to 1; write the file anew.")
+            raise SoundError(
+                f"{self.path}: holds {what} at {(first + place) / self.rate_hz:.3f} s. "
+                "Expected numbers from -1 to 1; write the file anew."
+            )
         if count and (peak := float(np.abs(wave).max())) > LOUDEST:
-            raise SoundError(f"{self.path}: holds values up to {peak:g}. Expected numbers from -1 to 1; divide them by their full scale.")
+            raise SoundError(
+                f"{self.path}: holds values up to {peak:g}. Expected numbers from -1 to 1; divide them by"
+                " their full scale."
+            )
         return wave.clip(-1, 1)
 
     def close(self) -> None:
@@ -106,6 +158,7 @@ def read(path: str | os.PathLike, rate_hz: int) -> Tensor:
 def _resampler(source: int, target: int):
     """torchaudio's resampling, and the shortest blocks of samples in and out that last equally long."""
     from torchaudio.transforms import Resample
+
     common = math.gcd(source, target)
     return Resample(source, target), source // common, target // common
 
@@ -117,6 +170,7 @@ def _check_file(path: str) -> None:
 
 def _open(path: str, stream: int | None):
     import soundfile
+
     if stream is not None or path.lower().endswith(FILM_SUFFIXES):
         return _Film(path, stream)
     try:
@@ -125,11 +179,14 @@ def _open(path: str, stream: int | None):
         try:
             return _Film(path, stream)
         except NotMedia:
-            raise SoundError(f"{path}: not a sound file that can be read ({str(error.error_string).rstrip('.')}).") from None
+            raise SoundError(
+                f"{path}: not a sound file that can be read ({str(error.error_string).rstrip('.')})."
+            ) from None
 
 
 def _keep(path: str, reader, kept: Kept):
-    """The whole sound in memory where it has the same bits as its stretches, there is room, and all of it can be read; else the reader."""
+    """The whole sound in memory where it has the same bits as its stretches, there is room, and all of it can
+    be read; else the reader."""
     count = math.ceil(reader.seconds * reader.rate) + 2 * BESIDE
     if not reader.exact or 4 * count > kept.room:
         return reader
@@ -143,13 +200,16 @@ def _keep(path: str, reader, kept: Kept):
 
 
 class _File:
-    """Through soundfile. `samples(first, count)`: float32 [count], mono; zeros outside of the file. `exact`: a sample has the same bits wherever
-    reading begins."""
+    """Through soundfile. `samples(first, count)`: float32 [count], mono; zeros outside of the file. `exact`:
+    a sample has the same bits wherever reading begins."""
 
     def __init__(self, path: str):
         import soundfile
+
         self.path = path
-        with contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet():  # mpg123 prints a line for each damaged frame
+        with (
+            contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet()
+        ):  # mpg123 prints a line for each damaged frame
             self._file = soundfile.SoundFile(path)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         self.seconds, self.exact = self.frames / self.rate, self._file.format != "MP3"
@@ -164,12 +224,15 @@ class _File:
         stated = re.search(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", self._file.extra_info, re.MULTILINE)
         if stated and int(stated[1]) > int(stated[2]) and int(stated[1]) not in UNKNOWN_SIZES:
             share = int(stated[2]) / int(stated[1])
-            raise SoundError(f"{self.path}: is cut off: {share:.0%} of its samples are there. Get the file anew.")
+            raise SoundError(
+                f"{self.path}: is cut off: {share:.0%} of its samples are there. Get the file anew."
+            )
         if not 0 < self.frames < 2**62:
             raise SoundError(f"{self.path}: holds no sound (0 samples).")
 
     def samples(self, first: int, count: int) -> np.ndarray:
         import soundfile
+
         out = np.zeros(count, np.float32)
         begin, end = max(first, 0), min(first + count, self.frames)
         if end <= begin:
@@ -180,9 +243,14 @@ class _File:
                 self._file.seek(begin - run_up)
                 got = self._file.read(end - begin + run_up, dtype="float32", always_2d=True)[run_up:]
         except soundfile.LibsndfileError as error:
-            raise SoundError(f"{self.path}: the sound is damaged ({str(error.error_string).rstrip('.')}).") from None
+            raise SoundError(
+                f"{self.path}: the sound is damaged ({str(error.error_string).rstrip('.')})."
+            ) from None
         if len(got) < end - begin:
-            raise SoundError(f"{self.path}: is cut off: it says {self.seconds:.2f} s, and ends at {(begin + len(got)) / self.rate:.2f} s.")
+            raise SoundError(
+                f"{self.path}: is cut off: it says {self.seconds:.2f} s, and ends at"
+                f" {(begin + len(got)) / self.rate:.2f} s."
+            )
         out[begin - first : end - first] = got[:, 0] if got.shape[1] == 1 else got.mean(1)
         return out
 
@@ -203,7 +271,9 @@ class _Film:
         try:
             if not self.rate:
                 raise SoundError(f"{self.path}: its audio stream has no sampling rate. Write the file anew.")
-            self._zero = (self._container.start_time or 0) / av.time_base  # the file's start, as for its frames
+            self._zero = (
+                self._container.start_time or 0
+            ) / av.time_base  # the file's start, as for its frames
             self.seconds, self._sure = self._end()
         except av.FFmpegError as error:
             raise SoundError(f"{self.path}: the file is damaged ({error.strerror}).") from None
@@ -219,24 +289,36 @@ class _Film:
         streams = [s for s in self._container.streams.audio if s.codec_context is not None]
         if not streams:
             others = sorted({s.type for s in self._container.streams})
-            raise SoundError(f"{self.path}: has no sound, only: {', '.join(others) or 'nothing'}. Expected a file with an audio stream.")
+            raise SoundError(
+                f"{self.path}: has no sound, only: {', '.join(others) or 'nothing'}. Expected a file with an"
+                " audio stream."
+            )
         if self._wanted is None:
             self._stream = self._container.streams.best("audio") or streams[0]
         elif 0 <= self._wanted < len(streams):
             self._stream = streams[self._wanted]
         else:
-            raise SoundError(f"{self.path}: has no audio stream {self._wanted} (option stream); it has {len(streams)}, numbered from 0.")
+            raise SoundError(
+                f"{self.path}: has no audio stream {self._wanted} (option stream); it has {len(streams)},"
+                " numbered from 0."
+            )
         self._stream.codec_context.thread_count = 1
         self.rate = self._stream.codec_context.sample_rate
         self.exact = self._stream.codec_context.name.startswith(LOSSLESS)
 
     def _end(self) -> tuple[float, bool]:
-        """Seconds from time 0 to the end of the sound, and whether the file is sure of it (others estimate)."""
+        """Seconds from time 0 to the end of the sound, and whether the file is sure of it (others
+        estimate)."""
         stream, container = self._stream, self._container
         if stream.duration:
-            return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self._zero, "mp4" in container.format.name
+            return (
+                float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self._zero,
+                "mp4" in container.format.name,
+            )
         ends: list[float] = []
-        if container.duration:  # some containers count it from 0, some from their start: look at the last packets
+        if (
+            container.duration
+        ):  # some containers count it from 0, some from their start: look at the last packets
             try:
                 ends = self._packet_ends(((container.start_time or 0) + container.duration) / av.time_base)
             except av.FFmpegError:  # no way to start in the middle
@@ -244,7 +326,11 @@ class _Film:
         return max(ends or self._packet_ends(None), default=self._zero) - self._zero, False
 
     def _packet_ends(self, start: float | None) -> list[float]:
-        return [(p.pts + (p.duration or 0)) * float(self._stream.time_base) for p in self._from(start).demux(self._stream) if p.pts is not None]
+        return [
+            (p.pts + (p.duration or 0)) * float(self._stream.time_base)
+            for p in self._from(start).demux(self._stream)
+            if p.pts is not None
+        ]
 
     def samples(self, first: int, count: int) -> np.ndarray:
         out = np.zeros(count, np.float32)
@@ -262,18 +348,29 @@ class _Film:
             raise SoundError(f"{self.path}: the sound is damaged or cut off ({error.strerror}).") from None
         due = min(first + count, int(self.seconds * self.rate)) - int(0.1 * self.rate)
         if begun is None or (self._sure and end < due):
-            where = f"it says {self.seconds:.2f} s, and ends at {max(end, 0) / self.rate:.2f} s" if self._sure else "no sample can be decoded"
+            where = (
+                f"it says {self.seconds:.2f} s, and ends at {max(end, 0) / self.rate:.2f} s"
+                if self._sure
+                else "no sample can be decoded"
+            )
             raise SoundError(f"{self.path}: the sound is cut off: {where}.")
         return out
 
     def _fill(self, out: np.ndarray, first: int, start: float | None) -> tuple[int | None, int]:
-        """Decode from `start` (seconds of the file's clock; None: the beginning) to the end of `out`, which begins at sample `first`;
-        (first sample decoded, sample after the last)."""
+        """Decode from `start` (seconds of the file's clock; None: the beginning) to the end of `out`, which
+        begins at sample `first`; (first sample decoded, sample after the last)."""
         begun, end, last = None, 0, first + len(out)
         for frame in self._from(start).decode(self._stream):
             if frame.sample_rate != self.rate:
-                raise SoundError(f"{self.path}: the sampling rate changes from {self.rate} to {frame.sample_rate} Hz. Convert the file.")
-            at = end if frame.pts is None else round((float(frame.pts * frame.time_base) - self._zero) * self.rate)
+                raise SoundError(
+                    f"{self.path}: the sampling rate changes from {self.rate} to {frame.sample_rate} Hz."
+                    " Convert the file."
+                )
+            at = (
+                end
+                if frame.pts is None
+                else round((float(frame.pts * frame.time_base) - self._zero) * self.rate)
+            )
             if begun is None:
                 begun = at
             elif abs(at - end) <= ADRIFT_SECONDS * self.rate:
@@ -286,7 +383,8 @@ class _Film:
         return begun, end
 
     def _from(self, start: float | None):
-        """The container, ready to go on at `start` seconds of the file's clock or a little before; None: from its beginning."""
+        """The container, ready to go on at `start` seconds of the file's clock or a little before; None: from
+        its beginning."""
         if start is None:
             self.close()
             self._open()

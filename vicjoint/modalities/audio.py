@@ -1,8 +1,11 @@
-"""Sound: waveforms [B, T] float in [-1, 1], mono, at `rate_hz`, from sound files and from the sound of videos (vicjoint/sound.py).
+"""Sound: waveforms [B, T] float in [-1, 1], mono, at `rate_hz`, from sound files and from the sound of videos
+(vicjoint/sound.py).
 
-    a: {modality: {name: audio, rate_hz: 16000, seconds: 1.0, augment: [{name: gain}, {name: noise, snr: [10, 40]}]}, ...}
+    a: {modality: {name: audio, rate_hz: 16000, seconds: 1.0, augment: [{name: gain}, {name: noise, snr: [10,
+    40]}]}, ...}
 
-A waveform is what every audio encoder takes: those on a spectrogram make it themselves, on the training device.
+A waveform is what every audio encoder takes: those on a spectrogram make it themselves, on the training
+device.
 """
 
 # B batch, T samples, K features
@@ -28,14 +31,16 @@ LEAST_RATE_HZ = 1000
 
 @register("modality", "audio")
 class Audio(Modality):
-    """rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut at random in training and from
-    the middle in evaluation, unless the pair asks for the same seconds of both of its halves.
-    short: what a sound shorter than the window becomes: zeros: silence around it (at a random place in training, in the middle in
-    evaluation); repeat: it is repeated (from a random place on, or from its beginning). A pair's own window always gets zeros.
-    augment: transforms for training, in order, such as {name: gain} (vicjoint/transforms/waveforms.py lists them); null: none.
-    stream: number of the audio stream in files with several; null: the one that a player chooses.
-    cache_mb: memory, in each process that reads, for whole sounds decoded once, at the files' rates, whatever their windows; 0: none. The first ones
-    that fit stay. Views are the same with and without: mp3, and lossy sound in videos, whose bits depend on where decoding begins, are never kept.
+    """rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut
+    at random in training and from the middle in evaluation, unless the pair asks for the same seconds of both
+    of its halves. short: what a sound shorter than the window becomes: zeros: silence around it (at a random
+    place in training, in the middle in evaluation); repeat: it is repeated (from a random place on, or from
+    its beginning). A pair's own window always gets zeros. augment: transforms for training, in order, such as
+    {name: gain} (vicjoint/transforms/waveforms.py lists them); null: none. stream: number of the audio stream
+    in files with several; null: the one that a player chooses. cache_mb: memory, in each process that reads,
+    for whole sounds decoded once, at the files' rates, whatever their windows; 0: none. The first ones that
+    fit stay. Views are the same with and without: mp3, and lossy sound in videos, whose bits depend on where
+    decoding begins, are never kept.
     """
 
     timed = True
@@ -43,23 +48,39 @@ class Audio(Modality):
     shared = ("rate_hz",)
     reading = ("seconds", "short", "augment", "stream", "cache_mb")
 
-    def __init__(self, rate_hz: int = 16000, seconds: float = 1.0, short: Literal["zeros", "repeat"] = "zeros",
-                 augment: list[dict] | None = None, stream: int | None = None, cache_mb: int = 0):
+    def __init__(
+        self,
+        rate_hz: int = 16000,
+        seconds: float = 1.0,
+        short: Literal["zeros", "repeat"] = "zeros",
+        augment: list[dict] | None = None,
+        stream: int | None = None,
+        cache_mb: int = 0,
+    ):
         super().__init__()
         need(["soundfile", "torchaudio"], "modality 'audio'", "audio")
         if rate_hz < LEAST_RATE_HZ:
-            raise ValueError(f"modality 'audio': rate_hz is {rate_hz}, expected {LEAST_RATE_HZ} or more, such as 16000.")
+            raise ValueError(
+                f"modality 'audio': rate_hz is {rate_hz}, expected {LEAST_RATE_HZ} or more, such as 16000."
+            )
         if not 0 < seconds < math.inf or round(seconds * rate_hz) < 1:
-            raise ValueError(f"modality 'audio': seconds is {seconds}, expected a number above 0, such as 1.0.")
+            raise ValueError(
+                f"modality 'audio': seconds is {seconds}, expected a number above 0, such as 1.0."
+            )
         if short not in ("zeros", "repeat"):
             raise ValueError(f"modality 'audio': short is '{short}', expected 'zeros' or 'repeat'.")
         check_cache("audio", cache_mb)
         self.rate_hz, self.length, self.short, self.stream = rate_hz, seconds, short, stream
         self.cache_mb, self.kept = cache_mb, Kept(cache_mb)
-        self.augment = [_build(f"modality.augment.{i}", dict(spec), rate_hz) for i, spec in enumerate(augment or [])]
+        self.augment = [
+            _build(f"modality.augment.{i}", dict(spec), rate_hz) for i, spec in enumerate(augment or [])
+        ]
 
-    def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
-        """float32 [1, T], T = round(seconds * rate_hz). Raises SoundError (a ValueError) with the file and the cause."""
+    def read(
+        self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
+    ) -> Tensor:
+        """float32 [1, T], T = round(seconds * rate_hz). Raises SoundError (a ValueError) with the file and
+        the cause."""
         with Sound(value, self.stream, self.kept) as sound:
             if window is not None:
                 wave = sound.read(*window, self.rate_hz)
@@ -85,7 +106,8 @@ class Audio(Modality):
         return _seconds(value, self.stream)
 
     def simple_features(self, raw: Tensor) -> Tensor:
-        """Log energies of 40 mel bands in 8 equal slots of time, [B, 320]: what a ridge regression on a spectrum sees."""
+        """Log energies of 40 mel bands in 8 equal slots of time, [B, 320]: what a ridge regression on a
+        spectrum sees."""
         mel = _mel(self.rate_hz).to(raw.device)(raw.float())
         return torch.nn.functional.adaptive_avg_pool1d((mel + 1e-6).log(), SLOTS).flatten(1)
 
@@ -99,6 +121,7 @@ def _seconds(path: str, stream: int | None) -> float:
 @functools.lru_cache(maxsize=4)
 def _mel(rate_hz: int):
     from torchaudio.transforms import MelSpectrogram
+
     size = 2 ** math.ceil(math.log2(0.064 * rate_hz))  # 64 ms: each of the bands holds a frequency
     return MelSpectrogram(rate_hz, size, hop_length=size // 4, n_mels=BANDS, pad_mode="constant")
 

@@ -1,8 +1,8 @@
 """Drawings of molecules: a SMILES string -> the structural formula as a picture, for any encoder of images.
 
-    drawing = Drawing(size=128)
-    raw = drawing.read("c1ccccc1O")                   # uint8 [1, 3, 128, 128], dark lines on white
-    view = drawing(raw)                               # float, normalised
+drawing = Drawing(size=128)
+raw = drawing.read("c1ccccc1O")                   # uint8 [1, 3, 128, 128], dark lines on white
+view = drawing(raw)                               # float, normalised
 """
 
 import io
@@ -19,11 +19,12 @@ from vicjoint.registry import need, register
 
 @register("modality", "drawing")
 class Drawing(Pixels):
-    """SMILES -> rdkit's drawing, uint8 [1, 3, size, size], then (x / 255 - mean) / std with ImageNet's constants.
+    """SMILES -> rdkit's drawing, uint8 [1, 3, size, size], then (x / 255 - mean) / std with ImageNet's
+    constants.
 
-    size: side in pixels. rotate: in training the structure is turned by up to so many degrees either way; flip: and mirrored with this
-    probability. Both move the atoms, not the pixels: letters stay upright, and wedges are drawn anew, so the molecule stays the same
-    one. max_atoms: a larger molecule is a bad sample.
+    size: side in pixels. rotate: in training the structure is turned by up to so many degrees either way;
+    flip: and mirrored with this probability. Both move the atoms, not the pixels: letters stay upright, and
+    wedges are drawn anew, so the molecule stays the same one. max_atoms: a larger molecule is a bad sample.
     """
 
     reads = "text"
@@ -32,18 +33,31 @@ class Drawing(Pixels):
     def __init__(self, size: int = 128, rotate: float = 180.0, flip: float = 0.5, max_atoms: int = 1024):
         super().__init__()
         need(["rdkit.Chem"], "modality 'drawing'", "molecule")
-        for name, value, least, most in (("size", size, 16, 4096), ("rotate", rotate, 0, 180), ("flip", flip, 0, 1), ("max_atoms", max_atoms, 1, 100_000)):
+        for name, value, least, most in (
+            ("size", size, 16, 4096),
+            ("rotate", rotate, 0, 180),
+            ("flip", flip, 0, 1),
+            ("max_atoms", max_atoms, 1, 100_000),
+        ):
             if not least <= value <= most:
-                raise ValueError(f"modality 'drawing': {name} is {value}, expected a number from {least} to {most}.")
+                raise ValueError(
+                    f"modality 'drawing': {name} is {value}, expected a number from {least} to {most}."
+                )
         self.size, self.rotate, self.flip, self.max_atoms = size, rotate, flip, max_atoms
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Tensor:
         """uint8 [1, 3, size, size]. Raises ValueError for an invalid SMILES and for one that is too large."""
         molecule = parse(value, self.max_atoms)
         if molecule.GetNumAtoms() > self.max_atoms:
-            raise ValueError(f"'{shortened(value)}' has {molecule.GetNumAtoms()} atoms, max_atoms is {self.max_atoms}. "
-                             "Leave it out, or raise max_atoms")
-        turn, mirrored = (0.0, False) if rng is None else (rng.uniform(-self.rotate, self.rotate), rng.random() < self.flip)
+            raise ValueError(
+                f"'{shortened(value)}' has {molecule.GetNumAtoms()} atoms, max_atoms is {self.max_atoms}. "
+                "Leave it out, or raise max_atoms"
+            )
+        turn, mirrored = (
+            (0.0, False)
+            if rng is None
+            else (rng.uniform(-self.rotate, self.rotate), rng.random() < self.flip)
+        )
         return draw(place(molecule, turn, mirrored), self.size)[None]
 
 
@@ -53,7 +67,9 @@ def place(molecule, turn_degrees: float, mirrored: bool):
 
     rdDepictor.Compute2DCoords(molecule)
     angle = np.deg2rad(turn_degrees)
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * ([-1, 1] if mirrored else [1, 1])
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * (
+        [-1, 1] if mirrored else [1, 1]
+    )
     places = molecule.GetConformer().GetPositions()
     places[:, :2] = places[:, :2] @ matrix.T
     molecule.GetConformer().SetPositions(places)
@@ -70,4 +86,6 @@ def draw(molecule, size: int) -> Tensor:
         canvas.DrawMolecule(molecule)
         canvas.FinishDrawing()
         png = canvas.GetDrawingText()
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1).contiguous()
+    )

@@ -32,16 +32,24 @@ class Pixels(Modality):
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD):
         super().__init__()
         if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"modality: mean {list(mean)} and std {list(std)} need one number per channel each, std above 0.")
+            raise ValueError(
+                f"modality: mean {list(mean)} and std {list(std)} need one number per channel each, std"
+                " above 0."
+            )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] != len(self.mean):
-            raise ValueError(f"a view of shape {list(pixels.shape)} has {pixels.shape[1]} channels; this modality's mean has {len(self.mean)}.")
+            raise ValueError(
+                f"a view of shape {list(pixels.shape)} has {pixels.shape[1]} channels; this modality's mean"
+                f" has {len(self.mean)}."
+            )
         shape = (1, -1) + (1,) * (pixels.ndim - 2)
         scale = 1 / (255 * self.std) if pixels.dtype == torch.uint8 else 1 / self.std
-        return (pixels * scale.view(shape)).sub_((self.mean / self.std).view(shape))  # the product of bytes and floats is float
+        return (pixels * scale.view(shape)).sub_(
+            (self.mean / self.std).view(shape)
+        )  # the product of bytes and floats is float
 
     def simple_features(self, raw: Tensor) -> Tensor:
         """The pixels [B, K] in [0, 1], averaged to at most 32 x 32, clips to 8 x 16 x 16."""
@@ -49,29 +57,41 @@ class Pixels(Modality):
         image, frame, frames = COARSE
         if x.ndim == 4:
             return nn.functional.adaptive_avg_pool2d(x, [min(n, image) for n in x.shape[-2:]]).flatten(1)
-        return nn.functional.adaptive_avg_pool3d(x, [min(n, most) for n, most in zip(x.shape[-3:], (frames, frame, frame))]).flatten(1)
+        return nn.functional.adaptive_avg_pool3d(
+            x, [min(n, most) for n, most in zip(x.shape[-3:], (frames, frame, frame))]
+        ).flatten(1)
 
 
 @register("modality", "image")
 class Image(Pixels):
-    """Pictures, and how the pair cross_modal reads their files (formats, transparency, 16 bits: see vicjoint.files.images).
+    """Pictures, and how the pair cross_modal reads their files (formats, transparency, 16 bits: see
+    vicjoint.files.images).
 
-    size: side of the views in pixels. transforms: those of training, in the pair augment's form, random_resized_crop first; null: a random
-    crop of 60 to 100 % of the area and nothing else, since a flip or other colours may contradict the other half of the pair (a digit, "left",
-    "red"); []: none, the evaluation view. centre: in evaluation the short side is resized to size / centre and the centre is kept.
+    size: side of the views in pixels. transforms: those of training, in the pair augment's form,
+    random_resized_crop first; null: a random crop of 60 to 100 % of the area and nothing else, since a flip
+    or other colours may contradict the other half of the pair (a digit, "left", "red"); []: none, the
+    evaluation view. centre: in evaluation the short side is resized to size / centre and the centre is kept.
     """
 
     reading = ("size", "transforms", "centre")
 
-    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, size: int = 64, transforms: list[dict] | None = None,
-                 centre: float = 1.0):
+    def __init__(
+        self,
+        mean: list[float] = IMAGENET_MEAN,
+        std: list[float] = IMAGENET_STD,
+        size: int = 64,
+        transforms: list[dict] | None = None,
+        centre: float = 1.0,
+    ):
         super().__init__(mean, std)
         _check_size("image", size, centre)
         self.size, self.centre = size, centre
         specs = CROP if transforms is None else transforms
         self.transforms = TransformList("modality.transforms", list(specs), size) if specs else None
 
-    def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
+    def read(
+        self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
+    ) -> Tensor:
         """uint8 [1, 3, size, size] of an image file. Raises ImageError."""
         pixels = images.read(value)
         if rng is None or self.transforms is None:
@@ -83,42 +103,69 @@ class Image(Pixels):
 class Clip(Pixels):
     """Clips, and how the pair cross_modal reads them from video files.
 
-    frames: of a clip. Where the pair has a common window (its `seconds`), or with `window` (seconds), they are spread evenly over that time: those
-    on display at the middles of `frames` equal parts, by timestamps, one more than once where the video has fewer. Otherwise they are `stride`
-    frames apart. Training starts anywhere, evaluation in the middle.
-    size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default, since left and right may be named.
-    at: where the square has its centre, as shares of the frame's width and height; the middle by default, elsewhere for a mouth or a lane.
-    reduce: side that larger squares are brought to before anything else; null: as they are. Smaller ones are cut more quickly, and more fit into memory.
-    cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that later epochs only cut and resize, whatever their
-    windows; 0: none. The first videos that fit stay; the others are decoded each time. Views are the same with and without.
+    frames: of a clip. Where the pair has a common window (its `seconds`), or with `window` (seconds), they
+    are spread evenly over that time: those on display at the middles of `frames` equal parts, by timestamps,
+    one more than once where the video has fewer. Otherwise they are `stride` frames apart. Training starts
+    anywhere, evaluation in the middle.
+    size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default,
+    since left and right may be named. at: where the square has its centre, as shares of the frame's width and
+    height; the middle by default, elsewhere for a mouth or a lane. reduce: side that larger squares are
+    brought to before anything else; null: as they are. Smaller ones are cut more quickly, and more fit into
+    memory. cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that
+    later epochs only cut and resize, whatever their windows; 0: none. The first videos that fit stay; the
+    others are decoded each time. Views are the same with and without.
     """
 
     timed = True
     reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at", "reduce", "cache_mb")
 
-    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD, frames: int = 8, stride: int = 2,
-                 window: float | None = None, size: int = 64, centre: float = 1.0, area: tuple[float, float] = (0.6, 1.0), flip: float = 0.0,
-                 at: tuple[float, float] = (0.5, 0.5), reduce: int | None = None, cache_mb: int = 0):
+    def __init__(
+        self,
+        mean: list[float] = IMAGENET_MEAN,
+        std: list[float] = IMAGENET_STD,
+        frames: int = 8,
+        stride: int = 2,
+        window: float | None = None,
+        size: int = 64,
+        centre: float = 1.0,
+        area: tuple[float, float] = (0.6, 1.0),
+        flip: float = 0.0,
+        at: tuple[float, float] = (0.5, 0.5),
+        reduce: int | None = None,
+        cache_mb: int = 0,
+    ):
         super().__init__(mean, std)
         _check_size("clip", size, centre)
         for name, value in {"frames": frames, "stride": stride}.items():
             if value < 1:
                 raise ValueError(f"modality 'clip': {name} is {value}, expected 1 or more.")
         if window is not None and window <= 0:
-            raise ValueError(f"modality 'clip': window is {window}, expected a number of seconds above 0, or null to use stride.")
+            raise ValueError(
+                f"modality 'clip': window is {window}, expected a number of seconds above 0, or null to use"
+                " stride."
+            )
         if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1.")
+            raise ValueError(
+                f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1."
+            )
         if not all(0 <= share <= 1 for share in at):
-            raise ValueError(f"modality 'clip': at is {list(at)}, expected [x, y], shares of the width and the height from 0 to 1.")
+            raise ValueError(
+                f"modality 'clip': at is {list(at)}, expected [x, y], shares of the width and the height from"
+                " 0 to 1."
+            )
         if reduce is not None and reduce < size:
-            raise ValueError(f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null.")
+            raise ValueError(
+                f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null."
+            )
         check_cache("clip", cache_mb)
         self.frames, self.stride, self.window, self.at = frames, stride, window, at
         self.reduce, self.cache_mb, self.kept = reduce, cache_mb, Kept(cache_mb)
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
 
-    def read(self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None) -> Tensor:
+    def read(
+        self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
+    ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
         if kept := self.kept.get(value):
             info, squares = kept
@@ -133,10 +180,15 @@ class Clip(Pixels):
     def _squares(self, frames: np.ndarray) -> Tensor:
         """[T, H, W, 3] -> the squares that crops are taken from, [T, 3, S, S]."""
         squares = middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
-        return squares if self.reduce is None or squares.shape[-1] <= self.reduce else square_frames(squares, self.reduce)
+        return (
+            squares
+            if self.reduce is None or squares.shape[-1] <= self.reduce
+            else square_frames(squares, self.reduce)
+        )
 
     def _keep(self, path: str, video: Video) -> Tensor | None:
-        """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be decoded."""
+        """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be
+        decoded."""
         info = video.info
         shorter = min(info.height, info.width)
         side = min(max(1, round(shorter * self.centre)), self.reduce or shorter)
@@ -144,33 +196,43 @@ class Clip(Pixels):
         if size > self.kept.room or 3 * info.frames * info.height * info.width > MOST_DECODED:
             return None
         try:
-            squares = self._squares(video.read(range(info.frames))).clone()  # of the square alone, not a view of the frames
+            squares = self._squares(
+                video.read(range(info.frames))
+            ).clone()  # of the square alone, not a view of the frames
         except VideoError:  # the cause only of clips that hold that frame
             return None
         self.kept.add(path, (info, squares), size)
         return squares
 
     def seconds(self, value: str) -> float:
-        """How long the file shows pictures, from its start to the end of its last frame. Raises VideoError."""
+        """How long the file shows pictures, from its start to the end of its last frame. Raises
+        VideoError."""
         return _seconds(value)
 
     def _numbers(self, info: VideoInfo, rng, window: tuple[float, float] | None, path: str) -> list[int]:
         if window is None and self.window is None:
             possible = info.frames - (self.frames - 1) * self.stride
             if possible < 1:
-                raise VideoError(f"{path}: has {info.frames} frames, {(self.frames - 1) * self.stride + 1} are needed "
-                                 "(the modality's frames and stride).")
+                raise VideoError(
+                    f"{path}: has {info.frames} frames, {(self.frames - 1) * self.stride + 1} are needed "
+                    "(the modality's frames and stride)."
+                )
             start = (possible - 1) // 2 if rng is None else int(rng.integers(possible))
             return list(range(start, start + self.frames * self.stride, self.stride))
         if window is None:
             spare = duration(info) - self.window
             if spare < -1e-3:
-                raise VideoError(f"{path}: is {duration(info):.2f} s long, {self.window} s are needed (the modality's window).")
+                raise VideoError(
+                    f"{path}: is {duration(info):.2f} s long, {self.window} s are needed (the modality's"
+                    " window)."
+                )
             window = max(spare, 0) * (0.5 if rng is None else rng.random()), self.window
         start, length = window
         asked = info.start_seconds + start + (np.arange(self.frames) + 0.5) * length / self.frames
         # a frame is on display from its timestamp on; the millionth decides where rounding would
-        return np.clip(np.searchsorted(info.timestamps_seconds, asked + 1e-6, side="right") - 1, 0, None).tolist()
+        return np.clip(
+            np.searchsorted(info.timestamps_seconds, asked + 1e-6, side="right") - 1, 0, None
+        ).tolist()
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -188,4 +250,6 @@ def _check_size(modality: str, size: int, centre: float) -> None:
     if size < 8:
         raise ValueError(f"modality '{modality}': size is {size}, expected 8 or more pixels.")
     if not 0 < centre <= 1:
-        raise ValueError(f"modality '{modality}': centre is {centre}, expected a share above 0 and at most 1.")
+        raise ValueError(
+            f"modality '{modality}': centre is {centre}, expected a share above 0 and at most 1."
+        )

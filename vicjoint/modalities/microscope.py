@@ -1,10 +1,13 @@
-"""Microscope images of any number of channels: tiff of 8 or 16 bits, png, or one file per channel -> normalised float views.
+"""Microscope images of any number of channels: tiff of 8 or 16 bits, png, or one file per channel ->
+normalised float views.
 
-    {name: microscope, channels: 5, size: 128}                           # all channels in one file: pages, or an axis of an array
-    {name: microscope, channels: [DNA, ER, RNA, AGP, Mito], size: 128}   # the paths have {channel}: B02_s1_{channel}.tiff
+    {name: microscope, channels: 5, size: 128}                           # all channels in one file: pages, or
+    an axis of an array {name: microscope, channels: [DNA, ER, RNA, AGP, Mito], size: 128}   # the paths have
+    {channel}: B02_s1_{channel}.tiff
 
-Every channel of every image is stretched by itself: its percentile `low` becomes 0, its percentile `high` becomes 1. Exposure differs between
-channels, plates and days, and 16 bits are seldom used up; only what is bright relative to the rest of the image counts.
+Every channel of every image is stretched by itself: its percentile `low` becomes 0, its percentile `high`
+becomes 1. Exposure differs between channels, plates and days, and 16 bits are seldom used up; only what is
+bright relative to the rest of the image counts.
 """
 
 # C channels, H height, W width, B images
@@ -37,31 +40,51 @@ class MicroscopeError(ValueError):
 class Microscope(Modality):
     """float16 [1, C, size, size] in [0, 1] from the workers, the view is 2 x - 1: float in [-1, 1].
 
-    channels: how many channels a file has; or their names, one file each, put in the place of {channel} in the path.
-    size: side of the view in pixels. crop: side, in the image's own pixels, of the square that is looked at (then resized to size); null:
-    the largest square. It lies anywhere in training and in the middle in evaluation. low, high: percentiles.
-    flip: in training, mirrored either way and turned by multiples of 90 degrees. brightness, contrast: each channel, by itself, is
-    multiplied by a factor within 1 +- brightness, and its distance from its mean by one within 1 +- contrast.
+    channels: how many channels a file has; or their names, one file each, put in the place of {channel} in
+    the path. size: side of the view in pixels. crop: side, in the image's own pixels, of the square that is
+    looked at (then resized to size); null: the largest square. It lies anywhere in training and in the middle
+    in evaluation. low, high: percentiles. flip: in training, mirrored either way and turned by multiples of
+    90 degrees. brightness, contrast: each channel, by itself, is multiplied by a factor within 1 +-
+    brightness, and its distance from its mean by one within 1 +- contrast.
     """
 
     reads = "file"
     baseline = "intensities"
     reading = ("size", "crop", "low", "high", "flip", "brightness", "contrast")
 
-    def __init__(self, channels: int | list[str] = 5, size: int = 128, crop: int | None = None, low: float = 1.0, high: float = 99.9,
-                 flip: bool = True, brightness: float = 0.2, contrast: float = 0.2):
+    def __init__(
+        self,
+        channels: int | list[str] = 5,
+        size: int = 128,
+        crop: int | None = None,
+        low: float = 1.0,
+        high: float = 99.9,
+        flip: bool = True,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+    ):
         super().__init__()
         need(["tifffile"], "modality 'microscope'", "molecule")
         names = list(channels) if not isinstance(channels, int) else None
         if names == [] or (names is None and channels < 1) or (names and len(set(names)) < len(names)):
-            raise ValueError(f"modality 'microscope': channels is {channels}, expected a number from 1, or a list of different names.")
+            raise ValueError(
+                f"modality 'microscope': channels is {channels}, expected a number from 1, or a list of"
+                " different names."
+            )
         if size < 8 or (crop is not None and crop < 8):
-            raise ValueError(f"modality 'microscope': size is {size} and crop {crop}, expected 8 pixels or more.")
+            raise ValueError(
+                f"modality 'microscope': size is {size} and crop {crop}, expected 8 pixels or more."
+            )
         if not 0 <= low < high <= 100:
-            raise ValueError(f"modality 'microscope': low is {low} and high {high}, expected percentiles with 0 <= low < high <= 100.")
+            raise ValueError(
+                f"modality 'microscope': low is {low} and high {high}, expected percentiles with 0 <= low <"
+                " high <= 100."
+            )
         for name, value in {"brightness": brightness, "contrast": contrast}.items():
             if not 0 <= value < 1:
-                raise ValueError(f"modality 'microscope': {name} is {value}, expected a number from 0 to below 1.")
+                raise ValueError(
+                    f"modality 'microscope': {name} is {value}, expected a number from 0 to below 1."
+                )
         self.names, self.channels = names, len(names) if names else channels
         self.size, self.crop, self.low, self.high = size, crop, low, high
         self.flip, self.brightness, self.contrast = flip, brightness, contrast
@@ -69,8 +92,14 @@ class Microscope(Modality):
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Tensor:
         """float16 [1, C, size, size] in [0, 1]. Raises MicroscopeError with the cause."""
         pixels = self._load(value)
-        x = torch.from_numpy(np.stack([stretch(channel, self.low, self.high, f"{value}: channel {self._name(i)}")
-                                       for i, channel in enumerate(pixels)]))
+        x = torch.from_numpy(
+            np.stack(
+                [
+                    stretch(channel, self.low, self.high, f"{value}: channel {self._name(i)}")
+                    for i, channel in enumerate(pixels)
+                ]
+            )
+        )
         x = self._look(x, value, rng)
         if rng is not None:
             x = self._jitter(self._turn(x, rng), rng)
@@ -84,23 +113,32 @@ class Microscope(Modality):
         if self.names is None:
             pixels = read_channels(path, self.channels)
             if len(pixels) != self.channels:
-                raise MicroscopeError(f"{path}: {len(pixels)} channel(s) of {shape_of(pixels[0])}, the modality expects {self.channels} "
-                                      "(option channels)")
+                raise MicroscopeError(
+                    f"{path}: {len(pixels)} channel(s) of {shape_of(pixels[0])}, the modality expects"
+                    f" {self.channels} (option channels)"
+                )
             return pixels
         if "{channel}" not in path:
-            raise MicroscopeError(f"{path}: the path has no {{channel}} to put a name of channels ({', '.join(self.names)}) in its place")
+            raise MicroscopeError(
+                f"{path}: the path has no {{channel}} to put a name of channels ({', '.join(self.names)}) in"
+                " its place"
+            )
         parts = [read_channels(path.replace("{channel}", name), 1) for name in self.names]
         for name, part in zip(self.names, parts):
             if len(part) != 1 or part.shape != parts[0].shape:
-                raise MicroscopeError(f"{path}: channel '{name}' has {len(part)} channel(s) of {shape_of(part[0])}, expected one of "
-                                      f"{shape_of(parts[0][0])} as '{self.names[0]}'")
+                raise MicroscopeError(
+                    f"{path}: channel '{name}' has {len(part)} channel(s) of {shape_of(part[0])}, expected"
+                    f" one of {shape_of(parts[0][0])} as '{self.names[0]}'"
+                )
         return np.concatenate(parts)
 
     def _look(self, x: Tensor, path: str, rng: np.random.Generator | None) -> Tensor:
         height, width = x.shape[1:]
         side = self.crop or min(height, width)
         if side > min(height, width):
-            raise MicroscopeError(f"{path}: {shape_of(x[0])} pixels, smaller than the crop of {side} (option crop)")
+            raise MicroscopeError(
+                f"{path}: {shape_of(x[0])} pixels, smaller than the crop of {side} (option crop)"
+            )
         if rng is None:
             top, left = (height - side) // 2, (width - side) // 2
         else:
@@ -115,8 +153,10 @@ class Microscope(Modality):
         return torch.rot90(x.flip(-1) if mirrored else x, quarters, (-2, -1))
 
     def _jitter(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        factor, spread = (torch.from_numpy(rng.uniform(1 - reach, 1 + reach, (len(x), 1, 1)).astype(np.float32))
-                          for reach in (self.brightness, self.contrast))
+        factor, spread = (
+            torch.from_numpy(rng.uniform(1 - reach, 1 + reach, (len(x), 1, 1)).astype(np.float32))
+            for reach in (self.brightness, self.contrast)
+        )
         mean = x.mean((1, 2), keepdim=True)
         return (((x - mean) * spread + mean) * factor).clamp(0, 1)
 
@@ -135,8 +175,8 @@ def shape_of(channel) -> str:
 
 
 def stretch(channel: np.ndarray, low: float, high: float, name: str) -> np.ndarray:
-    """[H, W] of any numbers -> float32 in [0, 1]: percentile `low` to 0, `high` to 1, clipped. Raises MicroscopeError for a channel that
-    has one value only, or values that are no numbers."""
+    """[H, W] of any numbers -> float32 in [0, 1]: percentile `low` to 0, `high` to 1, clipped. Raises
+    MicroscopeError for a channel that has one value only, or values that are no numbers."""
     if channel.dtype.kind == "f" and not np.isfinite(channel).all():
         raise MicroscopeError(f"{name}: has values that are not finite (NaN or infinite)")
     channel = channel.astype(np.float32)
@@ -150,8 +190,9 @@ def stretch(channel: np.ndarray, low: float, high: float, name: str) -> np.ndarr
 
 
 def read_channels(path: str | Path, channels: int) -> np.ndarray:
-    """[C, H, W] as stored, of a tiff, or of an 8- or 16-bit png or another format of Pillow. `channels`, the number expected, decides
-    which axis of an array of unknown meaning the channels are. Raises MicroscopeError."""
+    """[C, H, W] as stored, of a tiff, or of an 8- or 16-bit png or another format of Pillow. `channels`, the
+    number expected, decides which axis of an array of unknown meaning the channels are. Raises
+    MicroscopeError."""
     path = str(path)
     try:
         if cause := no_file(path, "microscope", MOST_BYTES):
@@ -164,7 +205,9 @@ def read_channels(path: str | Path, channels: int) -> np.ndarray:
         if error.errno is not None:
             raise MicroscopeError(f"{path}: {error.strerror}") from None
         raise MicroscopeError(f"{path}: cannot be decoded: {error}") from None
-    except Exception as error:  # decoders fail on damaged files in many ways, and all mean the same to the user
+    except (
+        Exception
+    ) as error:  # decoders fail on damaged files in many ways, and all mean the same to the user
         cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise MicroscopeError(f"{path}: cannot be decoded: {cause}") from None
     return _channels_first(array, axes, channels, path)
@@ -175,7 +218,10 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
     import tifffile
 
     logger = logging.getLogger("tifffile")
-    disabled, logger.disabled = logger.disabled, True  # what matters of it is raised here, with the file's name
+    disabled, logger.disabled = (
+        logger.disabled,
+        True,
+    )  # what matters of it is raised here, with the file's name
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series
@@ -189,7 +235,10 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
 
 def _check_size(path: str, values: int) -> None:
     if values > MOST_VALUES:
-        raise MicroscopeError(f"{path}: claims {values:,} values in all its channels, more than the {MOST_VALUES:,} that are read. Cut it into fields")
+        raise MicroscopeError(
+            f"{path}: claims {values:,} values in all its channels, more than the {MOST_VALUES:,} that are"
+            " read. Cut it into fields"
+        )
 
 
 def _read_picture(path: str) -> tuple[np.ndarray, str]:
@@ -210,7 +259,9 @@ def _channels_first(array: np.ndarray, axes: str, channels: int, path: str) -> n
     if array.ndim == 2:
         array, axes = array[None], "C" + axes
     if array.ndim != 3:
-        raise MicroscopeError(f"{path}: an array of shape {list(shape)}, expected height and width and one axis for channels. "
-                              "Choose one plane and one time, or project them")
+        raise MicroscopeError(
+            f"{path}: an array of shape {list(shape)}, expected height and width and one axis for channels. "
+            "Choose one plane and one time, or project them"
+        )
     last = axes[-1] in "SC" or (array.shape[0] != channels and array.shape[-1] == channels)
     return np.moveaxis(array, -1, 0) if last else array

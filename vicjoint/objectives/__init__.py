@@ -1,7 +1,9 @@
-"""What training minimises. `loss, terms = objective(z_a, z_b, group)`; terms are weighted, detached and sum to the loss.
+"""What training minimises. `loss, terms = objective(z_a, z_b, group)`; terms are weighted, detached and sum
+to the loss.
 
-Value and gradient are computed together, in float32 whatever autocast says, on the whole global batch whatever the number of
-processes: W processes give the loss and the gradients of one process with the union batch.
+Value and gradient are computed together, in float32 whatever autocast says, on the whole global batch
+whatever the number of processes: W processes give the loss and the gradients of one process with the union
+batch.
 """
 
 from vicjoint.objectives.barlow_twins import BarlowTwins

@@ -16,13 +16,14 @@ EPSILON = 1e-5  # of the batch norm
 
 @register("objective", "barlow_twins")
 class BarlowTwins(nn.Module):
-    """Barlow Twins (Zbontar et al. 2021): with C = z_a^T z_b / N the cross-correlation of the embeddings, each column normalised over
-    the batch (biased variance + 1e-5, as the official code's batch norm),
+    """Barlow Twins (Zbontar et al. 2021): with C = z_a^T z_b / N the cross-correlation of the embeddings,
+    each column normalised over the batch (biased variance + 1e-5, as the official code's batch norm),
 
     - invariance: weight sum_j (1 - C_jj)^2
     - redundancy: weight redundancy sum over j != k of C_jk^2
 
-    Where N < D the second sum is <z_a z_a^T, z_b z_b^T> / N^2 - sum_j C_jj^2 and its gradient needs only those N x N matrices.
+    Where N < D the second sum is <z_a z_a^T, z_b z_b^T> / N^2 - sum_j C_jj^2 and its gradient needs only
+    those N x N matrices.
     """
 
     terms = ("invariance", "redundancy")
@@ -32,9 +33,11 @@ class BarlowTwins(nn.Module):
         self.redundancy, self.weight = redundancy, weight
         self.guard = Guard()
 
-    def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_a, z_b [n, D]; `group` is not used. Rows of all processes count. Raises ValueError on different shapes or fewer than two
-        samples."""
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_a, z_b [n, D]; `group` is not used. Rows of all processes count. Raises ValueError on different
+        shapes or fewer than two samples."""
         check_embeddings("barlow_twins", z_a, z_b)
         wanted = wants_gradient(z_a), wants_gradient(z_b)
         with torch.no_grad(), torch.autocast(z_a.device.type, enabled=False):
@@ -56,10 +59,17 @@ class BarlowTwins(nn.Module):
             off, grad_a, grad_b = self._by_rows(all_a, all_b, own, diagonal, pull, redundancy, wanted)
         else:
             off, grad_a, grad_b = by_correlation(a, b, rows, pull, redundancy, wanted)
-        terms = {"invariance": self.weight * (1 - diagonal).square().sum(), "redundancy": self.weight * self.redundancy * off}
-        factor = self.weight * distributed.world_size()  # DistributedDataParallel averages, the union batch's gradient is the sum
-        gradients = [None if gradient is None else through_norm(gradient, z, scale * factor, rows)
-                     for gradient, z, scale in ((grad_a, a, scale_a), (grad_b, b, scale_b))]
+        terms = {
+            "invariance": self.weight * (1 - diagonal).square().sum(),
+            "redundancy": self.weight * self.redundancy * off,
+        }
+        factor = (
+            self.weight * distributed.world_size()
+        )  # DistributedDataParallel averages, the union batch's gradient is the sum
+        gradients = [
+            None if gradient is None else through_norm(gradient, z, scale * factor, rows)
+            for gradient, z, scale in ((grad_a, a, scale_a), (grad_b, b, scale_b))
+        ]
         return terms, gradients
 
     def _by_rows(self, a, b, own, diagonal, pull, redundancy, wanted):
@@ -96,8 +106,8 @@ def normalise(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def through_norm(gradient: Tensor, z: Tensor, scale: Tensor, rows: int) -> Tensor:
-    """Gradient with respect to the embeddings before `normalise`. The gradient's column means are zero already: it is made of
-    centred columns."""
+    """Gradient with respect to the embeddings before `normalise`. The gradient's column means are zero
+    already: it is made of centred columns."""
     along = distributed.total(column_products(gradient, z)) / rows
     for block, z_block in row_blocks(gradient, z):
         block.addcmul_(z_block, along[None], value=-1).mul_(scale)
@@ -109,7 +119,9 @@ def column_products(x: Tensor, y: Tensor) -> Tensor:
     return sum((x_block * y_block).sum(0) for x_block, y_block in row_blocks(x, y))
 
 
-def by_correlation(a: Tensor, b: Tensor, rows: int, pull: Tensor, redundancy: float, wanted: tuple[bool, bool]):
+def by_correlation(
+    a: Tensor, b: Tensor, rows: int, pull: Tensor, redundancy: float, wanted: tuple[bool, bool]
+):
     """The D x D form on own rows [n, D]: (off-diagonal sum, gradients)."""
     c = distributed.total(a.T @ b) / rows
     off = c.fill_diagonal_(0).square().sum()
@@ -118,7 +130,8 @@ def by_correlation(a: Tensor, b: Tensor, rows: int, pull: Tensor, redundancy: fl
 
 
 def exact(a: Tensor, b: Tensor, own: slice, redundancy: float, wanted: tuple[bool, bool]):
-    """The same, block by block, where the Gram form would lose too many digits; the diagonal's pull is not in its gradients."""
+    """The same, block by block, where the Gram form would lose too many digits; the diagonal's pull is not in
+    its gradients."""
     off = a.new_zeros(())
     grad_a = torch.zeros_like(a[own]) if wanted[0] else None
     grad_b = torch.empty_like(b[own]) if wanted[1] else None

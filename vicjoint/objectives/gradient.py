@@ -1,4 +1,5 @@
-"""Losses whose gradient is known as soon as their value is: computed without autograd's graph, then attached to the inputs."""
+"""Losses whose gradient is known as soon as their value is: computed without autograd's graph, then attached
+to the inputs."""
 
 import torch
 from torch import Tensor
@@ -6,7 +7,9 @@ from torch import Tensor
 
 def check_embeddings(name: str, z_a: Tensor, z_b: Tensor) -> None:
     if z_a.shape != z_b.shape or z_a.ndim != 2:
-        raise ValueError(f"{name} needs two embeddings of one shape [B, D], got {list(z_a.shape)} and {list(z_b.shape)}.")
+        raise ValueError(
+            f"{name} needs two embeddings of one shape [B, D], got {list(z_a.shape)} and {list(z_b.shape)}."
+        )
 
 
 def wide(z: Tensor) -> Tensor:
@@ -20,7 +23,8 @@ def wants_gradient(z: Tensor) -> bool:
 
 
 def attach(loss: Tensor, *known: tuple[Tensor, Tensor | None]) -> Tensor:
-    """`loss` with the gradient given for each (input, gradient); inputs whose gradient is None are left out."""
+    """`loss` with the gradient given for each (input, gradient); inputs whose gradient is None are left
+    out."""
     known = [(x, gradient) for x, gradient in known if gradient is not None]
     if not known:
         return loss

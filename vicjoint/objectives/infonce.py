@@ -23,36 +23,54 @@ SAFE_SPAN = 80.0  # exp(-80) is a float32; similarities span 2 / temperature
 class InfoNCE(nn.Module):
     """Cross entropy of telling a sample's partner from the other samples, by cosine similarity / temperature.
 
-    form: clip: z_a among all z_b and z_b among all z_a, averaged (Radford et al. 2021); nt_xent: each of the 2 N views among the
-    2 N - 1 others (SimCLR, Chen et al. 2020); moco: z_a among its z_b and a queue of the last `queue` z_b of earlier batches (He et
-    al. 2020), which needs `b.weights: ema`.
+    form: clip: z_a among all z_b and z_b among all z_a, averaged (Radford et al. 2021); nt_xent: each of the
+    2 N views among the 2 N - 1 others (SimCLR, Chen et al. 2020); moco: z_a among its z_b and a queue of the
+    last `queue` z_b of earlier batches (He et al. 2020), which needs `b.weights: ema`.
     learnable: train the temperature, starting from `temperature`.
     """
 
     terms = ("contrast",)
 
-    def __init__(self, temperature: float = 0.1, learnable: bool = False, form: Form = "clip", queue: int = 0):
+    def __init__(
+        self, temperature: float = 0.1, learnable: bool = False, form: Form = "clip", queue: int = 0
+    ):
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"objective.temperature: {temperature} is not a temperature. Expected a number above 0, such as 0.1.")
+            raise ValueError(
+                f"objective.temperature: {temperature} is not a temperature. Expected a number above 0, such"
+                " as 0.1."
+            )
         if form not in get_args(Form):
-            raise ValueError(f"objective.form: '{form}' is unknown. Expected one of: {', '.join(get_args(Form))}.")
+            raise ValueError(
+                f"objective.form: '{form}' is unknown. Expected one of: {', '.join(get_args(Form))}."
+            )
         if (form == "moco") != (queue > 0):
-            raise ValueError(f"objective.queue: {queue} with form: {form}. Expected a length such as 4096 with moco, and 0 without it.")
+            raise ValueError(
+                f"objective.queue: {queue} with form: {form}. Expected a length such as 4096 with moco, and 0"
+                " without it."
+            )
         self.form, self.temperature = form, temperature
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
         if queue:
-            self.register_buffer("queue", torch.zeros(queue, 0))  # takes the embeddings' width with the first batch
+            self.register_buffer(
+                "queue", torch.zeros(queue, 0)
+            )  # takes the embeddings' width with the first batch
             self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_a, z_b [n, D]; `group` is not used. Rows of all processes count. In training mode the moco form takes z_b into the queue.
-        Raises ValueError on different shapes, fewer than two samples, or moco with a z_b that wants a gradient."""
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_a, z_b [n, D]; `group` is not used. Rows of all processes count. In training mode the moco form
+        takes z_b into the queue. Raises ValueError on different shapes, fewer than two samples, or moco with
+        a z_b that wants a gradient.
+        """
         check_embeddings("infonce", z_a, z_b)
         wanted = wants_gradient(z_a), wants_gradient(z_b)
         if self.form == "moco" and wanted[1]:
-            raise ValueError("infonce with form: moco compares with embeddings of earlier batches, so branch b must change slowly. "
-                             "Set b.weights: ema.")
+            raise ValueError(
+                "infonce with form: moco compares with embeddings of earlier batches, so branch b must change"
+                " slowly. Set b.weights: ema."
+            )
         learns = self.log_scale is not None and wants_gradient(self.log_scale)
         wanted = wanted[0] or learns, wanted[1]  # the scale's gradient follows from that of z_a
         with torch.no_grad(), torch.autocast(z_a.device.type, enabled=False):
@@ -66,7 +84,11 @@ class InfoNCE(nn.Module):
         rows = sum(counts)
         if rows < 2 and self.form != "moco":
             raise ValueError(f"infonce needs at least 2 samples in the global batch, got {rows}.")
-        scale = 1 / self.temperature if self.log_scale is None else self.log_scale.exp().clamp(max=MOST_SCALE).to(x_a.dtype)
+        scale = (
+            1 / self.temperature
+            if self.log_scale is None
+            else self.log_scale.exp().clamp(max=MOST_SCALE).to(x_a.dtype)
+        )
         # a learnt scale takes the form that is safe at any: reading it here would make a GPU wait
         one_shift = self.log_scale is None and 2 * scale < SAFE_SPAN
         (a, norm_a), (b, norm_b) = unit(x_a), unit(x_b)
@@ -79,15 +101,22 @@ class InfoNCE(nn.Module):
             if self.training:
                 self._enqueue(distributed.gather(b, counts))
         loss = distributed.total(loss)
-        # every logit is a similarity times the scale, so the scale's gradient is sum_i <a_i, gradient_i> / scale, of log_scale without
-        # the division; half as much where each similarity is counted from both of its views
+        # every logit is a similarity times the scale, so the scale's gradient is sum_i <a_i, gradient_i> /
+        # scale, of log_scale without the division; half as much where each similarity is counted from both of
+        # its views
         of_scale = None
         if self.log_scale is not None and of_a is not None:
             both = (of_a * a).sum() + (of_b * b).sum() if self.form == "nt_xent" else 2 * (of_a * a).sum()
-            of_scale = (distributed.total(both / 2) * (self.log_scale.exp() <= MOST_SCALE)).to(self.log_scale.dtype)
-        world = distributed.world_size()  # DistributedDataParallel averages, the union batch's gradient is the sum
-        gradients = [None if not want else through_unit(of, z, norm).mul_(world)
-                     for want, of, z, norm in zip(wanted, (of_a, of_b), (a, b), (norm_a, norm_b))]
+            of_scale = (distributed.total(both / 2) * (self.log_scale.exp() <= MOST_SCALE)).to(
+                self.log_scale.dtype
+            )
+        world = (
+            distributed.world_size()
+        )  # DistributedDataParallel averages, the union batch's gradient is the sum
+        gradients = [
+            None if not want else through_unit(of, z, norm).mul_(world)
+            for want, of, z, norm in zip(wanted, (of_a, of_b), (a, b), (norm_a, norm_b))
+        ]
         return loss, gradients, of_scale
 
     def _keys(self, b: Tensor) -> Tensor:
@@ -99,14 +128,16 @@ class InfoNCE(nn.Module):
         return self.queue.to(b.dtype)
 
     def _enqueue(self, keys: Tensor) -> None:
-        keys = keys[-len(self.queue):]
+        keys = keys[-len(self.queue) :]
         places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys.to(self.queue.dtype)
         self.place = (self.place + len(keys)) % len(self.queue)
 
     def _load_from_state_dict(self, state_dict, prefix, *given):
         if f"{prefix}queue" in state_dict and self.form == "moco":
-            self.queue = self.queue.new_zeros(state_dict[f"{prefix}queue"].shape)  # its width comes with the first batch
+            self.queue = self.queue.new_zeros(
+                state_dict[f"{prefix}queue"].shape
+            )  # its width comes with the first batch
         super()._load_from_state_dict(state_dict, prefix, *given)
 
 
@@ -122,8 +153,9 @@ def through_unit(gradient: Tensor, z: Tensor, norm: Tensor) -> Tensor:
 
 
 class Block:
-    """Scaled similarities of own rows with others, [n, M], of which row i's partner is number partners[i]. `one_shift`: exp(scale (similarity - 1)) is taken once for all sums, which
-    is safe while 2 scale < 80; else each sum has the maximum of its own row. Overwrites `similarity`."""
+    """Scaled similarities of own rows with others, [n, M], of which row i's partner is number partners[i].
+    `one_shift`: exp(scale (similarity - 1)) is taken once for all sums, which is safe while 2 scale < 80;
+    else each sum has the maximum of its own row. Overwrites `similarity`."""
 
     def __init__(self, similarity: Tensor, partners: Tensor, scale, one_shift: bool):
         self.scale, self.one_shift, self.partners = scale, one_shift, partners
@@ -138,10 +170,13 @@ class Block:
 
     def log_sums(self) -> Tensor:
         """log sum_j exp(scale similarity_ij), [n]."""
-        return self.values.sum(1).log_().add_(self.scale) if self.one_shift else torch.logsumexp(self.values, 1)
+        return (
+            self.values.sum(1).log_().add_(self.scale) if self.one_shift else torch.logsumexp(self.values, 1)
+        )
 
     def pull(self, of_rows: Tensor, of_columns: Tensor) -> Tensor:
-        """Softmax along the rows plus softmax along the columns, given their log sums [n], [M], minus 2 for partners. Overwrites the values."""
+        """Softmax along the rows plus softmax along the columns, given their log sums [n], [M], minus 2 for
+        partners. Overwrites the values."""
         if self.one_shift:
             row, column = (self.scale - of_rows).exp_(), (self.scale - of_columns).exp_()
             p = self.values.mul_(row[:, None] + column[None])

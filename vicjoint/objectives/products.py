@@ -1,6 +1,6 @@
 """Where the objectives' time goes: symmetric products, and going through memory."""
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ LEAST = 128  # rows of a product that is not worth halving
 
 
 def row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same blocks of rows of each tensor [N, D] (or [N]), so that several steps meet them while they are in a CPU's cache; views, to be
-    read or written in place."""
+    """The same blocks of rows of each tensor [N, D] (or [N]), so that several steps meet them while they are
+    in a CPU's cache; views, to be read or written in place."""
     rows = len(tensors[0]) if tensors[0].is_cuda else IN_CACHE // max(1, tensors[0].shape[1])
     return zip(*(t.split(max(1, rows)) for t in tensors))
 

@@ -1,22 +1,26 @@
 """Variance and covariance of one branch's embeddings, with their gradient in the same pass.
 
-With X the centred embeddings [N, D], s_j = sum_i X_ij^2, m the degrees of freedom and sd_j = sqrt(s_j / m + 1e-4):
+With X the centred embeddings [N, D], s_j = sum_i X_ij^2, m the degrees of freedom and sd_j = sqrt(s_j / m +
+1e-4):
 
     hinge        mean_j relu(1 - sd_j)
     covariance   off / (D m^2),   off = sum of (X^T X)_jk^2 over j != k
 
-Where N < D the covariance matrix is never made: off = ||X X^T||^2 - ||s||^2, the Gram form. The gradient of
-v hinge + c covariance is  a (X X^T) X + X (w - a s)  there, and  X (a C0 + diag(w))  where D <= N (C0 is X^T X with a zero diagonal),
-with a = 4 c / (D m^2) and w_j = -v / (D m sd_j) below the hinge, else 0. Its columns have mean zero, so centring needs no backward.
+Where N < D the covariance matrix is never made: off = ||X X^T||^2 - ||s||^2, the Gram form. The gradient of v
+hinge + c covariance is  a (X X^T) X + X (w - a s)  there, and  X (a C0 + diag(w))  where D <= N (C0 is X^T X
+with a zero diagonal), with a = 4 c / (D m^2) and w_j = -v / (D m sd_j) below the hinge, else 0. Its columns
+have mean zero, so centring needs no backward.
 
-The subtraction in the Gram form loses digits when the off-diagonal entries are small beside the diagonal. `Guard` watches that, and
-`exact` is the form without a subtraction.
+The subtraction in the Gram form loses digits when the off-diagonal entries are small beside the diagonal.
+`Guard` watches that, and `exact` is the form without a subtraction.
 
-Three forms for W processes, of the same value: gathered rows (N < D), columns exchanged so that each process holds D / W of
-them (N well below D and more than two processes: less traffic), and a summed covariance matrix (D <= N).
+Three forms for W processes, of the same value: gathered rows (N < D), columns exchanged so that each process
+holds D / W of them (N well below D and more than two processes: less traffic), and a summed covariance matrix
+(D <= N).
 """
 
-# N samples of the global batch, n of this process, D embedding dimensions, G groups, W processes, K heavy columns, R the rest
+# N samples of the global batch, n of this process, D embedding dimensions, G groups, W processes, K heavy
+# columns, R the rest
 
 from dataclasses import dataclass
 
@@ -32,7 +36,8 @@ BLOCK = 1024  # columns of the covariance matrix that `exact` holds at once
 
 @dataclass
 class Weights:
-    """Of one branch: the loss is `variance` hinge + `covariance` covariance; the gradient is multiplied by `scale` as well."""
+    """Of one branch: the loss is `variance` hinge + `covariance` covariance; the gradient is multiplied by
+    `scale` as well."""
 
     variance: float
     covariance: float
@@ -43,7 +48,8 @@ class Weights:
 
 
 class Groups:
-    """Which rows share a mean: all of them, or those of one group. `group` [N] are ids of all rows, of all processes."""
+    """Which rows share a mean: all of them, or those of one group. `group` [N] are ids of all rows, of all
+    processes."""
 
     def __init__(self, rows: int, group: Tensor | None = None):
         self.rows, self.member = rows, None
@@ -56,8 +62,8 @@ class Groups:
         self.freedom = rows - len(self.count)
         if self.freedom < 1:
             raise ValueError(
-                f"statistics within groups need a group with at least two samples; {rows} samples came in {len(self.count)} groups. "
-                "Set pair.windows above 1, or objective.statistics=global."
+                f"statistics within groups need a group with at least two samples; {rows} samples came in"
+                f" {len(self.count)} groups. Set pair.windows above 1, or objective.statistics=global."
             )
 
     def centre(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +76,11 @@ class Groups:
 
     def _centre(self, x: Tensor, own: slice, total) -> tuple[Tensor, Tensor]:
         centred, s = torch.empty_like(x), x.new_zeros(x.shape[1])
-        member = torch.zeros(len(x), dtype=torch.int64, device=x.device) if self.member is None else self.member[own]
+        member = (
+            torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            if self.member is None
+            else self.member[own]
+        )
         means = self._means(x, member, total)
         for x_block, block, of in row_blocks(x, centred, member):
             torch.sub(x_block, self._of_rows(means, of), out=block)
@@ -95,9 +105,12 @@ class Groups:
 
 
 class Guard(nn.Module):
-    """Decides whether the Gram form keeps enough digits: off must be at least a 64th of what it is subtracted from.
+    """Decides whether the Gram form keeps enough digits: off must be at least a 64th of what it is subtracted
+    from.
 
-    Reading that number makes a GPU wait, so there it is read on every 64th call and the answer kept in between."""
+    Reading that number makes a GPU wait, so there it is read on every 64th call and the answer kept in
+    between.
+    """
 
     LEAST, EVERY = 1 / 64, 64
 
@@ -128,8 +141,11 @@ def hinge_and_pull(s: Tensor, freedom: int, weights: Weights, dim: int) -> tuple
     return torch.relu(1 - sd).sum() / dim, pull
 
 
-def by_rows(x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: Tensor | None, guard: Guard, which: str):
-    """Gram form on the gathered rows x [N, D]; adds to `gradient` [n, D] of own rows. Returns (hinge, covariance)."""
+def by_rows(
+    x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: Tensor | None, guard: Guard, which: str
+):
+    """Gram form on the gathered rows x [N, D]; adds to `gradient` [n, D] of own rows. Returns (hinge,
+    covariance)."""
     dim, freedom = x.shape[1], groups.freedom
     x, s = groups.centre(x)
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
@@ -149,9 +165,11 @@ def by_rows(x: Tensor, own: slice, groups: Groups, weights: Weights, gradient: T
     return hinge, off.clamp_min(0) / (dim * freedom**2)
 
 
-def by_columns(x: Tensor, dim: int, groups: Groups, weights: Weights, gradient: Tensor | None, guard: Guard, which: str):
-    """Gram form on all rows of own columns, x [N, D / W]; adds to `gradient` of the same shape. Returns (hinge, covariance), or
-    None where too few digits are left and the rows have to be gathered."""
+def by_columns(
+    x: Tensor, dim: int, groups: Groups, weights: Weights, gradient: Tensor | None, guard: Guard, which: str
+):
+    """Gram form on all rows of own columns, x [N, D / W]; adds to `gradient` of the same shape. Returns
+    (hinge, covariance), or None where too few digits are left and the rows have to be gathered."""
     freedom = groups.freedom
     x, s = groups.centre(x)
     hinge, pull = hinge_and_pull(s, freedom, weights, dim)
@@ -185,12 +203,14 @@ def slope(weights: Weights, freedom: int, dim: int) -> float:
 
 
 def exact(x: Tensor, own: slice, a: float, gradient: Tensor | None) -> Tensor:
-    """off of the centred rows x [N, D], and a times its gradient's half for own rows, without cancellation: the fewest heavy
-    columns K are taken out so that the Gram form is safe for the rest R,
+    """off of the centred rows x [N, D], and a times its gradient's half for own rows, without cancellation:
+    the fewest heavy columns K are taken out so that the Gram form is safe for the rest R,
 
         off = off(K) + 2 ||X_K^T X_R||^2 + ||X_R X_R^T||^2 - ||s_R||^2,
 
-    and where they would be too many, the covariance matrix is made block by block. No collective: all rows are here."""
+    and where they would be too many, the covariance matrix is made block by block. No collective: all rows
+    are here.
+    """
     s = (x * x).sum(0, dtype=torch.float64)
     order = s.argsort(descending=True)
     heavy = heavy_columns(s[order], len(x))
@@ -209,14 +229,15 @@ def exact(x: Tensor, own: slice, a: float, gradient: Tensor | None) -> Tensor:
 
 
 def is_safe(s: Tensor, rows: int) -> bool:
-    """Whether the squared column sums alone show that the Gram form keeps its digits (see `heavy_columns`); not asked on a GPU, which
-    would have to wait for the answer."""
+    """Whether the squared column sums alone show that the Gram form keeps its digits (see `heavy_columns`);
+    not asked on a GPU, which would have to wait for the answer."""
     return not s.is_cuda and bool(s.sum().square() >= 2 * rows * s.dot(s))
 
 
 def heavy_columns(s: Tensor, rows: int) -> int:
-    """How many of the largest squared column sums s [D] (descending) to take out so that ||X X^T||^2 >= (sum s)^2 / (N - 1)
-    exceeds ||s||^2 twice over for the rest: then at most one bit is lost. D where no number is enough."""
+    """How many of the largest squared column sums s [D] (descending) to take out so that ||X X^T||^2 >= (sum
+    s)^2 / (N - 1) exceeds ||s||^2 twice over for the rest: then at most one bit is lost. D where no number is
+    enough."""
     sums, squares = (v.flip(0).cumsum(0).flip(0) for v in (s, s * s))
     safe = (sums * sums >= 2 * rows * squares).nonzero()
     return int(safe[0]) if len(safe) else len(s)

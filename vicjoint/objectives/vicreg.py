@@ -20,34 +20,49 @@ Convention = Literal["official", "vicregl", "solo_learn", "eb_jepa"]
 
 @register("objective", "vicreg")
 class VICReg(nn.Module):
-    """Variance-Invariance-Covariance Regularization (Bardes, Ponce, LeCun 2022), in the official code's convention:
+    """Variance-Invariance-Covariance Regularization (Bardes, Ponce, LeCun 2022), in the official code's
+    convention:
 
     - invariance: mean squared error between z_a and z_b over N and D (eq. 5 divided by D);
     - variance: (v_a + v_b) / 2, v = mean_j relu(1 - sqrt(var_j + 1e-4)), unbiased variance (eq. 1, 2);
     - covariance: c_a + c_b, c = sum of squared off-diagonal entries of the covariance matrix / D (eq. 3, 4).
 
-    Each weight is one number, or one per branch: `{a: 25, b: 10}`. Of `invariance` these are how strongly the squared error pulls
-    each branch: z_a gets the gradient of w_a MSE(z_a, z_b) with z_b held fixed, z_b that of w_b MSE with z_a held fixed, and the term's
-    value is (w_a + w_b) / 2 MSE. With b: 0 only a follows, and b learns from its other terms (and, where it is in other pairs, from these).
-    `convention` says by whose formulas the weights are meant; `official_weights` gives what they are in the official one.
+    Each weight is one number, or one per branch: `{a: 25, b: 10}`. Of `invariance` these are how strongly the
+    squared error pulls each branch: z_a gets the gradient of w_a MSE(z_a, z_b) with z_b held fixed, z_b that
+    of w_b MSE with z_a held fixed, and the term's value is (w_a + w_b) / 2 MSE. With b: 0 only a follows, and
+    b learns from its other terms (and, where it is in other pairs, from these). `convention` says by whose
+    formulas the weights are meant; `official_weights` gives what they are in the official one.
 
     `statistics` says around what the variance and covariance are taken:
-    global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: a share
-    `within_share` of the second and the rest of the first.
-    With several windows of one video in a batch, "global" can be satisfied by naming the video; "within" asks the embedding to
-    vary over time.
+    global: the mean of the batch; within: the mean of each sample's group (N - G degrees of freedom); both: a
+    share `within_share` of the second and the rest of the first. With several windows of one video in a
+    batch, "global" can be satisfied by naming the video; "within" asks the embedding to vary over time.
     """
 
     terms = ("invariance", "variance", "covariance")
 
-    def __init__(self, invariance: Weight = 25.0, variance: Weight = 25.0, covariance: Weight = 1.0, statistics: Statistics = "global",
-                 within_share: float = 0.5, convention: Convention = "official"):
+    def __init__(
+        self,
+        invariance: Weight = 25.0,
+        variance: Weight = 25.0,
+        covariance: Weight = 1.0,
+        statistics: Statistics = "global",
+        within_share: float = 0.5,
+        convention: Convention = "official",
+    ):
         super().__init__()
-        for name, value, known in (("statistics", statistics, get_args(Statistics)), ("convention", convention, get_args(Convention))):
+        for name, value, known in (
+            ("statistics", statistics, get_args(Statistics)),
+            ("convention", convention, get_args(Convention)),
+        ):
             if value not in known:
-                raise ValueError(f"objective.{name}: '{value}' is unknown. Expected one of: {', '.join(known)}.")
+                raise ValueError(
+                    f"objective.{name}: '{value}' is unknown. Expected one of: {', '.join(known)}."
+                )
         if not 0 <= within_share <= 1:
-            raise ValueError(f"objective.within_share: {within_share} is not a share. Expected a number from 0 to 1.")
+            raise ValueError(
+                f"objective.within_share: {within_share} is not a share. Expected a number from 0 to 1."
+            )
         self.invariance = _per_branch("invariance", invariance)
         self.variance = _per_branch("variance", variance)
         self.covariance = _per_branch("covariance", covariance)
@@ -60,10 +75,16 @@ class VICReg(nn.Module):
             "official": (1, 1),
             "vicregl": (1, 1 / 2),  # averages the covariance of the two branches
             "solo_learn": (2, 1),  # adds their variances
-            "eb_jepa": (2, 1 / max(1, dim - 1)),  # adds their variances, and averages the covariance's D (D - 1) entries
+            "eb_jepa": (
+                2,
+                1 / max(1, dim - 1),
+            ),  # adds their variances, and averages the covariance's D (D - 1) entries
         }[self.convention]
-        return {"invariance": dict(self.invariance), "variance": {k: variance * v for k, v in self.variance.items()},
-                "covariance": {k: covariance * v for k, v in self.covariance.items()}}
+        return {
+            "invariance": dict(self.invariance),
+            "variance": {k: variance * v for k, v in self.variance.items()},
+            "covariance": {k: covariance * v for k, v in self.covariance.items()},
+        }
 
     def describe(self, dim: int) -> str | None:
         """What to say of the weights before training, where they are not the official ones."""
@@ -72,12 +93,23 @@ class VICReg(nn.Module):
         said = []
         for name, weight in self.official_weights(dim).items():
             each = sorted(set(weight.values()))
-            said.append(f"{name} {each[0]:.4g}" if len(each) == 1 else f"{name} a {weight['a']:.4g}, b {weight['b']:.4g}")
-        return f"objective: the weights are meant as {self.convention} means them; in the official convention, at width {dim}: {', '.join(said)}"
+            said.append(
+                f"{name} {each[0]:.4g}"
+                if len(each) == 1
+                else f"{name} a {weight['a']:.4g}, b {weight['b']:.4g}"
+            )
+        return (
+            f"objective: the weights are meant as {self.convention} means them; in the official convention,"
+            f" at width {dim}: {', '.join(said)}"
+        )
 
-    def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_a, z_b [n, D]; group [n] int64, needed unless statistics is "global". Rows of all processes count.
-        Raises ValueError on different shapes, fewer than two samples, or groups without two samples in any of them."""
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """z_a, z_b [n, D]; group [n] int64, needed unless statistics is "global". Rows of all processes
+        count. Raises ValueError on different shapes, fewer than two samples, or groups without two samples in
+        any of them.
+        """
         check_embeddings("vicreg", z_a, z_b)
         wanted = {"a": wants_gradient(z_a), "b": wants_gradient(z_b)}
         with torch.no_grad(), torch.autocast(z_a.device.type, enabled=False):
@@ -90,8 +122,11 @@ class VICReg(nn.Module):
         counts = distributed.row_counts(len(z["a"]), z["a"].device)
         rows, dim, scale = sum(counts), z["a"].shape[1], distributed.world_size()
         official = self.official_weights(dim)
-        # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum: hence `scale`
-        slopes = {branch: 2 * weight * scale / (rows * dim) for branch, weight in official["invariance"].items()}
+        # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum:
+        # hence `scale`
+        slopes = {
+            branch: 2 * weight * scale / (rows * dim) for branch, weight in official["invariance"].items()
+        }
         distance, gradients = apart(wide(z["a"]), wide(z["b"]), slopes, wanted)
         distance = distributed.total_later(distance)
         parts = self._statistics(rows, group, counts)
@@ -100,10 +135,14 @@ class VICReg(nn.Module):
         everyone = gather_both(z, counts)
         for branch in ("a", "b"):
             weights = Weights(official["variance"][branch] / 2, official["covariance"][branch], scale)
-            hinge, off_diagonal = spread(z[branch], everyone[branch], parts, weights, gradients[branch], self.guard, branch, counts)
+            hinge, off_diagonal = spread(
+                z[branch], everyone[branch], parts, weights, gradients[branch], self.guard, branch, counts
+            )
             variance = variance + weights.variance * hinge
             covariance = covariance + weights.covariance * off_diagonal
-        invariance = (official["invariance"]["a"] + official["invariance"]["b"]) / 2 * distance() / (rows * dim)
+        invariance = (
+            (official["invariance"]["a"] + official["invariance"]["b"]) / 2 * distance() / (rows * dim)
+        )
         return {"invariance": invariance, "variance": variance, "covariance": covariance}, gradients
 
     def _statistics(self, rows: int, group: Tensor | None, counts: list[int]) -> list[tuple[Groups, float]]:
@@ -111,19 +150,30 @@ class VICReg(nn.Module):
         if self.statistics == "global":
             return [(Groups(rows), 1.0)]
         if group is None:
-            raise ValueError(f"vicreg with statistics: {self.statistics} needs the group of every sample; this pair gives none.")
+            raise ValueError(
+                f"vicreg with statistics: {self.statistics} needs the group of every sample; this pair gives"
+                " none."
+            )
         within = Groups(rows, distributed.gather(group, counts))
         if self.statistics == "within":
             return [(within, 1.0)]
         return [(within, self.within_share), (Groups(rows), 1 - self.within_share)]
 
 
-def apart(z_a: Tensor, z_b: Tensor, slopes: dict[str, float], wanted: dict[str, bool]) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """Sum of squares of z_a - z_b, and per branch its slope times that difference, with the sign of its gradient, where wanted."""
+def apart(
+    z_a: Tensor, z_b: Tensor, slopes: dict[str, float], wanted: dict[str, bool]
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Sum of squares of z_a - z_b, and per branch its slope times that difference, with the sign of its
+    gradient, where wanted."""
     difference = torch.empty_like(z_a)
-    gradients = {"a": difference if wanted["a"] else None, "b": torch.empty_like(z_b) if wanted["b"] else None}
+    gradients = {
+        "a": difference if wanted["a"] else None,
+        "b": torch.empty_like(z_b) if wanted["b"] else None,
+    }
     distance = z_a.new_zeros(())
-    for a, b, d, minus in row_blocks(z_a, z_b, difference, difference if gradients["b"] is None else gradients["b"]):
+    for a, b, d, minus in row_blocks(
+        z_a, z_b, difference, difference if gradients["b"] is None else gradients["b"]
+    ):
         torch.sub(a, b, out=d)
         distance += (d * d).sum()
         if wanted["b"]:
@@ -133,7 +183,8 @@ def apart(z_a: Tensor, z_b: Tensor, slopes: dict[str, float], wanted: dict[str, 
 
 
 def gather_both(z: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor | None]:
-    """All processes' rows of both branches, in one exchange; None where the form that `spread` takes does not need them."""
+    """All processes' rows of both branches, in one exchange; None where the form that `spread` takes does not
+    need them."""
     rows, dim = sum(counts), z["a"].shape[1]
     if rows >= dim or by_columns_is_less_traffic(rows, dim):
         return {"a": None, "b": None}
@@ -143,10 +194,18 @@ def gather_both(z: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor | N
     return {"a": a, "b": b}
 
 
-def spread(z: Tensor, everyone: Tensor | None, parts: list[tuple[Groups, float]], weights: Weights, gradient: Tensor | None,
-           guard: Guard, branch: str, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """(hinge, covariance) of one branch, each the sum of `parts` by their shares, from own rows z [n, D] or, where they are given, all
-    rows `everyone` [N, D]; adds the gradient of own rows to `gradient`."""
+def spread(
+    z: Tensor,
+    everyone: Tensor | None,
+    parts: list[tuple[Groups, float]],
+    weights: Weights,
+    gradient: Tensor | None,
+    guard: Guard,
+    branch: str,
+    counts: list[int],
+) -> tuple[Tensor, Tensor]:
+    """(hinge, covariance) of one branch, each the sum of `parts` by their shares, from own rows z [n, D] or,
+    where they are given, all rows `everyone` [N, D]; adds the gradient of own rows to `gradient`."""
     rows, dim, own = sum(counts), z.shape[1], distributed.own_rows(counts)
     if rows >= dim:
         z = wide(z)
@@ -154,13 +213,16 @@ def spread(z: Tensor, everyone: Tensor | None, parts: list[tuple[Groups, float]]
     elif by_columns_is_less_traffic(rows, dim):
         found = _spread_by_columns(z, parts, weights, gradient, guard, branch, counts)
     else:
-        found = [by_rows(wide(everyone), own, groups, weights.of(share), gradient, guard, f"{branch}{i}")
-                 for i, (groups, share) in enumerate(parts)]
+        found = [
+            by_rows(wide(everyone), own, groups, weights.of(share), gradient, guard, f"{branch}{i}")
+            for i, (groups, share) in enumerate(parts)
+        ]
     return tuple(sum(share * value[i] for value, (_, share) in zip(found, parts)) for i in (0, 1))
 
 
 def by_columns_is_less_traffic(rows: int, dim: int) -> bool:
-    """Elements each process receives: 2 N D / W + 2 N^2 when columns are exchanged and Gram matrices summed, N D when rows are gathered."""
+    """Elements each process receives: 2 N D / W + 2 N^2 when columns are exchanged and Gram matrices summed,
+    N D when rows are gathered."""
     world = distributed.world_size()
     return world > 1 and 2 * dim / world + 2 * rows < dim
 
@@ -174,7 +236,9 @@ def _spread_by_columns(z, parts, weights, gradient, guard, branch, counts):
         value = by_columns(columns, z.shape[1], groups, weights.of(share), of_columns, guard, which)
         if value is None:
             all_rows = wide(distributed.gather(z, counts))
-            value = by_rows(all_rows, distributed.own_rows(counts), groups, weights.of(share), gradient, guard, which)
+            value = by_rows(
+                all_rows, distributed.own_rows(counts), groups, weights.of(share), gradient, guard, which
+            )
         found.append(value)
     if gradient is not None:
         gradient += distributed.to_rows(of_columns, counts, z.shape[1])
@@ -185,5 +249,8 @@ def _per_branch(term: str, weight: Weight) -> dict[str, float]:
     if not isinstance(weight, dict):
         return {"a": float(weight), "b": float(weight)}
     if set(weight) != {"a", "b"}:
-        raise ValueError(f"objective.{term}: {weight} has the branches {sorted(weight)}. Expected one number, or {{a: number, b: number}}.")
+        raise ValueError(
+            f"objective.{term}: {weight} has the branches {sorted(weight)}. Expected one number, or {{a:"
+            " number, b: number}."
+        )
     return {branch: float(value) for branch, value in weight.items()}

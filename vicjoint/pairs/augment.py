@@ -1,9 +1,10 @@
 """The pair `augment`: two differently augmented views of one image, after VICReg's recipe by default.
 
-    pair: {name: augment, size: 224}                                        # the paper's two views
-    pair: {name: augment, size: 32, b: [{name: random_resized_crop}, {name: colour_jitter, p: 0.8}, {name: gaussian_blur, p: 0.1}]}
-    pair: {name: augment, size: 224, colour: device}                        # colour and blur batched on the training device
-    pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}      # multi-crop
+pair: {name: augment, size: 224}                                        # the paper's two views pair: {name:
+augment, size: 32, b: [{name: random_resized_crop}, {name: colour_jitter, p: 0.8}, {name: gaussian_blur, p:
+0.1}]} pair: {name: augment, size: 224, colour: device}                        # colour and blur batched on
+the training device pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}      #
+multi-crop
 """
 
 # C = 3 channels, K crops of one image
@@ -20,46 +21,77 @@ from vicjoint.transforms import images
 from vicjoint.transforms.compose import TransformList
 
 # VICReg's official augmentations.py: the views differ in blur and solarization
-CROP_AND_COLOUR = ({"name": "random_resized_crop", "area": (0.08, 1.0), "interpolation": "bicubic"},
-                   {"name": "horizontal_flip", "p": 0.5},
-                   {"name": "colour_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8},
-                   {"name": "greyscale", "p": 0.2})
-VIEW_A = (*CROP_AND_COLOUR, {"name": "gaussian_blur", "p": 1.0, "sigma": (0.1, 2.0)}, {"name": "solarize", "p": 0.0})
-VIEW_B = (*CROP_AND_COLOUR, {"name": "gaussian_blur", "p": 0.1, "sigma": (0.1, 2.0)}, {"name": "solarize", "p": 0.2})
-LOCAL_AREA, GLOBAL_AREA = (0.05, 0.4), (0.4, 1.0)  # the multi-crop of SwAV and DINO: small crops see parts, large ones most of it
+CROP_AND_COLOUR = (
+    {"name": "random_resized_crop", "area": (0.08, 1.0), "interpolation": "bicubic"},
+    {"name": "horizontal_flip", "p": 0.5},
+    {"name": "colour_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "p": 0.8},
+    {"name": "greyscale", "p": 0.2},
+)
+VIEW_A = (
+    *CROP_AND_COLOUR,
+    {"name": "gaussian_blur", "p": 1.0, "sigma": (0.1, 2.0)},
+    {"name": "solarize", "p": 0.0},
+)
+VIEW_B = (
+    *CROP_AND_COLOUR,
+    {"name": "gaussian_blur", "p": 0.1, "sigma": (0.1, 2.0)},
+    {"name": "solarize", "p": 0.2},
+)
+LOCAL_AREA, GLOBAL_AREA = (
+    (0.05, 0.4),
+    (0.4, 1.0),
+)  # the multi-crop of SwAV and DINO: small crops see parts, large ones most of it
 
 
 @register("pair", "augment")
 class Augment:
     """Two augmentations of one image: views a and b, uint8 [1, 3, size, size] each.
 
-    size: side of the views in pixels. a, b: their transforms, in order; null: VICReg's. centre: in evaluation the short side is
-    resized to size / centre and the centre is kept. colour: worker: the colour transforms run in the workers, image by image; device:
-    batched, on the training device (same distribution; workers then only decode and crop).
-    views: {global: 2, local: n}: n further crops of `local_size` pixels and 5 to 40 % of the area join branch a, global crops then show
-    40 to 100 %, and the objective is the mean over the pairs (crop of a, global crop of b).
+    size: side of the views in pixels. a, b: their transforms, in order; null: VICReg's. centre: in evaluation
+    the short side is resized to size / centre and the centre is kept. colour: worker: the colour transforms
+    run in the workers, image by image; device: batched, on the training device (same distribution; workers
+    then only decode and crop). views: {global: 2, local: n}: n further crops of `local_size` pixels and 5 to
+    40 % of the area join branch a, global crops then show 40 to 100 %, and the objective is the mean over the
+    pairs (crop of a, global crop of b).
     """
 
-    views = ("image", "image")
     reads = ("path", "bytes")  # keys of a record, one of which has the image
 
-    def __init__(self, size: int = 224, a: list[dict] | None = None, b: list[dict] | None = None, centre: float = 0.875,
-                 colour: Literal["worker", "device"] = "worker", views: dict[str, int] | None = None, local_size: int = 96):
+    def __init__(
+        self,
+        size: int = 224,
+        a: list[dict] | None = None,
+        b: list[dict] | None = None,
+        centre: float = 0.875,
+        colour: Literal["worker", "device"] = "worker",
+        views: dict[str, int] | None = None,
+        local_size: int = 96,
+    ):
         for name, value in {"size": size, "local_size": local_size}.items():
             if value < 8:
-                raise ValueError(f"pair.{name}: {value} is too small for an image. Expected 8 or more pixels.")
+                raise ValueError(
+                    f"pair.{name}: {value} is too small for an image. Expected 8 or more pixels."
+                )
         if not 0 < centre <= 1:
-            raise ValueError(f"pair.centre: {centre} is not a share. Expected a number above 0 and at most 1, such as 0.875.")
+            raise ValueError(
+                f"pair.centre: {centre} is not a share. Expected a number above 0 and at most 1, such as"
+                " 0.875."
+            )
         counts = {"global": 2, "local": 0} | (views or {})
         if set(counts) != {"global", "local"} or counts["global"] != 2 or counts["local"] < 0:
-            raise ValueError(f"pair.views: {views} is not known. Expected {{global: 2, local: n}} with n of 0 or more.")
+            raise ValueError(
+                f"pair.views: {views} is not known. Expected {{global: 2, local: n}} with n of 0 or more."
+            )
         self.size, self.centre, self.colour, self.local = size, centre, colour, counts["local"]
         specs = {"a": VIEW_A if a is None else a, "b": VIEW_B if b is None else b}
         if self.local:
             self.small = TransformList("pair.a", _with_area(specs["a"], LOCAL_AREA), local_size)
             specs = {branch: _with_area(spec, GLOBAL_AREA) for branch, spec in specs.items()}
         self.a, self.b = (TransformList(f"pair.{branch}", list(spec), size) for branch, spec in specs.items())
-        self.probe_steps = images.RandomResizedCrop(size, interpolation="bilinear"), images.HorizontalFlip(size)
+        self.probe_steps = (
+            images.RandomResizedCrop(size, interpolation="bilinear"),
+            images.HorizontalFlip(size),
+        )
         self.samples_per_record = 1
         self.crops = 1 + self.local  # of branch a
 
@@ -74,11 +106,13 @@ class Augment:
     # ---- for probes ----
 
     def plain(self, record: dict, branch: str = "a") -> Tensor:
-        """The view without augmentation, the same for both branches: uint8 [1, 3, size, size]. Raises ImageError."""
+        """The view without augmentation, the same for both branches: uint8 [1, 3, size, size]. Raises
+        ImageError."""
         return images.centre_crop(read_record(record), self.size, self.centre)[None]
 
     def cropped(self, record: dict, rng: np.random.Generator) -> Tensor:
-        """The view with a random crop and flip only, as linear probes are trained: uint8 [1, 3, size, size]. Raises ImageError."""
+        """The view with a random crop and flip only, as linear probes are trained: uint8 [1, 3, size, size].
+        Raises ImageError."""
         pixels = read_record(record)
         for step in self.probe_steps:
             pixels = step(pixels, rng)
@@ -88,4 +122,11 @@ class Augment:
 def _with_area(specs: list[dict], area: tuple[float, float]) -> list[dict]:
     """The same transforms, with another range of areas for crops that do not state their own."""
     default = CROP_AND_COLOUR[0]["area"]
-    return [{**s, "area": area} if s.get("name") == "random_resized_crop" and tuple(s.get("area", default)) == default else s for s in specs]
+    return [
+        (
+            {**s, "area": area}
+            if s.get("name") == "random_resized_crop" and tuple(s.get("area", default)) == default
+            else s
+        )
+        for s in specs
+    ]

@@ -1,6 +1,6 @@
 """The pair `next_frame`: windows of a video, each a clip and the frame that follows it.
 
-    pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
+pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
 """
 
 # W windows, T context frames, F frames of a video
@@ -29,39 +29,66 @@ class Window:
 class NextFrame:
     """A clip of `frames` context frames and the frame that follows.
 
-    frames: context frames. stride: frames from one context frame to the next; or seconds: the same as a time, chosen by
-    timestamps (for mixed or variable frame rates; stride is then not used). gap: the target's distance after the last context
-    frame, in frames, or with `seconds` in multiples of it. size: side of the square views in pixels.
-    windows: windows of one video in a batch; they make a group, which lets the objective ask for change over time.
-    stretch: the windows of a group start within so many successive frames, somewhere in the video; null: anywhere in it. A short
-    one makes a group of near neighbours in time, which have to differ by what moves: over a whole video, a slow change of light or
-    the noise that a codec keeps from one key frame to the next is enough to tell windows apart, and is easy to predict.
+    frames: context frames. stride: frames from one context frame to the next; or seconds: the same as a time,
+    chosen by timestamps (for mixed or variable frame rates; stride is then not used). gap: the target's
+    distance after the last context frame, in frames, or with `seconds` in multiples of it. size: side of the
+    square views in pixels. windows: windows of one video in a batch; they make a group, which lets the
+    objective ask for change over time. stretch: the windows of a group start within so many successive
+    frames, somewhere in the video; null: anywhere in it. A short one makes a group of near neighbours in
+    time, which have to differ by what moves: over a whole video, a slow change of light or the noise that a
+    codec keeps from one key frame to the next is enough to tell windows apart, and is easy to predict.
 
-    centre: side of the square in the middle of each frame that training and evaluation look at, as a share of the frame's shorter
-    side (1: the largest square). One spatial transform is drawn per video and used for every frame of both views: a crop of `area`
-    (share of that square: [least, most]; 1 is the whole square), and a horizontal flip with probability `flip`.
+    centre: side of the square in the middle of each frame that training and evaluation look at, as a share of
+    the frame's shorter side (1: the largest square). One spatial transform is drawn per video and used for
+    every frame of both views: a crop of `area` (share of that square: [least, most]; 1 is the whole square),
+    and a horizontal flip with probability `flip`.
     """
 
-    views = ("clip", "next_frame")
     reads = ("path",)  # keys of a record, one of which has the video
 
-    def __init__(self, frames: int = 8, stride: int = 2, seconds: float | None = None, gap: int = 1, size: int = 64,
-                 windows: int = 8, stretch: int | None = None, centre: float = 1.0,
-                 area: tuple[float, float] = (1.0, 1.0), flip: float = 0.5):
-        for name, value in {"frames": frames, "stride": stride, "gap": gap, "size": size, "windows": windows}.items():
+    def __init__(
+        self,
+        frames: int = 8,
+        stride: int = 2,
+        seconds: float | None = None,
+        gap: int = 1,
+        size: int = 64,
+        windows: int = 8,
+        stretch: int | None = None,
+        centre: float = 1.0,
+        area: tuple[float, float] = (1.0, 1.0),
+        flip: float = 0.5,
+    ):
+        for name, value in {
+            "frames": frames,
+            "stride": stride,
+            "gap": gap,
+            "size": size,
+            "windows": windows,
+        }.items():
             if value < 1:
                 raise ValueError(f"pair.{name}: {value} is too small. Expected 1 or more.")
         if frames < 2:
             raise ValueError(f"pair.frames: {frames} shows no motion. Expected 2 or more.")
         if seconds is not None and seconds <= 0:
-            raise ValueError(f"pair.seconds: {seconds} is not a time between frames. Expected a number above 0, or null to use stride.")
+            raise ValueError(
+                f"pair.seconds: {seconds} is not a time between frames. Expected a number above 0, or null to"
+                " use stride."
+            )
         if stretch is not None and stretch < windows:
-            raise ValueError(f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows (pair.windows). "
-                             f"Expected {windows} or more, or null for the whole video.")
+            raise ValueError(
+                f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows"
+                f" (pair.windows). Expected {windows} or more, or null for the whole video."
+            )
         if not 0 < centre <= 1:
-            raise ValueError(f"pair.centre: {centre} is not a share of the frame's shorter side. Expected a number above 0, at most 1.")
+            raise ValueError(
+                f"pair.centre: {centre} is not a share of the frame's shorter side. Expected a number above"
+                " 0, at most 1."
+            )
         if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"pair.area: {list(area)} is not a range. Expected [least, most] with 0 < least <= most <= 1.")
+            raise ValueError(
+                f"pair.area: {list(area)} is not a range. Expected [least, most] with 0 < least <= most <= 1."
+            )
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.windows, self.stretch = windows, stretch
@@ -69,8 +96,9 @@ class NextFrame:
         self.backend = "auto"  # set from the recipe's data.video_backend
 
     def sample(self, record: dict, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without replacement where the
-        video has enough. Raises VideoError where the video cannot be read or is too short."""
+        """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without
+        replacement where the video has enough. Raises VideoError where the video cannot be read or is too
+        short."""
         with Video(path_of(record), self.backend) as video:
             windows = self.draw(video.info, rng, record["path"])
             wanted = sorted({n for w in windows for n in [*w.context, w.target]})
@@ -80,8 +108,8 @@ class NextFrame:
         return clips.transpose(1, 2).contiguous(), frames[[place[w.target] for w in windows]]
 
     def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
-        """`windows` random windows, spread over the video or a random stretch of it: one from each of as many equal parts of the
-        possible starts."""
+        """`windows` random windows, spread over the video or a random stretch of it: one from each of as many
+        equal parts of the possible starts."""
         possible = self.possible_windows(info, path)
         if self.stretch is not None:
             first = int(rng.integers(max(1, len(possible) - self.stretch + 1)))
@@ -95,8 +123,14 @@ class NextFrame:
         if not windows:
             has, need = f"{info.frames} frames", f"{(self.frames - 1) * self.stride + self.gap + 1}"
             if self.seconds is not None:
-                has, need = f"{info.timestamps_seconds[-1] - info.timestamps_seconds[0]:.2f} s", f"{(self.frames - 1 + self.gap) * self.seconds:.2f} s"
-            raise VideoError(f"{path}: too short for one window: it has {has}, {need} are needed (pair.frames, stride or seconds, gap)")
+                has, need = (
+                    f"{info.timestamps_seconds[-1] - info.timestamps_seconds[0]:.2f} s",
+                    f"{(self.frames - 1 + self.gap) * self.seconds:.2f} s",
+                )
+            raise VideoError(
+                f"{path}: too short for one window: it has {has}, {need} are needed (pair.frames, stride or"
+                " seconds, gap)"
+            )
         return windows
 
     def window(self, info: VideoInfo, start: int) -> Window | None:
@@ -112,18 +146,25 @@ class NextFrame:
         if asked[-1] > times[-1] + self.seconds / 2:
             return None
         numbers = nearest_frames(times, asked)
-        if np.any(np.diff(numbers) < 1):  # frames further apart than `seconds`: the same one would be used twice
+        if np.any(
+            np.diff(numbers) < 1
+        ):  # frames further apart than `seconds`: the same one would be used twice
             return None
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 
     def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre square alone."""
+        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre
+        square alone."""
         return square_frames(middle_square(frames, self.centre), self.size, rng, self.area, self.flip)
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to the times asked for."""
-    right = np.clip(np.searchsorted(times, asked), 1, len(times) - 1) if len(times) > 1 else np.zeros(len(asked), dtype=int)
+    right = (
+        np.clip(np.searchsorted(times, asked), 1, len(times) - 1)
+        if len(times) > 1
+        else np.zeros(len(asked), dtype=int)
+    )
     left = np.maximum(right - 1, 0)
     return np.where(asked - times[left] <= times[right] - asked, left, right)
 

@@ -1,11 +1,13 @@
-"""What probes on frozen representations share: labelled splits, raw views read batch by batch, and the features of those.
+"""What probes on frozen representations share: labelled splits, raw views read batch by batch, and the
+features of those.
 
     train, test, classes = splits(source, "label", workers=2)
     with Evaluating(model, untrained):
         rows, places = represent(row_encoders(model, untrained, "a"), test, Reading(pair, "a"), device)
 
-A pair gives single raw views, with a leading dimension of 1, as `plain(record, branch)`; all values of a cell that holds several as
-`plain_all(record, branch)`; and, where a linear classifier is trained on random crops, `cropped(record, rng)`.
+A pair gives single raw views, with a leading dimension of 1, as `plain(record, branch)`; all values of a cell
+that holds several as `plain_all(record, branch)`; and, where a linear classifier is trained on random crops,
+`cropped(record, rng)`.
 """
 
 # N samples, B batch, D representation
@@ -59,8 +61,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a record becomes the raw views of one branch. `epoch` None: without augmentation; else a random crop of that epoch.
-    `every`: all values of a cell that holds several."""
+    """How a record becomes the raw views of one branch. `epoch` None: without augmentation; else a random
+    crop of that epoch. `every`: all values of a cell that holds several."""
 
     pair: Any
     branch: str = "a"
@@ -70,7 +72,9 @@ class Reading:
     def __call__(self, record: dict, place: int) -> list:
         if self.epoch is not None:
             return [self.pair.cropped(record, np.random.default_rng([self.epoch, place, 2]))]
-        return self.pair.plain_all(record, self.branch) if self.every else [self.pair.plain(record, self.branch)]
+        return (
+            self.pair.plain_all(record, self.branch) if self.every else [self.pair.plain(record, self.branch)]
+        )
 
 
 class Views(Dataset):
@@ -97,7 +101,9 @@ def collate(items: list) -> tuple[Any, Tensor, list[str]]:
     return concatenate([v for v, _ in good]) if good else None, torch.tensor([p for _, p in good]), bad
 
 
-def read(of: Records, reading: Reading, places: np.ndarray, at_once: int = AT_ONCE) -> Iterator[tuple[Any, Tensor]]:
+def read(
+    of: Records, reading: Reading, places: np.ndarray, at_once: int = AT_ONCE
+) -> Iterator[tuple[Any, Tensor]]:
     """(raw views, places) batch by batch; bad records are named and left out."""
     plain = reading.epoch is None
     key = (id(reading.pair), reading.branch, reading.every, places.tobytes())
@@ -105,8 +111,13 @@ def read(of: Records, reading: Reading, places: np.ndarray, at_once: int = AT_ON
         yield from of.kept[key][1]
         return
     workers = of.workers if len(places) > WORTH_WORKERS else 0
-    loader = DataLoader(Views(of.records, reading, places.tolist()), at_once, num_workers=workers, collate_fn=collate,
-                        multiprocessing_context="spawn" if workers else None)
+    loader = DataLoader(
+        Views(of.records, reading, places.tolist()),
+        at_once,
+        num_workers=workers,
+        collate_fn=collate,
+        multiprocessing_context="spawn" if workers else None,
+    )
     kept, size = [] if plain else None, of.kept_bytes
     for views, where, bad in loader:
         for cause in bad if plain else ():
@@ -127,6 +138,7 @@ def size_in_bytes(views) -> int:
 
 # ---- targets ----
 
+
 @functools.lru_cache(maxsize=2)  # the probes of one run share what they read
 def both_records(source, workers: int, branch: str) -> tuple[Records, Records]:
     """(training, test) records of a branch; those of b may come from a second table."""
@@ -137,7 +149,8 @@ def both_records(source, workers: int, branch: str) -> tuple[Records, Records]:
 
 @functools.lru_cache(maxsize=8)
 def splits(source, label: str, workers: int, branch: str) -> tuple[Split, Split, list[str]]:
-    """(training split, test split, class names); samples without a label, or of a class that training lacks, are not known."""
+    """(training split, test split, class names); samples without a label, or of a class that training lacks,
+    are not known."""
     both = both_records(source, workers, branch)
     train, test = ([r.get(label) for r in of.records] for of in both)
     classes = sorted({name for name in train if name is not None}, key=str)
@@ -147,25 +160,37 @@ def splits(source, label: str, workers: int, branch: str) -> tuple[Split, Split,
 
 
 def zero_or_one(record: dict, column: str, probe: str) -> int | None:
-    """The record's 0 or 1 (also as text, or False and True); None where it has none. Raises ValueError for anything else."""
+    """The record's 0 or 1 (also as text, or False and True); None where it has none. Raises ValueError for
+    anything else."""
     text = str("" if record.get(column) is None else record[column]).strip().lower()
     known = {"": None, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
     if text not in known:
-        raise ValueError(f"evaluate.probes: {probe}: {column} of {record['id']} is {record[column]!r:.60}, expected 0 or 1.")
+        raise ValueError(
+            f"evaluate.probes: {probe}: {column} of {record['id']} is {record[column]!r:.60}, expected 0"
+            " or 1."
+        )
     return known[text]
 
 
 def evenly(total: int, limit: int | None) -> np.ndarray:
     """At most `limit` of the places 0..total-1, evenly spaced; None: all of them."""
-    return np.unique(np.linspace(0, total - 1, total if limit is None else min(limit, total)).round().astype(int))
+    return np.unique(
+        np.linspace(0, total - 1, total if limit is None else min(limit, total)).round().astype(int)
+    )
 
 
 # ---- features ----
 
+
 def row_encoders(model, untrained, branch: str) -> dict[str, Callable]:
-    """{row: raw views -> features [B, D]}: the model, the same before training, and what the branch's modality calls simple."""
+    """{row: raw views -> features [B, D]}: the model, the same before training, and what the branch's
+    modality calls simple."""
     trained, before = getattr(model, branch), getattr(untrained, branch)
-    return {"model": trained.represent, "random_init": before.represent, trained.modality.baseline: trained.modality.simple_features}
+    return {
+        "model": trained.represent,
+        "random_init": before.represent,
+        trained.modality.baseline: trained.modality.simple_features,
+    }
 
 
 def embed(model, branch: str):
@@ -181,8 +206,11 @@ def features(encoders: dict[str, Callable], views, device) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def represent(encoders: dict[str, Callable], of: Records, reading: Reading, places: np.ndarray, device) -> tuple[dict[str, Tensor], Tensor]:
-    """({row: features [N, D]}, the places [N] they belong to) of the records at `places`. Raises ValueError where none can be read."""
+def represent(
+    encoders: dict[str, Callable], of: Records, reading: Reading, places: np.ndarray, device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """({row: features [N, D]}, the places [N] they belong to) of the records at `places`. Raises ValueError
+    where none can be read."""
     rows, found = {}, []
     for views, where in read(of, reading, places):
         for row, y in features(encoders, views, device).items():
@@ -209,7 +237,8 @@ class Evaluating:
 
 
 def held_out(n: int, share: float) -> np.ndarray:
-    """Which of n training samples only choose among settings: bool [n]; none with a share of 0, else at least one and not all of them."""
+    """Which of n training samples only choose among settings: bool [n]; none with a share of 0, else at least
+    one and not all of them."""
     held = np.random.default_rng(0).random(n) < share
     held[-1] = False
     held[0] |= share > 0 and n > 1 and not held.any()
@@ -217,7 +246,8 @@ def held_out(n: int, share: float) -> np.ndarray:
 
 
 def as_picture(view) -> np.ndarray | None:
-    """The first sample of a raw view as uint8 [H, W, 3]: an image, or the middle frame of a clip. None: it is neither."""
+    """The first sample of a raw view as uint8 [H, W, 3]: an image, or the middle frame of a clip. None: it is
+    neither."""
     view = to_device(view[0] if isinstance(view, tuple) else view, "cpu")
     if not isinstance(view, Tensor) or view.ndim not in (4, 5) or view.shape[1] not in (1, 3):
         return None

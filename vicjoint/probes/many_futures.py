@@ -1,7 +1,8 @@
-"""Probe `many_futures`: does a model with a discrete latent predict the futures that are possible, where they are known?
+"""Probe `many_futures`: does a model with a discrete latent predict the futures that are possible, where they
+are known?
 
-    source: {name: sample_futures, futures: 3}
-    evaluate: {probes: [{name: many_futures}]}
+source: {name: sample_futures, futures: 3}
+evaluate: {probes: [{name: many_futures}]}
 """
 
 # Q queries (one a test video), K predictions, M possible futures, F frames, E embedding
@@ -24,8 +25,9 @@ AT_ONCE = 256  # frames, or clips' frames, in one forward pass
 
 @dataclass
 class Forked:
-    """A test video at the moment where its futures part. `frames` [F, 3, size, size]: first the M possible next frames, then the last context frame,
-    then the others. Those first M + 1 stand among the candidates of other videos, too."""
+    """A test video at the moment where its futures part. `frames` [F, 3, size, size]: first the M possible
+    next frames, then the last context frame, then the others. Those first M + 1 stand among the candidates of
+    other videos, too."""
 
     context: Tensor  # uint8 [T, 3, size, size]
     frames: Tensor
@@ -34,7 +36,8 @@ class Forked:
 
 @dataclass
 class Embedded:
-    """All queries through one model: every prediction [Q, K, E], its best guess [Q, 1, E], and the frames z_b [F, E] of each video."""
+    """All queries through one model: every prediction [Q, K, E], its best guess [Q, 1, E], and the frames z_b
+    [F, E] of each video."""
 
     predictions: Tensor
     guess: Tensor
@@ -43,23 +46,29 @@ class Embedded:
 
 @register("probe", "many_futures")
 class ManyFutures:
-    """For each test video the clip whose last frame is `moment` of its record, after which it goes on in one of M ways (`futures` of the record: paths of
-    videos that show them). Each of the model's K predictions retrieves the nearest candidate. Candidates: the M possible next frames; the other
-    frames of those videos, but for those nearer in time than half the distance from the context to the target; all later frames of videos that
-    turn as none ever does (`impossible`); and the possible next frames and last context frames of all other test videos.
+    """For each test video the clip whose last frame is `moment` of its record, after which it goes on in one
+    of M ways (`futures` of the record: paths of videos that show them). Each of the model's K predictions
+    retrieves the nearest candidate. Candidates: the M possible next frames; the other frames of those videos,
+    but for those nearer in time than half the distance from the context to the target; all later frames of
+    videos that turn as none ever does (`impossible`); and the possible next frames and last context frames of
+    all other test videos.
 
-    Metrics: recall: share of the M possible futures that are retrieved by one of the predictions; precision: share of the predictions that retrieve
-    one of them; found_all: share of the queries with a recall of 1; inside_*: the same without the candidates of other videos. Of equally near
-    candidates the one that is not a possible future is retrieved.
+    Metrics: recall: share of the M possible futures that are retrieved by one of the predictions; precision:
+    share of the predictions that retrieve one of them; found_all: share of the queries with a recall of 1;
+    inside_*: the same without the candidates of other videos. Of equally near candidates the one that is not
+    a possible future is retrieved.
 
-    Rows: model: its K predictions. nearest_k: without the latent, the best guess of the model retrieves its `guesses` nearest candidates (null: as many as
-    the model has latents; its precision cannot exceed M / guesses). random_init: as model, before training. chance: `guesses` candidates at
-    random, all different.
+    Rows: model: its K predictions. nearest_k: without the latent, the best guess of the model retrieves its
+    `guesses` nearest candidates (null: as many as the model has latents; its precision cannot exceed M /
+    guesses). random_init: as model, before training. chance: `guesses` candidates at random, all different.
     """
 
     def __init__(self, guesses: int | None = None):
         if guesses is not None and guesses < 1:
-            raise ValueError(f"many_futures: guesses is {guesses}, expected 1 or more, or null for the number of the model's latents.")
+            raise ValueError(
+                f"many_futures: guesses is {guesses}, expected 1 or more, or null for the number of the"
+                " model's latents."
+            )
         self.guesses = guesses
         self._videos: list[Forked] | None = None
         self._untrained: Embedded | None = None
@@ -73,17 +82,28 @@ class ManyFutures:
         return None
 
     def __call__(self, model, untrained, source, pair, device):
-        """Raises ValueError where no test video can be used. The decoded test videos are kept for the next call."""
+        """Raises ValueError where no test video can be used. The decoded test videos are kept for the next
+        call."""
         videos = self._videos = self._videos or load(source, pair)
         self._untrained = self._untrained or embed(untrained, videos, device)
-        trained, before, guesses = embed(model, videos, device), self._untrained, self.guesses or model.latents
-        rows = {"model": (trained.predictions, trained.frames, 1), f"nearest_{guesses}": (trained.guess, trained.frames, guesses),
-                "random_init": (before.predictions, before.frames, 1)}
+        trained, before, guesses = (
+            embed(model, videos, device),
+            self._untrained,
+            self.guesses or model.latents,
+        )
+        rows = {
+            "model": (trained.predictions, trained.frames, 1),
+            f"nearest_{guesses}": (trained.guess, trained.frames, guesses),
+            "random_init": (before.predictions, before.frames, 1),
+        }
         for row, given in rows.items():
             for prefix, found in zip(("", "inside_"), retrieve(videos, *given)):
                 yield from ((f"{row}/{prefix}{metric}", value) for metric, value in score(found).items())
         for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
-            yield from ((f"chance/{prefix}{metric}", value) for metric, value in chance(videos, guesses, others).items())
+            yield from (
+                (f"chance/{prefix}{metric}", value)
+                for metric, value in chance(videos, guesses, others).items()
+            )
 
 
 def load(source, pair) -> list[Forked]:
@@ -96,24 +116,37 @@ def load(source, pair) -> list[Forked]:
         except READ_ERRORS as error:
             print(f"evaluation leaves out {printable(record['id'])}: {printable(str(error))}")
     if not videos:
-        raise ValueError(f"many_futures: none of the {len(source.test)} test videos can be read with this pair.")
+        raise ValueError(
+            f"many_futures: none of the {len(source.test)} test videos can be read with this pair."
+        )
     return videos
 
 
 def read(record: dict, pair) -> Forked:
     """Raises ValueError where the record does not say what it must, or no window ends at its moment."""
     if not isinstance(record["futures"], list) or not isinstance(record.get("moment"), int):
-        raise ValueError(f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60}, expected a list of paths of videos and "
-                         "the number of the last frame that they share.")
+        raise ValueError(
+            f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60},"
+            " expected a list of paths of videos and the number of the last frame that they share."
+        )
     moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
     for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
         with Video(path, pair.backend) as video:
-            window = next((w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None)
+            window = next(
+                (w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None
+            )
             if window is None:
-                raise ValueError(f"{path}: no window of this pair ends at frame {moment}, where the futures part, with its target in the video.")
+                raise ValueError(
+                    f"{path}: no window of this pair ends at frame {moment}, where the futures part, with its"
+                    " target in the video."
+                )
             frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
         ahead = window.target - moment
-        later = [t for t in range(moment + 1, len(frames)) if number >= possible or abs(t - window.target) >= ahead / 2]
+        later = [
+            t
+            for t in range(moment + 1, len(frames))
+            if number >= possible or abs(t - window.target) >= ahead / 2
+        ]
         if number < possible:
             targets.append(frames[window.target][None])
         if number == 0:
@@ -128,23 +161,34 @@ def embed(model, videos: list[Forked], device) -> Embedded:
     """Both branches over all test videos, in evaluation mode."""
     with Evaluating(model):
         frames = torch.cat([v.frames for v in videos])
-        z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(AT_ONCE)]).split([len(v.frames) for v in videos])
+        z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(AT_ONCE)]).split(
+            [len(v.frames) for v in videos]
+        )
         clips = torch.stack([v.context for v in videos]).transpose(1, 2)
         z_a = [model.a(part.to(device)) for part in clips.split(max(1, AT_ONCE // clips.shape[2]))]
-        predictions, guess = (torch.cat([of(z).float().cpu() for z in z_a]) for of in (model.predictions, model.predict))
+        predictions, guess = (
+            torch.cat([of(z).float().cpu() for z in z_a]) for of in (model.predictions, model.predict)
+        )
     return Embedded(predictions, guess[:, None], z_b)
 
 
-def retrieve(videos: list[Forked], predictions: Tensor, frames: tuple[Tensor, ...], nearest: int) -> tuple[list, list]:
+def retrieve(
+    videos: list[Forked], predictions: Tensor, frames: tuple[Tensor, ...], nearest: int
+) -> tuple[list, list]:
     """What `of_query` gives for each query among all candidates, and among those of its own video."""
     shared = [z[: v.possible + 1] for v, z in zip(videos, frames)]
     everywhere = [torch.cat([z, *shared[:i], *shared[i + 1 :]]) for i, z in enumerate(frames)]
-    return tuple([of_query(p, z, v.possible, nearest) for p, z, v in zip(predictions, candidates, videos)] for candidates in (everywhere, frames))
+    return tuple(
+        [of_query(p, z, v.possible, nearest) for p, z, v in zip(predictions, candidates, videos)]
+        for candidates in (everywhere, frames)
+    )
 
 
-def of_query(predictions: Tensor, candidates: Tensor, possible: int, nearest: int) -> tuple[np.ndarray, float]:
-    """predictions [K, E], each of which retrieves its `nearest` candidates [C, E], of which the first are possible: which of these are retrieved [M]
-    and the share of all K nearest that is."""
+def of_query(
+    predictions: Tensor, candidates: Tensor, possible: int, nearest: int
+) -> tuple[np.ndarray, float]:
+    """predictions [K, E], each of which retrieves its `nearest` candidates [C, E], of which the first are
+    possible: which of these are retrieved [M] and the share of all K nearest that is."""
     distances = torch.cdist(predictions, candidates, compute_mode="donot_use_mm_for_euclid_dist")
     futures, others = distances[:, :possible], distances[:, possible:]
     order = futures.argsort(dim=1, stable=True).argsort(dim=1)  # equal futures: the first before the second
@@ -154,16 +198,24 @@ def of_query(predictions: Tensor, candidates: Tensor, possible: int, nearest: in
 
 
 def score(found: list[tuple[np.ndarray, float]]) -> dict[str, float]:
-    return {"recall": float(np.mean([hit.mean() for hit, _ in found])), "precision": float(np.mean([share for _, share in found])),
-            "found_all": float(np.mean([hit.all() for hit, _ in found]))}
+    return {
+        "recall": float(np.mean([hit.mean() for hit, _ in found])),
+        "precision": float(np.mean([share for _, share in found])),
+        "found_all": float(np.mean([hit.all() for hit, _ in found])),
+    }
 
 
 def chance(videos: list[Forked], guesses: int, shared: int) -> dict[str, float]:
-    """Expected metrics of `guesses` different candidates, drawn uniformly from the video's own and the `shared` ones of all videos together."""
+    """Expected metrics of `guesses` different candidates, drawn uniformly from the video's own and the
+    `shared` ones of all videos together."""
     found = []
     for v in videos:
         count = len(v.frames) + max(0, shared - (v.possible + 1))
         drawn = min(guesses, count)
-        all_drawn = np.prod([(drawn - i) / (count - i) for i in range(v.possible)]) if drawn >= v.possible else 0.0
-        found.append({"recall": drawn / count, "precision": v.possible / count, "found_all": float(all_drawn)})
+        all_drawn = (
+            np.prod([(drawn - i) / (count - i) for i in range(v.possible)]) if drawn >= v.possible else 0.0
+        )
+        found.append(
+            {"recall": drawn / count, "precision": v.possible / count, "found_all": float(all_drawn)}
+        )
     return {name: float(np.mean([row[name] for row in found])) for name in found[0]}

@@ -1,6 +1,7 @@
-"""Probe `next_frame`: which frame follows a clip, among the frames of its video and those of all test videos.
+"""Probe `next_frame_retrieval`: which frame follows a clip, among the frames of its video and those of all
+test videos.
 
-    evaluate: {probes: [{name: next_frame}]}
+evaluate: {probes: [{name: next_frame_retrieval}]}
 """
 
 # Q queries (windows), C candidates, F frames, E embedding
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vicjoint.data import READ_ERRORS
-from vicjoint.guard import printable
 from vicjoint.files.cells import path_of
+from vicjoint.guard import printable
 from vicjoint.pairs.next_frame import Window, to_channels_first
 from vicjoint.registry import register
 from vicjoint.video import Video
@@ -43,7 +44,8 @@ class TestVideo:
 
 @dataclass
 class Embedded:
-    """One video through both branches: predictions z_a [Q, E], or [K, Q, E] of a latent's K values, and frames z_b [F, E]."""
+    """One video through both branches: predictions z_a [Q, E], or [K, Q, E] of a latent's K values, and
+    frames z_b [F, E]."""
 
     predicted: Tensor
     frames: Tensor
@@ -51,41 +53,57 @@ class Embedded:
 
 @register("probe", "next_frame_retrieval")
 class NextFrameRetrieval:
-    """Does the model know which frame comes next? `queries` windows of every test video are embedded by branch a (and the
-    predictor) and compared, by squared distance, with the embeddings by branch b of up to `candidates` frames of the same video,
-    as far apart as the target is from the last context frame, which is among them. Ties get the middle rank.
+    """Does the model know which frame comes next? `queries` windows of every test video are embedded by
+    branch a (and the predictor) and compared, by squared distance, with the embeddings by branch b of up to
+    `candidates` frames of the same video, as far apart as the target is from the last context frame, which is
+    among them. Ties get the middle rank.
 
-    Metrics: r1, r5, mrr inside the video; all_r1, all_r5, all_mrr among next frames of all test videos, one of each; open_r1 among
-    all candidates of all test videos; offset: mean distance in frames between the frame retrieved in the video and the true one;
-    copy_rate: share of queries that retrieve the last context frame; skill: 1 - squared error / squared error of copying the last
-    context frame, on whitened embeddings.
+    Metrics: r1, r5, mrr inside the video; all_r1, all_r5, all_mrr among next frames of all test videos, one
+    of each; open_r1 among all candidates of all test videos; offset: mean distance in frames between the
+    frame retrieved in the video and the true one; copy_rate: share of queries that retrieve the last context
+    frame; skill: 1 - squared error / squared error of copying the last context frame, on whitened embeddings.
 
-    Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained embedding of the last
-    context frame, as it is, and moved on by the change since the context frame before it; mean: the mean of all candidates' trained
-    embeddings; pixels: the last context frame, compared by pixels; chance.
+    Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained
+    embedding of the last context frame, as it is, and moved on by the change since the context frame before
+    it; mean: the mean of all candidates' trained embeddings; pixels: the last context frame, compared by
+    pixels; chance.
 
-    With a latent of K values, `model` is one prediction that has not seen the target (the model's best guess), and best_of_K counts a query as
-    right where any of the K predictions is: it looks at the target. Beside it stands what as many guesses reach without the latent: nearest_K,
-    where the target is among the K candidates nearest to the one prediction. `guesses`: the K of that row; null: as many as the latent has values.
+    With a latent of K values, `model` is one prediction that has not seen the target (the model's best
+    guess), and best_of_K counts a query as right where any of the K predictions is: it looks at the target.
+    Beside it stands what as many guesses reach without the latent: nearest_K, where the target is among the K
+    candidates nearest to the one prediction. `guesses`: the K of that row; null: as many as the latent has
+    values.
     """
 
     def __init__(self, queries: int = 4, candidates: int = 24, pictures: int = 8, guesses: int | None = None):
         if candidates < 2 or queries < 1:
-            raise ValueError(f"next_frame_retrieval needs queries >= 1 and candidates >= 2, got {queries} and {candidates}.")
+            raise ValueError(
+                f"next_frame_retrieval needs queries >= 1 and candidates >= 2, got {queries} and"
+                f" {candidates}."
+            )
         if guesses is not None and guesses < 1:
-            raise ValueError(f"next_frame_retrieval: guesses is {guesses}, expected 1 or more, or null for as many as the model's latent has values.")
+            raise ValueError(
+                f"next_frame_retrieval: guesses is {guesses}, expected 1 or more, or null for as many as the"
+                " model's latent has values."
+            )
         self.queries, self.candidates, self.pictures, self.guesses = queries, candidates, pictures, guesses
         self._videos: list[TestVideo] | None = None
         self._untrained: list[Embedded] | None = None
 
     def __call__(self, model, untrained, source, pair, device):
-        """Raises ValueError where no test video can be read. The decoded test videos are kept for the next call."""
+        """Raises ValueError where no test video can be read. The decoded test videos are kept for the next
+        call."""
         videos = self._videos = self._videos or self._load(source, pair)
         self._untrained = self._untrained or embed(untrained, videos, device)
         trained = embed(model, videos, device)
         for row, embedded in self._rows(videos, trained).items():
             yield from ((f"{row}/{metric}", value) for metric, value in score(videos, embedded).items())
-        yield from several_guesses(videos, trained, embed(model, videos, device, True) if model.latents > 1 else None, self.guesses or model.latents)
+        yield from several_guesses(
+            videos,
+            trained,
+            embed(model, videos, device, True) if model.latents > 1 else None,
+            self.guesses or model.latents,
+        )
         yield from ((f"chance/{metric}", value) for metric, value in chance(videos).items())
         if self.pictures:
             yield "pictures", self._pictures(videos, trained)
@@ -93,7 +111,14 @@ class NextFrameRetrieval:
     def _rows(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, list[Embedded]]:
         mean = torch.cat([e.frames for e in trained]).mean(0)
         pixels = [v.frames.float().div(255).flatten(1) for v in videos]
-        rows = {"model": trained, "random_init": self._untrained, "copy_last": [], "extrapolation": [], "mean": [], "pixels": []}
+        rows = {
+            "model": trained,
+            "random_init": self._untrained,
+            "copy_last": [],
+            "extrapolation": [],
+            "mean": [],
+            "pixels": [],
+        }
         for video, embedded, pixel in zip(videos, trained, pixels):
             last, before = ([getattr(q, name) for q in video.queries] for name in ("last", "before"))
             z = embedded.frames
@@ -110,7 +135,11 @@ class NextFrameRetrieval:
             try:
                 with Video(path_of(record), pair.backend) as video:
                     possible = pair.possible_windows(video.info, record["path"])
-                    picks = np.linspace(0, len(possible) - 1, min(self.queries, len(possible))).round().astype(int)
+                    picks = (
+                        np.linspace(0, len(possible) - 1, min(self.queries, len(possible)))
+                        .round()
+                        .astype(int)
+                    )
                     windows = [possible[p] for p in picks]
                     candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
                     wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
@@ -122,22 +151,38 @@ class NextFrameRetrieval:
             queries = []
             for w, c in zip(windows, candidates):
                 last, before, ahead = w.context[-1], w.context[-2], w.target - w.context[-1]
-                queries.append(Query([place[n] for n in w.context], [place[n] for n in c], place[w.target], place[last], place[before],
-                                     ahead / (last - before), ahead))
+                queries.append(
+                    Query(
+                        [place[n] for n in w.context],
+                        [place[n] for n in c],
+                        place[w.target],
+                        place[last],
+                        place[before],
+                        ahead / (last - before),
+                        ahead,
+                    )
+                )
             videos.append(TestVideo(record["id"], frames, queries))
         if not videos:
-            raise ValueError(f"next_frame_retrieval: none of the {len(source.test)} test videos can be read with this pair.")
+            raise ValueError(
+                f"next_frame_retrieval: none of the {len(source.test)} test videos can be read with this"
+                " pair."
+            )
         return videos
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
-        """True numbers of the candidates: on the grid of the last context frame and the target, as centred as the video allows."""
+        """True numbers of the candidates: on the grid of the last context frame and the target, as centred as
+        the video allows."""
         last, step = window.context[-1], window.target - window.context[-1]
         grid = list(range(last % step, frames, step))
-        start = min(max(0, grid.index(window.target) - self.candidates // 2), max(0, len(grid) - self.candidates))
+        start = min(
+            max(0, grid.index(window.target) - self.candidates // 2), max(0, len(grid) - self.candidates)
+        )
         return grid[start : start + self.candidates]
 
     def _pictures(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, np.ndarray]:
-        """Half the pictures from the best-ranked queries, half from the worst, spread over different videos."""
+        """Half the pictures from the best-ranked queries, half from the worst, spread over different
+        videos."""
         found = []
         for video, embedded in zip(videos, trained):
             ranks, retrieved = ranks_inside(video, embedded)
@@ -147,24 +192,31 @@ class NextFrameRetrieval:
             found.append((float(ranks[best]), video, video.queries[best], retrieved[best]))
         found.sort(key=lambda item: item[0])
         half = self.pictures // 2
-        good = [item for item in found if item[0] == 1][:: max(1, sum(i[0] == 1 for i in found) // max(1, half))][:half]
+        good = [item for item in found if item[0] == 1][
+            :: max(1, sum(i[0] == 1 for i in found) // max(1, half))
+        ][:half]
         bad = [item for item in reversed(found) if item[0] > 1][:half]
         chosen = good + bad
-        images = lambda places, video: video.frames[places].movedim(-3, -1).numpy()  # noqa: E731
+        images = lambda places, video: video.frames[places].movedim(-3, -1).numpy()
         shape = videos[0].frames.shape[-1]
         empty = np.zeros((0, shape, shape, 3), np.uint8)
         return {
-            "context": np.stack([images(q.context, v) for _, v, q, _ in chosen]) if chosen else empty[:, None],
+            "context": (
+                np.stack([images(q.context, v) for _, v, q, _ in chosen]) if chosen else empty[:, None]
+            ),
             "retrieved": np.stack([images(r, v) for _, v, _, r in chosen]) if chosen else empty,
             "target": np.stack([images(q.target, v) for _, v, q, _ in chosen]) if chosen else empty,
-            "title": np.array([f"{v.id}: rank {rank:g} of {len(q.candidates)}" for rank, v, q, _ in chosen], dtype=str),
+            "title": np.array(
+                [f"{v.id}: rank {rank:g} of {len(q.candidates)}" for rank, v, q, _ in chosen], dtype=str
+            ),
             "good": np.array([rank == 1 for rank, *_ in chosen], dtype=bool),
         }
 
 
 @torch.no_grad()
 def embed(model, videos: list[TestVideo], device, every: bool = False) -> list[Embedded]:
-    """Both branches over all test videos, in evaluation mode. `every`: all predictions of a latent, not its best guess."""
+    """Both branches over all test videos, in evaluation mode. `every`: all predictions of a latent, not its
+    best guess."""
     was_training = model.training
     model.eval()
     frames = torch.cat([v.frames for v in videos])
@@ -172,15 +224,23 @@ def embed(model, videos: list[TestVideo], device, every: bool = False) -> list[E
     clips = [v.frames[q.context] for v in videos for q in v.queries]
     at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
     predict = (lambda z: model.predictions(z).transpose(0, 1)) if every else model.predict
-    z_a = torch.cat([predict(model.a(torch.stack(clips[i : i + at_once]).transpose(1, 2).to(device))).float().cpu()
-                     for i in range(0, len(clips), at_once)], dim=-2)
+    z_a = torch.cat(
+        [
+            predict(model.a(torch.stack(clips[i : i + at_once]).transpose(1, 2).to(device))).float().cpu()
+            for i in range(0, len(clips), at_once)
+        ],
+        dim=-2,
+    )
     model.train(was_training)
-    per_video = zip(z_a.split([len(v.queries) for v in videos], dim=-2), z_b.split([len(v.frames) for v in videos]))
+    per_video = zip(
+        z_a.split([len(v.queries) for v in videos], dim=-2), z_b.split([len(v.frames) for v in videos])
+    )
     return [Embedded(a, b) for a, b in per_video]
 
 
 def middle_rank(distances: Tensor, target: int) -> float:
-    """Rank of the target (1 is nearest) among distances [C]; equal distances share the middle of their ranks."""
+    """Rank of the target (1 is nearest) among distances [C]; equal distances share the middle of their
+    ranks."""
     closer = (distances < distances[target]).sum()
     equal = (distances == distances[target]).sum() - 1
     return float(1 + closer + equal / 2)
@@ -220,19 +280,32 @@ def score(videos: list[TestVideo], embedded: list[Embedded]) -> dict[str, float]
     }
 
 
-def several_guesses(videos: list[TestVideo], guess: list[Embedded], every: list[Embedded] | None, guesses: int):
-    """(name, value) of the rows best_of_K, where there is a latent, and nearest_K: whether one of several guesses is right."""
-    ranks = {"": lambda e: np.concatenate([ranks_inside(*both)[0] for both in zip(videos, e)]), "all_": lambda e: ranks_across(videos, e)}
+def several_guesses(
+    videos: list[TestVideo], guess: list[Embedded], every: list[Embedded] | None, guesses: int
+):
+    """(name, value) of the rows best_of_K, where there is a latent, and nearest_K: whether one of several
+    guesses is right."""
+    ranks = {
+        "": lambda e: np.concatenate([ranks_inside(*both)[0] for both in zip(videos, e)]),
+        "all_": lambda e: ranks_across(videos, e),
+    }
     for prefix, of in ranks.items():
         if every:
             by_latent = zip(*([Embedded(z, e.frames) for z in e.predicted] for e in every))
-            yield f"best_of_{len(every[0].predicted)}/{prefix}r1", float((np.stack([of(list(e)) for e in by_latent]).min(0) <= 1).mean())
+            yield (
+                f"best_of_{len(every[0].predicted)}/{prefix}r1",
+                float((np.stack([of(list(e)) for e in by_latent]).min(0) <= 1).mean()),
+            )
         if guesses > 1:
             yield f"nearest_{guesses}/{prefix}r1", float((of(guess) <= guesses).mean())
 
 
 def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
-    return {"r1": float((ranks <= 1).mean()), "r5": float((ranks <= 5).mean()), "mrr": float((1 / ranks).mean())}
+    return {
+        "r1": float((ranks <= 1).mean()),
+        "r5": float((ranks <= 5).mean()),
+        "mrr": float((1 / ranks).mean()),
+    }
 
 
 def ranks_across(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
@@ -241,19 +314,26 @@ def ranks_across(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarra
     for slot in range(max(len(v.queries) for v in videos)):
         there = [(v, e) for v, e in zip(videos, embedded) if slot < len(v.queries)]
         targets = torch.stack([e.frames[v.queries[slot].target] for v, e in there])
-        ranks += [middle_rank(squared_distances(e.predicted[slot], targets), i) for i, (_, e) in enumerate(there)]
+        ranks += [
+            middle_rank(squared_distances(e.predicted[slot], targets), i) for i, (_, e) in enumerate(there)
+        ]
     return np.array(ranks)
 
 
 def open_r1(videos: list[TestVideo], embedded: list[Embedded]) -> float:
-    """Share of queries whose target is nearer than every other candidate of every test video (for the query's own video: its own
-    candidates; of other videos: all frames that are anybody's candidate)."""
+    """Share of queries whose target is nearer than every other candidate of every test video (for the query's
+    own video: its own candidates; of other videos: all frames that are anybody's candidate)."""
     pools = [e.frames[sorted({c for q in v.queries for c in q.candidates})] for v, e in zip(videos, embedded)]
     right = []
     for i, (video, e) in enumerate(zip(videos, embedded)):
-        others = [torch.cdist(e.predicted, pool, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.square()
-                  for j, pool in enumerate(pools) if j != i]
-        elsewhere = torch.stack(others).min(0).values if others else torch.full((len(video.queries),), torch.inf)
+        others = [
+            torch.cdist(e.predicted, pool, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.square()
+            for j, pool in enumerate(pools)
+            if j != i
+        ]
+        elsewhere = (
+            torch.stack(others).min(0).values if others else torch.full((len(video.queries),), torch.inf)
+        )
         ranks, _ = ranks_inside(video, e)
         target = squared_distances(e.predicted, e.frames[[q.target for q in video.queries]])
         right += ((torch.from_numpy(ranks) <= 1) & (target < elsewhere)).tolist()
@@ -261,8 +341,8 @@ def open_r1(videos: list[TestVideo], embedded: list[Embedded]) -> float:
 
 
 def skill(videos: list[TestVideo], embedded: list[Embedded]) -> float:
-    """1 - error / error of copying, in the space where the frames' embeddings have unit covariance (directions with under a
-    hundredth of the mean variance are not blown up)."""
+    """1 - error / error of copying, in the space where the frames' embeddings have unit covariance
+    (directions with under a hundredth of the mean variance are not blown up)."""
     if len(embedded[0].frames[0]) > 2048:  # pixels: coarse ones, so that the covariance stays small
         embedded = [Embedded(coarse(e.predicted), coarse(e.frames)) for e in embedded]
     frames = torch.cat([e.frames for e in embedded]).double()
@@ -287,13 +367,18 @@ def chance(videos: list[TestVideo]) -> dict[str, float]:
     """Expected metrics of a uniformly random choice; skill is not defined for it."""
     queries = [q for v in videos for q in v.queries]
     inside = [expected_metrics(len(q.candidates)) for q in queries]
-    slots = [sum(slot < len(v.queries) for v in videos) for slot in range(max(len(v.queries) for v in videos))]
+    slots = [
+        sum(slot < len(v.queries) for v in videos) for slot in range(max(len(v.queries) for v in videos))
+    ]
     across = [expected_metrics(count) for count in slots for _ in range(count)]
-    offsets = [q.frames_apart * np.mean([abs(i - q.candidates.index(q.target)) for i in range(len(q.candidates))]) for q in queries]
+    offsets = [
+        q.frames_apart * np.mean([abs(i - q.candidates.index(q.target)) for i in range(len(q.candidates))])
+        for q in queries
+    ]
     every = sum(len({c for q in v.queries for c in q.candidates}) for v in videos)
     own = [len({c for q in v.queries for c in q.candidates}) for v in videos for _ in v.queries]
     open_sizes = [every - o + len(q.candidates) for q, o in zip(queries, own)]
-    mean = lambda rows, name: float(np.mean([row[name] for row in rows]))  # noqa: E731
+    mean = lambda rows, name: float(np.mean([row[name] for row in rows]))
     return {
         **{name: mean(inside, name) for name in inside[0]},
         **{f"all_{name}": mean(across, name) for name in across[0]},

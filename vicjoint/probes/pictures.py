@@ -1,4 +1,5 @@
-"""Some queries of a retrieval with what they found first, for the report: where the candidates are images or clips."""
+"""Some queries of a retrieval with what they found first, for the report: where the candidates are images or
+clips."""
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ TITLE = 160  # characters
 
 
 def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: int) -> dict[str, np.ndarray]:
-    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n, K], title, good, captions (with {a} and {b} for the branches' names)} of up to
-    `most` evenly spaced queries, from the direction whose candidates are pictures, a to b before b to a; empty where neither's are.
-    `z`: {direction: (embeddings of the items that ask, of those to be found)}; `data`: (source, pair)."""
+    """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n,
+    K], title, good, captions (with {a} and {b} for the branches' names)} of up to `most` evenly spaced
+    queries, from the direction whose candidates are pictures, a to b before b to a; empty where neither's
+    are. `z`: {direction: (embeddings of the items that ask, of those to be found)}; `data`: (source, pair).
+    """
     source, pair = data
     records = [both_records(source, pair.workers, branch)[1].records for branch in "ab"]
 
@@ -27,7 +30,9 @@ def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: 
     def name(side: int, item: int) -> str:
         record = records[side][int(sides[side].places[item])]
         value = pair.values_of(record, "ab"[side])[int(sides[side].numbers[item])]
-        return printable(f"{record['id']}: {value}" if str(value) != str(record["id"]) else str(value))[:TITLE]
+        return printable(f"{record['id']}: {value}" if str(value) != str(record["id"]) else str(value))[
+            :TITLE
+        ]
 
     try:
         of = next((of for of in (0, 1) if picture(1 - of, 0) is not None), None)
@@ -35,15 +40,25 @@ def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: 
             return {}
         queries, items = z[("a_to_b", "b_to_a")[of]]
         kept = right.candidates(1 - of)
-        chosen = torch.from_numpy(np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int))
-        near_to, candidates = ranking.centred(queries[chosen.to(queries.device)], items[kept.to(items.device)])
+        chosen = torch.from_numpy(
+            np.linspace(0, len(queries) - 1, min(most, len(queries))).round().astype(int)
+        )
+        near_to, candidates = ranking.centred(
+            queries[chosen.to(queries.device)], items[kept.to(items.device)]
+        )
         similarity = near_to @ candidates.T
         near = similarity.nan_to_num(nan=-torch.inf).topk(min(SHOWN, len(candidates)), 1).indices.cpu()
         answers, near = right.direction(of)(chosen).gather(1, near).numpy(), kept[near]
         own = [picture(of, q) for q in chosen]
-        found = {"neighbours": np.stack([[picture(1 - of, c) for c in row] for row in near]), "right": answers, "good": answers[:, 0],
-                 "title": np.array([f"{name(of, q)}; first: {name(1 - of, row[0])}" for q, row in zip(chosen, near)], dtype=str),
-                 "captions": np.array([f"query, {{{'ab'[of]}}}", f"retrieved, {{{'ba'[of]}}}"])}
+        found = {
+            "neighbours": np.stack([[picture(1 - of, c) for c in row] for row in near]),
+            "right": answers,
+            "good": answers[:, 0],
+            "title": np.array(
+                [f"{name(of, q)}; first: {name(1 - of, row[0])}" for q, row in zip(chosen, near)], dtype=str
+            ),
+            "captions": np.array([f"query, {{{'ab'[of]}}}", f"retrieved, {{{'ba'[of]}}}"]),
+        }
         return found | ({"query": np.stack(own)} if own[0] is not None else {})
     except READ_ERRORS as error:
         print(f"evaluation shows no pictures: {printable(str(error))}")

@@ -1,9 +1,12 @@
-"""What pydantic cannot see in a recipe: components, their options, and keys that depend on each other; and all messages in words.
+"""What pydantic cannot see in a recipe: components, their options, and keys that depend on each other; and
+all messages in words.
 
-    mistakes = load_imports(data.get("imports")) + check_components(data) + check_form(data, Recipe) + check_together(data, follows=False)
-    in_words(("train", "steps"), pydantic_error, Recipe)      # "expected a whole number, got 'many'."
+    mistakes = load_imports(data.get("imports")) + check_components(data) + check_form(data, Recipe) +
+    check_together(data, follows=False) in_words(("train", "steps"), pydantic_error, Recipe)      # "expected
+    a whole number, got 'many'."
 
-Options are compared with the constructor that the registry finds under the component's name, and converted by its annotations.
+Options are compared with the constructor that the registry finds under the component's name, and converted by
+its annotations.
 """
 
 import inspect
@@ -20,7 +23,8 @@ from vicjoint.registry import ComponentError, nearest
 
 
 def load_imports(modules) -> list[str]:
-    """Import the recipe's modules, so that they register components; what is not a list of text is left to the typed check."""
+    """Import the recipe's modules, so that they register components; what is not a list of text is left to
+    the typed check."""
     modules = modules if isinstance(modules, list) and all(isinstance(m, str) for m in modules) else []
     try:
         registry.load_imports(modules)
@@ -30,7 +34,10 @@ def load_imports(modules) -> list[str]:
         if not modules:
             raise  # not the recipe's doing
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return [f"imports: {', '.join(modules)} failed at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"]
+        return [
+            f"imports: {', '.join(modules)} failed at {last.filename}:{last.lineno}: {type(error).__name__}:"
+            f" {error}"
+        ]
     return []
 
 
@@ -45,37 +52,57 @@ def check_together(data: dict, follows: bool) -> list[str]:
         found.append(f"a.weights: {a['weights']} is for branch b only. Leave it out.")
     for name, branch in (("a", a), ("b", b)):
         # a resolved recipe carries the default
-        if isinstance(branch, dict) and branch.get("weights") != "ema" and branch.get("momentum", 0.996) != 0.996:
+        if (
+            isinstance(branch, dict)
+            and branch.get("weights") != "ema"
+            and branch.get("momentum", 0.996) != 0.996
+        ):
             found.append(f"{name}.momentum: only used with weights: ema on branch b. Leave it out.")
     if follows:
         spec = lambda value: {"name": value} if isinstance(value, str) else value
-        found += [f"b.{key}: differs from a.{key}, but weights: {b['weights']} makes b use a's. "
-                  "Leave it out, or set b.weights=own."
-                  for key in ("modality", "encoder", "expander") if plain(spec(b.get(key))) != plain(spec(a.get(key)))]
+        found += [
+            f"b.{key}: differs from a.{key}, but weights: {b['weights']} makes b use a's. "
+            "Leave it out, or set b.weights=own."
+            for key in ("modality", "encoder", "expander")
+            if plain(spec(b.get(key))) != plain(spec(a.get(key)))
+        ]
     objective = data.get("objective")
-    if isinstance(objective, dict) and objective.get("form") == "moco" and isinstance(b, dict) and b.get("weights") != "ema":
-        found.append("objective.form: moco compares with embeddings of earlier batches, so branch b must change slowly. Set b.weights=ema.")
+    if (
+        isinstance(objective, dict)
+        and objective.get("form") == "moco"
+        and isinstance(b, dict)
+        and b.get("weights") != "ema"
+    ):
+        found.append(
+            "objective.form: moco compares with embeddings of earlier batches, so branch b must change"
+            " slowly. Set b.weights=ema."
+        )
     if isinstance(train, dict) and train.get("steps") is None and train.get("epochs") is None:
         found.append("train: missing its length. Set train.steps or train.epochs.")
     return found
 
 
 def check_form(data: dict, recipe: type[BaseModel]) -> list[str]:
-    """Mistakes in which keys there are: one pair (pair, a, b), or several over named branches (branches, pairs)."""
-    given = lambda keys: [key for key in keys if data.get(key) is not None]  # noqa: E731
-    missing = lambda key: f"{key}: missing. Expected {recipe.model_fields[key].description}."  # noqa: E731
+    """Mistakes in which keys there are: one pair (pair, a, b), or several over named branches (branches,
+    pairs)."""
+    given = lambda keys: [key for key in keys if data.get(key) is not None]
+    missing = lambda key: f"{key}: missing. Expected {recipe.model_fields[key].description}."
     pairs = data["pairs"] if isinstance(data.get("pairs"), list) else []
-    everywhere = lambda key: pairs and all(isinstance(p, dict) and p.get(key) is not None for p in pairs)  # noqa: E731
+    everywhere = lambda key: pairs and all(isinstance(p, dict) and p.get(key) is not None for p in pairs)
     found = [missing(key) for key in ("source", "objective") if data.get(key) is None and not everywhere(key)]
     if not given(SEVERAL_PAIRS):
         return [missing(key) for key in ONE_PAIR if data.get(key) is None] + found
     if mixed := given(ONE_PAIR):
-        found.append(f"{', '.join(mixed)}: for a recipe of one pair, but this one has {' and '.join(given(SEVERAL_PAIRS))}. "
-                     "Give pair, a and b, or else branches and pairs.")
+        found.append(
+            f"{', '.join(mixed)}: for a recipe of one pair, but this one has"
+            f" {' and '.join(given(SEVERAL_PAIRS))}. Give pair, a and b, or else branches and pairs."
+        )
     else:
         found += [missing(key) for key in SEVERAL_PAIRS if data.get(key) is None]
     if data.get("predictor") is not None:
-        found.append("predictor: only in a recipe of one pair, where it maps a's embedding to b's. Leave it out.")
+        found.append(
+            "predictor: only in a recipe of one pair, where it maps a's embedding to b's. Leave it out."
+        )
     branches = data["branches"] if isinstance(data.get("branches"), dict) else {}
     return found + _check_branches(branches, pairs) + _check_pairs(branches, pairs, data.get("objective"))
 
@@ -84,13 +111,20 @@ def _check_branches(branches: dict, pairs: list) -> list[str]:
     found, used = [], [p.get(side) for p in pairs if isinstance(p, dict) for side in ("a", "b")]
     for name, branch in branches.items():
         if not re.fullmatch(r"[A-Za-z]\w*", str(name)):
-            found.append(f"branches.{name}: expected a name of letters, digits and _ that begins with a letter.")
+            found.append(
+                f"branches.{name}: expected a name of letters, digits and _ that begins with a letter."
+            )
         elif pairs and name not in used:
             found.append(f"branches.{name}: no pair uses it. Leave it out, or add a pair with it.")
-        for key, default in (("weights", "own"), ("momentum", 0.996)):  # a resolved recipe carries the default
+        for key, default in (
+            ("weights", "own"),
+            ("momentum", 0.996),
+        ):  # a resolved recipe carries the default
             if isinstance(branch, dict) and branch.get(key, default) != default:
-                found.append(f"branches.{name}.{key}: only for branch b of a recipe with one pair. Leave it out; a pair whose a and b are "
-                             "the same branch shares its weights.")
+                found.append(
+                    f"branches.{name}.{key}: only for branch b of a recipe with one pair. Leave it out; a"
+                    " pair whose a and b are the same branch shares its weights."
+                )
     return found
 
 
@@ -101,20 +135,30 @@ def _check_pairs(branches: dict, pairs: list, objective) -> list[str]:
             continue
         for side in ("a", "b"):
             if isinstance(pair.get(side), str) and branches and pair[side] not in branches:
-                found.append(f"pairs.{i}.{side}: no branch '{pair[side]}'.{nearest(pair[side], branches)} "
-                             f"Branches: {', '.join(map(str, branches))}.")
-        if isinstance(pair.get("objective") or objective, dict) and (pair.get("objective") or objective).get("form") == "moco":
-            found.append(f"pairs.{i}.objective.form: moco needs a branch b with weights: ema, which a recipe of several pairs does not have. "
-                         "Use clip or nt_xent.")
+                found.append(
+                    f"pairs.{i}.{side}: no branch '{pair[side]}'.{nearest(pair[side], branches)} "
+                    f"Branches: {', '.join(map(str, branches))}."
+                )
+        if (
+            isinstance(pair.get("objective") or objective, dict)
+            and (pair.get("objective") or objective).get("form") == "moco"
+        ):
+            found.append(
+                f"pairs.{i}.objective.form: moco needs a branch b with weights: ema, which a recipe of"
+                " several pairs does not have. Use clip or nt_xent."
+            )
     return found
 
 
 def places(value, keys: list[str], path: tuple[str, ...] = (), parent=None):
-    """(path, value, the mapping or list that holds it) of each place that `keys` lead to; * is every name or number."""
+    """(path, value, the mapping or list that holds it) of each place that `keys` lead to; * is every name or
+    number."""
     if not keys:
         yield path, value, parent
     elif keys[0] == "*":
-        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        entries = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
         for key, inner in entries:
             yield from places(inner, keys[1:], (*path, str(key)), value)
     elif isinstance(value, dict) and keys[0] in value:
@@ -132,13 +176,17 @@ def check_components(data: dict) -> list[str]:
                 continue
             name = spec["name"]
             if family == "encoder":
-                of_a = data["a"].get("modality") if path[0] == "b" and isinstance(data.get("a"), dict) else None
+                of_a = (
+                    data["a"].get("modality") if path[0] == "b" and isinstance(data.get("a"), dict) else None
+                )
                 modality = parent.get("modality", of_a)
                 modality = modality if isinstance(modality, dict) else {"name": modality}
                 if not isinstance(modality.get("name"), str) or modality["name"] in unknown_modality:
                     continue  # nothing to look the encoder up with
                 name = f"{modality['name']}/{name}"
-                found += check_component(".".join(path), family, name, spec) + _check_shared(".".join(path), modality, spec | {"name": name})
+                found += check_component(".".join(path), family, name, spec) + _check_shared(
+                    ".".join(path), modality, spec | {"name": name}
+                )
                 continue
             if family == "modality" and name not in registry.names("modality"):
                 unknown_modality.add(name)
@@ -158,22 +206,33 @@ def check_probes(data: dict) -> list[str]:
         if given is not None and not (isinstance(given, str) and re.fullmatch(r"\w[\w.+-]*", given)):
             found.append(f"{key}.as: expected a name of letters, digits and . _ + -, got {show(given)}.")
         elif isinstance(name, str) and name in names:
-            found.append(f"{key}: '{name}' is listed twice. Its results would replace each other. Name one of them, such as as: {name}_2.")
+            found.append(
+                f"{key}: '{name}' is listed twice. Its results would replace each other. Name one of them,"
+                f" such as as: {name}_2."
+            )
         names.append(name)
         if isinstance(branch := spec.get("branch"), str) and branch not in branches:
-            found.append(f"{key}.branch: no branch '{branch}'.{nearest(branch, branches)} Branches: {', '.join(map(str, branches))}.")
+            found.append(
+                f"{key}.branch: no branch '{branch}'.{nearest(branch, branches)} Branches:"
+                f" {', '.join(map(str, branches))}."
+            )
     return found
 
 
 def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
-    """Mistakes in the options that an encoder has in common with its modality: such as the rate of a sound, which a waveform does not tell."""
+    """Mistakes in the options that an encoder has in common with its modality: such as the rate of a sound,
+    which a waveform does not tell."""
     try:
         common = registry.shared_options(modality, encoder)
     except ComponentError:  # an unknown encoder, which has a message of its own
         return []
     of_modality = f"{path.removesuffix('.encoder')}.modality"
-    return [f"{path}.{key}: {show(encoder[key])}, but {of_modality}.{key} is {show(value)}. Leave it out: the encoder takes the modality's."
-            for key, value in common.items() if key in encoder and encoder[key] != value]
+    return [
+        f"{path}.{key}: {show(encoder[key])}, but {of_modality}.{key} is {show(value)}. Leave it out: the"
+        " encoder takes the modality's."
+        for key, value in common.items()
+        if key in encoder and encoder[key] != value
+    ]
 
 
 def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
@@ -182,7 +241,7 @@ def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
         component = registry.find(family, name)
     except ComponentError as error:
         return [f"{path}.name: {error}"]
-    known, types, found = recipe_options(component), option_types(component), []
+    known, types, found = registry.options(component), option_types(component), []
     for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(re.sub(r"\.\d+", ".*", path), ())]:
         if key in known:
             try:
@@ -190,14 +249,19 @@ def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
             except RecipeError as error:
                 found.append(f"{path}.{key}: {error}")
         elif not registry.takes_any_option(component) or key in registry.options(component):
-            found.append(f"{path}.{key}: {family} '{name}' takes no option '{key}'.{nearest(key, known)} "
-                         f"Options: {', '.join(known) or 'none'}.")
+            found.append(
+                f"{path}.{key}: {family} '{name}' takes no option '{key}'.{nearest(key, known)} "
+                f"Options: {', '.join(known) or 'none'}."
+            )
     needed = [key for key, p in known.items() if p.default is p.empty]
-    return found + [f"{path}.{key}: missing. {family} '{name}' needs it." for key in needed if key not in spec]
+    return found + [
+        f"{path}.{key}: missing. {family} '{name}' needs it." for key in needed if key not in spec
+    ]
 
 
 def root_is_a_path(source: dict) -> bool:
-    """Whether the source's `root` has to exist; False for one that says of itself that it may be a pattern or a hub id."""
+    """Whether the source's `root` has to exist; False for one that says of itself that it may be a pattern or
+    a hub id."""
     try:
         return getattr(registry.find("source", str(source.get("name"))), "root_is_a_path", True)
     except ComponentError:
@@ -205,10 +269,6 @@ def root_is_a_path(source: dict) -> bool:
 
 
 # ---- options ----
-
-def recipe_options(component) -> dict[str, inspect.Parameter]:
-    """The options that a recipe sets: those of the registry without the ones that `component.given` says come from code."""
-    return {key: p for key, p in registry.options(component).items() if key not in getattr(component, "given", ())}
 
 
 def option_types(component) -> dict[str, Any]:
@@ -246,9 +306,19 @@ def _has(value, kind) -> bool:
 
 # ---- messages ----
 
-WORDS = {"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false", "string": "text",
-         "list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping such as {name: ...}",
-         "none": "null", "path": "a path"}
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "model": "a mapping such as {name: ...}",
+    "none": "null",
+    "path": "a path",
+}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -261,7 +331,10 @@ def expected(error: dict) -> str:
     if kind == "string_pattern_mismatch":
         return "a name of letters, digits and . _ + -"
     if kind in ("too_short", "too_long"):
-        return f"a list of {limits.get('min_length', limits.get('max_length'))} or {'more' if kind == 'too_short' else 'fewer'}"
+        return (
+            f"a list of {limits.get('min_length', limits.get('max_length'))} or"
+            f" {'more' if kind == 'too_short' else 'fewer'}"
+        )
     if bounds:
         return f"a number {bounds[0]}"
     return WORDS.get(kind.split("_")[0], error["msg"])
@@ -273,15 +346,30 @@ def in_words(loc: tuple, error: dict, recipe: type[BaseModel]) -> str:
         known = section_at(recipe, loc[:-1]).model_fields
         return f"unknown key.{nearest(loc[-1], known)} Known: {', '.join(known)}."
     if error["type"] == "missing":
-        field = None if len(loc) > 1 and loc[-1] == "name" else section_at(recipe, loc[:-1]).model_fields[loc[-1]]
+        field = (
+            None if len(loc) > 1 and loc[-1] == "name" else section_at(recipe, loc[:-1]).model_fields[loc[-1]]
+        )
         return f"missing. Expected {field.description if field else 'the name of a component'}."
-    hint = nearest(error["input"], re.findall(r"'(\w+)'", expected(error))) if error["type"] == "literal_error" else ""
+    hint = (
+        nearest(error["input"], re.findall(r"'(\w+)'", expected(error)))
+        if error["type"] == "literal_error"
+        else ""
+    )
     return f"expected {expected(error)}, got {show(error['input'])}.{hint}"
 
 
 def section_at(section, keys: tuple):
-    """The model of the section that `keys` lead to, through optional sections and lists and mappings of them."""
+    """The model of the section that `keys` lead to, through optional sections and lists and mappings of
+    them."""
     for key in keys:
-        inner = section.model_fields[key].annotation if inspect.isclass(section) and issubclass(section, BaseModel) else typing.get_args(section)[-1]
-        section = next((kind for kind in typing.get_args(inner) if kind is not type(None)), inner) if type(None) in typing.get_args(inner) else inner
+        inner = (
+            section.model_fields[key].annotation
+            if inspect.isclass(section) and issubclass(section, BaseModel)
+            else typing.get_args(section)[-1]
+        )
+        section = (
+            next((kind for kind in typing.get_args(inner) if kind is not type(None)), inner)
+            if type(None) in typing.get_args(inner)
+            else inner
+        )
     return section

@@ -1,8 +1,9 @@
-"""Recipe files and key=value arguments as plain mappings: finding, reading, overriding, writing. Only the form is checked here.
+"""Recipe files and key=value arguments as plain mappings: finding, reading, overriding, writing. Only the
+form is checked here.
 
-    data = read_recipe(find_recipe("video_next_frame"))           # a path, or the bare name of a shipped recipe
-    changes, mistakes = parse_overrides(["optim.lr=1e-3", "train.steps=100"])
-    text = dump_yaml(apply(data, changes, mistakes))              # parse_yaml reads it back to the same mapping
+data = read_recipe(find_recipe("video_next_frame"))           # a path, or the bare name of a shipped recipe
+changes, mistakes = parse_overrides(["optim.lr=1e-3", "train.steps=100"])
+text = dump_yaml(apply(data, changes, mistakes))              # parse_yaml reads it back to the same mapping
 """
 
 import enum
@@ -16,11 +17,28 @@ import yaml
 from vicjoint.registry import nearest
 
 # the keys that hold a component, and the registry's family of each; * is any name or number
-FAMILY = {"source": "source", "pair": "pair", "a.modality": "modality", "a.encoder": "encoder", "b.modality": "modality",
-          "b.encoder": "encoder", "branches.*.modality": "modality", "branches.*.encoder": "encoder", "pairs.*.pair": "pair",
-          "pairs.*.source": "source", "pairs.*.objective": "objective", "predictor": "predictor", "objective": "objective",
-          "optim": "optimizer", "optim.schedule": "schedule", "evaluate.probes.*": "probe"}
-OWN_KEYS = {"optim": ("schedule", "clip"), "evaluate.probes.*": ("as",)}  # keys inside a component that are the recipe's
+FAMILY = {
+    "source": "source",
+    "pair": "pair",
+    "a.modality": "modality",
+    "a.encoder": "encoder",
+    "b.modality": "modality",
+    "b.encoder": "encoder",
+    "branches.*.modality": "modality",
+    "branches.*.encoder": "encoder",
+    "pairs.*.pair": "pair",
+    "pairs.*.source": "source",
+    "pairs.*.objective": "objective",
+    "predictor": "predictor",
+    "objective": "objective",
+    "optim": "optimizer",
+    "optim.schedule": "schedule",
+    "evaluate.probes.*": "probe",
+}
+OWN_KEYS = {
+    "optim": ("schedule", "clip"),
+    "evaluate.probes.*": ("as",),
+}  # keys inside a component that are the recipe's
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -30,16 +48,23 @@ class RecipeError(ValueError):
 
 # ---- YAML ----
 
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (1e-3 is a number, `no` and dates are text); refuses anchors, aliases and a key given twice."""
+    """YAML 1.2 scalars (1e-3 is a number, `no` and dates are text); refuses anchors, aliases and a key given
+    twice."""
 
     def compose_node(self, parent, index):
         event = self.peek_event()
-        if getattr(event, "anchor", None):  # a few lines of nested aliases stand for more values than memory holds
+        if getattr(
+            event, "anchor", None
+        ):  # a few lines of nested aliases stand for more values than memory holds
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
             raise yaml.composer.ComposerError(
-                None, None, f"'{sign}{event.anchor}': a recipe takes no anchors (&) or aliases (*); write the value out",
-                event.start_mark)
+                None,
+                None,
+                f"'{sign}{event.anchor}': a recipe takes no anchors (&) or aliases (*); write the value out",
+                event.start_mark,
+            )
         return super().compose_node(parent, index)
 
     def construct_whole_mapping(self, node):
@@ -51,7 +76,8 @@ class _Loader(yaml.SafeLoader):
                 if seen.setdefault(key.value, key) is not key:
                     first = seen[key.value].start_mark.line + 1
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key '{key.value}' is given twice, first on line {first}", key.start_mark)
+                        None, None, f"key '{key.value}' is given twice, first on line {first}", key.start_mark
+                    )
         return self.construct_mapping(node, deep=True)
 
 
@@ -60,17 +86,22 @@ class _Dumper(yaml.SafeDumper):
 
 
 _INT = r"[-+]?[0-9]+$"
-_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+_FLOAT = (
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag in (_TAG + "null", _TAG + "merge")]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _TAG + "bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(_TAG + "int", re.compile(_INT), list("-+0123456789"))
 _Loader.add_implicit_resolver(_TAG + "float", re.compile(_FLOAT), list("-+.0123456789"))
 _Dumper.add_implicit_resolver(_TAG + "float", re.compile(_FLOAT), list("-+.0123456789"))
 _Loader.yaml_constructors = {
-    tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_TAG + "null", _TAG + "bool", _TAG + "float", _TAG + "str", None)
+    tag: yaml.SafeLoader.yaml_constructors[tag]
+    for tag in (_TAG + "null", _TAG + "bool", _TAG + "float", _TAG + "str", None)
 }
 _Loader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_scalar(node)))
 _Loader.add_constructor(_TAG + "map", _Loader.construct_whole_mapping)
@@ -78,7 +109,8 @@ _Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequ
 
 
 def parse_yaml(text: str, what: str):
-    """The value of a YAML text. Raises RecipeError, in one line that begins with `what` and says where the text is broken."""
+    """The value of a YAML text. Raises RecipeError, in one line that begins with `what` and says where the
+    text is broken."""
     try:
         return plain(yaml.load(text, _Loader))
     except yaml.MarkedYAMLError as error:
@@ -93,7 +125,9 @@ def parse_yaml(text: str, what: str):
 
 def dump_yaml(value: dict) -> str:
     """YAML of plain types, in the order of the keys."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=130)
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=130
+    )
 
 
 def plain(value):
@@ -116,10 +150,13 @@ def show(value) -> str:
 
 # ---- files ----
 
+
 def find_recipe(recipe: str | Path) -> Path:
     """The file `recipe`, or `recipe`.yaml, or the shipped recipe of that bare name."""
     beside = [Path(__file__).resolve().parents[2] / "recipes"]
-    package = importlib.util.find_spec("recipes")  # in a checkout, an installation, and the user's own ./recipes
+    package = importlib.util.find_spec(
+        "recipes"
+    )  # in a checkout, an installation, and the user's own ./recipes
     folders = beside + [Path(p) for p in (package.submodule_search_locations or [] if package else [])]
     tried = [Path(recipe), Path(f"{recipe}.yaml")]
     if Path(recipe).name == str(recipe):
@@ -132,8 +169,10 @@ def find_recipe(recipe: str | Path) -> Path:
             continue
     shipped = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     other = "" if str(recipe).endswith(".yaml") else f" (nor {recipe}.yaml)"
-    raise RecipeError(f"no recipe '{recipe}': no such file{other}.{nearest(Path(recipe).stem, shipped)} "
-                      f"Shipped recipes: {', '.join(shipped) or 'none'}.")
+    raise RecipeError(
+        f"no recipe '{recipe}': no such file{other}.{nearest(Path(recipe).stem, shipped)} "
+        f"Shipped recipes: {', '.join(shipped) or 'none'}."
+    )
 
 
 def read_recipe(path: Path) -> dict:
@@ -144,17 +183,23 @@ def read_recipe(path: Path) -> dict:
         raise RecipeError(f"recipe {path} cannot be read as UTF-8 text: {error}.") from None
     data = parse_yaml(text, f"recipe {path}")
     if not isinstance(data, dict):
-        raise RecipeError(f"recipe {path} is not a mapping of keys such as `name: ...`; it holds {show(data)}.")
+        raise RecipeError(
+            f"recipe {path} is not a mapping of keys such as `name: ...`; it holds {show(data)}."
+        )
     return data
 
 
 # ---- overrides ----
 
+
 def parse_overrides(overrides: list[str] | dict) -> tuple[list[tuple[list[str], Any]], list[str]]:
-    """([(keys, value)], mistakes). Parents come before their parts and names before options, whatever their order."""
+    """([(keys, value)], mistakes). Parents come before their parts and names before options, whatever their
+    order."""
     changes, mistakes = [], []
     for item in overrides.items() if isinstance(overrides, dict) else overrides:
-        key, equals, value = (item[0], "=", plain(item[1])) if isinstance(item, tuple) else str(item).partition("=")
+        key, equals, value = (
+            (item[0], "=", plain(item[1])) if isinstance(item, tuple) else str(item).partition("=")
+        )
         if not equals or not all(str(key).split(".")):
             mistakes.append(f"argument '{item}': expected key=value, such as train.steps=100.")
             continue
@@ -177,8 +222,8 @@ def family_of(keys: list[str]) -> str | None:
 
 
 def apply(data: dict, changes: list[tuple[list[str], Any]], mistakes: list[str]) -> dict:
-    """Put each value in its place, whole; an entry of a list is named by its number. A component that gets another name loses the
-    options of the old one."""
+    """Put each value in its place, whole; an entry of a list is named by its number. A component that gets
+    another name loses the options of the old one."""
     data = plain(data)
     for keys, value in changes:
         inner = data
@@ -186,11 +231,16 @@ def apply(data: dict, changes: list[tuple[list[str], Any]], mistakes: list[str])
             before = ".".join(keys[:depth])
             if isinstance(inner, list):
                 if not (key.isdecimal() and int(key) < len(inner)):
-                    mistakes.append(f"{'.'.join(keys)}: '{before}' has no entry {key}. It has {len(inner)}, numbered from 0.")
+                    mistakes.append(
+                        f"{'.'.join(keys)}: '{before}' has no entry {key}. It has {len(inner)}, numbered"
+                        " from 0."
+                    )
                     break
                 key = int(key)
             elif not isinstance(inner, dict):
-                mistakes.append(f"{'.'.join(keys)}: '{before}' is {show(inner)}, which has no keys. Replace it whole.")
+                mistakes.append(
+                    f"{'.'.join(keys)}: '{before}' is {show(inner)}, which has no keys. Replace it whole."
+                )
                 break
             if depth == len(keys) - 1:
                 if key == "name" and family_of(keys[:-1]) and inner.get("name") != value:

@@ -1,6 +1,7 @@
-"""JSON schema of recipes, for editors that complete and check YAML: pydantic's schema of the keys with the registered components.
+"""JSON schema of recipes, for editors that complete and check YAML: pydantic's schema of the keys with the
+registered components.
 
-    schema = with_components(Recipe.model_json_schema())      # vicjoint.config.json_schema() does this
+schema = with_components(Recipe.model_json_schema())      # vicjoint.config.json_schema() does this
 """
 
 import inspect
@@ -9,12 +10,13 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter
 
 from vicjoint import registry
-from vicjoint.recipe.check import ONE_PAIR, SEVERAL_PAIRS, option_types, recipe_options
+from vicjoint.recipe.check import ONE_PAIR, SEVERAL_PAIRS, option_types
 from vicjoint.recipe.file import plain
 
 
 def with_components(schema: dict) -> dict:
-    """`schema`, which pydantic makes of Recipe, with the components registered now and their options. Changes `schema`."""
+    """`schema`, which pydantic makes of Recipe, with the components registered now and their options. Changes
+    `schema`."""
     keys, sections = schema["properties"], schema["$defs"]
     of_pair = sections["PairOfBranches"]["properties"]
     for place in (keys, of_pair):
@@ -22,22 +24,40 @@ def with_components(schema: dict) -> dict:
             place[key] = {"description": place[key]["description"]} | component_schema(key)
     keys["predictor"]["anyOf"] = [component_schema("predictor"), {"type": "null"}]
     clip = sections["Optim"]["properties"]["clip"]
-    sections["Optim"] = component_schema("optimizer", {"schedule": component_schema("schedule"), "clip": clip})
-    sections["Evaluate"]["properties"]["probes"]["items"] = component_schema("probe", {"as": {"type": "string", "pattern": r"^\w[\w.+-]*$"}})
+    sections["Optim"] = component_schema(
+        "optimizer", {"schedule": component_schema("schedule"), "clip": clip}
+    )
+    sections["Evaluate"]["properties"]["probes"]["items"] = component_schema(
+        "probe", {"as": {"type": "string", "pattern": r"^\w[\w.+-]*$"}}
+    )
     branch, modalities = sections["Branch"], registry.names("modality")
     branch["properties"]["modality"] = {"anyOf": [{"enum": modalities}, component_schema("modality")]}
     branch["allOf"] = [_encoders_of(m) for m in modalities]
     whole = {"$ref": "#/$defs/Branch", "required": branch.pop("required")}
     follows = {"properties": {"weights": {"enum": ["same", "ema"]}}, "required": ["weights"]}
-    described = lambda key, rule: {"description": keys[key]["description"]} | rule  # noqa: E731
+    described = lambda key, rule: {"description": keys[key]["description"]} | rule
     keys["a"] = described("a", whole)
-    keys["b"] = described("b", {"$ref": "#/$defs/Branch", "if": follows, "else": {"required": whole["required"]}})
-    keys["branches"] = described("branches", {"type": "object", "minProperties": 1, "additionalProperties": whole})
-    keys["pairs"] = described("pairs", {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/PairOfBranches"}})
+    keys["b"] = described(
+        "b", {"$ref": "#/$defs/Branch", "if": follows, "else": {"required": whole["required"]}}
+    )
+    keys["branches"] = described(
+        "branches", {"type": "object", "minProperties": 1, "additionalProperties": whole}
+    )
+    keys["pairs"] = described(
+        "pairs", {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/PairOfBranches"}}
+    )
     schema["oneOf"] = [
         {"title": "one pair", "required": ["source", *ONE_PAIR, "objective"], "not": _any_of(SEVERAL_PAIRS)},
-        {"title": "several pairs", "required": list(SEVERAL_PAIRS), "not": _any_of(ONE_PAIR),
-         "allOf": [{"if": {"not": {"required": [key]}}, "then": _in_each_pair(key)} for key in ("source", "objective")]}]
+        {
+            "title": "several pairs",
+            "required": list(SEVERAL_PAIRS),
+            "not": _any_of(ONE_PAIR),
+            "allOf": [
+                {"if": {"not": {"required": [key]}}, "then": _in_each_pair(key)}
+                for key in ("source", "objective")
+            ],
+        },
+    ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -53,22 +73,36 @@ def _encoders_of(modality: str) -> dict:
     """The rule that a branch of this modality, given by name or as a component, takes one of its encoders."""
     chosen = {"anyOf": [{"const": modality}, {"type": "object", "properties": {"name": {"const": modality}}}]}
     encoder = component_schema("encoder", names=registry.list_encoders(modality), prefix=f"{modality}/")
-    return {"if": {"properties": {"modality": chosen}, "required": ["modality"]}, "then": {"properties": {"encoder": encoder}}}
+    return {
+        "if": {"properties": {"modality": chosen}, "required": ["modality"]},
+        "then": {"properties": {"encoder": encoder}},
+    }
 
 
 def component_schema(family: str, own: dict = {}, names: list[str] | None = None, prefix: str = "") -> dict:
-    """`{name: one of the registered, options of that one}`; `own` are further keys of the recipe's inside the component."""
+    """`{name: one of the registered, options of that one}`; `own` are further keys of the recipe's inside the
+    component."""
     names = registry.names(family) if names is None else names
-    return {"type": "object", "required": ["name"], "properties": {"name": {"enum": names}},
-            "oneOf": [_one_component(name, registry.find(family, prefix + name), own) for name in names]}
+    return {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"enum": names}},
+        "oneOf": [_one_component(name, registry.find(family, prefix + name), own) for name in names],
+    }
 
 
 def _one_component(name: str, component, own: dict) -> dict:
-    known, types = recipe_options(component), option_types(component)
+    known, types = registry.options(component), option_types(component)
     options = {key: _option_schema(types.get(key, Any), p.default) for key, p in known.items()}
-    required = [key for key, p in known.items() if p.default is p.empty] + [key for key in own if key == "schedule"]
-    return {"title": name, "properties": {"name": {"const": name}} | options | own, "required": ["name", *required],
-            "additionalProperties": registry.takes_any_option(component)}
+    required = [key for key, p in known.items() if p.default is p.empty] + [
+        key for key in own if key == "schedule"
+    ]
+    return {
+        "title": name,
+        "properties": {"name": {"const": name}} | options | own,
+        "required": ["name", *required],
+        "additionalProperties": registry.takes_any_option(component),
+    }
 
 
 def _option_schema(annotation, default) -> dict:

@@ -1,10 +1,11 @@
-"""The sample world with several futures: mp4 files of one sprite that comes to the middle of the picture and there goes one of several ways.
+"""The sample world with several futures: mp4 files of one sprite that comes to the middle of the picture and
+there goes one of several ways.
 
     source: {name: sample_futures, futures: 3}
 
-Up to frame `moment` nothing tells which way: the files of all ways have the same pixels so far, since they are compressed without loss (a lossy codec
-looks ahead, and its noise would tell). A training video takes one way, all equally likely; a test record names a file for each of them, and for
-turns that never happen.
+Up to frame `moment` nothing tells which way: the files of all ways have the same pixels so far, since they
+are compressed without loss (a lossy codec looks ahead, and its noise would tell). A training video takes one
+way, all equally likely; a test record names a file for each of them, and for turns that never happen.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,8 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from vicjoint.registry import register
-from vicjoint.samples.world import (COLOURS, SIDE, SPLITS, SampleError, Scene, Sprite, bounce, cached_world, check_numbers,
-                                    draw_background, draw_sprite, polar, read_factors, render, rounded)
+from vicjoint.samples.world import (
+    COLOURS,
+    SIDE,
+    SPLITS,
+    SampleError,
+    Scene,
+    Sprite,
+    bounce,
+    cached_world,
+    check_numbers,
+    draw_background,
+    draw_sprite,
+    polar,
+    read_factors,
+    render,
+    rounded,
+)
 from vicjoint.video.write import write_mp4
 
 VERSION = 2  # as that of the sample world
@@ -30,24 +46,56 @@ class TurningSprite(Sprite):
 
     def centre(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         before, after = np.minimum(frame, self.moment), np.maximum(frame - self.moment, 0)
-        vx, vy = np.cos(self.turn) * self.vx - np.sin(self.turn) * self.vy, np.sin(self.turn) * self.vx + np.cos(self.turn) * self.vy
-        return (bounce(self.x + self.vx * before + vx * after, self.size / 2), bounce(self.y + self.vy * before + vy * after, self.size / 2))
+        vx, vy = (
+            np.cos(self.turn) * self.vx - np.sin(self.turn) * self.vy,
+            np.sin(self.turn) * self.vx + np.cos(self.turn) * self.vy,
+        )
+        return (
+            bounce(self.x + self.vx * before + vx * after, self.size / 2),
+            bounce(self.y + self.vy * before + vy * after, self.size / 2),
+        )
 
 
 @register("source", "sample_futures")
 class SampleFutures:
-    """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures` angles (for 3: -60, 0 and 60 degrees). Records of
-    test videos carry `moment`, the last frame that all futures share; `futures`, the paths of videos that show each of them (the record's own is
-    one); and `impossible`, the paths of the same with turns that never happen. looks: how many backgrounds and sprites there are, the same for train and
-    test; null: each video has its own."""
+    """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures`
+    angles (for 3: -60, 0 and 60 degrees). Records of test videos carry `moment`, the last frame that all
+    futures share; `futures`, the paths of videos that show each of them (the record's own is one); and
+    `impossible`, the paths of the same with turns that never happen. looks: how many backgrounds and sprites
+    there are, the same for train and test; null: each video has its own."""
 
-    def __init__(self, train: int = 1024, test: int = 96, frames: int = 24, size: int = 64, seed: int = 0, futures: int = 3,
-                 looks: int | None = None):
-        wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed, "futures": futures,
-                  "looks": looks}
+    def __init__(
+        self,
+        train: int = 1024,
+        test: int = 96,
+        frames: int = 24,
+        size: int = 64,
+        seed: int = 0,
+        futures: int = 3,
+        looks: int | None = None,
+    ):
+        wanted = {
+            "version": VERSION,
+            "train": train,
+            "test": test,
+            "frames": frames,
+            "size": size,
+            "seed": seed,
+            "futures": futures,
+            "looks": looks,
+        }
         self.root = cached_futures(wanted)
-        records = [{**r, **{key: [str(self.root / name) for name in r[key]] for key in ("futures", "impossible") if key in r}}
-                   for r in read_factors(self.root)]
+        records = [
+            {
+                **r,
+                **{
+                    key: [str(self.root / name) for name in r[key]]
+                    for key in ("futures", "impossible")
+                    if key in r
+                },
+            }
+            for r in read_factors(self.root)
+        ]
         self.train = [r for r in records if r["split"] == "train"]
         self.test = [r for r in records if r["split"] == "test"]
 
@@ -56,36 +104,55 @@ class SampleFutures:
 
 
 def cached_futures(wanted: dict) -> Path:
-    """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError as samples.videos.make_videos does."""
-    check_numbers("sample futures", wanted, {"train": 1, "test": 1, "frames": 4, "size": 16, "seed": 0}, even="size")
+    """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError
+    as samples.videos.make_videos does."""
+    check_numbers(
+        "sample futures", wanted, {"train": 1, "test": 1, "frames": 4, "size": 16, "seed": 0}, even="size"
+    )
     if not 2 <= wanted["futures"] <= MOST:
         raise SampleError(f"sample futures: futures is {wanted['futures']}, expected 2 to {MOST}.")
     if wanted["looks"] is not None and wanted["looks"] < 1:
-        raise SampleError(f"sample futures: looks is {wanted['looks']}, expected 1 or more, or null for a look of its own for each video.")
+        raise SampleError(
+            f"sample futures: looks is {wanted['looks']}, expected 1 or more, or null for a look of its own"
+            " for each video."
+        )
     return cached_world("sample_futures", VERSION, wanted, _make_record)
 
 
 def turns(futures: int) -> tuple[list[float], list[float]]:
-    """(the turns that happen, those that never do), in radians. The circle has 2 M even steps; the M ahead happen. The M others never do, nor do the
-    middles between neighbours that happen.
+    """(the turns that happen, those that never do), in radians. The circle has 2 M even steps; the M ahead
+    happen. The M others never do, nor do the middles between neighbours that happen.
 
-    A model could do without any guess if it learnt what all possible futures have in common, such as the angle modulo a step. That they share with the
-    other steps of the circle, so it cannot tell the possible ones; the middles are near to the mean of two futures, which is none of them."""
+    A model could do without any guess if it learnt what all possible futures have in common, such as the
+    angle modulo a step. That they share with the other steps of the circle, so it cannot tell the possible
+    ones; the middles are near to the mean of two futures, which is none of them.
+    """
     step = np.pi / futures
     first = -(futures - 1) / 2 * step
-    circle, middles = [first + m * step for m in range(2 * futures)], [first + (m + 0.5) * step for m in range(futures - 1)]
+    circle, middles = (
+        [first + m * step for m in range(2 * futures)],
+        [first + (m + 0.5) * step for m in range(futures - 1)],
+    )
     return circle[:futures], circle[futures:] + middles
 
 
-def turning_scene(seed: int, split: str, index: int, frames: int, turn: float = 0.0, looks: int | None = None) -> Scene:
-    """A scene with one sprite; `turn` changes nothing but what follows its moment. Scenes `looks` apart, of both splits, have the same background and
-    sprite; None: all have their own."""
+def turning_scene(
+    seed: int, split: str, index: int, frames: int, turn: float = 0.0, looks: int | None = None
+) -> Scene:
+    """A scene with one sprite; `turn` changes nothing but what follows its moment. Scenes `looks` apart, of
+    both splits, have the same background and sprite; None: all have their own."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
     look = rng if looks is None else np.random.default_rng([seed, index % looks, 3])
     background, moment = draw_background(look), frames // 2
     sprite = draw_sprite(look, str(look.choice(list(COLOURS))))
     vx, vy = polar(rng.uniform(2, 3.5), rng.uniform(0, 2 * np.pi))
-    drawn = {**asdict(sprite), "x": rounded(SIDE / 2 - vx * moment), "y": rounded(SIDE / 2 - vy * moment), "vx": vx, "vy": vy}
+    drawn = {
+        **asdict(sprite),
+        "x": rounded(SIDE / 2 - vx * moment),
+        "y": rounded(SIDE / 2 - vy * moment),
+        "vx": vx,
+        "vy": vy,
+    }
     return Scene(split, index, background, (TurningSprite(**drawn, moment=moment, turn=rounded(turn)),))
 
 
@@ -96,7 +163,9 @@ def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
         return made
 
     possible, never = turns(wanted["futures"])
-    taken = int(np.random.default_rng([wanted["seed"], SPLITS.index(split), index, 2]).integers(len(possible)))
+    taken = int(
+        np.random.default_rng([wanted["seed"], SPLITS.index(split), index, 2]).integers(len(possible))
+    )
     name = f"{split}/{index:05d}.mp4"
     record = {"id": name, **asdict(write(name, possible[taken]))}
     if split == "train":
@@ -107,4 +176,9 @@ def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
     for other, turn in (futures | impossible).items():
         if other != name:
             write(other, turn)
-    return {**record, "moment": wanted["frames"] // 2, "futures": list(futures), "impossible": list(impossible)}
+    return {
+        **record,
+        "moment": wanted["frames"] // 2,
+        "futures": list(futures),
+        "impossible": list(impossible),
+    }

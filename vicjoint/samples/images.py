@@ -1,10 +1,11 @@
-"""The sample world as pictures: JPEG files of one large textured sprite on a background, made once into a cache folder.
+"""The sample world as pictures: JPEG files of one large textured sprite on a background, made once into a
+cache folder.
 
     folder = cached_images(train=2048, test=512, size=96, seed=0)     # builds on first use, some seconds
-    records = world.read_factors(folder)                             # id, path, split, label (the shape), sprites, background
+    records = world.read_factors(folder)  # id, path, split, label (the shape), sprites, background
 
-A picture is a pure function of (seed, split, index). Shape, colour, texture, size, angle and place are drawn independently, so the label
-can be told from the shape alone.
+A picture is a pure function of (seed, split, index). Shape, colour, texture, size, angle and place are drawn
+independently, so the label can be told from the shape alone.
 """
 
 from dataclasses import asdict
@@ -21,18 +22,28 @@ QUALITY = 90
 
 
 def picture(seed: int, split: str, index: int) -> Scene:
-    """The factors of one picture. Each shape comes equally often; other numbers differ from those of the videos' scenes."""
+    """The factors of one picture. Each shape comes equally often; other numbers differ from those of the
+    videos' scenes."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
     background = world.draw_background(rng)
     size = rng.uniform(24, 44)
     x, y = rng.uniform(size / 2, SIDE - size / 2, 2)
-    sprite = Sprite(SHAPES[index % len(SHAPES)], str(rng.choice(list(COLOURS))), str(rng.choice(list(TEXTURES))),
-                    *(world.rounded(v) for v in (size, x, y)), vx=0.0, vy=0.0, angle=world.rounded(rng.uniform(0, 2 * np.pi)), spin=0.0)
+    sprite = Sprite(
+        SHAPES[index % len(SHAPES)],
+        str(rng.choice(list(COLOURS))),
+        str(rng.choice(list(TEXTURES))),
+        *(world.rounded(v) for v in (size, x, y)),
+        vx=0.0,
+        vy=0.0,
+        angle=world.rounded(rng.uniform(0, 2 * np.pi)),
+        spin=0.0,
+    )
     return Scene(split, index, background, (sprite,))
 
 
 def cached_images(train: int, test: int, size: int, seed: int) -> Path:
-    """The cache folder that holds these pictures; they are made when they are not there yet. Raises SampleError."""
+    """The cache folder that holds these pictures; they are made when they are not there yet. Raises
+    SampleError."""
     wanted = {"version": world.VERSION, "train": train, "test": test, "size": size, "seed": seed}
     world.check_numbers("sample images", wanted, {"train": 1, "test": 1, "size": 16, "seed": 0})
     return world.cached_world("sample_images", world.VERSION, wanted, _make)
@@ -49,7 +60,8 @@ def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:
 
 @register("source", "sample_images")
 class SampleImages:
-    """The sample world as JPEG files in the cache folder: one textured shape on a background of its own; `label` is its shape."""
+    """The sample world as JPEG files in the cache folder: one textured shape on a background of its own;
+    `label` is its shape."""
 
     def __init__(self, train: int = 2048, test: int = 512, size: int = 96, seed: int = 0):
         self.root = cached_images(train, test, size, seed)
@@ -57,4 +69,7 @@ class SampleImages:
         self.train, self.test = ([r for r in records if r["split"] == split] for split in ("train", "test"))
 
     def describe(self) -> str:
-        return f"sample_images {self.root}: {len(self.train):,} train, {len(self.test):,} test images of {len(SHAPES)} shapes"
+        return (
+            f"sample_images {self.root}: {len(self.train):,} train, {len(self.test):,} test images of"
+            f" {len(SHAPES)} shapes"
+        )

@@ -1,19 +1,22 @@
-"""The sample world as a table: one moving sprite, as a picture, a video with sound, a sound file and captions.
+"""The sample world as a table: one moving sprite, as a picture, a video with sound, a sound file and
+captions.
 
-    source = SampleTable(train=512, test=96)
-    source.train[0]     # {"id": "train/00000", "image": "train/00000.png", "video": "train/00000.mp4", "sound": "train/00000.wav",
-                        #  "caption": "a large red star with stripes moves left over waves", "captions": [three of them], "shape": "star", ...}
+    source = SampleTable(train=512, test=96) source.train[0]     # {"id": "train/00000", "image":
+    "train/00000.png", "video": "train/00000.mp4", "sound": "train/00000.wav",
+                        #  "caption": "a large red star with stripes moves left over waves", "captions":
+                        [three of them], "shape": "star", ...}
 
-The same table lies beside the files as factors.jsonl, so `source: {name: table, root: .../factors.jsonl}` reads it like a user's.
-A scene is a pure function of (seed, split, index); colour, shape, texture, size, motion and background are drawn independently, and each is
-heard and written as well as seen:
+The same table lies beside the files as factors.jsonl, so `source: {name: table, root: .../factors.jsonl}`
+reads it like a user's. A scene is a pure function of (seed, split, index); colour, shape, texture, size,
+motion and background are drawn independently, and each is heard and written as well as seen:
 
-    colour   the note, of eight on a whole-tone ladder          motion       up and down: the pitch glides an octave; left and right: the
-    size     large: an octave lower                                          sound fades away or swells; still: neither
-    shape    the harmonics (timbre)                             background   a faint noise: its colour
-    texture  the envelope: steady, tremolo, pulses, pips
+    colour   the note, of eight on a whole-tone ladder          motion       up and down: the pitch glides an
+    octave; left and right: the size     large: an octave lower                                          sound
+    fades away or swells; still: neither shape    the harmonics (timbre)
+    background   a faint noise: its colour texture  the envelope: steady, tremolo, pulses, pips
 
-The sound goes along with the picture in time: where the sprite is at a moment is what the pitch and the loudness are at that moment.
+The sound goes along with the picture in time: where the sprite is at a moment is what the pitch and the
+loudness are at that moment.
 """
 
 import wave
@@ -34,8 +37,12 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "sti
 TRAVEL = 28.0  # from the first to the last frame, in units of 1/64 of the side
 SIZES = {"small": (13.0, 16.0), "large": (22.0, 26.0)}
 HARMONICS = {  # amplitudes of the fundamental and its multiples
-    "circle": (1.0,), "square": (1.0, 0.0, 0.6, 0.0, 0.4, 0.0, 0.3), "triangle": (1.0, 0.0, 0.0, 0.0, 0.8),
-    "star": (0.3, 0.5, 0.8, 1.0, 0.8), "ring": (1.0, 1.0), "cross": (0.6, 0.0, 0.0, 1.0, 0.0, 0.8),
+    "circle": (1.0,),
+    "square": (1.0, 0.0, 0.6, 0.0, 0.4, 0.0, 0.3),
+    "triangle": (1.0, 0.0, 0.0, 0.0, 0.8),
+    "star": (0.3, 0.5, 0.8, 1.0, 0.8),
+    "ring": (1.0, 1.0),
+    "cross": (0.6, 0.0, 0.0, 1.0, 0.0, 0.8),
 }
 ENVELOPES = {  # loudness over the time in seconds, in [0, 1]
     "plain": lambda t: np.ones_like(t),
@@ -43,7 +50,12 @@ ENVELOPES = {  # loudness over the time in seconds, in [0, 1]
     "checker": lambda t: (np.sin(2 * np.pi * 4 * t) > 0).astype(float),
     "dots": lambda t: np.exp(-12 * ((8 * t) % 1)),
 }
-NOISE = {"stripes": 1, "checker": 4, "waves": 16, "rings": 64}  # samples that the background's noise is averaged over
+NOISE = {
+    "stripes": 1,
+    "checker": 4,
+    "waves": 16,
+    "rings": 64,
+}  # samples that the background's noise is averaged over
 LOWEST_HZ, STEP = 220.0, 2 ** (1 / 6)
 WORDS = {
     "ground": {"stripes": "stripes", "checker": "checks", "waves": "waves", "rings": "rings"},
@@ -55,8 +67,9 @@ WORDS = {
 
 @register("source", "sample_table")
 class SampleTable:
-    """The sample world as a table in the cache folder, made on first use. Columns: image, video (with sound), sound (a wav file), caption,
-    captions (three wordings), shape, colour, texture, size, motion, background."""
+    """The sample world as a table in the cache folder, made on first use. Columns: image, video (with sound),
+    sound (a wav file), caption, captions (three wordings), shape, colour, texture, size, motion, background.
+    """
 
     def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
         self.root = cached_table(train, test, frames, size, seed)
@@ -70,7 +83,9 @@ class SampleTable:
 def cached_table(train: int, test: int, frames: int, size: int, seed: int) -> Path:
     """The cache folder that holds this table; it is made when it is not there yet. Raises SampleError."""
     wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
-    world.check_numbers("sample table", wanted, {"train": 1, "test": 1, "frames": 8, "size": 16, "seed": 0}, even="size")
+    world.check_numbers(
+        "sample table", wanted, {"train": 1, "test": 1, "frames": 8, "size": 16, "seed": 0}, even="size"
+    )
     return world.cached_world("sample_table", f"{world.VERSION}.{VERSION}", wanted, _make)
 
 
@@ -78,19 +93,36 @@ def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:
     """Write the files of one row; give the row."""
     made, motion = draw(wanted["seed"], split, index, wanted["frames"])
     name = f"{split}/{index:05d}"
-    video_THWC, sound = world.render(made, wanted["frames"], wanted["size"]), sound_of(made, motion, wanted["frames"])
+    video_THWC, sound = (
+        world.render(made, wanted["frames"], wanted["size"]),
+        sound_of(made, motion, wanted["frames"]),
+    )
     Image.fromarray(video_THWC[0]).save(folder / f"{name}.png")
     write_wav(folder / f"{name}.wav", sound)
     write_mp4(folder / f"{name}.mp4", video_THWC, sound, RATE_HZ)
     sprite = made.sprites[0]
     captions = describe(made, motion)
-    return {"id": f"{name}.mp4", "image": f"{name}.png", "video": f"{name}.mp4", "sound": f"{name}.wav", "caption": captions[0], "captions": captions,
-            "shape": sprite.shape, "colour": sprite.colour, "texture": sprite.texture, "size": size_word(sprite), "motion": motion,
-            "background": made.background.pattern, "split": split, "factors": asdict(made)}
+    return {
+        "id": f"{name}.mp4",
+        "image": f"{name}.png",
+        "video": f"{name}.mp4",
+        "sound": f"{name}.wav",
+        "caption": captions[0],
+        "captions": captions,
+        "shape": sprite.shape,
+        "colour": sprite.colour,
+        "texture": sprite.texture,
+        "size": size_word(sprite),
+        "motion": motion,
+        "background": made.background.pattern,
+        "split": split,
+        "factors": asdict(made),
+    }
 
 
 def draw(seed: int, split: str, index: int, frames: int) -> tuple[Scene, str]:
-    """The scene and its motion. The sprite crosses the same distance in any number of frames, and never reaches a border."""
+    """The scene and its motion. The sprite crosses the same distance in any number of frames, and never
+    reaches a border."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 2])
     background = world.draw_background(rng)
     motion = str(rng.choice(list(MOTIONS)))
@@ -114,9 +146,11 @@ def describe(scene: Scene, motion: str) -> list[str]:
     sprite, ground = scene.sprites[0], WORDS["ground"][scene.background.pattern]
     size, texture = size_word(sprite), WORDS["texture"][sprite.texture]
     thing = f"{size} {sprite.colour} {sprite.shape}{texture}"
-    return [f"a {thing} {WORDS['moves'][motion]} over {ground}",
-            f"over {ground}, one {thing} {WORDS['moves'][motion]}",
-            f"{WORDS['moving'][motion]} over {ground}: a {size} {sprite.shape}{texture}, {sprite.colour}"]
+    return [
+        f"a {thing} {WORDS['moves'][motion]} over {ground}",
+        f"over {ground}, one {thing} {WORDS['moves'][motion]}",
+        f"{WORDS['moving'][motion]} over {ground}: a {size} {sprite.shape}{texture}, {sprite.colour}",
+    ]
 
 
 def sound_of(scene: Scene, motion: str, frames: int) -> np.ndarray:
@@ -128,12 +162,16 @@ def sound_of(scene: Scene, motion: str, frames: int) -> np.ndarray:
     octave = -along * travelled - (size_word(sprite) == "large")  # y points down
     pitch_hz = LOWEST_HZ * 2 * STEP ** list(COLOURS).index(sprite.colour) * 2.0**octave
     phase = 2 * np.pi * np.cumsum(pitch_hz) / RATE_HZ
-    tone = sum(a * np.sin(n * phase) for n, a in enumerate(HARMONICS[sprite.shape], 1)) / sum(HARMONICS[sprite.shape])
+    tone = sum(a * np.sin(n * phase) for n, a in enumerate(HARMONICS[sprite.shape], 1)) / sum(
+        HARMONICS[sprite.shape]
+    )
     swell = 0.2 + 0.8 * (travelled if across > 0 else 1 - travelled if across < 0 else 0.6)
     noise = np.random.default_rng([scene.index, SPLITS.index(scene.split), 3]).standard_normal(len(time))
     width = NOISE[scene.background.pattern]
     noise = np.convolve(noise, np.full(width, width**-0.5), "same")
-    return np.clip(0.7 * tone * ENVELOPES[sprite.texture](time) * swell + 0.02 * noise, -1, 1).astype(np.float32)
+    return np.clip(0.7 * tone * ENVELOPES[sprite.texture](time) * swell + 0.02 * noise, -1, 1).astype(
+        np.float32
+    )
 
 
 def write_wav(path: Path, sound: np.ndarray) -> None:

@@ -1,20 +1,30 @@
 """The sample world as videos: mp4 files of moving textured sprites, made once into a cache folder.
 
-    folder = cached_videos(train=512, test=96, frames=32, size=64, seed=0)   # builds on first use, some seconds
-    records = read_factors(folder)                                     # one dict per video: id, path, split, sprites, ...
+folder = cached_videos(train=512, test=96, frames=32, size=64, seed=0)   # builds on first use, some seconds
+records = read_factors(folder)                                     # one dict per video: id, path, split,
+sprites, ...
 """
 
 from dataclasses import asdict
 from pathlib import Path
 
 from vicjoint.registry import register
-from vicjoint.samples.world import VERSION, cached_world, check_numbers, make_world, read_factors, render, scene
+from vicjoint.samples.world import (
+    VERSION,
+    cached_world,
+    check_numbers,
+    make_world,
+    read_factors,
+    render,
+    scene,
+)
 from vicjoint.video.write import write_mp4
 
 
 @register("source", "sample_videos")
 class SampleVideos:
-    """The sample world as mp4 files in the cache folder; records carry the factors `background` and `sprites`."""
+    """The sample world as mp4 files in the cache folder; records carry the factors `background` and
+    `sprites`."""
 
     def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
         self.root = cached_videos(train, test, frames, size, seed)
@@ -27,19 +37,26 @@ class SampleVideos:
 
 
 def cached_videos(train: int, test: int, frames: int, size: int, seed: int) -> Path:
-    """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError as make_videos does."""
+    """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError
+    as make_videos does."""
     return cached_world("sample_videos", VERSION, _wanted(train, test, frames, size, seed), _make_video)
 
 
-def make_videos(folder: Path, train: int, test: int, frames: int, size: int, seed: int, progress: bool = True) -> None:
-    """Make folder/train/*.mp4, folder/test/*.mp4 and folder/factors.jsonl; return at once where they are complete.
-    Raises SampleError on wrong parameters, a folder that holds something else, and a disk that cannot be written."""
+def make_videos(
+    folder: Path, train: int, test: int, frames: int, size: int, seed: int, progress: bool = True
+) -> None:
+    """Make folder/train/*.mp4, folder/test/*.mp4 and folder/factors.jsonl; return at once where they are
+    complete. Raises SampleError on wrong parameters, a folder that holds something else, and a disk that
+    cannot be written.
+    """
     make_world(folder, _wanted(train, test, frames, size, seed), _make_video, "sample videos", progress)
 
 
 def _wanted(train: int, test: int, frames: int, size: int, seed: int) -> dict:
     wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
-    check_numbers("sample videos", wanted, {"train": 1, "test": 1, "frames": 2, "size": 16, "seed": 0}, even="size")
+    check_numbers(
+        "sample videos", wanted, {"train": 1, "test": 1, "frames": 2, "size": 16, "seed": 0}, even="size"
+    )
     return wanted
 
 

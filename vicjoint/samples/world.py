@@ -1,12 +1,15 @@
-"""The sample world: scenes of moving textured sprites with known factors, their rendering, and folders of files made from them once.
+"""The sample world: scenes of moving textured sprites with known factors, their rendering, and folders of
+files made from them once.
 
     video_THWC = render(scene(0, "test", 3), frames=32, size=64)             # uint8
-    make_world(folder, wanted, make, "sample videos")                        # `make` writes the files of one scene (videos.py, images.py, table.py)
-    records = read_factors(folder)                                           # one dict per scene: id, path, split, sprites, ...
+    # `make` writes the files of one scene (videos.py, images.py, table.py)
+    make_world(folder, wanted, make, "sample videos")
+    records = read_factors(folder)  # one dict per scene: id, path, split, sprites, ...
 
-A scene is a pure function of (seed, split, index). Its 2 or 3 sprites keep their velocity, bounce off the borders and may
-spin over a background that is theirs alone, so frames that were seen tell the next one. Lengths in factors are in units of
-1/64 of the frame's side (pixels at size 64), times in frames, angles in radians; y points down.
+A scene is a pure function of (seed, split, index). Its 2 or 3 sprites keep their velocity, bounce off the
+borders and may spin over a background that is theirs alone, so frames that were seen tell the next one.
+Lengths in factors are in units of 1/64 of the frame's side (pixels at size 64), times in frames, angles in
+radians; y points down.
 """
 
 import hashlib
@@ -44,8 +47,14 @@ PATTERNS = {  # of backgrounds, in [-1, 1]
     "rings": lambda u, v: np.sin(np.hypot(u, v)),
 }
 COLOURS = {
-    "red": (230, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 240), "yellow": (245, 220, 40),
-    "magenta": (225, 50, 210), "cyan": (40, 215, 220), "orange": (250, 140, 20), "white": (245, 245, 245),
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 80, 240),
+    "yellow": (245, 220, 40),
+    "magenta": (225, 50, 210),
+    "cyan": (40, 215, 220),
+    "orange": (250, 140, 20),
+    "white": (245, 245, 245),
 }
 MARKER = "complete.json"
 STALE_SECONDS = 24 * 3600
@@ -71,7 +80,9 @@ class Sprite:
 
     def centre(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centre (x, y) at frame numbers of any shape."""
-        return bounce(self.x + self.vx * frame, self.size / 2), bounce(self.y + self.vy * frame, self.size / 2)
+        return bounce(self.x + self.vx * frame, self.size / 2), bounce(
+            self.y + self.vy * frame, self.size / 2
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,18 @@ def draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
     vx, vy = polar(rng.uniform(1.5, 4), rng.uniform(0, 2 * np.pi))
     spin = rng.uniform(0.03, 0.12) * rng.choice([-1, 1]) if rng.random() < 0.5 else 0.0
     shape, texture = str(rng.choice(SHAPES)), str(rng.choice(list(TEXTURES)))
-    return Sprite(shape, colour, texture, size, x, y, vx, vy, angle=rounded(rng.uniform(0, 2 * np.pi)), spin=rounded(spin))
+    return Sprite(
+        shape,
+        colour,
+        texture,
+        size,
+        x,
+        y,
+        vx,
+        vy,
+        angle=rounded(rng.uniform(0, 2 * np.pi)),
+        spin=rounded(spin),
+    )
 
 
 def rounded(value: float) -> float:
@@ -136,6 +158,7 @@ def bounce(position, margin: float):
 
 
 # ---- pictures. T frames, H = W = size; x and y are [T, H, W] or broadcast to it ----
+
 
 def render(scene: Scene, frames: int, size: int) -> np.ndarray:
     """The scene as uint8 [T, H, W, 3], RGB, anti-aliased."""
@@ -163,7 +186,7 @@ def _paint_sprite(video_THWC: np.ndarray, s: Sprite, frame, grid, pixels_per_uni
     for t in range(len(video_THWC)):
         columns = np.flatnonzero(np.abs(grid[0][0, 0] - centre_x[t, 0, 0]) < 1.5 * radius)
         rows = np.flatnonzero(np.abs(grid[1][0, :, 0] - centre_y[t, 0, 0]) < 1.5 * radius)
-        box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         dx, dy = grid[0][0, :, box[1]] - centre_x[t, 0, 0], grid[1][0, box[0]] - centre_y[t, 0, 0]
         u, v = _rotate(dx / radius, dy / radius, np.float32(s.angle + s.spin * t))
         alpha = np.clip(0.5 - _distance(s.shape, u, v) * radius * pixels_per_unit, 0, 1)
@@ -177,7 +200,8 @@ def _rotate(x, y, angle):
 
 
 def _distance(shape: str, u, v):
-    """About the signed distance to the outline, negative inside; the shape fills the unit circle, centre of mass at 0."""
+    """About the signed distance to the outline, negative inside; the shape fills the unit circle, centre of
+    mass at 0."""
     if shape == "circle":
         return np.hypot(u, v) - 1
     if shape == "ring":
@@ -199,17 +223,22 @@ def _distance(shape: str, u, v):
 
 # ---- files ----
 
+
 def check_numbers(what: str, numbers: dict[str, int], least: dict[str, int], even: str | None = None) -> None:
-    """Raises SampleError where a number of the sample is below its least, or the one that has to be even is odd."""
+    """Raises SampleError where a number of the sample is below its least, or the one that has to be even is
+    odd."""
     for name, bound in least.items():
         if numbers[name] < bound:
             raise SampleError(f"{what}: {name} is {numbers[name]}, expected {bound} or more.")
     if even and numbers[even] % 2:
-        raise SampleError(f"{what}: {even} is {numbers[even]}, expected an even number (the mp4 files are yuv420p).")
+        raise SampleError(
+            f"{what}: {even} is {numbers[even]}, expected an even number (the mp4 files are yuv420p)."
+        )
 
 
 def cached_world(name: str, version: str | int, wanted: dict, make: Callable) -> Path:
-    """The cache folder of the source `name` with these numbers; it is filled, as by make_world, where it is not there yet. Raises SampleError."""
+    """The cache folder of the source `name` with these numbers; it is filled, as by make_world, where it is
+    not there yet. Raises SampleError."""
     key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
     folder = cache_root() / f"{name}-v{version}-{key}"
     make_world(folder, wanted, make, name.replace("_", " "))
@@ -217,10 +246,11 @@ def cached_world(name: str, version: str | int, wanted: dict, make: Callable) ->
 
 
 def make_world(folder: Path, wanted: dict, make: Callable, what: str, progress: bool = True) -> None:
-    """Fill `folder` with wanted["train"] and wanted["test"] files, each by `make(folder, wanted, split, index)`, which gives its factors.
+    """Fill `folder` with wanted["train"] and wanted["test"] files, each by `make(folder, wanted, split,
+    index)`, which gives its factors.
 
-    Files are made in a sibling folder that gets its name at the end, so an interrupted build is never taken for a
-    whole one; of two processes the later one drops its copy. Raises SampleError as `make_videos` does.
+    Files are made in a sibling folder that gets its name at the end, so an interrupted build is never taken
+    for a whole one; of two processes the later one drops its copy. Raises SampleError as `make_videos` does.
     """
     folder = Path(folder).absolute()
     if _is_complete(folder, wanted, what):
@@ -235,7 +265,7 @@ def make_world(folder: Path, wanted: dict, make: Callable, what: str, progress: 
     except OSError as error:
         raise SampleError(
             f"cannot make the {what} in {folder}: {error}. Expected a folder that can be written, with about "
-            f"20 MB free. Set VICJOINT_CACHE to one."
+            "20 MB free. Set VICJOINT_CACHE to one."
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -246,11 +276,15 @@ def _is_complete(folder: Path, wanted: dict, what: str) -> bool:
     if not folder.exists():
         return False
     try:
-        if json.loads((folder / MARKER).read_text()) == wanted and all(Path(r["path"]).is_file() for r in read_factors(folder)):
+        if json.loads((folder / MARKER).read_text()) == wanted and all(
+            Path(r["path"]).is_file() for r in read_factors(folder)
+        ):
             return True
     except (OSError, ValueError):
         pass  # no marker, or a damaged one: the message below says what to do
-    raise SampleError(f"{folder} is not the complete set of {what} {wanted}. Delete it, and it is made again.")
+    raise SampleError(
+        f"{folder} is not the complete set of {what} {wanted}. Delete it, and it is made again."
+    )
 
 
 def _remove_stale(folder: Path) -> None:
@@ -262,7 +296,8 @@ def _remove_stale(folder: Path) -> None:
 
 def _fill(folder: Path, wanted: dict, make: Callable, what: str, progress: bool) -> None:
     places = [(split, index) for split in SPLITS for index in range(wanted[split])]
-    # Threads: the encoders release the interpreter's lock, and nothing has to be imported again in a child process.
+    # Threads: the encoders release the interpreter's lock, and nothing has to be imported again in a child
+    # process.
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         made = pool.map(lambda place: make(folder, wanted, *place), places)
         bar = tqdm(made, total=len(places), desc=f"making {what}", unit="file", disable=not progress)

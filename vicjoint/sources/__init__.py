@@ -1,8 +1,8 @@
 """Sources: where samples are. A source lists them; reading is the modality's work.
 
-    source = VideoFolder("/data/clips")
-    source.train, source.test        # lists of {"id": relative path, "path": absolute path, ...other columns}
-    source.describe()                # "video_folder /data/clips: 498 train, 102 test videos"
+source = VideoFolder("/data/clips")
+source.train, source.test        # lists of {"id": relative path, "path": absolute path, ...other columns}
+source.describe()                # "video_folder /data/clips: 498 train, 102 test videos"
 """
 
-from vicjoint.sources import image_folder, sequences, shards, table, video_folder  # noqa: F401  (each registers itself)
+from vicjoint.sources import image_folder, sequences, shards, table, video_folder

@@ -1,9 +1,11 @@
 """The source `image_folder`: every image file below a folder.
 
-    ImageFolder("/data/imagenet")          # train/<class>/.../*.JPEG and val/<class>/..., or one tree of classes, or a flat folder
+    # train/<class>/.../*.JPEG and val/<class>/..., or one tree of classes, or a flat folder
+    ImageFolder("/data/imagenet")
 
-Records have `id`, what `vicjoint.files.images.read_record` needs, and `label`, the class as text or None. They are lists that make each record when
-it is asked for: a million images take some 50 MB here and in every worker.
+Records have `id`, what `vicjoint.files.images.read_record` needs, and `label`, the class as text or None.
+They are lists that make each record when it is asked for: a million images take some 50 MB here and in every
+worker.
 """
 
 import hashlib
@@ -17,7 +19,15 @@ import numpy as np
 from vicjoint.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.registry import register
-from vicjoint.sources.base import SPLIT_OF, SourceError, check_both_splits, check_fraction, has_split_folders, what_is_there, split_by_hash
+from vicjoint.sources.base import (
+    SPLIT_OF,
+    SourceError,
+    check_both_splits,
+    check_fraction,
+    has_split_folders,
+    split_by_hash,
+    what_is_there,
+)
 
 INDEX_VERSION = 1
 
@@ -42,16 +52,21 @@ class FileRecords(Sequence):
         i %= len(self)
         name = self.block[self.ends[i - 1] if i else 0 : self.ends[i]].decode("utf-8", "surrogateescape")
         number = self.numbers[i]
-        return {"id": name, "path": os.path.join(self.root, name), "label": self.classes[number] if number >= 0 else None}
+        return {
+            "id": name,
+            "path": os.path.join(self.root, name),
+            "label": self.classes[number] if number >= 0 else None,
+        }
 
 
 @register("source", "image_folder")
 class ImageFolder:
     """Every image file below `root`; links are followed, hidden names are skipped.
 
-    Where `root` has a folder train and one of test, val or validation, these are the splits; otherwise the split is by hash of the
-    path. Inside, the first folder names the class (ImageFolder's layout; deeper folders belong to it); a file without such a folder
-    has no label. The list of files is kept in the cache folder and made again when a folder has changed.
+    Where `root` has a folder train and one of test, val or validation, these are the splits; otherwise the
+    split is by hash of the path. Inside, the first folder names the class (ImageFolder's layout; deeper
+    folders belong to it); a file without such a folder has no label. The list of files is kept in the cache
+    folder and made again when a folder has changed.
     """
 
     def __init__(self, root: str, test_fraction: float = 0.15):
@@ -65,7 +80,10 @@ class ImageFolder:
         else:
             side = split_by_hash(ids, test_fraction, f"image_folder {self.root}")
         _check_links(self.root, links, side)
-        self.train, self.test = (self._records([i for i in ids if side[i] == split], int(has_splits)) for split in ("train", "test"))
+        self.train, self.test = (
+            self._records([i for i in ids if side[i] == split], int(has_splits))
+            for split in ("train", "test")
+        )
         self.left_out = len(ids) - len(self.train) - len(self.test)
 
     def _records(self, ids: list[str], depth: int) -> FileRecords:
@@ -75,7 +93,10 @@ class ImageFolder:
     def describe(self) -> str:
         classes = f" of {len(self.train.classes)} classes" if self.train.classes else ", no classes"
         left_out = f" ({self.left_out} outside the split folders left out)" if self.left_out else ""
-        return f"image_folder {self.root}: {len(self.train):,} train, {len(self.test):,} test images{classes}{left_out}"
+        return (
+            f"image_folder {self.root}: {len(self.train):,} train, {len(self.test):,} test"
+            f" images{classes}{left_out}"
+        )
 
 
 def _check_links(root: Path, links: list[str], side: dict[str, str | None]) -> None:
@@ -86,32 +107,43 @@ def _check_links(root: Path, links: list[str], side: dict[str, str | None]) -> N
         inside = os.path.relpath(target, real_root)
         other = inside if inside in side else seen.setdefault(target, link)
         if side[other] and side[link] and side[other] != side[link]:
-            raise SourceError(f"image_folder: {other} in {side[other]} and {link} in {side[link]} are the same file. "
-                              "Keep it on one side, or the test is on training data.")
+            raise SourceError(
+                f"image_folder: {other} in {side[other]} and {link} in {side[link]} are the same file. "
+                "Keep it on one side, or the test is on training data."
+            )
 
 
 def list_images(root: Path) -> tuple[list[str], list[str]]:
-    """Relative posix paths of the image files below `root`, sorted, and those of them that are links; from the cached index where no
-    folder has changed since."""
+    """Relative posix paths of the image files below `root`, sorted, and those of them that are links; from
+    the cached index where no folder has changed since."""
     if not root.exists():
-        raise SourceError(f"image_folder: root {root} does not exist. Expected a folder with images: check the path.")
+        raise SourceError(
+            f"image_folder: root {root} does not exist. Expected a folder with images: check the path."
+        )
     if not root.is_dir():
-        raise SourceError(f"image_folder: root {root} is a file, expected a folder. Give its folder {root.parent}, "
-                          "or source: {name: table} for a csv of paths.")
-    index = cache_root() / "index" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}-v{INDEX_VERSION}.npz"
+        raise SourceError(
+            f"image_folder: root {root} is a file, expected a folder. Give its folder {root.parent}, "
+            "or source: {name: table} for a csv of paths."
+        )
+    index = (
+        cache_root() / "index" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}-v{INDEX_VERSION}.npz"
+    )
     if (known := _read_index(index, root)) is not None:
         return known
     images, links, others, folders = _walk(root)
     if not images:
-        raise SourceError(f"image_folder: no image below {root}. {what_is_there(others, 0)} "
-                          f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}.")
+        raise SourceError(
+            f"image_folder: no image below {root}. {what_is_there(others, 0)} "
+            f"Expected files ending in {' '.join(IMAGE_SUFFIXES)}."
+        )
     images.sort()
     _write_index(index, images, links, folders)
     return images, links
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], list[str], dict[str, int]]:
-    """(images, those that are links, other files, {folder: its time of change in ns}), paths relative to root."""
+    """(images, those that are links, other files, {folder: its time of change in ns}), paths relative to
+    root."""
     images, links, others, folders, reached = [], [], [], {}, {}
     waiting = [""]
     while waiting:
@@ -120,8 +152,10 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str], dict[str, int]]:
         try:
             state = os.stat(place)
             if (same := reached.setdefault((state.st_dev, state.st_ino), folder)) != folder:
-                raise SourceError(f"image_folder: {folder} and {same or 'the root'} below {root} are the same folder, by a link. "
-                                  "Remove the link, or the same images stand in the list twice.")
+                raise SourceError(
+                    f"image_folder: {folder} and {same or 'the root'} below {root} are the same folder, by a"
+                    " link. Remove the link, or the same images stand in the list twice."
+                )
             folders[folder] = state.st_mtime_ns
             with os.scandir(place) as entries:
                 for entry in entries:
@@ -137,19 +171,28 @@ def _walk(root: Path) -> tuple[list[str], list[str], list[str], dict[str, int]]:
                     else:
                         others.append(name)
         except OSError as error:
-            raise SourceError(f"image_folder: cannot list {place}: {error.strerror}. Allow reading it, or choose another root.") from None
+            raise SourceError(
+                f"image_folder: cannot list {place}: {error.strerror}. Allow reading it, or choose another"
+                " root."
+            ) from None
     return images, links, others, folders
 
 
 def _read_index(index: Path, root: Path) -> tuple[list[str], list[str]] | None:
-    """The paths and links of an index whose folders are all as they were; None where there is none, or a folder has changed."""
+    """The paths and links of an index whose folders are all as they were; None where there is none, or a
+    folder has changed."""
     try:
         with np.load(index, allow_pickle=False) as saved:
             folders = json.loads(saved["folders"].tobytes())
-            if any(os.stat(os.path.join(root, folder)).st_mtime_ns != changed for folder, changed in folders.items()):
+            if any(
+                os.stat(os.path.join(root, folder)).st_mtime_ns != changed
+                for folder, changed in folders.items()
+            ):
                 return None
-            return tuple([name for name in saved[key].tobytes().decode("utf-8", "surrogateescape").split("\0") if name]
-                         for key in ("images", "links"))
+            return tuple(
+                [name for name in saved[key].tobytes().decode("utf-8", "surrogateescape").split("\0") if name]
+                for key in ("images", "links")
+            )
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
@@ -160,7 +203,13 @@ def _write_index(index: Path, images: list[str], links: list[str], folders: dict
         index.parent.mkdir(parents=True, exist_ok=True)
         temporary = index.with_suffix(f".{os.getpid()}.tmp.npz")
         blocks = {"images": "\0".join(images), "links": "\0".join(links), "folders": json.dumps(folders)}
-        np.savez(temporary, **{key: np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8) for key, text in blocks.items()})
+        np.savez(
+            temporary,
+            **{
+                key: np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+                for key, text in blocks.items()
+            },
+        )
         os.replace(temporary, index)
     except OSError:
         return

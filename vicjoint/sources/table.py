@@ -1,11 +1,13 @@
 """The source `table`: a csv, jsonl or parquet file, one record per row.
 
     Table("/data/videos.csv")                                     # a column `path` of files, and any others
-    Table("/data/molecules.jsonl", split_by="smiles")             # no file column: cells are what modalities read
-    Table("spoken/index.csv", second="written/index.csv")         # two tables, joined by the key of the pair cross_modal
+    Table("/data/molecules.jsonl", split_by="smiles")  # no file column: cells are what modalities read
+    # two tables, joined by the key of the pair cross_modal
+    Table("spoken/index.csv", second="written/index.csv")
 
-A record has every column under its name, `id` for messages, `folder` (the table's, where relative paths start) and, where there is a column
-of paths, `path`. csv cells are text; jsonl and parquet cells keep their type, lists included (five captions of one picture).
+A record has every column under its name, `id` for messages, `folder` (the table's, where relative paths
+start) and, where there is a column of paths, `path`. csv cells are text; jsonl and parquet cells keep their
+type, lists included (five captions of one picture).
 """
 
 import csv
@@ -27,21 +29,34 @@ RESERVED = ("id", "path", "folder", "second")  # keys of a record that are not t
 
 @register("source", "table")
 class Table:
-    """A table of samples: csv (UTF-8, one header line), jsonl (an object per line) or parquet; records in the table's order.
+    """A table of samples: csv (UTF-8, one header line), jsonl (an object per line) or parquet; records in the
+    table's order.
 
-    root: the file. column: the one with the path of a row's file, absolute or relative to the table's folder; `..` may lead out of it. A table
-    without a column `path` has no such file; its cells are read by the pair cross_modal. id: the column that names a row where there is no
-    path; without such a column it is the row's number.
-    split: the column that says train, test, val or validation (the last two count as test). Without it, or with null, the split is by hash of
-    the path or id; or of the column `split_by`, so that equal cells (the same molecule, the same speaker) are on one side.
-    second: another table, whose rows supply column b of the pair cross_modal to the rows of this one that have an equal key; columns named
-    `split` and `split_by` work in it as in the first, and equal cells of `split_by` are on the same side in both.
-    needs: columns; rows where one of them is empty are left out, and counted in `describe` (an empty cell is a bad sample otherwise).
-    Columns named id, path, folder or second whose meaning in a record is another become table_id, table_path, ...
+    root: the file. column: the one with the path of a row's file, absolute or relative to the table's folder;
+    `..` may lead out of it. A table without a column `path` has no such file; its cells are read by the pair
+    cross_modal. id: the column that names a row where there is no path; without such a column it is the row's
+    number.
+    split: the column that says train, test, val or validation (the last two count as test). Without it, or
+    with null, the split is by hash of the path or id; or of the column `split_by`, so that equal cells (the
+    same molecule, the same speaker) are on one side. second: another table, whose rows supply column b of the
+    pair cross_modal to the rows of this one that have an equal key; columns named `split` and `split_by` work
+    in it as in the first, and equal cells of `split_by` are on the same side in both. needs: columns; rows
+    where one of them is empty are left out, and counted in `describe` (an empty cell is a bad sample
+    otherwise). Columns named id, path, folder or second whose meaning in a record is another become table_id,
+    table_path, ...
     """
 
-    def __init__(self, root: str, column: str = "path", id: str = "id", split: str | None = "split", split_by: str | None = None,
-                 test_fraction: float = 0.15, second: str | None = None, needs: list[str] = ()):
+    def __init__(
+        self,
+        root: str,
+        column: str = "path",
+        id: str = "id",
+        split: str | None = "split",
+        split_by: str | None = None,
+        test_fraction: float = 0.15,
+        second: str | None = None,
+        needs: list[str] = (),
+    ):
         check_fraction("table", test_fraction)
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
         tables = [_Rows(Path(root).expanduser().absolute(), self.named, needs)]
@@ -69,28 +84,44 @@ class _Rows:
         self.path = path
         self.header, rows = header, rows = read_table(path)
         defaults = {"column": "path", "id": "id", "split": "split", "split_by": None}
-        for option, name in named.items():  # one that the user named has to be there; in a second table only split_by
+        for (
+            option,
+            name,
+        ) in named.items():  # one that the user named has to be there; in a second table only split_by
             if name is not None and name != defaults[option] and (not second or option == "split_by"):
                 _check_column(path, option, name, header)
         has = [column for column in needs if column in header]
-        kept = [(number, line, row) for number, (line, row) in enumerate(rows) if not any(is_empty(row[column]) for column in has)]
+        kept = [
+            (number, line, row)
+            for number, (line, row) in enumerate(rows)
+            if not any(is_empty(row[column]) for column in has)
+        ]
         if not kept:
-            raise SourceError(f"table: {path}: every row has an empty cell in one of the columns {', '.join(has)} (option needs). Leave it out.")
+            raise SourceError(
+                f"table: {path}: every row has an empty cell in one of the columns {', '.join(has)} (option"
+                " needs). Leave it out."
+            )
         self.left_out, self.needs = len(rows) - len(kept), has
         self.lines, self.rows = [line for _, line, _ in kept], [row for _, _, row in kept]
         self.column = named["column"] if named["column"] in header else None
         self.name = named["id"] if named["id"] in header else None
         self.split = named["split"] if named["split"] in header else None
         if self.split and named["split_by"]:
-            raise SourceError(f"table: {path} has a column '{self.split}', so split_by={named['split_by']} would not be used. "
-                              "Leave out split_by, or set split=null to divide the rows anew.")
+            raise SourceError(
+                f"table: {path} has a column '{self.split}', so split_by={named['split_by']} would not be"
+                " used. Leave out split_by, or set split=null to divide the rows anew."
+            )
         self.second = second
         self.records = [self._record(number, line, row) for number, line, row in kept]
         self.side: list[str] = []
 
     def describe(self) -> str:
         train, test = self.sides()
-        left_out = f" ({self.left_out} rows with an empty {' or '.join(self.needs)} are left out)" if self.left_out else ""
+        left_out = (
+            f" ({self.left_out} rows with an empty {' or '.join(self.needs)} are left out)"
+            if self.left_out
+            else ""
+        )
         return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}"
 
     def _where(self, line: int) -> str:
@@ -102,16 +133,26 @@ class _Rows:
         if self.column is not None:
             if not isinstance(row[self.column], str) or is_empty(row[self.column]):
                 found = "empty" if is_empty(row[self.column]) else f"{row[self.column]!r}"[:50]
-                raise SourceError(f"{self._where(line)}: column '{self.column}' is {found}, expected a file path.")
+                raise SourceError(
+                    f"{self._where(line)}: column '{self.column}' is {found}, expected a file path."
+                )
             if not can_be_named(row[self.column]):
-                raise SourceError(f"{self._where(line)}: column '{self.column}' is {row[self.column]!r:.50}, which no file can be named. Correct it.")
+                raise SourceError(
+                    f"{self._where(line)}: column '{self.column}' is {row[self.column]!r:.50}, which no file"
+                    " can be named. Correct it."
+                )
             path = os.path.normpath(folder / row[self.column])
             own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
         else:
             if self.name is not None and is_empty(row[self.name]):
-                raise SourceError(f"{self._where(line)}: column '{self.name}' is empty, expected what names the row.")
+                raise SourceError(
+                    f"{self._where(line)}: column '{self.name}' is empty, expected what names the row."
+                )
             own["id"] = as_text(row, self.name) if self.name is not None else f"row {number + 1}"
-        meant = {"path": self.column, "id": self.column or self.name}  # a column that a record's key is made from is not kept twice
+        meant = {
+            "path": self.column,
+            "id": self.column or self.name,
+        }  # a column that a record's key is made from is not kept twice
         others = {f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in row.items()}
         return {**others, **own}
 
@@ -119,39 +160,57 @@ class _Rows:
         if self.split:
             self.side = [self._side(line, row[self.split]) for line, row in zip(self.lines, self.rows)]
         elif not self.side:
-            by_hash = split_by_hash(list(dict.fromkeys(r["id"] for r in self.records)), test_fraction, f"table {self.path}",
-                                    "file" if self.column is not None else "row")
+            by_hash = split_by_hash(
+                list(dict.fromkeys(r["id"] for r in self.records)),
+                test_fraction,
+                f"table {self.path}",
+                "file" if self.column is not None else "row",
+            )
             self.side = [by_hash[r["id"]] for r in self.records]
         self._check(split)
 
     def _side(self, line: int, value) -> str:
         if str(value).strip().lower() not in SPLIT_OF:
-            raise SourceError(f"{self._where(line)}: {self.split} is '{value}', expected one of {', '.join(SPLIT_OF)}.")
+            raise SourceError(
+                f"{self._where(line)}: {self.split} is '{value}', expected one of {', '.join(SPLIT_OF)}."
+            )
         return SPLIT_OF[str(value).strip().lower()]
 
     def sides(self) -> tuple[list[dict], list[dict]]:
-        train, test = ([r for r, side in zip(self.records, self.side) if side == wanted] for wanted in ("train", "test"))
+        train, test = (
+            [r for r, side in zip(self.records, self.side) if side == wanted] for wanted in ("train", "test")
+        )
         return train, test
 
     def _check(self, split: str | None) -> None:
         train, test = self.sides()
         for name, part in (("train", train), ("test", test)):
             if not part:
-                raise SourceError(f"table: {self.path}: no row of column '{split}' says {name}. Mark some, or name another split column."
-                                  if self.split else f"table: {self.path}: the split by hash leaves no row for {name}. Change test_fraction.")
+                raise SourceError(
+                    f"table: {self.path}: no row of column '{split}' says {name}. Mark some, or name another"
+                    " split column."
+                    if self.split
+                    else (
+                        f"table: {self.path}: the split by hash leaves no row for {name}. Change"
+                        " test_fraction."
+                    )
+                )
         if self.column is not None:
             self._check_files()
             check_apart("table", train, test)
         elif both := {r["id"] for r in train} & {r["id"] for r in test}:
-            raise SourceError(f"table: {self.path}: rows named '{min(both)}' are in train and in test. Name another id column, "
-                              "or keep them on one side, or the test is on training data.")
+            raise SourceError(
+                f"table: {self.path}: rows named '{min(both)}' are in train and in test. Name another id"
+                " column, or keep them on one side, or the test is on training data."
+            )
 
     def _check_files(self) -> None:
         first = self.records[:LOOKED_AT]
         if not any(os.path.exists(r["path"]) for r in first):
             raise SourceError(
-                f"table: {self.path}: none of the first {len(first)} files exists, the first is {first[0]['path']}. "
-                f"Paths are relative to the {self.path.suffix[1:]}'s folder {self.path.parent}: correct them, or move the {self.path.suffix[1:]}."
+                f"table: {self.path}: none of the first {len(first)} files exists, the first is"
+                f" {first[0]['path']}. Paths are relative to the {self.path.suffix[1:]}'s folder"
+                f" {self.path.parent}: correct them, or move the {self.path.suffix[1:]}."
             )
 
 
@@ -169,35 +228,57 @@ def _split_together(tables: list[_Rows], column: str, test_fraction: float) -> N
         try:
             cells.append([as_text(row, column) for row in table.rows])
         except CellError as error:
-            raise SourceError(f"table: {table.path}: split_by: {error} in some row, expected a cell to split by.") from None
-    by_hash = split_by_hash(list(dict.fromkeys(cell for part in cells for cell in part)), test_fraction,
-                            f"table {tables[0].path}, column '{column}'", "value")
+            raise SourceError(
+                f"table: {table.path}: split_by: {error} in some row, expected a cell to split by."
+            ) from None
+    by_hash = split_by_hash(
+        list(dict.fromkeys(cell for part in cells for cell in part)),
+        test_fraction,
+        f"table {tables[0].path}, column '{column}'",
+        "value",
+    )
     for table, part in zip(tables, cells):
         table.side = [by_hash[cell] for cell in part]
 
 
 # ---- files ----
 
+
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
-    """(columns, [(line number, row)]) of a csv, jsonl or parquet file; every row has every column. Raises SourceError."""
+    """(columns, [(line number, row)]) of a csv, jsonl or parquet file; every row has every column. Raises
+    SourceError."""
     if not path.exists():
-        raise SourceError(f"table: root {path} does not exist. Expected a csv, jsonl or parquet file: check the path.")
+        raise SourceError(
+            f"table: root {path} does not exist. Expected a csv, jsonl or parquet file: check the path."
+        )
     if path.is_dir():
         tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        raise SourceError(f"table: root {path} is a folder, expected a csv, jsonl or parquet file. "
-                          f"Found there: {', '.join(tables[:5]) or 'none of them'}.")
+        raise SourceError(
+            f"table: root {path} is a folder, expected a csv, jsonl or parquet file. "
+            f"Found there: {', '.join(tables[:5]) or 'none of them'}."
+        )
     if path.suffix.lower() not in SUFFIXES:
-        raise SourceError(f"table: {path} ends in '{path.suffix}', expected one of {' '.join(SUFFIXES)}. Rename or convert it.")
+        raise SourceError(
+            f"table: {path} ends in '{path.suffix}', expected one of {' '.join(SUFFIXES)}. Rename or"
+            " convert it."
+        )
     try:
         reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix.lower()]
         header, rows = reader(path)
     except UnicodeDecodeError as error:
-        raise SourceError(f"table: {path} is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8.") from None
+        raise SourceError(
+            f"table: {path} is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8."
+        ) from None
     except (csv.Error, OSError) as error:
-        raise SourceError(f"table: cannot read {path}: {error}. Expected a {path.suffix[1:]} file"
-                          f"{'' if path.suffix == '.parquet' else ' in UTF-8'}.") from None
+        raise SourceError(
+            f"table: cannot read {path}: {error}. Expected a {path.suffix[1:]} file"
+            f"{'' if path.suffix == '.parquet' else ' in UTF-8'}."
+        ) from None
     if not rows:
-        raise SourceError(f"table: {path} is empty, expected {'a header line and ' if path.suffix == '.csv' else ''}at least two rows.")
+        raise SourceError(
+            f"table: {path} is empty, expected {'a header line and ' if path.suffix == '.csv' else ''}at"
+            " least two rows."
+        )
     if twice := [name for name, times in Counter(header).items() if times > 1]:
         raise SourceError(f"table: {path} has two columns named '{twice[0]}'. Rename one.")
     return header, rows
@@ -209,8 +290,10 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     header = numbered[0][1] if numbered else []
     for line, row in numbered[1:]:
         if len(row) != len(header):
-            raise SourceError(f"table: {path}, line {line}: {len(row)} fields, the header has {len(header)}. "
-                              "Put quotes around values with commas.")
+            raise SourceError(
+                f"table: {path}, line {line}: {len(row)} fields, the header has {len(header)}. "
+                "Put quotes around values with commas."
+            )
     return header, [(line, dict(zip(header, row))) for line, row in numbered[1:]]
 
 
@@ -223,9 +306,15 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
         try:
             row = json.loads(text)
         except ValueError as error:
-            raise SourceError(f"table: {path}, line {line}: is not JSON: {error}. Expected an object such as {{\"path\": \"a.png\"}}.") from None
+            raise SourceError(
+                f'table: {path}, line {line}: is not JSON: {error}. Expected an object such as {{"path":'
+                ' "a.png"}.'
+            ) from None
         if not isinstance(row, dict):
-            raise SourceError(f"table: {path}, line {line}: is {type(row).__name__}, expected an object such as {{\"path\": \"a.png\"}}.")
+            raise SourceError(
+                f'table: {path}, line {line}: is {type(row).__name__}, expected an object such as {{"path":'
+                ' "a.png"}.'
+            )
         found.append((line, row))
     header = list(dict.fromkeys(key for _, row in found for key in row))
     return header, [(line, {key: row.get(key) for key in header}) for line, row in found]
@@ -234,14 +323,19 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
 def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
     need(["pyarrow"], f"table: {path}", "parquet")
     from pyarrow import ArrowException, parquet
+
     try:
         table = parquet.read_table(path)
     except ArrowException as error:
-        raise SourceError(f"table: cannot read {path}: {str(error).splitlines()[0]}. Expected a parquet file.") from None
+        raise SourceError(
+            f"table: cannot read {path}: {str(error).splitlines()[0]}. Expected a parquet file."
+        ) from None
     return table.column_names, list(enumerate(table.to_pylist(), 1))
 
 
 def _check_column(path: Path, option: str, name: str, header: list[str]) -> None:
     if name not in header:
-        raise SourceError(f"table: {path} has no column '{name}' (option {option}).{nearest(name, header)} "
-                          f"Columns: {', '.join(header)}.")
+        raise SourceError(
+            f"table: {path} has no column '{name}' (option {option}).{nearest(name, header)} "
+            f"Columns: {', '.join(header)}."
+        )

@@ -1,24 +1,34 @@
 """The source `video_folder`: every video file below a folder.
 
-    source = VideoFolder("/data/clips")
-    source.describe()                # "video_folder /data/clips: 498 train, 102 test videos"
+source = VideoFolder("/data/clips")
+source.describe()                # "video_folder /data/clips: 498 train, 102 test videos"
 """
 
 import os
 from pathlib import Path
 
 from vicjoint.registry import register
-from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_both_splits, check_fraction, has_split_folders, split_by_hash, what_is_there
+from vicjoint.sources.base import (
+    SPLIT_OF,
+    SourceError,
+    check_apart,
+    check_both_splits,
+    check_fraction,
+    has_split_folders,
+    split_by_hash,
+    what_is_there,
+)
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 @register("source", "video_folder")
 class VideoFolder:
-    """Every video file below `root`. Hidden names are skipped; links to files are followed, links to folders are not.
+    """Every video file below `root`. Hidden names are skipped; links to files are followed, links to folders
+    are not.
 
-    Where `root` has a folder train and one of test, val or validation, these are the splits, and videos elsewhere are
-    left out (`describe` counts them). Otherwise the split is by hash.
+    Where `root` has a folder train and one of test, val or validation, these are the splits, and videos
+    elsewhere are left out (`describe` counts them). Otherwise the split is by hash.
     """
 
     def __init__(self, root: str, test_fraction: float = 0.15):
@@ -31,7 +41,8 @@ class VideoFolder:
         else:
             side = split_by_hash(ids, test_fraction, f"video_folder {self.root}")
         self.train, self.test = (
-            [{"id": i, "path": str(self.root / i)} for i in ids if side.get(i) == split] for split in ("train", "test")
+            [{"id": i, "path": str(self.root / i)} for i in ids if side.get(i) == split]
+            for split in ("train", "test")
         )
         self.left_out = len(ids) - len(self.train) - len(self.test)
         check_apart("video_folder", self.train, self.test)
@@ -41,18 +52,23 @@ class VideoFolder:
         return f"video_folder {self.root}: {len(self.train)} train, {len(self.test)} test videos{left_out}"
 
 
-
 def _list_videos(root: Path) -> list[str]:
     """Relative posix paths of the video files below `root`, sorted."""
     if not root.exists():
-        raise SourceError(f"video_folder: root {root} does not exist. Expected a folder with videos: check the path.")
+        raise SourceError(
+            f"video_folder: root {root} does not exist. Expected a folder with videos: check the path."
+        )
     if not root.is_dir():
-        raise SourceError(f"video_folder: root {root} is a file, expected a folder. Give its folder {root.parent}, "
-                          "or source: {name: table} for a csv of paths.")
+        raise SourceError(
+            f"video_folder: root {root} is a file, expected a folder. Give its folder {root.parent}, "
+            "or source: {name: table} for a csv of paths."
+        )
 
     def refuse(error: OSError):
-        raise SourceError(f"video_folder: cannot list {error.filename}: {error.strerror}. "
-                          "Allow reading it, or choose another root.")
+        raise SourceError(
+            f"video_folder: cannot list {error.filename}: {error.strerror}. "
+            "Allow reading it, or choose another root."
+        )
 
     found, links = [], 0
     for folder, folders, files in os.walk(root, onerror=refuse):
@@ -61,6 +77,8 @@ def _list_videos(root: Path) -> list[str]:
         found += [(Path(folder, f).relative_to(root)).as_posix() for f in files if not f.startswith(".")]
     videos = sorted(f for f in found if f.lower().endswith(VIDEO_SUFFIXES))
     if not videos:
-        raise SourceError(f"video_folder: no video below {root}. {what_is_there(found, links)} "
-                          f"Expected files ending in {' '.join(VIDEO_SUFFIXES)}.")
+        raise SourceError(
+            f"video_folder: no video below {root}. {what_is_there(found, links)} "
+            f"Expected files ending in {' '.join(VIDEO_SUFFIXES)}."
+        )
     return videos

@@ -1,3 +1,3 @@
 """Augmentations: of images, alone and in the lists that recipes write, and of waveforms."""
 
-from vicjoint.transforms import images, waveforms  # noqa: F401  (each registers itself)
+from vicjoint.transforms import images, waveforms

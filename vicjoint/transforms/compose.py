@@ -1,8 +1,9 @@
 """A list of transforms, as recipes write it, made into one augmented view of an image.
 
-    view = TransformList("pair.a", [{"name": "random_resized_crop"}, {"name": "colour_jitter", "p": 0.8}], size=224)
-    view_1CHW = view(pixels_CHW, rng)                       # uint8 in, uint8 out
-    view = view(pixels_CHW, rng, deferred=True)             # Uncoloured: batches of it are coloured on the training device
+view = TransformList("pair.a", [{"name": "random_resized_crop"}, {"name": "colour_jitter", "p": 0.8}],
+size=224) view_1CHW = view(pixels_CHW, rng)                       # uint8 in, uint8 out view =
+view(pixels_CHW, rng, deferred=True)             # Uncoloured: batches of it are coloured on the training
+device
 """
 
 # B images, H height, W width, N numbers of the colour transforms
@@ -22,8 +23,9 @@ CACHE_PIXELS = 2**16
 
 @dataclass
 class Uncoloured:
-    """Cropped pixels uint8 [B, 3, H, W] and the numbers [B, N] that their colour transforms drew. `to(device)` moves the pixels and
-    colours the whole batch there, in one go: float [B, 3, H, W] in [0, 1]."""
+    """Cropped pixels uint8 [B, 3, H, W] and the numbers [B, N] that their colour transforms drew.
+    `to(device)` moves the pixels and colours the whole batch there, in one go: float [B, 3, H, W] in [0, 1].
+    """
 
     pixels: Tensor
     numbers: np.ndarray
@@ -38,12 +40,18 @@ class Uncoloured:
         # a CPU works in its cache: some images at a time
         at_once = max(1, CACHE_PIXELS // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(pixels)
         for i in range(0, len(pixels), at_once):
-            apply_colour(torch.div(pixels[i : i + at_once], 255, out=x[i : i + at_once]), self.numbers[i : i + at_once], self.colour)
+            apply_colour(
+                torch.div(pixels[i : i + at_once], 255, out=x[i : i + at_once]),
+                self.numbers[i : i + at_once],
+                self.colour,
+            )
         return x
 
     @staticmethod
     def concatenate(views: list["Uncoloured"]) -> "Uncoloured":
-        return Uncoloured(torch.cat([v.pixels for v in views]), np.concatenate([v.numbers for v in views]), views[0].colour)
+        return Uncoloured(
+            torch.cat([v.pixels for v in views]), np.concatenate([v.numbers for v in views]), views[0].colour
+        )
 
 
 def apply_colour(x: Tensor, numbers: np.ndarray, colour: list) -> Tensor:
@@ -55,14 +63,17 @@ def apply_colour(x: Tensor, numbers: np.ndarray, colour: list) -> Tensor:
 
 
 class TransformList:
-    """The transforms of one view, built: geometry first, then colour. `path`: the recipe key that lists them, for messages."""
+    """The transforms of one view, built: geometry first, then colour. `path`: the recipe key that lists them,
+    for messages."""
 
     def __init__(self, path: str, specs: list[dict], size: int):
         self.steps = [_build(f"{path}.{i}", dict(spec), size) for i, spec in enumerate(specs)]
         is_colour = [hasattr(step, "apply") for step in self.steps]
         if is_colour != sorted(is_colour):
-            raise ValueError(f"{path}: {specs[is_colour.index(True)]['name']} stands before a crop or flip. "
-                             "Put random_resized_crop and horizontal_flip first.")
+            raise ValueError(
+                f"{path}: {specs[is_colour.index(True)]['name']} stands before a crop or flip. "
+                "Put random_resized_crop and horizontal_flip first."
+            )
         if not any(isinstance(step, images.RandomResizedCrop) for step in self.steps):
             raise ValueError(f"{path}: no random_resized_crop, which gives a view its size. Put it first.")
         self.geometry = [s for s, colour in zip(self.steps, is_colour) if not colour]
@@ -74,14 +85,17 @@ class TransformList:
         return pixels
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator, deferred: bool = False):
-        """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or Uncoloured."""
+        """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or
+        Uncoloured."""
         pixels = self.crop(pixels, rng)[None]
         numbers = np.array([[n for t in self.colour for n in t.draw(rng)]])
         if deferred:
             return Uncoloured(pixels, numbers, self.colour)
         if not self.colour:
             return pixels
-        x = torch.div(pixels, 255, out=torch.empty(pixels.shape))  # planes, whatever the order of the crop's memory
+        x = torch.div(
+            pixels, 255, out=torch.empty(pixels.shape)
+        )  # planes, whatever the order of the crop's memory
         apply_colour(x, numbers, self.colour)
         return x.mul_(255).add_(0.5).to(torch.uint8)  # rounds; values are in [0, 1]
 

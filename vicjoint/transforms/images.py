@@ -1,13 +1,15 @@
-"""Image augmentations, each in two steps: numbers are drawn on the host from the sample's own generator, then they are applied.
+"""Image augmentations, each in two steps: numbers are drawn on the host from the sample's own generator, then
+they are applied.
 
-    crop = RandomResizedCrop(size=224)
-    view_CHW = crop(pixels_CHW, rng)                        # geometry: uint8 in, uint8 out, one image
-    numbers = blur.draw(rng)                                # colour: `count` numbers per image ...
-    blur.apply(x_BCHW, numbers_BN)                          # ... applied to a batch in [0, 1], in place, on any device
+    crop = RandomResizedCrop(size=224) view_CHW = crop(pixels_CHW, rng)                        # geometry:
+    uint8 in, uint8 out, one image numbers = blur.draw(rng)                                # colour: `count`
+    numbers per image ... blur.apply(x_BCHW, numbers_BN)                          # ... applied to a batch in
+    [0, 1], in place, on any device
 
-So the same code colours one image in a worker or a whole batch on the GPU, and a sample stays a function of its generator. The
-parameters mean what they mean in torchvision and in VICReg's augmentations, which work on PIL images; results differ from those by
-the rounding to 8 bits between steps, by PIL's 8-bit hue, and by its approximation of a Gaussian with boxes (tests say how much).
+So the same code colours one image in a worker or a whole batch on the GPU, and a sample stays a function of
+its generator. The parameters mean what they mean in torchvision and in VICReg's augmentations, which work on
+PIL images; results differ from those by the rounding to 8 bits between steps, by PIL's 8-bit hue, and by its
+approximation of a Gaussian with boxes (tests say how much).
 """
 
 # B images, C = 3 channels, H height, W width, N numbers of one transform
@@ -35,22 +37,35 @@ def _check_range(transform: str, name: str, values, least: float, most: float = 
     low, high = values
     if not least < low <= high <= most:
         limit = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"transform '{transform}': {name} is {list(values)}, expected [low, high] above {least:g}{limit}.")
+        raise ValueError(
+            f"transform '{transform}': {name} is {list(values)}, expected [low, high] above {least:g}{limit}."
+        )
 
 
 # ---- geometry: one uint8 image ----
 
+
 @register("transform", "random_resized_crop")
 class RandomResizedCrop:
-    """A crop whose share of the area is in `area` and whose width / height is in `aspect` (log-uniform), resized to the pair's
-    size with antialiasing; after ten tries that do not fit, the largest centre crop (torchvision's rule)."""
+    """A crop whose share of the area is in `area` and whose width / height is in `aspect` (log-uniform),
+    resized to the pair's size with antialiasing; after ten tries that do not fit, the largest centre crop
+    (torchvision's rule)."""
 
-    def __init__(self, size: int, /, area: tuple[float, float] = (0.08, 1.0), aspect: tuple[float, float] = (3 / 4, 4 / 3),
-                 interpolation: str = "bicubic"):
+    def __init__(
+        self,
+        size: int,
+        /,
+        area: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+    ):
         _check_range("random_resized_crop", "area", area, 0, 1)
         _check_range("random_resized_crop", "aspect", aspect, 0)
         if interpolation not in INTERPOLATION:
-            raise ValueError(f"transform 'random_resized_crop': interpolation is '{interpolation}', expected {' or '.join(INTERPOLATION)}.")
+            raise ValueError(
+                f"transform 'random_resized_crop': interpolation is '{interpolation}', expected"
+                f" {' or '.join(INTERPOLATION)}."
+            )
         self.size, self.area, self.aspect, self.interpolation = size, area, aspect, interpolation
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -62,14 +77,22 @@ class RandomResizedCrop:
             if 0 < w <= width and 0 < h <= height:
                 return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
         ratio = min(max(width / height, self.aspect[0]), self.aspect[1])
-        w, h = (width, min(height, round(width / ratio))) if width / height < ratio else (min(width, round(height * ratio)), height)
+        w, h = (
+            (width, min(height, round(width / ratio)))
+            if width / height < ratio
+            else (min(width, round(height * ratio)), height)
+        )
         h, w = max(1, h), max(1, w)
         return (height - h) // 2, (width - w) // 2, h, w
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         top, left, h, w = self.box(*pixels.shape[-2:], rng)
-        part = pixels[None, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)  # twice as quick as planes
-        return nn.functional.interpolate(part, (self.size, self.size), mode=self.interpolation, antialias=True)[0]
+        part = pixels[None, :, top : top + h, left : left + w].contiguous(
+            memory_format=torch.channels_last
+        )  # twice as quick as planes
+        return nn.functional.interpolate(
+            part, (self.size, self.size), mode=self.interpolation, antialias=True
+        )[0]
 
 
 @register("transform", "horizontal_flip")
@@ -85,7 +108,8 @@ class HorizontalFlip:
 
 
 def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
-    """uint8 [3, H, W] -> [3, size, size]: the short side to size / share, then the centre (ImageNet's evaluation: 256 and 224)."""
+    """uint8 [3, H, W] -> [3, size, size]: the short side to size / share, then the centre (ImageNet's
+    evaluation: 256 and 224)."""
     height, width = pixels.shape[-2:]
     scale = round(size / share) / min(height, width)
     if scale != 1:
@@ -95,18 +119,26 @@ def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
 
 
 def middle_square(frames: Tensor, centre: float, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """The square [F, 3, S, S] of frames [F, 3, H, W] whose side is `centre` of the shorter one of theirs, and whose middle is `at` these
-    shares of the width and the height, or as near as the frame allows."""
+    """The square [F, 3, S, S] of frames [F, 3, H, W] whose side is `centre` of the shorter one of theirs, and
+    whose middle is `at` these shares of the width and the height, or as near as the frame allows."""
     height, width = frames.shape[-2:]
     side = max(1, round(min(height, width) * centre))
-    left, top = (min(max(0, math.floor(length * place - side / 2)), length - side) for length, place in zip((width, height), at))
+    left, top = (
+        min(max(0, math.floor(length * place - side / 2)), length - side)
+        for length, place in zip((width, height), at)
+    )
     return frames[..., top : top + side, left : left + side]
 
 
-def square_frames(squares: Tensor, size: int, rng: np.random.Generator | None = None, area: tuple[float, float] = (1.0, 1.0),
-                  flip: float = 0.0) -> Tensor:
-    """uint8 [F, 3, S, S] -> [F, 3, size, size]: one crop, a random `area` (share: least, most) of the square, for all frames, mirrored with
-    probability `flip`. Without rng the whole square."""
+def square_frames(
+    squares: Tensor,
+    size: int,
+    rng: np.random.Generator | None = None,
+    area: tuple[float, float] = (1.0, 1.0),
+    flip: float = 0.0,
+) -> Tensor:
+    """uint8 [F, 3, S, S] -> [F, 3, size, size]: one crop, a random `area` (share: least, most) of the square,
+    for all frames, mirrored with probability `flip`. Without rng the whole square."""
     side, top, left, mirrored = squares.shape[-1], 0, 0, False
     if rng is not None:
         square = side
@@ -121,17 +153,29 @@ def square_frames(squares: Tensor, size: int, rng: np.random.Generator | None = 
 
 # ---- colour: a batch in [0, 1], changed in place ----
 
+
 @register("transform", "colour_jitter")
 class ColourJitter:
-    """With probability `p`: brightness, contrast and saturation times a factor within 1 +- their value, hue turned by up to `hue`
-    of the circle either way, in random order."""
+    """With probability `p`: brightness, contrast and saturation times a factor within 1 +- their value, hue
+    turned by up to `hue` of the circle either way, in random order."""
 
     count = 9  # active, four values, their order
 
-    def __init__(self, size: int, /, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.2, hue: float = 0.1, p: float = 0.8):
+    def __init__(
+        self,
+        size: int,
+        /,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.2,
+        hue: float = 0.1,
+        p: float = 0.8,
+    ):
         _check_share("colour_jitter", p=p, brightness=brightness, contrast=contrast, saturation=saturation)
         if not 0 <= hue <= 0.5:
-            raise ValueError(f"transform 'colour_jitter': hue is {hue}, expected a number from 0 to 0.5 (half the circle).")
+            raise ValueError(
+                f"transform 'colour_jitter': hue is {hue}, expected a number from 0 to 0.5 (half the circle)."
+            )
         self.reach, self.p = (brightness, contrast, saturation, hue), p
 
     def draw(self, rng: np.random.Generator) -> list[float]:
@@ -197,16 +241,23 @@ class Solarize:
         return [float(rng.random() < self.p)]
 
     def apply(self, x: Tensor, numbers: np.ndarray) -> None:
-        on_some(x, numbers[:, 0] > 0, lambda part, _: part.copy_(torch.where(part >= self.limit, 1 - part, part)), numbers[:, 0])
+        on_some(
+            x,
+            numbers[:, 0] > 0,
+            lambda part, _: part.copy_(torch.where(part >= self.limit, 1 - part, part)),
+            numbers[:, 0],
+        )
 
 
 def on_some(x: Tensor, chosen: np.ndarray, operation, values: np.ndarray) -> None:
-    """`operation(part, values_of_part [n, 1, 1, 1])` in place on the images that are chosen [B]. `chosen` and `values` are on the host,
-    so nothing waits for the device."""
+    """`operation(part, values_of_part [n, 1, 1, 1])` in place on the images that are chosen [B]. `chosen` and
+    `values` are on the host, so nothing waits for the device."""
     places = np.flatnonzero(chosen)
     if len(places) == 0:
         return
-    values = torch.from_numpy(values[places].astype(np.float32)).view(-1, 1, 1, 1).to(x.device, non_blocking=True)
+    values = (
+        torch.from_numpy(values[places].astype(np.float32)).view(-1, 1, 1, 1).to(x.device, non_blocking=True)
+    )
     if len(places) == len(x):
         operation(x, values)
         return
@@ -217,6 +268,7 @@ def on_some(x: Tensor, chosen: np.ndarray, operation, values: np.ndarray) -> Non
 
 
 # Each of these changes x [B, 3, H, W] in [0, 1] in place; values are [B, 1, 1, 1].
+
 
 def grey(x: Tensor) -> Tensor:
     """Luminance [B, 1, H, W]."""
@@ -244,18 +296,26 @@ def hue(x: Tensor, turn: Tensor) -> None:
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     sixth = (1 / 6) / chroma.clamp_min(1e-6)  # grey: any hue will do, its chroma is 0
-    largest = lambda channel: (channel - value).sign_().add_(1)  # 1 where it is, else 0; quicker than comparing and choosing  # noqa: E731
+    largest = lambda channel: (
+        (channel - value).sign_().add_(1)
+    )  # 1 where it is, else 0; quicker than comparing and choosing
     angle = torch.lerp((r - g).mul_(sixth).add_(2 / 3), (b - r).mul_(sixth).add_(1 / 3), largest(g))
     angle.lerp_((g - b).mul_(sixth), largest(r)).add_(turn)  # in circles; red 0, green 1/3, blue 2/3
-    for channel in range(3):  # a channel has the full value within 1/6 of its own hue, and lost its chroma beyond 1/3
+    for channel in range(
+        3
+    ):  # a channel has the full value within 1/6 of its own hue, and lost its chroma beyond 1/3
         away = angle - channel / 3
         away = away.sub_(away.round()).abs_()
-        torch.addcmul(value, chroma, away.mul_(6).sub_(1).clamp_(0, 1), value=-1, out=x[:, channel : channel + 1])
+        torch.addcmul(
+            value, chroma, away.mul_(6).sub_(1).clamp_(0, 1), value=-1, out=x[:, channel : channel + 1]
+        )
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
-    """Gaussian of standard deviation `sigma` pixels, cut at the pixel above 3 sigma, which is at most `radius`; beyond the border the
-    edge pixels go on. Shifted sums along rows, then columns: for such small kernels quicker than convolutions."""
+    """Gaussian of standard deviation `sigma` pixels, cut at the pixel above 3 sigma, which is at most
+    `radius`; beyond the border the edge pixels go on. Shifted sums along rows, then columns: for such small
+    kernels quicker than convolutions.
+    """
     distance = torch.arange(radius + 1, device=x.device)
     taps = torch.exp(-0.5 * (distance / sigma.view(-1, 1)).square())
     taps = taps.masked_fill_(distance > (3 * sigma.view(-1, 1)).ceil(), 0)
@@ -265,4 +325,6 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
         y = nn.functional.pad(x, padding, mode="replicate")
         torch.mul(y.narrow(dimension, radius, size), taps[:, 0], out=x)
         for k in range(1, radius + 1):
-            x.addcmul_(y.narrow(dimension, radius - k, size) + y.narrow(dimension, radius + k, size), taps[:, k])
+            x.addcmul_(
+                y.narrow(dimension, radius - k, size) + y.narrow(dimension, radius + k, size), taps[:, k]
+            )

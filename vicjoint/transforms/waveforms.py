@@ -1,10 +1,13 @@
-"""Augmentations of sound, for the option `augment` of the modality audio: each has a chance `p`, draws from the sample's own generator,
-and turns a waveform [T] in [-1, 1] into another one of the same length; the modality clips the result.
+"""Augmentations of sound, for the option `augment` of the modality audio: each has a chance `p`, draws from
+the sample's own generator, and turns a waveform [T] in [-1, 1] into another one of the same length; the
+modality clips the result.
 
-    modality: {name: audio, seconds: 1.0, augment: [{name: gain}, {name: equalise, p: 0.3}, {name: noise, snr: [10, 40]}]}
+    modality: {name: audio, seconds: 1.0, augment: [{name: gain}, {name: equalise, p: 0.3}, {name: noise, snr:
+    [10, 40]}]}
 
-They are registered in the family `transform` as audio/gain, audio/noise, ...; a recipe leaves `audio/` out. Each takes the rate in Hz
-first, from the modality. Masks on a spectrogram (SpecAugment) are options of the encoders on the log-mel, `mask_bands` and `mask_frames`.
+They are registered in the family `transform` as audio/gain, audio/noise, ...; a recipe leaves `audio/` out.
+Each takes the rate in Hz first, from the modality. Masks on a spectrogram (SpecAugment) are options of the
+encoders on the log-mel, `mask_bands` and `mask_frames`.
 """
 
 # T samples, F frequencies
@@ -32,10 +35,16 @@ class SoundTransform:
     def change(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         raise NotImplementedError
 
-    def check_range(self, name: str, values, least: float = -math.inf, most: float = math.inf) -> tuple[float, float]:
+    def check_range(
+        self, name: str, values, least: float = -math.inf, most: float = math.inf
+    ) -> tuple[float, float]:
         low, high = values
         if not least <= low <= high <= most:
-            limit = "" if least == -math.inf else f", {least:g} or more" + ("" if most == math.inf else f" and at most {most:g}")
+            limit = (
+                ""
+                if least == -math.inf
+                else f", {least:g} or more" + ("" if most == math.inf else f" and at most {most:g}")
+            )
             self.refuse(name, list(values), f"[low, high]{limit}")
         return low, high
 
@@ -69,10 +78,18 @@ class Polarity(SoundTransform):
 
 @register("transform", "audio/noise")
 class Noise(SoundTransform):
-    """Gaussian noise at a signal-to-noise ratio in decibels, uniform in `snr`; the power of the noise falls with frequency as f^-tilt, `tilt`
-    uniform in its range (0 white, 1 pink, 2 brown). Silence stays silent."""
+    """Gaussian noise at a signal-to-noise ratio in decibels, uniform in `snr`; the power of the noise falls
+    with frequency as f^-tilt, `tilt` uniform in its range (0 white, 1 pink, 2 brown). Silence stays silent.
+    """
 
-    def __init__(self, rate_hz: int, /, snr: tuple[float, float] = (10.0, 40.0), tilt: tuple[float, float] = (0.0, 2.0), p: float = 0.5):
+    def __init__(
+        self,
+        rate_hz: int,
+        /,
+        snr: tuple[float, float] = (10.0, 40.0),
+        tilt: tuple[float, float] = (0.0, 2.0),
+        p: float = 0.5,
+    ):
         super().__init__(rate_hz, p)
         self.snr, self.tilt = self.check_range("snr", snr), self.check_range("tilt", tilt, -4, 4)
 
@@ -87,7 +104,8 @@ class Noise(SoundTransform):
 
 @register("transform", "audio/equalise")
 class Equalise(SoundTransform):
-    """Another microphone or room: each octave is raised or lowered by up to `decibels`, smoothly in between."""
+    """Another microphone or room: each octave is raised or lowered by up to `decibels`, smoothly in
+    between."""
 
     def __init__(self, rate_hz: int, /, decibels: float = 6.0, p: float = 0.5):
         super().__init__(rate_hz, p)
@@ -105,24 +123,40 @@ class Equalise(SoundTransform):
 
 @register("transform", "audio/reverb")
 class Reverb(SoundTransform):
-    """A room: the sound plus an echo of noise that decays by 60 dB in `seconds` (uniform), as strong as `wet` (uniform) of the sound."""
+    """A room: the sound plus an echo of noise that decays by 60 dB in `seconds` (uniform), as strong as `wet`
+    (uniform) of the sound."""
 
-    def __init__(self, rate_hz: int, /, seconds: tuple[float, float] = (0.1, 0.5), wet: tuple[float, float] = (0.1, 0.5), p: float = 0.3):
+    def __init__(
+        self,
+        rate_hz: int,
+        /,
+        seconds: tuple[float, float] = (0.1, 0.5),
+        wet: tuple[float, float] = (0.1, 0.5),
+        p: float = 0.3,
+    ):
         super().__init__(rate_hz, p)
-        self.seconds, self.wet = self.check_range("seconds", seconds, 0.01, 10), self.check_range("wet", wet, 0, 1)
+        self.seconds, self.wet = (
+            self.check_range("seconds", seconds, 0.01, 10),
+            self.check_range("wet", wet, 0, 1),
+        )
 
     def change(self, wave, rng):
         seconds, wet = rng.uniform(*self.seconds), rng.uniform(*self.wet)
         taps = max(2, round(seconds * self.rate_hz))
-        echo = torch.from_numpy(rng.standard_normal(taps, dtype=np.float32)) * 10 ** (-3 * torch.arange(taps) / taps)
+        echo = torch.from_numpy(rng.standard_normal(taps, dtype=np.float32)) * 10 ** (
+            -3 * torch.arange(taps) / taps
+        )
         size = 2 ** math.ceil(math.log2(len(wave) + taps))  # quick to transform
-        tail = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(echo / echo.norm(), size), size)[: len(wave)]
+        tail = torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(echo / echo.norm(), size), size)[
+            : len(wave)
+        ]
         return wave + wet * tail
 
 
 @register("transform", "audio/speed")
 class Speed(SoundTransform):
-    """Faster and higher, or slower and lower, by a factor uniform in `factor`; the middle is kept, silence fills what is missing."""
+    """Faster and higher, or slower and lower, by a factor uniform in `factor`; the middle is kept, silence
+    fills what is missing."""
 
     def __init__(self, rate_hz: int, /, factor: tuple[float, float] = (0.9, 1.1), p: float = 0.5):
         super().__init__(rate_hz, p)
@@ -139,7 +173,8 @@ class Speed(SoundTransform):
 
 @register("transform", "audio/time_shift")
 class TimeShift(SoundTransform):
-    """Earlier or later by up to `seconds`; silence comes in. For windows that a pair cuts at the same seconds for both of its halves."""
+    """Earlier or later by up to `seconds`; silence comes in. For windows that a pair cuts at the same seconds
+    for both of its halves."""
 
     def __init__(self, rate_hz: int, /, seconds: float = 0.1, p: float = 1.0):
         super().__init__(rate_hz, p)
@@ -176,5 +211,13 @@ class TimeMask(SoundTransform):
         return wave
 
 
-TRANSFORMS = {"gain": Gain, "polarity": Polarity, "noise": Noise, "equalise": Equalise, "reverb": Reverb, "speed": Speed,
-              "time_shift": TimeShift, "time_mask": TimeMask}
+TRANSFORMS = {
+    "gain": Gain,
+    "polarity": Polarity,
+    "noise": Noise,
+    "equalise": Equalise,
+    "reverb": Reverb,
+    "speed": Speed,
+    "time_shift": TimeShift,
+    "time_mask": TimeMask,
+}

@@ -4,9 +4,10 @@
         video.info.frames, video.info.timestamps_seconds
         frames = video.read([3, 5, 7, 8])          # uint8 [4, H, W, 3], RGB, upright
 
-Which frames exist is always settled by PyAV, from the packets' timestamps where the container tells them reliably and by decoding
-otherwise: edit lists, variable frame rate and B-frames are all honoured. Another decoder (decord, torchcodec) is trusted with a
-file only when it counts the same frames at the same times. Open a file where it is read, in the worker: a Video does not pickle.
+Which frames exist is always settled by PyAV, from the packets' timestamps where the container tells them
+reliably and by decoding otherwise: edit lists, variable frame rate and B-frames are all honoured. Another
+decoder (decord, torchcodec) is trusted with a file only when it counts the same frames at the same times.
+Open a file where it is read, in the worker: a Video does not pickle.
 """
 
 import os
@@ -21,8 +22,9 @@ BACKENDS = ("auto", "decord", "pyav", "torchcodec")
 class Video:
     """An open video file; `info` says what it holds, `read` gives frames. Use it in a `with` block.
 
-    backend: pyav, decord, torchcodec, or auto: decord where it is installed and agrees with PyAV about the file, else torchcodec
-    on the same condition, else PyAV. Raises VideoError where the file, or a backend asked for by name, cannot be used.
+    backend: pyav, decord, torchcodec, or auto: decord where it is installed and agrees with PyAV about the
+    file, else torchcodec on the same condition, else PyAV. Raises VideoError where the file, or a backend
+    asked for by name, cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "auto"):
@@ -51,11 +53,15 @@ class Video:
         return self._pyav, "pyav"
 
     def read(self, frames) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one forward pass."""
+        """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one
+        forward pass."""
         numbers = np.asarray(list(frames), dtype=np.int64)
         outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
         if outside.size:
-            raise VideoError(f"{self.path}: there is no frame {outside[0]}; {self.info.frames} frames exist, numbered from 0.")
+            raise VideoError(
+                f"{self.path}: there is no frame {outside[0]}; {self.info.frames} frames exist, numbered"
+                " from 0."
+            )
         if not numbers.size:
             return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
@@ -83,9 +89,3 @@ def read(path, frames, backend: str = "auto") -> np.ndarray:
     """Frames uint8 [T, H, W, 3] of one file by true number; see Video."""
     with Video(path, backend) as video:
         return video.read(frames)
-
-
-def probe(path, backend: str = "auto") -> VideoInfo:
-    """What a file holds; see VideoInfo."""
-    with Video(path, backend) as video:
-        return video.info

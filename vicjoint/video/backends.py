@@ -1,8 +1,9 @@
-"""The decoders behind `vicjoint.video`, which is the module to use; a decoder gives frames of increasing, distinct numbers.
+"""The decoders behind `vicjoint.video`, which is the module to use; a decoder gives frames of increasing,
+distinct numbers.
 
-    decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-    decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
-    decoder.read([3, 5, 7]), decoder.close()
+decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
+decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
+decoder.read([3, 5, 7]), decoder.close()
 """
 
 import importlib
@@ -14,9 +15,12 @@ from av.video.reformatter import VideoReformatter
 
 from vicjoint.guard import no_file, no_media
 
-MOST_PIXELS = 1 << 26  # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
+MOST_PIXELS = (
+    1 << 26
+)  # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
-# Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is decoded.
+# Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
+# decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
 
@@ -29,8 +33,10 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """The frames that exist. timestamps_seconds: float64 [frames], strictly increasing. fps: their average rate.
-    height, width: pixels of a frame as shown, after rotation. start_seconds: when the file begins, its sound included, on the same clock."""
+    """The frames that exist. timestamps_seconds: float64 [frames], strictly increasing. fps: their average
+    rate. height, width: pixels of a frame as shown, after rotation. start_seconds: when the file begins, its
+    sound included, on the same clock.
+    """
 
     frames: int
     fps: float
@@ -45,7 +51,9 @@ class PyAV:
 
     def __init__(self, path: str):
         self.path = path
-        self._convert = VideoReformatter()  # one for all frames: making its tables anew costs more than the conversion
+        self._convert = (
+            VideoReformatter()
+        )  # one for all frames: making its tables anew costs more than the conversion
         self._container = _open(path)
         try:
             self._use_stream()
@@ -61,15 +69,23 @@ class PyAV:
         self._stream = self._container.streams.video[0]
         self._context = self._stream.codec_context
         self._context.thread_count = 1
-        self._context.options = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}  # damaged data is an error, not a grey patch
+        self._context.options = {
+            "err_detect": "explode",
+            "max_pixels": str(MOST_PIXELS),
+        }  # damaged data is an error, not a grey patch
         if self._context.width * self._context.height > MOST_PIXELS:
-            raise VideoError(f"{self.path}: claims frames of {self._context.width} x {self._context.height} pixels, more than the {MOST_PIXELS:,} that are "
-                             "read. Make them smaller.")
+            raise VideoError(
+                f"{self.path}: claims frames of {self._context.width} x {self._context.height} pixels, more"
+                f" than the {MOST_PIXELS:,} that are read. Make them smaller."
+            )
 
     def _index(self) -> VideoInfo:
-        """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first for its shape."""
+        """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first
+        for its shape."""
         packets = [p for p in self._container.demux(self._stream) if p.size]
-        listed = len(getattr(self._stream, "index_entries", ())) if "mp4" in self._container.format.name else 0
+        listed = (
+            len(getattr(self._stream, "index_entries", ())) if "mp4" in self._container.format.name else 0
+        )
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
         if not packets:
@@ -92,7 +108,9 @@ class PyAV:
         try:
             found = self._search(numbers) if self._shown is None else self._frames_shown(numbers)
         except av.FFmpegError as error:
-            raise VideoError(f"{self.path}: frames {numbers[0]} to {numbers[-1]} are damaged ({_cause(error)}).") from None
+            raise VideoError(
+                f"{self.path}: frames {numbers[0]} to {numbers[-1]} are damaged ({_cause(error)})."
+            ) from None
         for number in numbers:
             if number not in found or found[number].is_corrupt:
                 raise VideoError(f"{self.path}: frame {number} is damaged: it cannot be decoded.")
@@ -100,13 +118,16 @@ class PyAV:
         for place, number in enumerate(numbers):
             image = self._upright(found[number])
             if image.shape != out.shape[1:]:
-                raise VideoError(f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
-                                 f"{self.info.width}x{self.info.height}; the picture size must not change within a video.")
+                raise VideoError(
+                    f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
+                    f"{self.info.width}x{self.info.height}; the picture size must not change within a video."
+                )
             out[place] = image
         return out
 
     def _search(self, wanted: list[int]) -> dict:
-        """Frames by timestamp, or by number where the file was counted by decoding; decoded from the beginning of the file."""
+        """Frames by timestamp, or by number where the file was counted by decoding; decoded from the
+        beginning of the file."""
         missing, found = set(wanted), {}
         for number, frame in enumerate(self._decode_from(None)):
             name = number if self._shown is None else frame.pts
@@ -121,12 +142,15 @@ class PyAV:
         wanted = [self._shown[n] for n in numbers]
         try:
             found = self._frames_at(wanted)
-        except av.FFmpegError:  # an open group of pictures: its key frame leans on the group before; damage fails again
+        except (
+            av.FFmpegError
+        ):  # an open group of pictures: its key frame leans on the group before; damage fails again
             found = self._search(wanted)
         return {n: found[self._shown[n]] for n in numbers if self._shown[n] in found}
 
     def _frames_at(self, wanted: list[int]) -> dict:
-        """Decoded frames by timestamp. Goes forward once, and jumps to a later key frame where nothing before it is wanted."""
+        """Decoded frames by timestamp. Goes forward once, and jumps to a later key frame where nothing before
+        it is wanted."""
         starts: dict = {}
         for pts in wanted:
             start = max((key for key in self._keys if key[0] <= pts), default=self._keys[0])
@@ -147,7 +171,7 @@ class PyAV:
         """Every frame from a key packet (pts, dts) on, or from the beginning, in order of presentation."""
         self._context.flush_buffers()
         if start is not None and self._packets is not None:
-            packets = self._packets[self._place[start[0]]:]
+            packets = self._packets[self._place[start[0]] :]
         else:
             self._rewind(start)
             packets = (p for p in self._container.demux(self._stream) if p.size)
@@ -200,7 +224,9 @@ def _shown(packets: list, container: str, codec: str) -> list[int] | None:
         return None
     if None in times or len(set(times)) < len(times) or not packets[0].is_keyframe:
         return None
-    shown = sorted(p.pts for p in packets if not p.is_discard)  # an edit list discards frames that are only decoded
+    shown = sorted(
+        p.pts for p in packets if not p.is_discard
+    )  # an edit list discards frames that are only decoded
     # frames before the first key frame lack what they refer to; decoders differ in showing them
     return shown if shown and shown[0] >= packets[0].pts else None
 
@@ -208,7 +234,11 @@ def _shown(packets: list, container: str, codec: str) -> list[int] | None:
 def _info(times: list, first, stream) -> VideoInfo:
     rate = float(stream.average_rate or 25)
     usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
-    seconds = np.array(times, dtype=np.float64) * float(stream.time_base) if usable else np.arange(len(times)) / rate
+    seconds = (
+        np.array(times, dtype=np.float64) * float(stream.time_base)
+        if usable
+        else np.arange(len(times)) / rate
+    )
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
     sides = (first.height, first.width) if _quarter_turns(first) % 2 == 0 else (first.width, first.height)
@@ -222,22 +252,31 @@ def _quarter_turns(frame) -> int:
 
 
 class _Other:
-    """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and decodes."""
+    """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
+    decodes."""
 
     name: str
-    module: str  # imported when a file is opened and not at the top: optional, and decord must load after torch
+    module: (
+        str  # imported when a file is opened and not at the top: optional, and decord must load after torch
+    )
     missing: str  # what to do where that fails
 
     def __init__(self, path: str, info: VideoInfo):
         self.path = path
         try:
             module = importlib.import_module(self.module)
-        except (ImportError, OSError, RuntimeError):  # RuntimeError: torchcodec without an FFmpeg that it can load
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+        ):  # RuntimeError: torchcodec without an FFmpeg that it can load
             raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
         try:
             self._open(module)
         except Exception as error:  # decord raises its own errors, some of them plain Exception
-            raise VideoError(f"{path}: {self.name} cannot open this file ({_brief(error)}). Use video_backend: auto.") from None
+            raise VideoError(
+                f"{path}: {self.name} cannot open this file ({_brief(error)}). Use video_backend: auto."
+            ) from None
         self._compare(info)
 
     def read(self, numbers: list[int]) -> np.ndarray:
@@ -245,8 +284,10 @@ class _Other:
         try:
             return self._decode(numbers)
         except Exception as error:
-            raise VideoError(f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
-                             f"({_brief(error)}).") from None
+            raise VideoError(
+                f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
+                f"({_brief(error)})."
+            ) from None
 
     def close(self) -> None:
         self._reader = None
@@ -262,10 +303,17 @@ class _Decord(_Other):
         self._times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
 
     def _compare(self, info: VideoInfo) -> None:
-        # decord does not know edit lists: it counts frames that are never shown and returns wrong ones, without an error
-        if len(self._times) != info.frames or self._times.min() < 0 or not _same_times(self._times, info.timestamps_seconds):
-            raise VideoError(f"{self.path}: decord gives other frames than the {info.frames} a player shows "
-                             "(an edit list, most often). Use video_backend: auto.")
+        # decord does not know edit lists: it counts frames that are never shown and returns wrong ones,
+        # without an error
+        if (
+            len(self._times) != info.frames
+            or self._times.min() < 0
+            or not _same_times(self._times, info.timestamps_seconds)
+        ):
+            raise VideoError(
+                f"{self.path}: decord gives other frames than the {info.frames} a player shows "
+                "(an edit list, most often). Use video_backend: auto."
+            )
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         return self._reader.get_batch(numbers).asnumpy()
@@ -274,16 +322,22 @@ class _Decord(_Other):
 class _TorchCodec(_Other):
     name = "torchcodec"
     module = "torchcodec.decoders"
-    missing = ("cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
-               "or use video_backend: pyav.")
+    missing = (
+        "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
+        "or use video_backend: pyav."
+    )
 
     def _open(self, decoders) -> None:
-        self._reader = decoders.VideoDecoder(self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
+        self._reader = decoders.VideoDecoder(
+            self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
+        )
 
     def _compare(self, info: VideoInfo) -> None:
         if len(self._reader) != info.frames:
-            raise VideoError(f"{self.path}: torchcodec counts {len(self._reader)} frames, {info.frames} exist. "
-                             "Use video_backend: auto.")
+            raise VideoError(
+                f"{self.path}: torchcodec counts {len(self._reader)} frames, {info.frames} exist. "
+                "Use video_backend: auto."
+            )
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         return self._reader.get_frames_at(numbers).data.numpy()
@@ -297,6 +351,7 @@ def _brief(error: Exception) -> str:
 
 
 def _same_times(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two lists of timestamps in seconds agree to half the shortest gap, apart from a common shift."""
+    """Whether two lists of timestamps in seconds agree to half the shortest gap, apart from a common
+    shift."""
     gap = np.diff(b).min() if len(b) > 1 else 1.0
     return bool(np.all(np.abs((a - a[0]) - (b - b[0])) < gap / 2))
