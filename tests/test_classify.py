@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Pixels
+from vicjoint.parts import Modality
 from vicjoint.probes import classify, frozen
 from vicjoint.probes.classify import KNN, Heads, Linear, top_shares, votes
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image as Picture
 
 from vicjoint import data
-from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Clip, Image, Pixels
 from vicjoint.pairs import cross_modal
 from vicjoint.pairs.cross_modal import CrossModal
+from vicjoint.parts import Modality
 from vicjoint.sources.table import Table
 from vicjoint.sources.video_folder import VideoFolder
 from vicjoint.video.write import write_mp4

@@ -28,7 +28,7 @@ PARTS = '''
 import numpy as np
 import torch
 from torch import nn
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.registry import register, register_encoder
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.probes.frozen import evenly, zero_or_one
 from vicjoint.probes.pair_match import PairMatch, frequency, similarity
 from vicjoint.probes.retrieval import Retrieval

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.probes import regression, ridge
 from vicjoint.probes.regression import Regression, auc, mid_ranks, number_metrics, pearson
 from vicjoint.probes.ridge import Ridge, fit_chosen

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 import vicjoint
-from vicjoint.modalities.base import Modality
 from vicjoint.modalities.image import Pixels
+from vicjoint.parts import Modality
 from vicjoint.probes import linear_map, ranking
 from vicjoint.probes.linear_map import LinearMap, PrincipalComponents
 from vicjoint.probes.retrieval import Retrieval, number_within

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from vicjoint import checkpoint, loop, registry
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.registry import register, register_encoder
 
 TESTS = Path(__file__).resolve().parent

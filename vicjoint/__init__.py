@@ -34,7 +34,7 @@ def __getattr__(name: str):
 
         return load_encoder
     if name == "Modality":
-        from vicjoint.modalities.base import Modality
+        from vicjoint.parts import Modality
 
         return Modality
     raise AttributeError(f"module 'vicjoint' has no attribute '{name}'")

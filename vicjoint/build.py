@@ -16,6 +16,7 @@ from vicjoint import data, distributed
 from vicjoint.config import PairOfBranches, Recipe, RecipeError
 from vicjoint.model import JointModel, SharedBranches, as_spec, build_model, modality_spec
 from vicjoint.objectives.multicrop import MultiCrop
+from vicjoint.parts import Objective
 from vicjoint.readers import Readers
 from vicjoint.registry import build, find, nearest, options
 from vicjoint.time_limit import TimeLimit
@@ -74,10 +75,10 @@ class Parts:
         ]
 
 
-class Weighted(nn.Module):
+class Weighted(Objective):
     """`objective` times a factor."""
 
-    def __init__(self, objective: nn.Module, weight: float):
+    def __init__(self, objective: Objective, weight: float):
         super().__init__()
         self.objective, self.weight, self.terms = objective, weight, objective.terms
 
@@ -86,7 +87,7 @@ class Weighted(nn.Module):
         return self.weight * loss, {name: self.weight * value for name, value in terms.items()}
 
     def describe(self, dim: int) -> str | None:
-        return getattr(self.objective, "describe", lambda _: None)(dim)
+        return self.objective.describe(dim)
 
 
 def build_parts(recipe: Recipe) -> Parts:

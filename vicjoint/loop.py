@@ -139,7 +139,7 @@ def describe(parts: Parts, folder: Path) -> None:
     )
     for p in parts.pairs:
         width = parts.recipe.named_branches()[p.spec.a].expander[-1]
-        if said := getattr(p.objective, "describe", lambda _: None)(width):
+        if said := p.objective.describe(width):
             print(f"{p.name}: {said}" if len(parts.pairs) > 1 else said)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vicjoint.batch import Crops
 from vicjoint.latents import Choice, check_latents
+from vicjoint.parts import Predictor
 from vicjoint.registry import build, register, shared_options
 
 
@@ -170,7 +171,7 @@ class SharedBranches(nn.Module):
 
 
 @register("predictor", "mlp")
-class MLP(nn.Module):
+class MLP(Predictor):
     """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
 
     latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vicjoint.parts import Modality, Objective, Pair, Predictor, Probe, Source
+
 FAMILIES = (
     "modality",
     "source",
@@ -44,12 +46,15 @@ BUILT_IN = (
     "vicjoint.probes",
 )
 
-# A modality may use encoders registered for another: a next frame, a drawing, a microscope's channels are
-# images.
-ACCEPTS = {
-    "next_frame": ("next_frame", "image"),
-    "drawing": ("drawing", "image"),
-    "microscope": ("microscope", "image"),
+# What a component of a family has to inherit; encoders, transforms, optimizers and schedules are called for
+# what they give.
+CONTRACTS = {
+    "source": Source,
+    "modality": Modality,
+    "pair": Pair,
+    "objective": Objective,
+    "predictor": Predictor,
+    "probe": Probe,
 }
 
 MOST_NAMES = 20  # in a message
@@ -89,10 +94,24 @@ def register(family: str, name: str) -> Callable:
                 f"{family} '{name}' is registered twice: by {_origin(known)} and by {_origin(component)}."
                 " Rename one of them."
             )
+        if inspect.isclass(component):
+            check_contract(family, name, component, component)
         _components[family][name] = component
         return component
 
     return add
+
+
+def check_contract(family: str, name: str, component: Callable, given: type) -> None:
+    """Raises ComponentError where a class, registered or returned by a registered function, is not what its
+    family has to inherit (vicjoint/parts.py)."""
+    contract = CONTRACTS.get(family)
+    if contract and not issubclass(given, contract):
+        raise ComponentError(
+            f"{family} '{name}' ({_origin(component)}) is a {given.__name__}, which does not inherit "
+            f"vicjoint.parts.{contract.__name__}. Write class {given.__name__}({contract.__name__}): its docstrings "
+            "say what a part of this family has, and its defaults serve for the rest."
+        )
 
 
 def register_encoder(modality: str, name: str) -> Callable:
@@ -125,13 +144,19 @@ def find(family: str, name: str) -> Callable:
 
 
 def _find_encoder(modality: str, name: str) -> Callable:
-    for accepted in ACCEPTS.get(modality, (modality,)):
+    for accepted in accepted_by(modality):
         if (found := _components["encoder"].get(f"{accepted}/{name}")) is not None:
             return found
     known = list_encoders(modality)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{modality}/{close[0]}'?" if close else ""
     raise ComponentError(f"no encoder '{modality}/{name}'.{hint} Known for {modality}: {some(known)}.")
+
+
+def accepted_by(modality: str) -> tuple[str, ...]:
+    """The modalities whose encoders a branch of this one can use, its own first."""
+    component = _components["modality"].get(modality)
+    return (modality, *(component.accepts if inspect.isclass(component) else ()))
 
 
 def options(component: Callable) -> dict[str, inspect.Parameter]:
@@ -156,7 +181,10 @@ def build(family: str, spec: dict, *args, **given) -> Any:
             f"{family} '{name}' takes no option '{unknown[0]}'.{nearest(unknown[0], options(component))} "
             f"Options: {', '.join(options(component)) or 'none'}."
         )
-    return component(*args, **spec, **given)
+    made = component(*args, **spec, **given)
+    if not inspect.isclass(component):
+        check_contract(family, name, component, type(made))
+    return made
 
 
 def shared_options(modality: dict, encoder: dict) -> dict[str, Any]:
@@ -168,7 +196,7 @@ def shared_options(modality: dict, encoder: dict) -> dict[str, Any]:
     known, common = options(of_modality), options(find("encoder", encoder["name"]))
     return {
         key: modality.get(key, known[key].default)
-        for key in getattr(of_modality, "shared", ())
+        for key in (of_modality.shared if inspect.isclass(of_modality) else ())
         if key in common
     }
 
@@ -180,7 +208,7 @@ def takes_any_option(component: Callable) -> bool:
 def list_encoders(modality: str) -> list[str]:
     """Names of the encoders that branch views of this modality can use, sorted."""
     load_built_in()
-    accepted = ACCEPTS.get(modality, (modality,))
+    accepted = accepted_by(modality)
     return sorted(
         {key.split("/", 1)[1] for key in _components["encoder"] if key.split("/", 1)[0] in accepted}
     )

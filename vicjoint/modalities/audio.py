@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.kept import Kept
+from vicjoint.files.kept import Kept, check_cache
 from vicjoint.files.sound import Sound
-from vicjoint.modalities.base import Modality, check_cache
+from vicjoint.parts import Modality
 from vicjoint.recipe.check import check_component
 from vicjoint.registry import build, need, register
 from vicjoint.transforms import waveforms

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.files import images
-from vicjoint.files.kept import Kept
-from vicjoint.modalities.base import Modality, check_cache
+from vicjoint.files.kept import Kept, check_cache
+from vicjoint.parts import Modality
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, middle_square, square_frames
@@ -27,6 +27,7 @@ class Pixels(Modality):
     """uint8 [B, C, (T,) H, W] in 0..255 -> float view of the same shape, (x / 255 - mean) / std per channel.
     A float input is taken to be in [0, 1] already. `mean` and `std` have one number per channel."""
 
+    accepts = ("image",)
     baseline = "pixels"
 
     def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD):
@@ -73,6 +74,7 @@ class Image(Pixels):
     evaluation view. centre: in evaluation the short side is resized to size / centre and the centre is kept.
     """
 
+    accepts = ()
     reading = ("size", "transforms", "centre")
 
     def __init__(
@@ -116,6 +118,7 @@ class Clip(Pixels):
     others are decoded each time. Views are the same with and without.
     """
 
+    accepts = ()
     timed = True
     reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at", "reduce", "cache_mb")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.guard import MOST_BYTES, no_file, quiet
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".stk", ".lsm")
@@ -49,6 +49,7 @@ class Microscope(Modality):
     """
 
     reads = "file"
+    accepts = ("image",)
     baseline = "intensities"
     reading = ("size", "crop", "low", "high", "flip", "brightness", "contrast")
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.batch import ATOM_CATEGORIES, BOND_CATEGORIES
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 
 COUNTED = (

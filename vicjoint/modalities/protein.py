@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, register
 
 # the order of ESM-2's tokenizer; ids are places in it

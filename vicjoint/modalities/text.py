@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vicjoint import hashing
-from vicjoint.modalities.base import Modality
+from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, need, register
 
 EOS = 1  # of ByT5; byte b is id b + hashing.BYTE_OFFSET, padding is 0

@@ -3,19 +3,20 @@
 # N samples of the global batch, n of this process, D embedding dimensions
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
 from vicjoint.objectives.products import row_blocks, rows_of_gram
 from vicjoint.objectives.spread import BLOCK, Guard
+from vicjoint.parts import Objective
 from vicjoint.registry import register
 
 EPSILON = 1e-5  # of the batch norm
 
 
 @register("objective", "barlow_twins")
-class BarlowTwins(nn.Module):
+class BarlowTwins(Objective):
     """Barlow Twins (Zbontar et al. 2021): with C = z_a^T z_b / N the cross-correlation of the embeddings,
     each column normalised over the batch (biased variance + 1e-5, as the official code's batch norm),
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
 from vicjoint.objectives.products import rows_of_gram
+from vicjoint.parts import Objective
 from vicjoint.registry import register
 
 Form = Literal["clip", "nt_xent", "moco"]
@@ -20,7 +21,7 @@ SAFE_SPAN = 80.0  # exp(-80) is a float32; similarities span 2 / temperature
 
 
 @register("objective", "infonce")
-class InfoNCE(nn.Module):
+class InfoNCE(Objective):
     """Cross entropy of telling a sample's partner from the other samples, by cosine similarity / temperature.
 
     form: clip: z_a among all z_b and z_b among all z_a, averaged (Radford et al. 2021); nt_xent: each of the
@@ -49,7 +50,7 @@ class InfoNCE(nn.Module):
                 f"objective.queue: {queue} with form: {form}. Expected a length such as 4096 with moco, and 0"
                 " without it."
             )
-        self.form, self.temperature = form, temperature
+        self.form, self.temperature, self.has_memory = form, temperature, queue > 0
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
         if queue:
             self.register_buffer(

@@ -2,16 +2,18 @@
 
 # B samples, K crops of each on branch a, E embedding
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from vicjoint.parts import Objective
 
 
-class MultiCrop(nn.Module):
+class MultiCrop(Objective):
     """The mean of `objective` over the K pairs (crop of a, view of b). z_a and z_b are [B K, E], sample by
     sample; the rows of z_b of one sample are equal."""
 
-    def __init__(self, objective: nn.Module, crops: int):
+    def __init__(self, objective: Objective, crops: int):
         super().__init__()
-        if hasattr(objective, "queue"):
+        if objective.has_memory:
             raise ValueError(
                 f"pair.views: {crops} crops of branch a would put each view of b into the queue as often. "
                 "Use another objective.form than moco, or leave out pair.views."
@@ -27,4 +29,4 @@ class MultiCrop(nn.Module):
         return sum(loss for loss, _ in each) / self.crops, terms
 
     def describe(self, dim: int) -> str | None:
-        return getattr(self.objective, "describe", lambda _: None)(dim)
+        return self.objective.describe(dim)

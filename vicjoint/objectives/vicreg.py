@@ -5,12 +5,13 @@
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
 from vicjoint.objectives.products import row_blocks
 from vicjoint.objectives.spread import Groups, Guard, Weights, by_columns, by_covariance, by_rows
+from vicjoint.parts import Objective
 from vicjoint.registry import register
 
 Weight = float | dict[str, float]
@@ -19,7 +20,7 @@ Convention = Literal["official", "vicregl", "solo_learn", "eb_jepa"]
 
 
 @register("objective", "vicreg")
-class VICReg(nn.Module):
+class VICReg(Objective):
     """Variance-Invariance-Covariance Regularization (Bardes, Ponce, LeCun 2022), in the official code's
     convention:
 

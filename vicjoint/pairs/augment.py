@@ -12,10 +12,10 @@ multi-crop
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from vicjoint.batch import Crops
 from vicjoint.files.images import read_record
+from vicjoint.parts import Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms import images
 from vicjoint.transforms.compose import TransformList
@@ -44,7 +44,7 @@ LOCAL_AREA, GLOBAL_AREA = (
 
 
 @register("pair", "augment")
-class Augment:
+class Augment(Pair):
     """Two augmentations of one image: views a and b, uint8 [1, 3, size, size] each.
 
     size: side of the views in pixels. a, b: their transforms, in order; null: VICReg's. centre: in evaluation
@@ -55,7 +55,8 @@ class Augment:
     pairs (crop of a, global crop of b).
     """
 
-    reads = ("path", "bytes")  # keys of a record, one of which has the image
+    gives = frozenset({"views", "crops"})
+    reads = ("path", "bytes")
 
     def __init__(
         self,
@@ -92,10 +93,9 @@ class Augment:
             images.RandomResizedCrop(size, interpolation="bilinear"),
             images.HorizontalFlip(size),
         )
-        self.samples_per_record = 1
-        self.crops = 1 + self.local  # of branch a
+        self.crops = 1 + self.local
 
-    def sample(self, record: dict, rng: np.random.Generator):
+    def sample(self, record: Record, rng: np.random.Generator):
         """Raw views of both branches. Raises ImageError where the image cannot be read."""
         pixels, deferred = read_record(record), self.colour == "device"
         a, b = self.a(pixels, rng, deferred), self.b(pixels, rng, deferred)
@@ -103,20 +103,20 @@ class Augment:
             a = Crops([a, *(self.small(pixels, rng, deferred) for _ in range(self.local))])
         return a, b
 
-    # ---- for probes ----
-
-    def plain(self, record: dict, branch: str = "a") -> Tensor:
-        """The view without augmentation, the same for both branches: uint8 [1, 3, size, size]. Raises
-        ImageError."""
-        return images.centre_crop(read_record(record), self.size, self.centre)[None]
-
-    def cropped(self, record: dict, rng: np.random.Generator) -> Tensor:
-        """The view with a random crop and flip only, as linear probes are trained: uint8 [1, 3, size, size].
-        Raises ImageError."""
-        pixels = read_record(record)
-        for step in self.probe_steps:
-            pixels = step(pixels, rng)
-        return pixels[None]
+    def views(
+        self, record: Record, side: Side, rng: np.random.Generator | None = None, read: bool = True
+    ) -> list[View]:
+        """uint8 [1, 3, size, size], the same for both branches: the centre; with `rng` a random crop and flip
+        only, as linear probes are trained. Raises ImageError."""
+        pixels = None
+        if read and rng is None:
+            pixels = images.centre_crop(read_record(record), self.size, self.centre)[None]
+        elif read:
+            pixels = read_record(record)
+            for step in self.probe_steps:
+                pixels = step(pixels, rng)
+            pixels = pixels[None]
+        return [View(pixels, record["id"], title=record["id"])]
 
 
 def _with_area(specs: list[dict], area: tuple[float, float]) -> list[dict]:

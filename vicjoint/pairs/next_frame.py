@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.files.cells import path_of
+from vicjoint.parts import Pair, Record
 from vicjoint.registry import register
 from vicjoint.transforms.images import middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
@@ -26,7 +27,7 @@ class Window:
 
 
 @register("pair", "next_frame")
-class NextFrame:
+class NextFrame(Pair):
     """A clip of `frames` context frames and the frame that follows.
 
     frames: context frames. stride: frames from one context frame to the next; or seconds: the same as a time,
@@ -44,7 +45,8 @@ class NextFrame:
     and a horizontal flip with probability `flip`.
     """
 
-    reads = ("path",)  # keys of a record, one of which has the video
+    gives = frozenset({"windows"})
+    reads = ("path",)
 
     def __init__(
         self,
@@ -93,19 +95,22 @@ class NextFrame:
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
         self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
-        self.backend = "auto"  # set from the recipe's data.video_backend
 
-    def sample(self, record: dict, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, record: Record, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without
         replacement where the video has enough. Raises VideoError where the video cannot be read or is too
         short."""
-        with Video(path_of(record), self.backend) as video:
+        with self.open(path_of(record)) as video:
             windows = self.draw(video.info, rng, record["path"])
             wanted = sorted({n for w in windows for n in [*w.context, w.target]})
             frames = self.transform(to_channels_first(video.read(wanted)), rng)
         place = {n: i for i, n in enumerate(wanted)}
         clips = torch.stack([frames[[place[n] for n in w.context]] for w in windows])
         return clips.transpose(1, 2).contiguous(), frames[[place[w.target] for w in windows]]
+
+    def open(self, path: str) -> Video:
+        """A video file, by the recipe's backend. Raises VideoError."""
+        return Video(path, self.video_backend)
 
     def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
         """`windows` random windows, spread over the video or a random stretch of it: one from each of as many

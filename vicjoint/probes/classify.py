@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.data import READ_ERRORS
+from vicjoint.parts import Probe
 from vicjoint.probes.frozen import (
     Evaluating,
     Reading,
@@ -52,7 +53,7 @@ class Frozen:
     test_places: Tensor
 
 
-class _Classification:
+class _Classification(Probe):
     """What both probes share; `branch` is whose representation they look at."""
 
     def misses(self, source, pair) -> str | None:

@@ -70,11 +70,9 @@ class Reading:
     every: bool = False
 
     def __call__(self, record: dict, place: int) -> list:
-        if self.epoch is not None:
-            return [self.pair.cropped(record, np.random.default_rng([self.epoch, place, 2]))]
-        return (
-            self.pair.plain_all(record, self.branch) if self.every else [self.pair.plain(record, self.branch)]
-        )
+        rng = None if self.epoch is None else np.random.default_rng([self.epoch, place, 2])
+        found = [view.raw for view in self.pair.views(record, self.branch, rng)]
+        return found if self.every else found[:1]
 
 
 class Views(Dataset):

@@ -16,6 +16,7 @@ from torch import Tensor
 from vicjoint.data import READ_ERRORS
 from vicjoint.guard import printable
 from vicjoint.pairs.next_frame import NextFrame, to_channels_first
+from vicjoint.parts import Probe
 from vicjoint.probes.frozen import Evaluating
 from vicjoint.registry import register
 from vicjoint.video import Video
@@ -45,7 +46,7 @@ class Embedded:
 
 
 @register("probe", "many_futures")
-class ManyFutures:
+class ManyFutures(Probe):
     """For each test video the clip whose last frame is `moment` of its record, after which it goes on in one
     of M ways (`futures` of the record: paths of videos that show them). Each of the model's K predictions
     retrieves the nearest candidate. Candidates: the M possible next frames; the other frames of those videos,

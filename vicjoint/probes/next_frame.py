@@ -16,6 +16,7 @@ from vicjoint.data import READ_ERRORS
 from vicjoint.files.cells import path_of
 from vicjoint.guard import printable
 from vicjoint.pairs.next_frame import Window, to_channels_first
+from vicjoint.parts import Probe
 from vicjoint.registry import register
 from vicjoint.video import Video
 
@@ -52,7 +53,7 @@ class Embedded:
 
 
 @register("probe", "next_frame_retrieval")
-class NextFrameRetrieval:
+class NextFrameRetrieval(Probe):
     """Does the model know which frame comes next? `queries` windows of every test video are embedded by
     branch a (and the predictor) and compared, by squared distance, with the embeddings by branch b of up to
     `candidates` frames of the same video, as far apart as the target is from the last context frame, which is

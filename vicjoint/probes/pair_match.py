@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from vicjoint.parts import Probe
 from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, evenly, represent, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.ranking import Right, numbered
@@ -23,7 +24,7 @@ from vicjoint.registry import register
 
 
 @register("probe", "pair_match")
-class PairMatch:
+class PairMatch(Probe):
     """Does the similarity of a row's two embeddings say whether its cells belong together? Column `label`
     holds 1 where they do, 0 where not. Only the test rows need both; training rows are those that the model
     learns as pairs.

@@ -13,13 +13,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vicjoint.parts import Probe
 from vicjoint.probes.frozen import Evaluating, Reading, Split, both_records, held_out, represent, row_encoders
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.registry import register
 
 
 @register("probe", "regression")
-class Regression:
+class Regression(Probe):
     """Ridge regression from the representation of `branch` to the column `label`, fitted on the training
     split. The penalty is the one with the lowest squared error on a share `holdout` of the training samples;
     the fit is then repeated on all of them. The test split chooses nothing.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.parts import Probe
 from vicjoint.probes import ranking
 from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, evenly, represent, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
@@ -43,7 +44,7 @@ class Side:
 
 
 @register("probe", "retrieval")
-class Retrieval:
+class Retrieval(Probe):
     """Does the embedding of one modality find its partner among those of the other? Every test item of branch
     a is a query among all test items of branch b, and the other way. A cell of several values (five captions
     of a picture) is several items: as candidates any of them is right, as queries each stands for itself. A

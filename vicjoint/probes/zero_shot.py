@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.batch import concatenate, to_device
+from vicjoint.parts import Probe
 from vicjoint.probes.classify import TOP
 from vicjoint.probes.classify import chance as chance_of
 from vicjoint.probes.frozen import Evaluating, Reading, embed, represent, splits
@@ -22,7 +23,7 @@ OTHER = {"a": "b", "b": "a"}
 
 
 @register("probe", "zero_shot")
-class ZeroShot:
+class ZeroShot(Probe):
     """The test samples of `branch` are classified, by similarity as in retrieval, by embeddings of their
     classes from the other branch. Classes are those of the column `label` in the training split.
 

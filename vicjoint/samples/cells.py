@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vicjoint.parts import Source
 from vicjoint.registry import need, register
 from vicjoint.samples import world
 from vicjoint.samples.molecules import GROUPS, PLACES, RINGS, Made, make_molecules
@@ -197,7 +198,7 @@ def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:
 
 
 @register("source", "sample_cells")
-class SampleCells:
+class SampleCells(Source):
     """Images of cells under rule-made molecules, in the cache folder; `train` and `test` are numbers of
     molecules, each in `wells` wells."""
 

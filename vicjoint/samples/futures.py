@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import (
     COLOURS,
@@ -57,7 +58,7 @@ class TurningSprite(Sprite):
 
 
 @register("source", "sample_futures")
-class SampleFutures:
+class SampleFutures(Source):
     """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures`
     angles (for 3: -60, 0 and 60 degrees). Records of test videos carry `moment`, the last frame that all
     futures share; `futures`, the paths of videos that show each of them (the record's own is one); and

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples import world
 from vicjoint.samples.world import COLOURS, SHAPES, SIDE, SPLITS, TEXTURES, Scene, Sprite
@@ -59,7 +60,7 @@ def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:
 
 
 @register("source", "sample_images")
-class SampleImages:
+class SampleImages(Source):
     """The sample world as JPEG files in the cache folder: one textured shape on a background of its own;
     `label` is its shape."""
 

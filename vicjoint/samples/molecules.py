@@ -121,7 +121,7 @@ def _article(word: str) -> str:
 
 
 @register("source", "sample_molecules")
-class SampleMolecules:
+class SampleMolecules(Source):
     """Rule-made molecules; records have smiles, description, ring, log_p, polar_area and acid, all as text
     like a table's, and the id."""
 

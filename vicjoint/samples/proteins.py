@@ -14,6 +14,7 @@ scaffold of the family and an end of the place, on a chain of random length.
 
 import numpy as np
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import SPLITS, check_numbers
 
@@ -107,7 +108,7 @@ def _insert(body: str, part: str, rng) -> str:
 
 
 @register("source", "sample_proteins")
-class SampleProteins:
+class SampleProteins(Source):
     """Proteins made by rule: the text names the place in the cell that the sequence's signals decide.
     Columns: id, sequence, place, family, text, smiles (a molecule that binds); `label` is the place."""
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples import world
 from vicjoint.samples.world import COLOURS, SHAPES, SIDE, SPLITS, TEXTURES, Scene, Sprite
@@ -66,7 +67,7 @@ WORDS = {
 
 
 @register("source", "sample_table")
-class SampleTable:
+class SampleTable(Source):
     """The sample world as a table in the cache folder, made on first use. Columns: image, video (with sound),
     sound (a wav file), caption, captions (three wordings), shape, colour, texture, size, motion, background.
     """

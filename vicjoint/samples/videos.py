@@ -8,6 +8,7 @@ sprites, ...
 from dataclasses import asdict
 from pathlib import Path
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import (
     VERSION,
@@ -22,7 +23,7 @@ from vicjoint.video.write import write_mp4
 
 
 @register("source", "sample_videos")
-class SampleVideos:
+class SampleVideos(Source):
     """The sample world as mp4 files in the cache folder; records carry the factors `background` and
     `sprites`."""
 

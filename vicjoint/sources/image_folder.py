@@ -18,6 +18,7 @@ import numpy as np
 
 from vicjoint.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import (
     SPLIT_OF,
@@ -60,7 +61,7 @@ class FileRecords(Sequence):
 
 
 @register("source", "image_folder")
-class ImageFolder:
+class ImageFolder(Source):
     """Every image file below `root`; links are followed, hidden names are skipped.
 
     Where `root` has a folder train and one of test, val or validation, these are the splits; otherwise the

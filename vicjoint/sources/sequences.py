@@ -11,6 +11,7 @@ import re
 import zlib
 from pathlib import Path
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_fraction, split_by_hash
 
@@ -24,7 +25,7 @@ PAIR = re.compile(
 
 
 @register("source", "fasta")
-class Fasta:
+class Fasta(Source):
     """A FASTA file (.fasta, .fa, .faa, also .gz) of proteins, all in memory.
 
     The header `>id words key=value ...` gives the columns id, description (the words) and one for each key,

@@ -20,6 +20,7 @@ import numpy as np
 
 from vicjoint.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_fraction, split_by_hash
 
@@ -53,7 +54,7 @@ class ShardRecords(Sequence):
 
 
 @register("source", "webdataset")
-class WebDataset:
+class WebDataset(Source):
     """Tar shards in WebDataset's layout: members of one key belong together, e.g. 0001.jpg and 0001.cls.
 
     root: a folder (all .tar files below it; those in folders train, and val or test, are the splits), or a
@@ -197,7 +198,7 @@ class HuggingFaceRecords(Sequence):
 
 
 @register("source", "hf")
-class HuggingFace:
+class HuggingFace(Source):
     """A data set of the `datasets` library: a folder of save_to_disk, a local folder or a hub id that
     load_dataset understands.
 

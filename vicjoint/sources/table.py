@@ -19,6 +19,7 @@ from pathlib import Path
 
 from vicjoint.files.cells import CellError, as_text, is_empty
 from vicjoint.guard import can_be_named
+from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_fraction, split_by_hash
 
@@ -28,7 +29,7 @@ RESERVED = ("id", "path", "folder", "second")  # keys of a record that are not t
 
 
 @register("source", "table")
-class Table:
+class Table(Source):
     """A table of samples: csv (UTF-8, one header line), jsonl (an object per line) or parquet; records in the
     table's order.
 

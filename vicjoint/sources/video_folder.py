@@ -7,6 +7,7 @@ source.describe()                # "video_folder /data/clips: 498 train, 102 tes
 import os
 from pathlib import Path
 
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import (
     SPLIT_OF,
@@ -23,7 +24,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 
 
 @register("source", "video_folder")
-class VideoFolder:
+class VideoFolder(Source):
     """Every video file below `root`. Hidden names are skipped; links to files are followed, links to folders
     are not.
 

@@ -1,0 +1,354 @@
+"""The contracts between parts: what a source, a modality, a pair, an objective, a predictor and a probe are.
+
+Inherit, override what differs, register; every default stands here. Two halves meet only in a batch.
+*Reading* (source, pair, the modality's `read`) goes from a record to raw views, on CPUs, and knows nothing of
+models. *Learning* (the modality's `forward`, encoder, predictor, objective) goes from raw views to a loss,
+and knows nothing of files. A probe sees what both of them give: arrays.
+
+    from vicjoint.parts import Modality, Pair, Probe, Source
+    from vicjoint import register
+
+    @register("modality", "temperature")
+    class Temperature(Modality):
+        reads = "text"
+
+        def read(self, value, rng=None, window=None):
+            return torch.tensor([[float(value)]])
+"""
+
+# N samples, B batch, D representation, E embedding, K latents
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+Record = dict[str, Any]
+"""One sample of a source: its `id`, where it is (`path`, `bytes` or the cells of a table's row), and
+labels."""
+
+Raw = Any
+"""A raw view, with a leading dimension of samples: a tensor, a tuple of tensors, or an object with `len`,
+`to(device)`, `view[start:end]` and a static `concatenate(views)`."""
+
+Split = Literal["train", "test"]
+Side = Literal["a", "b"]
+
+
+# ---- reading ----
+
+
+class Source:
+    """Where samples are: records, listed and split. Reading what they name is the work of a pair.
+
+    train, test: the records of each split; `id` names one in messages. second: where branch b's records stand
+    in another table, those of its splits; None: both branches read one record.
+    """
+
+    train: Sequence[Record]
+    test: Sequence[Record]
+    second: Mapping[str, Sequence[Record]] | None = None
+
+    root_is_a_path: ClassVar[bool] = True
+    """Whether a recipe's `source.root` has to exist; False: it may be a pattern or the id of a hub."""
+
+    def describe(self) -> str:
+        """One line: what it is, where, and how many records of each split."""
+        return f"{type(self).__name__}: {len(self.train)} train, {len(self.test)} test records"
+
+    def records(self, split: Split, side: Side = "a") -> Sequence[Record]:
+        """The records that a branch reads in a split: b's are those of the second table, where there is
+        one."""
+        if side == "b" and self.second is not None:
+            return self.second[split]
+        return self.train if split == "train" else self.test
+
+
+class Modality(nn.Module):
+    """How one sample is read, and how a batch of them becomes the view of an encoder.
+
+    One class, two uses: a reader in the processes that read (`read`, `seconds`), and a module of the model on
+    the training device (`forward`). Options are the constructor's.
+    """
+
+    reads: ClassVar[Literal["file", "text"]] = "file"
+    """What a cell of a table is: a path, which the pair resolves against the table's folder, or the value."""
+
+    timed: ClassVar[bool] = False
+    """Whether samples have a time axis, so that `window` cuts the same seconds out of both halves of a
+    pair."""
+
+    accepts: ClassVar[tuple[str, ...]] = ()
+    """Other modalities whose encoders also fit: a drawing is an image."""
+
+    baseline: ClassVar[str] = "simple"
+    """Name of the row that `simple_features` gives in evaluations."""
+
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Options that an encoder with an option of the same name takes from its modality."""
+
+    reading: ClassVar[tuple[str, ...]] = ()
+    """Options that only `read` uses; a recipe whose pair reads for itself must not set them."""
+
+    video_backend: str = "auto"
+    """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
+
+    def read(
+        self, value: Any, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
+    ) -> Raw:
+        """The raw view of one sample, with a leading dimension of 1. All randomness comes from `rng`; None:
+        as in evaluation, without augmentation. `window`: (start, length) in seconds, for timed modalities;
+        None: the modality's own choice. Raises ValueError or OSError with the cause."""
+        raise NotImplementedError(f"modality '{type(self).__name__}' does not read files")
+
+    def seconds(self, value: Any) -> float:
+        """Length of a sample in seconds, for timed modalities. Raises as `read` does."""
+        raise NotImplementedError(f"modality '{type(self).__name__}' has no time axis")
+
+    def forward(self, raw: Raw) -> Any:
+        """The view that encoders of this modality expect, of a raw batch on their device."""
+        return raw
+
+    def simple_features(self, raw: Raw) -> Tensor | None:
+        """Features [B, K] float of a raw batch that need no training, for the baseline row; None: there are
+        none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a recipe knows and a pair does not: the readers of branches a and b, and the records' source."""
+
+    readers: tuple[Modality, Modality]
+    source: Source
+    video_backend: str = "auto"
+
+
+class View(NamedTuple):
+    """What one branch sees of a record in evaluation. `content`: text, equal for equal views (the value of a
+    cell, the path of a file and its time window); `key`: what views of the other branch that belong to it
+    share, or None where they share a record; `title`: how a person calls it."""
+
+    raw: Raw
+    content: str = ""
+    key: str | None = None
+    title: str = ""
+
+
+Gives = Literal["views", "both", "rows", "crops", "windows"]
+
+
+class Pair:
+    """From a record to two raw views.
+
+    samples_per_record: of every sample's leading dimension (several windows of one video). crops: views of a
+    record for branch a, which come as `vicjoint.batch.Crops`. distinct: a column whose value occurs at most
+    once in a batch, or None.
+    """
+
+    samples_per_record: int = 1
+    crops: int = 1
+    distinct: str | None = None
+
+    gives: frozenset[Gives] = frozenset()
+    """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
+    different modalities that belong together; rows: and stand in one record; crops: `views` with rng draws
+    random crops; windows: clips of videos and what follows them (`vicjoint.pairs.next_frame`)."""
+
+    uses_readers: ClassVar[bool] = False
+    """Whether it reads through the modalities of its branches, rather than by itself."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Keys of a record, one of which holds the file that the pair reads; (): it reads no file of its own."""
+
+    readers: tuple[Modality, Modality]
+    video_backend: str
+
+    def bind(self, reading: Reading) -> None:
+        """Take what the recipe knows, once, before anything is read. The source's records come one by one,
+        and are not kept: a pair travels to the processes that read. Raises ValueError where the parts do not
+        fit."""
+        self.readers, self.video_backend = reading.readers, reading.video_backend
+
+    def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
+        """Raw views of both branches, each of `samples_per_record` samples. All randomness comes from `rng`,
+        so a sample is a function of (seed, epoch, index) alone. Raises ValueError or OSError where it cannot
+        be read."""
+        raise NotImplementedError(f"pair '{type(self).__name__}' has no method sample(record, rng)")
+
+    def views(
+        self, record: Record, side: Side, rng: np.random.Generator | None = None, read: bool = True
+    ) -> list[View]:
+        """Every view of one branch as in evaluation (several where a cell holds several values), with a
+        leading dimension of 1; with `rng` one view, cropped at random. `read`: False says what there is to
+        see and opens no file for it: `raw` is None. Raises as `sample` does."""
+        raise NotImplementedError(
+            f"pair '{type(self).__name__}' has no method views(record, side, rng, read)"
+        )
+
+    def group_of(self, record: Record, number: int) -> int:
+        """The objective's group id of the record with this number: samples of one group share a source."""
+        return number
+
+    def distinct_of(self, record: Record) -> str | None:
+        """The value that may occur once in a batch; None for an empty one, which equals no other."""
+        return None if self.distinct is None else record.get(self.distinct)
+
+
+# ---- learning ----
+
+
+class Objective(nn.Module):
+    """The loss of two embeddings: `loss, terms = objective(z_a, z_b, group)`.
+
+    z_a, z_b: [N, E]; group: [N] int64 or None. `terms` {name: weighted, detached value} sum to the loss.
+    Statistics are those of the global batch, whatever the number of processes.
+    """
+
+    terms: tuple[str, ...] = ()
+    has_memory: bool = False
+    """Whether it keeps embeddings of earlier batches: branch b then has to change slowly, and views are
+    single."""
+
+    def describe(self, dim: int) -> str | None:
+        """One line about its weights for embeddings of this width, or None where there is nothing to say."""
+        return None
+
+
+class Predictor(nn.Module):
+    """z_a [B, E] -> the prediction of z_b [B, E]; with `latents` above 1, [B, latents, E]: one for each value
+    of a discrete latent, among which the model chooses."""
+
+    latents: int = 1
+
+
+# ---- evaluation ----
+
+
+class Metric(NamedTuple):
+    """What a number means, in words, and which values are good: None where it is a setting."""
+
+    words: str
+    better: Literal["higher", "lower"] | None = "higher"
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a probe looks at: two branches, by name, and the source and bound pair that read both."""
+
+    branches: tuple[str, str]
+    source: Source
+    pair: Pair
+
+    def records(self, split: Split, side: Side = "a") -> Sequence[Record]:
+        return self.source.records(split, side)
+
+
+Space = Literal["representation", "embedding"]
+"""y, what an encoder gives; or z, what the objective sees, after the predictor where branch a has one."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a probe will ask of one branch in one split, said before anything is read, so that each view is
+    read once and encoded once per row whatever the number of probes, and the cost is known."""
+
+    side: Side
+    split: Split
+    places: np.ndarray | None = None
+    """Numbers of the records [n]; None: all."""
+    rows: frozenset[str] = frozenset({"model", "random_init", "simple"})
+    space: Space = "representation"
+    epochs: int = 0
+    """Above 0: random crops, drawn anew in each epoch, instead of the evaluation views."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Views of one branch through every row's encoder: rows {row: [N, D] float32}, and of each item the
+    number of its record, its number among the views of that record, its content, key and title."""
+
+    rows: dict[str, Tensor]
+    places: Tensor
+    numbers: Tensor
+    contents: list[str] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    titles: list[str] = field(default_factory=list)
+
+
+class Features(Protocol):
+    """What an evaluation has read and encoded, as a probe asks for it (`vicjoint.probes.features`).
+
+    Rows: `model`; `random_init`, the model as it was before its first step; `simple`, what the branch's
+    modality calls simple features, which is named `baseline(side)` in tables.
+    """
+
+    data: EvaluationData
+    latents: int
+    """Predictions for one z_a; 1: there is no latent."""
+
+    def items(self, want: Want) -> Items:
+        """The features of what was wanted. Raises ValueError where none of it can be read."""
+        ...
+
+    def crops(self, want: Want, at_once: int, order: Any) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """({row: [B, D]}, places [B]) batch by batch over `want.epochs` epochs; `order(epoch)` gives the
+        places of one, in order."""
+        ...
+
+    def baseline(self, side: Side) -> str:
+        """The name of the row of simple features of a branch."""
+        ...
+
+    def encode(
+        self, row: str, side: Side, raw: Raw, space: Literal["representation", "embedding", "predictions"]
+    ) -> Tensor:
+        """Raw views [N, ...] of any kind through the encoder of a row, in parts; on the CPU. predictions:
+        every prediction of a latent, [N, K, E]."""
+        ...
+
+    def read(self, records: Sequence[Record], read: Any, what: str) -> list[Any]:
+        """`read(record)` of each record, in order, once per run, with the time limit and the progress bar;
+        records that cannot be read are named and left out."""
+        ...
+
+    def once(self, name: str, compute: Any) -> Any:
+        """`compute()`, remembered under a name for the rest of the run: what training does not change."""
+        ...
+
+    def show(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:
+        """A view as a picture, uint8 [H, W, 3]: an image or the middle frame of a clip; None: it is
+        neither."""
+        ...
+
+
+class Probe:
+    """One kind of measurement of a trained model, with what a sceptic would try first beside it.
+
+    branch: the branch it looks at, `a` or `b`, where it looks at one.
+    """
+
+    needs: ClassVar[frozenset[Gives]] = frozenset()
+    """What the pair has to give."""
+
+    scope: ClassVar[Literal["pair", "branch", "every_two"]] = "pair"
+    """Where it is measured in a run of several pairs: on the first pair; on the first pair that has its
+    branch; on every two branches."""
+
+    explains: ClassVar[dict[str, Metric]] = {}
+    """What its metrics mean; the report shows it."""
+
+    def misses(self, data: EvaluationData) -> str | None:
+        """Why there is nothing to measure here, or None. Raises ValueError for a recipe that asks for what
+        cannot be."""
+        return None
+
+    def wants(self, data: EvaluationData) -> list[Want]:
+        """What `measure` will ask for."""
+        return []
+
+    def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
+        """(name, value): "row/metric" and a number, or "pictures" and the arrays that the report shows."""
+        raise NotImplementedError(f"probe '{type(self).__name__}' has no method measure(features)")
