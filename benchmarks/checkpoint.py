@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from benchmarks.measure import interleaved, table, write
-from vicjoint import build_encoder, checkpoint
+from vicjoint import build_encoder
+from vicjoint.training import checkpoint
 from vicjoint.model import make_expander
 from vicjoint.optim import lars
 

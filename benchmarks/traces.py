@@ -59,8 +59,8 @@ def trace(name: str) -> dict:
 def first_batches(name: str, overrides: list[str]) -> list[dict]:
     """{a, b, group, samples} of the first batch of each pair: hashes of the raw views, and the names in
     order."""
-    from vicjoint.build import build_parts
-    from vicjoint.config import load_recipe
+    from vicjoint.training.build import build_parts
+    from vicjoint.recipe import load_recipe
 
     parts = build_parts(load_recipe(str(RECIPES / f"{name}.yaml"), overrides))
     with parts.batches(0, 0, len(parts.pairs)) as batches:

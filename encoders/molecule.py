@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vicjoint.batch import ATOM_CATEGORIES, BOND_CATEGORIES
+from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
 from vicjoint.registry import ComponentError, need, register_encoder
 
 POOLING = ("mean", "sum")

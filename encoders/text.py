@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer
-from vicjoint.hashing import BYTE_VOCABULARY, buckets_of, word_codes
+from vicjoint.facts.hashing import BYTE_VOCABULARY, buckets_of, word_codes
 from vicjoint.registry import ComponentError, need, register_encoder
 
 

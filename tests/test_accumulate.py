@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vicjoint.accumulate import backward
-from vicjoint.batch import Pair
+from vicjoint.batch import Batch
 from vicjoint.objectives import BarlowTwins, InfoNCE, VICReg
 
 GROUP = torch.arange(4).repeat_interleave(3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vicjoint import registry
-from vicjoint.config import RecipeError, load_recipe
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.model import build_model
 from vicjoint.registry import ComponentError, build, build_encoder
 

@@ -11,7 +11,7 @@ from faults import FAULTS, GOOD
 from PIL import Image
 
 from vicjoint import check
-from vicjoint.config import load_recipe
+from vicjoint.recipe import load_recipe
 
 
 def recipe(root, **changes) -> dict:

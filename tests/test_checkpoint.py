@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vicjoint import checkpoint, stopping
-from vicjoint.checkpoint import CheckpointError
+from vicjoint import stopping
+from vicjoint.training import checkpoint
+from vicjoint.training.checkpoint import CheckpointError
 
 
 def state(step: int, value: float = 0.0, size: int = 1000) -> dict:

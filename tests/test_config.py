@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicjoint import registry
-from vicjoint.config import RecipeError, differences, json_schema, load_recipe, parse_yaml, to_yaml
+from vicjoint.recipe import RecipeError, differences, json_schema, load_recipe, parse_yaml, to_yaml
 
 GOOD = """
 name: small

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vicjoint.config import Recipe, RecipeError, load_recipe, parse_yaml, to_yaml
+from vicjoint.recipe import Recipe, RecipeError, load_recipe, parse_yaml, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {path.stem: path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml"))}

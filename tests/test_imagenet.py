@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import vicjoint
-from vicjoint import loop
-from vicjoint.batch import Pair
-from vicjoint.config import load_recipe
+from vicjoint.training import loop
+from vicjoint.batch import Batch
+from vicjoint.recipe import load_recipe
 from vicjoint.export import main as export_command
 from vicjoint.optim import set_learning_rate
 from vicjoint.registry import ComponentError

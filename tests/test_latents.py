@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vicjoint
-from vicjoint import distributed, loop
+from vicjoint import distributed
+from vicjoint.training import loop
 from vicjoint.accumulate import backward
-from vicjoint.batch import Pair
-from vicjoint.config import RecipeError
+from vicjoint.batch import Batch
+from vicjoint.recipe import RecipeError
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
 from vicjoint.model import MLP, Branch, JointModel
@@ -338,7 +339,7 @@ def test_a_run_logs_usage_and_its_encoders_load(tmp_path, overrides, monkeypatch
     used = tiny.metrics(folder)[-1]["latents"]
     assert 1 <= used["perplexity"] <= K and 1 / K <= used["most_used"] <= 1
     assert overrides or "Latents in use" in (folder / "report.html").read_text()
-    state = vicjoint.checkpoint.load_last(folder / "checkpoints")["model"]
+    state = vicjoint.training.checkpoint.load_last(folder / "checkpoints")["model"]
     assert state["choice.usage"].sum() == pytest.approx(1) and not state["choice.counts"].any()
     assert (state["choice.usage"] - 1 / K).abs().max() > 0.01
     assert vicjoint.load_encoder(folder, imports=["tiny"])(torch.zeros(2, 6)).shape == (2, 8)

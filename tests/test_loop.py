@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import vicjoint
-from vicjoint import checkpoint
-from vicjoint.config import RecipeError
+from vicjoint.training import checkpoint
+from vicjoint.recipe import RecipeError
 from vicjoint.samples.videos import make_videos
 from vicjoint.video import Video
 
@@ -151,7 +151,7 @@ def test_variance_weight_zero_is_reported_as_collapsed(videos, tmp_path, capsys)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(videos, tmp_path):
-    from vicjoint.loop import TrainingError
+    from vicjoint.training.loop import TrainingError
 
     with pytest.raises(
         TrainingError, match=r"step \d+: .*(invariance|gradient norm).* is not finite. Nothing was updated"

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import vicjoint
-from vicjoint import checkpoint, data
-from vicjoint.build import build_parts
-from vicjoint.config import RecipeError, load_recipe
+from vicjoint import data
+from vicjoint.training import checkpoint
+from vicjoint.training.build import build_parts
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.evaluate import main as evaluate_command
 from vicjoint.export import main as export_command
 from vicjoint.run import main as run_command

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vicjoint import registry
-from vicjoint.batch import ATOM_CATEGORIES, BOND_CATEGORIES, concatenate, to_device
+from vicjoint.batch import concatenate, to_device
+from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
 from vicjoint.registry import ComponentError
 
 pytest.importorskip("rdkit")

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import vicjoint
-from vicjoint import metrics, nonfinite, run
-from vicjoint.loop import TrainingError
+from vicjoint import metrics, run
+from vicjoint.training import nonfinite
+from vicjoint.training.loop import TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
 BAD_STEP = 3  # from 1

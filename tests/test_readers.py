@@ -11,10 +11,12 @@ import time
 import pytest
 import tiny
 
-from vicjoint import checkpoint, distributed, readers
-from vicjoint.build import build_parts
-from vicjoint.config import load_recipe
-from vicjoint.time_limit import SampleTimeout, TimeLimit
+from vicjoint import distributed
+from vicjoint.training import checkpoint
+from vicjoint.data import readers
+from vicjoint.training.build import build_parts
+from vicjoint.recipe import load_recipe
+from vicjoint.data.time_limit import SampleTimeout, TimeLimit
 
 
 def named(folder) -> list[dict]:

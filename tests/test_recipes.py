@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vicjoint import registry
-from vicjoint.config import load_recipe
+from vicjoint.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

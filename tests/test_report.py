@@ -12,7 +12,7 @@ from PIL import Image
 
 from vicjoint.report import page, plots
 from vicjoint.report.page import main, write_report
-from vicjoint.runfolder import table
+from vicjoint.training.folder import table
 
 NASTY = "<script>alert(1)</script>.mp4"
 FILES = [

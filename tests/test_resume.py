@@ -9,10 +9,12 @@ import tiny
 import torch
 
 import vicjoint
-from vicjoint import checkpoint, distributed, resuming
-from vicjoint.build import build_parts
-from vicjoint.config import load_recipe
-from vicjoint.stopping import seed_everything
+from vicjoint import distributed
+from vicjoint.training import checkpoint
+from vicjoint.training import resuming
+from vicjoint.training.build import build_parts
+from vicjoint.recipe import load_recipe
+from vicjoint.training.stopping import seed_everything
 
 PLAIN = tiny.branch(encoder={"name": "noisy", "norm": False})
 MOCO = {
@@ -77,9 +79,9 @@ def test_killed_runs_end_like_the_one_that_was_not(name, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(made(changes), [f"out={whole}", *overrides], world=world) == [0] * world
     for place in (
-        ("vicjoint.loop.backward", 3),
-        ("vicjoint.loop.backward", 7),
-        ("vicjoint.loop.evaluate", 2),
+        ("vicjoint.training.loop.backward", 3),
+        ("vicjoint.training.loop.backward", 7),
+        ("vicjoint.training.loop.evaluate", 2),
     ):
         codes = tiny.run(made(changes), [f"out={killed}", *overrides], kill=place, world=world)
         assert codes[-1] == -9 and 0 not in codes
@@ -88,13 +90,13 @@ def test_killed_runs_end_like_the_one_that_was_not(name, tmp_path):
 
 
 KILLED_AT = [
-    ("vicjoint.checkpoint.write_file", 2),
-    ("vicjoint.checkpoint.synchronise", 3),
+    ("vicjoint.training.checkpoint.write_file", 2),
+    ("vicjoint.training.checkpoint.synchronise", 3),
     ("os.replace", 6),
     ("os.replace", 9),
     ("shutil.rmtree", 4),
-    ("vicjoint.loop.write_json", 1),
-    ("vicjoint.loop.write_report", 1),
+    ("vicjoint.training.loop.write_json", 1),
+    ("vicjoint.training.loop.write_report", 1),
     ("vicjoint.metrics.health", 1),
 ]
 
@@ -115,7 +117,7 @@ def test_lines_written_after_the_checkpoint_and_torn_ones_are_cut(tmp_path):
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(bad, [f"out={whole}"]) == [0]
-    assert tiny.run(bad, [f"out={killed}"], kill=("vicjoint.loop.backward", 7)) == [-9]
+    assert tiny.run(bad, [f"out={killed}"], kill=("vicjoint.training.loop.backward", 7)) == [-9]
     assert [line["step"] for line in tiny.metrics(killed)] == [1, 2, 3, 4, 5, 6] and checkpoint.steps(
         killed / "checkpoints"
     ) == [4]
@@ -132,7 +134,7 @@ def test_lines_written_after_the_checkpoint_and_torn_ones_are_cut(tmp_path):
 
 def test_a_kill_before_the_first_checkpoint_starts_again(tmp_path):
     out = [f"out={tmp_path / 'run'}", "train.steps=3", "checkpoint.every=100"]
-    for place in (("os.replace", 1), ("vicjoint.loop.describe", 1), ("vicjoint.loop.backward", 2)):
+    for place in (("os.replace", 1), ("vicjoint.training.loop.describe", 1), ("vicjoint.training.loop.backward", 2)):
         assert tiny.run(tiny.recipe(), out, kill=place) == [-9]
     assert tiny.run(tiny.recipe(), out) == [0]
     assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [1, 2, 3]
@@ -142,7 +144,7 @@ def test_workers_can_change_on_the_way(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(tiny.recipe(), [f"out={whole}"]) == [0]
     assert tiny.run(
-        tiny.recipe(), [f"out={killed}", "data.workers=1"], kill=("vicjoint.loop.backward", 6)
+        tiny.recipe(), [f"out={killed}", "data.workers=1"], kill=("vicjoint.training.loop.backward", 6)
     ) == [-9]
     assert tiny.run(tiny.recipe(), [f"out={killed}", "data.workers=2"]) == [0]
     tiny.same_end(whole, killed)
@@ -158,7 +160,7 @@ def test_three_workers(world, tmp_path):
             tiny.run(
                 made(MOCO),
                 [f"out={killed}", "data.workers=3"],
-                kill=("vicjoint.loop.backward", at),
+                kill=("vicjoint.training.loop.backward", at),
                 world=world,
             )[-1]
             == -9
@@ -183,8 +185,8 @@ def test_another_number_of_processes_keeps_the_order_of_the_samples(monkeypatch)
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     out = [f"out={tmp_path / 'run'}"]
-    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.loop.backward", 6), world=2)[-1] == -9
-    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.loop.backward", 5)) == [-9]
+    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.training.loop.backward", 6), world=2)[-1] == -9
+    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.training.loop.backward", 5)) == [-9]
     assert tiny.run(tiny.recipe(), out, world=2) == [0, 0]
     assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == list(range(1, 15))
 

@@ -19,8 +19,10 @@ from faults import jpg, pipe, png
 from PIL import Image
 
 import vicjoint
-from vicjoint import checkpoint, evaluate, export, guard, run
-from vicjoint.config import ImportsError, RecipeError, load_recipe, parse_yaml
+from vicjoint import evaluate, export, run
+from vicjoint.training import checkpoint
+from vicjoint.files import guard
+from vicjoint.recipe import ImportsError, RecipeError, load_recipe, parse_yaml
 from vicjoint.files import images
 from vicjoint.files.sound import Sound, SoundError
 from vicjoint.sources.sequences import Fasta

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from vicjoint.cache import cache_root
+from vicjoint.files.cache import cache_root
 from vicjoint.samples import videos, world
 from vicjoint.samples.world import Background, Scene, Sprite
 from vicjoint.video.write import RATE_FPS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint.config import RecipeError, load_recipe
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.files import images
 from vicjoint.registry import ComponentError
 from vicjoint.sources.base import SourceError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vicjoint import build_encoder, hashing
+from vicjoint import build_encoder
+from vicjoint.facts import hashing
 from vicjoint.modalities.text import Text, drop_words
 from vicjoint.registry import ComponentError, build
 

@@ -21,7 +21,9 @@ import pytest
 import torch
 from torch import nn
 
-from vicjoint import checkpoint, loop, registry
+from vicjoint import registry
+from vicjoint.training import checkpoint
+from vicjoint.training import loop
 from vicjoint.parts import Modality
 from vicjoint.registry import register, register_encoder
 
@@ -157,7 +159,7 @@ def start(
     stdout: Path | None = None,
 ) -> list:
     """Processes (as many as `world`) that run the recipe as the command does. `kill`: (a function such as
-    "vicjoint.loop.backward", n): the last process sends itself SIGKILL where it would call that for the nth
+    "vicjoint.training.loop.backward", n): the last process sends itself SIGKILL where it would call that for the nth
     time. `stdout`: a file for what they say.
     """
     context = forking()

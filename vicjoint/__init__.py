@@ -26,7 +26,7 @@ def __getattr__(name: str):
     # torch and the loop are imported on first use: `import vicjoint` in an encoder file stays light and free
     # of circles
     if name == "train":
-        from vicjoint.loop import train
+        from vicjoint.training.loop import train
 
         return train
     if name == "load_encoder":

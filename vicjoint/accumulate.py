@@ -17,7 +17,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from vicjoint.batch import Pair
+from vicjoint.batch import Batch
 
 
 def backward(forward, objective, pair: Pair, recipe, number: int = 0):

@@ -1,4 +1,4 @@
-"""What flows from the data to the model: a Pair of views and what belongs to them.
+"""What flows from the data to the model: a Batch of views and what belongs to them.
 
 A view is what one branch sees; its form is the modality's contract:
 
@@ -19,23 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What the columns of a molecule's atoms and bonds are, and how many categories each has; the last category of
-# a column: masked
-ATOM_CATEGORIES = {
-    "atomic_number": 120,
-    "degree": 12,
-    "charge": 12,
-    "hydrogens": 10,
-    "aromatic": 3,
-    "in_ring": 3,
-    "chirality": 4,
-    "hybridisation": 8,
-}
-BOND_CATEGORIES = {"kind": 6, "conjugated": 3, "in_ring": 3, "stereo": 4}
-
 
 @dataclass
-class Pair:
+class Batch:
     """A batch of B related views. `group` [B] int64 says which samples share a source (a video, a speaker);
     `samples` names each one as 'record@epoch' so that a failure can be reproduced."""
 
@@ -47,29 +33,29 @@ class Pair:
     def __post_init__(self):
         if self.group.ndim != 1 or len(self.group) != len(self.samples):
             raise ValueError(
-                f"a pair of {len(self.samples)} samples needs group of shape [{len(self.samples)}], got"
+                f"a batch of {len(self.samples)} samples needs group of shape [{len(self.samples)}], got"
                 f" {list(self.group.shape)}"
             )
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def to(self, device) -> "Pair":
-        return Pair(
+    def to(self, device) -> "Batch":
+        return Batch(
             to_device(self.a, device),
             to_device(self.b, device),
             self.group.to(device, non_blocking=True),
             self.samples,
         )
 
-    def split(self, parts: int) -> list["Pair"]:
+    def split(self, parts: int) -> list["Batch"]:
         """Cut into `parts` micro-batches of equal size, for gradient accumulation. The caller sees to it that
         no group is cut."""
         if parts == 1:
             return [self]
         bounds = [round(i * len(self) / parts) for i in range(parts + 1)]
         return [
-            Pair(_slice(self.a, i, j), _slice(self.b, i, j), self.group[i:j], self.samples[i:j])
+            Batch(_slice(self.a, i, j), _slice(self.b, i, j), self.group[i:j], self.samples[i:j])
             for i, j in zip(bounds, bounds[1:])
         ]
 

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vicjoint import data
-from vicjoint.build import TrainedPair, build_pairs, check_reading_options
-from vicjoint.config import Recipe, RecipeError, load_recipe
-from vicjoint.guard import printable, printable_lines
+from vicjoint.training.build import TrainedPair, build_pairs, check_reading_options
+from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.files.guard import printable, printable_lines
 from vicjoint.model import modality_spec
 from vicjoint.registry import ComponentError, build
-from vicjoint.time_limit import TimeLimit
+from vicjoint.data.time_limit import TimeLimit
 
 CLEAN, BAD, WRONG = 0, 1, 2
 AT_ONCE = 16  # records that a process is given

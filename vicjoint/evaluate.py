@@ -5,14 +5,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from vicjoint.build import build_parts
-from vicjoint.checkpoint import CheckpointError
-from vicjoint.config import RecipeError, load_recipe
-from vicjoint.guard import printable_lines
-from vicjoint.loop import finish
+from vicjoint.training.build import build_parts
+from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.recipe import RecipeError, load_recipe
+from vicjoint.files.guard import printable_lines
+from vicjoint.training.loop import finish
 from vicjoint.registry import ComponentError
-from vicjoint.resuming import load_fitting, restore
-from vicjoint.runfolder import check_run
+from vicjoint.training.resuming import load_fitting, restore
+from vicjoint.training.folder import check_run
 
 
 def main(arguments: list[str] | None = None) -> int:

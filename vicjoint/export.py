@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vicjoint import checkpoint
-from vicjoint.checkpoint import CheckpointError
-from vicjoint.config import Recipe, RecipeError, load_recipe
-from vicjoint.guard import printable_lines
+from vicjoint.training import checkpoint
+from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.files.guard import printable_lines
 from vicjoint.model import build_model
 from vicjoint.registry import nearest
-from vicjoint.runfolder import best_step, check_run
+from vicjoint.training.folder import best_step, check_run
 
 
 class RepresentationModel(nn.Module):

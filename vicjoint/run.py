@@ -13,8 +13,8 @@ import sys
 import time
 
 from vicjoint import registry
-from vicjoint.config import Recipe, RecipeError, json_schema, load_recipe, to_yaml
-from vicjoint.guard import printable, printable_lines
+from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
+from vicjoint.files.guard import printable, printable_lines
 from vicjoint.registry import ComponentError
 
 DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
@@ -33,11 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             return dry_run(recipe)
         if options.replay is not None:
-            from vicjoint.nonfinite import replay
+            from vicjoint.training.nonfinite import replay
 
             replay(recipe, options.replay)
             return DONE
-        from vicjoint.loop import train
+        from vicjoint.training.loop import train
 
         folder = train(recipe)
     except (RecipeError, ComponentError) as error:
@@ -86,14 +86,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def stopped() -> type[Exception]:
-    from vicjoint.stopping import Stopped
+    from vicjoint.training.stopping import Stopped
 
     return Stopped
 
 
 def expected_failures() -> tuple[type[Exception], ...]:
     """Errors whose message says all that a user needs."""
-    from vicjoint.loop import OWN_ERRORS
+    from vicjoint.training.loop import OWN_ERRORS
     from vicjoint.video import VideoError
 
     return *OWN_ERRORS, VideoError
@@ -127,8 +127,8 @@ def dry_run(recipe: Recipe) -> int:
     """Build everything, take one step on real data, say what a run would need; nothing is written."""
     from vicjoint import data
     from vicjoint.accumulate import backward
-    from vicjoint.build import build_parts
-    from vicjoint.loop import parameters
+    from vicjoint.training.build import build_parts
+    from vicjoint.training.loop import parameters
 
     parts = build_parts(recipe)
     print(to_yaml(recipe))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from vicjoint.files.cells import path_of
-from vicjoint.guard import MOST_BYTES, no_file, quiet
+from vicjoint.files.guard import MOST_BYTES, no_file, quiet
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 89_478_485  # Pillow's limit for what may be a decompression bomb: a quarter GiB of RGB

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.files.kept import BESIDE, Kept, WholeSound
-from vicjoint.guard import no_file, no_media, quiet
+from vicjoint.files.guard import no_file, no_media, quiet
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (

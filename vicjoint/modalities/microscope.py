@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vicjoint.guard import MOST_BYTES, no_file, quiet
+from vicjoint.files.guard import MOST_BYTES, no_file, quiet
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.batch import ATOM_CATEGORIES, BOND_CATEGORIES
+from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint import hashing
+from vicjoint.facts import hashing
 from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, need, register
 

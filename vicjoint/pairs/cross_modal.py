@@ -13,7 +13,7 @@ import numpy as np
 
 from vicjoint import distributed
 from vicjoint.files.cells import CellError, as_text, check_column, file_path, is_empty, values
-from vicjoint.guard import printable
+from vicjoint.files.guard import printable
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vicjoint.batch import concatenate, to_device
-from vicjoint.data import READ_ERRORS
-from vicjoint.guard import printable
+from vicjoint.data.stream import READ_ERRORS
+from vicjoint.files.guard import printable
 
 AT_ONCE = 64  # samples in one forward pass
 KEPT_BYTES = 2**29  # views of one split that are read once and kept for the next evaluation

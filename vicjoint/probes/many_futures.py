@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.data import READ_ERRORS
-from vicjoint.guard import printable
+from vicjoint.data.stream import READ_ERRORS
+from vicjoint.files.guard import printable
 from vicjoint.pairs.next_frame import NextFrame, to_channels_first
 from vicjoint.parts import Probe
 from vicjoint.probes.frozen import Evaluating

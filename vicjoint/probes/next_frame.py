@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.data import READ_ERRORS
+from vicjoint.data.stream import READ_ERRORS
 from vicjoint.files.cells import path_of
-from vicjoint.guard import printable
+from vicjoint.files.guard import printable
 from vicjoint.pairs.next_frame import Window, to_channels_first
 from vicjoint.parts import Probe
 from vicjoint.registry import register

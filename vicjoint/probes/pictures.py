@@ -4,8 +4,8 @@ clips."""
 import numpy as np
 import torch
 
-from vicjoint.data import READ_ERRORS
-from vicjoint.guard import printable
+from vicjoint.data.stream import READ_ERRORS
+from vicjoint.files.guard import printable
 from vicjoint.probes import ranking
 from vicjoint.probes.frozen import Reading, as_picture, both_records
 

@@ -1,7 +1,7 @@
 """JSON schema of recipes, for editors that complete and check YAML: pydantic's schema of the keys with the
 registered components.
 
-schema = with_components(Recipe.model_json_schema())      # vicjoint.config.json_schema() does this
+schema = with_components(Recipe.model_json_schema())      # vicjoint.recipe.json_schema() does this
 """
 
 import inspect

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from vicjoint.guard import printable, printable_lines
+from vicjoint.files.guard import printable, printable_lines
 from vicjoint.report.curves import by_pair, curves_section, progress_section, spectrum_section
 from vicjoint.report.plots import is_number, pictures_section, series
-from vicjoint.runfolder import directions, number
+from vicjoint.training.folder import directions, number
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 BAD_SHOWN = 20

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vicjoint.cache import cache_root
+from vicjoint.files.cache import cache_root
 from vicjoint.sources.base import SourceError
 
 VERSION = 1  # raise it when the same numbers give other pictures: old caches are then left aside

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicjoint.cache import cache_root
+from vicjoint.files.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.parts import Source
 from vicjoint.registry import register

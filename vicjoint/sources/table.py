@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from vicjoint.files.cells import CellError, as_text, is_empty
-from vicjoint.guard import can_be_named
+from vicjoint.files.guard import can_be_named
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_fraction, split_by_hash

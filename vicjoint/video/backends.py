@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from vicjoint.guard import no_file, no_media
+from vicjoint.files.guard import no_file, no_media
 
 MOST_PIXELS = (
     1 << 26

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from vicjoint import distributed, metrics
-from vicjoint.config import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
-from vicjoint.guard import printable
+from vicjoint.recipe import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.files.guard import printable
 from vicjoint.registry import need
 
 

@@ -17,16 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vicjoint import data, distributed, metrics
 from vicjoint.accumulate import backward
-from vicjoint.build import Parts, build_parts, try_one_record
-from vicjoint.checkpoint import CheckpointError
-from vicjoint.config import Recipe, load_recipe
+from vicjoint.training.build import Parts, build_parts, try_one_record
+from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.recipe import Recipe, load_recipe
 from vicjoint.model import as_spec, count_parameters
-from vicjoint.nonfinite import Watch
+from vicjoint.training.nonfinite import Watch
 from vicjoint.optim import set_learning_rate
-from vicjoint.readers import ReaderError
+from vicjoint.data.readers import ReaderError
 from vicjoint.report.page import write_report
-from vicjoint.resuming import resume, save
-from vicjoint.runfolder import (
+from vicjoint.training.resuming import resume, save
+from vicjoint.training.folder import (
     MetricsLog,
     best_step,
     only_one,
@@ -37,7 +37,7 @@ from vicjoint.runfolder import (
     write_environment,
     write_json,
 )
-from vicjoint.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
+from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 
 HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
 

@@ -7,11 +7,12 @@ else needs saving, but how far the run's files had got.
 
 from pathlib import Path
 
-from vicjoint import checkpoint, distributed
-from vicjoint.build import Parts
-from vicjoint.checkpoint import CheckpointError
-from vicjoint.config import differences_of
-from vicjoint.runfolder import best_step, cut_to
+from vicjoint import distributed
+from vicjoint.training import checkpoint
+from vicjoint.training.build import Parts
+from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.recipe import differences_of
+from vicjoint.training.folder import best_step, cut_to
 
 APPENDED = ("bad_samples.jsonl",)  # with no step in their lines: their length is saved
 

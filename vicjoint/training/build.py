@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from vicjoint import data, distributed
-from vicjoint.config import PairOfBranches, Recipe, RecipeError
+from vicjoint.recipe import PairOfBranches, Recipe, RecipeError
 from vicjoint.model import JointModel, SharedBranches, as_spec, build_model, modality_spec
 from vicjoint.objectives.multicrop import MultiCrop
 from vicjoint.parts import Objective
-from vicjoint.readers import Readers
+from vicjoint.data.readers import Readers
 from vicjoint.registry import build, find, nearest, options
-from vicjoint.time_limit import TimeLimit
+from vicjoint.data.time_limit import TimeLimit
 
 
 @dataclass

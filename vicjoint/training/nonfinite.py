@@ -16,15 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vicjoint import checkpoint, distributed
+from vicjoint import distributed
+from vicjoint.training import checkpoint
 from vicjoint.accumulate import backward
 from vicjoint.batch import Crops
-from vicjoint.build import Parts, build_parts
-from vicjoint.config import Recipe, RecipeError
-from vicjoint.guard import printable
-from vicjoint.resuming import restore
-from vicjoint.runfolder import open_run, write_json
-from vicjoint.stopping import TRAINING, seed_everything
+from vicjoint.training.build import Parts, build_parts
+from vicjoint.recipe import Recipe, RecipeError
+from vicjoint.files.guard import printable
+from vicjoint.training.resuming import restore
+from vicjoint.training.folder import open_run, write_json
+from vicjoint.training.stopping import TRAINING, seed_everything
 
 BOTH_FINITE = "both embeddings are finite"
 STAGES = {"view": "the view", "representation": "the encoder's output", "embedding": "the embedding"}

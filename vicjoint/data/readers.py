@@ -1,0 +1,219 @@
+"""One road for all that is read, in training, in evaluation and by `check`: places -> items, batch by batch.
+
+A place is whatever its `Reads` understands, and an item is a function of its place. So the processes that
+read can be watched: a dead one is replaced, one that hangs is killed, and the batches stay what they are,
+since all are started again at the first batch that has not been delivered.
+"""
+
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vicjoint.data.time_limit import TimeLimit
+
+
+class Reads(Dataset):
+    """What is read: `reads[place]` -> item. It travels to the processes that read. Inside, every record is
+    read within `limit.reading(number, index, name)`; `name(number, index)` says again which sample that was.
+    """
+
+    limit: TimeLimit
+
+    def __getitem__(self, place):
+        raise NotImplementedError
+
+    def name(self, number: int, index: int) -> str:
+        """The sample that a process was reading, by the numbers that it gave to `limit.reading`."""
+        raise NotImplementedError
+
+
+class ReaderError(RuntimeError):
+    """The processes that read data keep ending; the message says how."""
+
+
+class _Restart(Exception):
+    """Start all readers again; the message says why."""
+
+
+class _From(Sequence):
+    """The batches from one of them on: what a DataLoader samples."""
+
+    def __init__(self, batches: Sequence, first: int):
+        self.batches, self.first = batches, first
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.first
+
+    def __getitem__(self, i: int):
+        return self.batches[self.first + i]
+
+    def __iter__(self) -> Iterator:
+        return (self.batches[i] for i in range(self.first, len(self.batches)))
+
+
+class Readers:
+    """Iterating yields `collate([reads[place], ...])` of each batch of places, read by `workers` processes
+    (0: by this one). Raises ReaderError where readers die `DEATHS` times in a row without a batch between.
+    `begin`: the number of the first batch, in messages. Close it after use.
+    """
+
+    DEATHS = 3
+    POLL_SECONDS = 1.0  # how often a late batch makes it look after the readers
+
+    def __init__(
+        self, reads: Reads, batches: Sequence[list], collate: Callable, workers: int = 0, begin: int = 0
+    ):
+        self.reads, self.batches, self.collate, self.workers = reads, batches, collate, workers
+        self.done, self.begin, self.limit = 0, begin, reads.limit
+        self.deaths = 0
+        self._items, self._processes, self._before = None, [], None
+
+    def __enter__(self) -> "Readers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._close()
+
+    def __iter__(self) -> "Readers":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __next__(self):
+        while self.done < len(self.batches):
+            try:
+                if self._items is None:
+                    self._open()
+                batch = self._take()
+            except _Restart as why:
+                reason = str(why)  # the exception itself would keep the readers' iterator alive
+            else:
+                self.done, self.deaths = self.done + 1, 0
+                return batch
+            print(f"{reason} Reading goes on, with new processes, from step {self._step}.", file=sys.stderr)
+            self._close()
+        self._close()
+        raise StopIteration
+
+    @property
+    def _step(self) -> int:
+        """The batch that is waited for, from 1."""
+        return self.begin + self.done + 1
+
+    def _open(self) -> None:
+        """Workers are spawned, so decoders and torch's threads start clean."""
+        if self.workers:
+            self.limit.watch(self.workers)
+        loader = DataLoader(
+            self.reads,
+            batch_sampler=_From(self.batches, self.done),
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="spawn" if self.workers else None,
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_start_worker if self.workers else None,
+            timeout=self.POLL_SECONDS if self.workers else 0,
+            generator=torch.Generator(),  # its own: torch's would be moved by how often reading is started
+        )
+        others = set(multiprocessing.active_children())
+        if self.workers and threading.current_thread() is threading.main_thread():
+            self._before = signal.getsignal(signal.SIGCHLD)
+        self._items = iter(loader)
+        self._processes = [p for p in multiprocessing.active_children() if p not in others]
+        if self._before is not None:
+            # DataLoader's handler would raise in the middle of a training step when a worker dies
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _take(self):
+        """The next batch. Raises _Restart, or ReaderError."""
+        while True:
+            try:
+                return next(self._items)
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self.workers:
+                    raise
+                timed_out = str(error).startswith("DataLoader timed out")
+                self._check_dead(wait=not timed_out)
+                self._check_late()
+                if not timed_out:
+                    raise  # a fault in the reader's code, passed on by a living process
+
+    def _check_dead(self, wait: bool) -> None:
+        patience = time.monotonic() + (
+            0.5 if wait else 0
+        )  # a connection breaks a moment before its process is gone
+        while all(process.is_alive() for process in self._processes):
+            if time.monotonic() >= patience:
+                return
+            time.sleep(0.02)
+        ends = [f"process {p.pid} ({describe(p.exitcode)})" for p in self._processes if not p.is_alive()]
+        self.deaths += 1
+        said = (
+            f"{', '.join(ends)}, which reads data, ended unexpectedly before the batch of step {self._step}."
+        )
+        if self.deaths >= self.DEATHS:
+            raise ReaderError(
+                f"{said} That was {self.deaths} times in a row. Where memory is short, lower data.workers or"
+                " train.batch_size; data.workers=0 shows a fault in the reader's own code. The same command"
+                " with out=FOLDER goes on."
+            )
+        raise _Restart(said)
+
+    def _check_late(self) -> None:
+        late = self.limit.overdue()
+        if not late:
+            return
+        for process in self._processes:
+            if process.pid in {int(row[0]) for row in late}:
+                process.kill()
+                process.join(5)
+        still = [
+            row for row in late if row in self.limit.rows.tolist()
+        ]  # it may have gone on just before it was killed
+        for _, _, number, index in still:
+            self.limit.late.add((int(number), self.reads.name(int(number), int(index))))
+        raise _Restart(
+            f"{len(still)} sample{'s were' if len(still) != 1 else ' was'} {self.limit.cause}; the process"
+            " that hung was killed."
+        )
+
+    def _close(self) -> None:
+        # killed, not asked: they hold nothing, and one that another's death left waiting for a lock would not
+        # answer
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(5)
+        self._items, self._processes = None, []
+        if self._before is not None:
+            signal.signal(signal.SIGCHLD, self._before)
+            self._before = None
+
+
+def describe(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
+    hint = {
+        signal.SIGKILL: ": often the system, when memory is short",
+        signal.SIGBUS: ": often too little shared memory, /dev/shm",
+    }
+    return f"{name}{hint.get(-exit_code, '')}"
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)  # workers decode side by side; the main process trains
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # they reach the whole group: the main process saves, then ends its workers
+        signal.signal(number, signal.SIG_IGN)
+    limit = torch.utils.data.get_worker_info().dataset.limit
+    if limit.rows is not None:
+        limit.enter(worker)

@@ -1,0 +1,152 @@
+"""Batches of pairs. A sample is a function of (seed, epoch, index): neither workers nor processes change it.
+
+1. The stream: epoch after epoch, each a permutation of the training records drawn from (seed, epoch).
+   Position p of the stream is record permutation[p % records] in epoch p // records. Each pair of a run has a
+   stream of its own: its number is drawn from, too. Where the pair has a `distinct` column, an epoch is the
+   largest number of whole batches in which no value occurs twice; the records that are left over (others in
+   each epoch) wait for a later epoch.
+2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each
+   process takes its consecutive share. Several pairs take turns: step s of P pairs is batch s // P of pair s
+   % P.
+3. A worker reads a record with random numbers from (seed, epoch, record). A bad one is replaced by the next
+   draw from those numbers, and named; the main process writes it down and stops the run when there are too
+   many. With `distinct`, the replacement has a value that the batch does not have, as long as there is one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vicjoint import distributed
+from vicjoint.batch import Batch, batch_size, concatenate
+from vicjoint.data.distinct import Distinct
+from vicjoint.data.errors import READ_ERRORS, BadDataError, cause_of, listed
+from vicjoint.data.readers import Readers, Reads
+from vicjoint.data.time_limit import SampleTimeout, TimeLimit
+from vicjoint.files.guard import printable
+from vicjoint.parts import Pair, Record
+
+
+class Stream:
+    """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The
+    group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's."""
+
+    MAX_REPLACEMENTS = 20
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        pair: Pair,
+        seed: int,
+        number: int = 0,
+        limit: TimeLimit | None = None,
+    ):
+        self.records, self.pair, self.seed, self.number = records, pair, seed, number
+        self.limit = limit or TimeLimit()
+        self.distinct = Distinct(records, pair) if pair.distinct else None
+        self._order = (-1, None)
+
+    @property
+    def epoch_length(self) -> int:
+        """Records of an epoch."""
+        return len(self.records) if self.distinct is None else self.distinct.batches * self.distinct.per_batch
+
+    def generator(self, *numbers: int) -> np.random.Generator:
+        """Random numbers from the seed, the pair's number and these; those of the first pair are what they
+        are in a run of one pair."""
+        return np.random.default_rng(
+            np.random.SeedSequence([self.seed, *numbers], spawn_key=(self.number,) if self.number else ())
+        )
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(epoch, record number) of a position."""
+        epoch, place = divmod(position, self.epoch_length)
+        if self._order[0] != epoch:
+            rng = self.generator(epoch)
+            order = rng.permutation(len(self.records))
+            self._order = (epoch, order if self.distinct is None else self.distinct.arrange(order, rng))
+        return epoch, int(self._order[1][place])
+
+    def __getitem__(self, position: int):
+        epoch, index = self.locate(position)
+        rng = self.generator(epoch, index, 1)
+        bad, others = [], None
+        for _ in range(self.MAX_REPLACEMENTS):
+            record, before = self.records[index], rng.bit_generator.state
+            try:
+                with self.limit.reading(self.number, index, record["id"]):
+                    a, b = self.pair.sample(record, rng)
+                return a, b, self.pair.group_of(record, index), f"{record['id']}@{epoch}", bad
+            except READ_ERRORS as error:
+                if isinstance(error, SampleTimeout):
+                    # the same replacement whether the reading was ended, killed, or not tried again
+                    rng.bit_generator.state = before
+                bad.append((record["id"], cause_of(error)))
+                others = self._others(position) if others is None else others
+                index = int(others[rng.integers(len(others))])
+        raise BadDataError(
+            f"{self.MAX_REPLACEMENTS} samples in a row cannot be read, so nothing stands in for"
+            f" {printable(bad[0][0])}. Repair or remove them; python -m vicjoint.check RECIPE lists all. The"
+            f" first ten:\n{listed(dict(bad).items())}"
+        )
+
+    def _others(self, position: int):
+        """The records that may replace the one at a position."""
+        if self.distinct is None:
+            return range(len(self.records))
+        first = position - position % self.distinct.per_batch
+        batch = [self.locate(p)[1] for p in range(first, first + self.distinct.per_batch)]
+        return self.distinct.others(batch, position - first)
+
+
+class Turns(Reads):
+    """(number of the stream, position in it) -> what that stream has there. The streams share one limit."""
+
+    def __init__(self, streams: list[Stream]):
+        self.streams, self.limit = streams, streams[0].limit
+
+    def __getitem__(self, place: tuple[int, int]):
+        number, position = place
+        return self.streams[number][position]
+
+    def name(self, number: int, index: int) -> str:
+        return self.streams[number].records[index]["id"]
+
+
+class Steps(Sequence):
+    """The places of this process's share of each step's global batch, from step `start` up to `end`.
+    `records_per_batch`: of each stream."""
+
+    def __init__(self, records_per_batch: list[int], start: int, end: int):
+        self.records_per_batch, self.start, self.end = records_per_batch, start, end
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __getitem__(self, i: int) -> list[tuple[int, int]]:
+        batch, number = divmod(self.start + i, len(self.records_per_batch))
+        records, rank, world = self.records_per_batch[number], distributed.rank(), distributed.world_size()
+        first, last = (batch * records + records * r // world for r in (rank, rank + 1))
+        return [(number, position) for position in range(first, last)]
+
+
+def collate(samples: list) -> tuple[Batch, list[tuple[str, str]]]:
+    """(the batch, the bad samples that were met on the way)."""
+    views_a, views_b, groups, names, bad = zip(*samples)
+    per_record = batch_size(views_b[0])
+    group = torch.tensor(groups).repeat_interleave(per_record)
+    samples = [name for name in names for _ in range(per_record)]
+    batch = Batch(concatenate(list(views_a)), concatenate(list(views_b)), group, samples)
+    return batch, [b for several in bad for b in several]
+
+
+def batches(
+    streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int
+) -> Readers:
+    """(Batch, bad samples) of the steps start..end-1, in which the streams take turns. Raises ValueError
+    where a `distinct` column has too few values for a batch."""
+    for stream, records in zip(streams, records_per_batch):
+        if stream.distinct is not None:
+            stream.distinct.set_batch(records)
+    return Readers(Turns(streams), Steps(records_per_batch, start, end), collate, workers, start)
