@@ -159,7 +159,7 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
         lr = set_learning_rate(
             parts.optimizer, dict(parts.recipe.optim.schedule), step, total, float(steps_per_epoch)
         )
-        pair = Pair(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
+        pair = Batch(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
         parts.optimizer.zero_grad()
         double_input(parts.model.a.modality)
         loss, terms, _ = loop.backward(parts.model, parts.pairs[0].objective, pair, parts.recipe)

@@ -189,7 +189,7 @@ def joint(weights="own", layers=1, dropout=0.0, predictor=None):
 
 def batch():
     views = torch.randn(2, B, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return Pair(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
+    return Batch(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
 
 
 def recipe(accumulate, weights="own"):

@@ -337,6 +337,9 @@ class Probe:
     """Where it is measured in a run of several pairs: on the first pair; on the first pair that has its
     branch; on every two branches."""
 
+    refusal: ClassVar[str] = "evaluate.probes: this pair does not give what the probe needs. Leave it out."
+    """What is said where the pair does not give what it needs."""
+
     explains: ClassVar[dict[str, Metric]] = {}
     """What its metrics mean; the report shows it."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vicjoint.data.stream import READ_ERRORS
+from vicjoint.data.errors import READ_ERRORS
 from vicjoint.parts import Probe
 from vicjoint.probes.frozen import (
     Evaluating,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vicjoint.batch import concatenate, to_device
-from vicjoint.data.stream import READ_ERRORS
+from vicjoint.data.errors import READ_ERRORS
 from vicjoint.files.guard import printable
 
 AT_ONCE = 64  # samples in one forward pass

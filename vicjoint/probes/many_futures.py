@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.data.stream import READ_ERRORS
+from vicjoint.data.errors import READ_ERRORS
 from vicjoint.files.guard import printable
 from vicjoint.pairs.next_frame import NextFrame, to_channels_first
 from vicjoint.parts import Probe

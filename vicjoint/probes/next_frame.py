@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.data.stream import READ_ERRORS
+from vicjoint.data.errors import READ_ERRORS
 from vicjoint.files.cells import path_of
 from vicjoint.files.guard import printable
 from vicjoint.pairs.next_frame import Window, to_channels_first

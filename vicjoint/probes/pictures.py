@@ -4,7 +4,7 @@ clips."""
 import numpy as np
 import torch
 
-from vicjoint.data.stream import READ_ERRORS
+from vicjoint.data.errors import READ_ERRORS
 from vicjoint.files.guard import printable
 from vicjoint.probes import ranking
 from vicjoint.probes.frozen import Reading, as_picture, both_records

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 from vicjoint.report.plots import COLOURS, MORE_COLOURS, Curve, chart, series
-from vicjoint.training.folder import of_direction
+from vicjoint.report.tables import of_direction
 
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
 ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}

@@ -21,7 +21,7 @@ import yaml
 from vicjoint.files.guard import printable, printable_lines
 from vicjoint.report.curves import by_pair, curves_section, progress_section, spectrum_section
 from vicjoint.report.plots import is_number, pictures_section, series
-from vicjoint.training.folder import directions, number
+from vicjoint.report.tables import directions, number
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 BAD_SHOWN = 20
