@@ -1,16 +1,15 @@
-"""Curves and pictures -> HTML with inline images, for a run's report.
+"""Curves -> plots, and pixels -> pictures, as data URIs for a run's report.
 
-    chart("Loss", "What it is.", [Curve("", "#8957e5", *series(rows, "loss"))])    # <figure> with an SVG
-    frame(pixels, 72)                                                             # <img> with a PNG
+    chart("Loss", "What it is.", [Curve("", "#8957e5", *series(rows, "loss"))])    # Plot: an SVG
+    frame(pixels, 72)                                                             # Picture: a PNG
 
-Images are data URIs. An SVG holds nothing but numbers; titles and labels stand, escaped, in the HTML around
-it.
+An SVG holds nothing but numbers: page.html writes titles and labels around it.
 """
 
 import base64
 import io
 from dataclasses import dataclass
-from html import escape
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -37,6 +36,24 @@ class Curve:
     x: list
     y: list
     style: str = "-"
+
+
+class Plot(NamedTuple):
+    """`key`: label and colour of every curve that has a label."""
+
+    title: str
+    note: str
+    key: list[tuple[str, str]]
+    uri: str
+
+
+class Picture(NamedTuple):
+    """Width and height in CSS pixels; `style`: CSS classes."""
+
+    uri: str
+    width: int
+    height: int
+    style: str
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -126,120 +143,34 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
 
 def chart(
     title: str, note: str, curves: list[Curve], level: float | None = None, may_log: bool = False
-) -> str:
-    """A plot with its legend and explanation in HTML; empty where no curve has a point. `may_log`: log scale
-    for a wide range."""
+) -> Plot | None:
+    """A plot, or None where no curve has a point. `may_log`: log scale for a wide range."""
     curves = [c for c in curves if len(c.y)]
     if not curves:
-        return ""
+        return None
     values = np.concatenate([np.asarray(c.y, float) for c in curves])
     values = values[np.isfinite(values) & (values != 0)]
     log = may_log and len(values) > 0 and values.min() > 0 and values.max() > 50 * values.min()
-    key = "".join(
-        f'<span class="key"><i style="background:{c.colour}"></i>{escape(c.label)}</span>'
-        for c in curves
-        if c.label
-    )
-    image = data_uri("svg+xml", draw(curves, level, log))
-    note += " Log scale." if log else ""
-    return (
-        f'<figure class="plot"><figcaption><b>{escape(title)}</b>{key}</figcaption>'
-        f'<img src="{image}" alt="{escape(title)}"><small>{escape(note.strip())}</small></figure>'
+    return Plot(
+        title,
+        f"{note} Log scale.".strip() if log else note,
+        [(c.label, c.colour) for c in curves if c.label],
+        data_uri("svg+xml", draw(curves, level, log)),
     )
 
 
-def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
-    """uint8 [H, W, 3] as an <img> about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or
-    shrunk smoothly."""
+def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> Picture:
+    """uint8 [H, W, 3], shown about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or shrunk
+    smoothly."""
     width = pixels.shape[1]
-    shown = width * max(1, round(wanted / width)) if width <= wanted else wanted
+    crisp = width <= wanted
+    shown = width * max(1, round(wanted / width)) if crisp else wanted
     height = round(shown * pixels.shape[0] / width)
     image = Image.fromarray(pixels)
     if width > 2 * shown:  # twice what is shown stays sharp on dense screens
         image = image.resize((2 * shown, 2 * height))
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
-    style = " ".join(c for c in ("crisp" if width <= wanted else "", mark) if c)
-    return (
-        f'<img class="{style}" width="{shown}" height="{height}" alt=""'
-        f' src="{data_uri("png", target.getvalue())}">'
+    return Picture(
+        data_uri("png", target.getvalue()), shown, height, f"{'crisp' if crisp else ''} {mark}".strip()
     )
-
-
-def pictures_section(arrays: dict[str, np.ndarray], branches: dict[str, tuple]) -> str:
-    """What probes gave to be seen, under "probe/name" each; `branches`: {probe: names of its two}. title [n],
-    good bool [n], and next frames: context uint8 [n, T, H, W, 3] | retrieved and target uint8 [n, H, W, 3];
-    or images: query [n, H, W, 3] (absent where queries are no images) | neighbours [n, K, H, W, 3], captions
-    [2], where {a} and {b} stand for the names of the branches, and optionally right bool [n, K] and views [m,
-    2, H, W, 3].
-    """
-    probes: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in arrays.items():
-        probe, _, name = key.rpartition("/")
-        probes.setdefault(probe, {})[name] = array
-    for probe, of in probes.items():
-        a, b = branches.get(probe, ("a", "b"))
-        of["captions"] = [
-            str(caption).replace("{a}", a).replace("{b}", b) for caption in of.get("captions", ())
-        ]
-    return "".join(
-        (f"<h3>{escape(probe)}</h3>" if len(probes) > 1 else "") + probe_pictures(of)
-        for probe, of in probes.items()
-    )
-
-
-def probe_pictures(arrays: dict[str, np.ndarray]) -> str:
-    show = neighbours_case if "neighbours" in arrays else next_frame_case
-    cases = {True: "", False: ""}
-    for i, good in enumerate(arrays["good"]):
-        cases[bool(good)] += (
-            f'<div class="case">{escape(str(arrays["title"][i]))}<div'
-            f' class="frames">{show(arrays, i, bool(good))}</div></div>'
-        )
-    none = '<p class="soft">None among these pictures.</p>'
-    marks = (
-        "a right answer, red a wrong one in the first place"
-        if show is neighbours_case
-        else "the true next frame, red another that was retrieved"
-    )
-    html = (
-        f'<p class="soft">Green marks {marks}.</p><h4>Good cases</h4>{cases[True] or none}<h4>Bad'
-        f" cases</h4>{cases[False] or none}"
-    )
-    if "views" in arrays:
-        pairs = "".join(
-            f"<figure><div>{frame(a, 72)}{frame(b, 72)}</div></figure>" for a, b in arrays["views"]
-        )
-        html += (
-            '<h4>Pairs of views, as in training</h4><div class="case"><div'
-            f' class="frames">{pairs}</div></div>'
-        )
-    return html
-
-
-def next_frame_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
-    context = "".join(frame(pixels, 72) for pixels in arrays["context"][i])
-    retrieved = frame(arrays["retrieved"][i], 144, "mark-green" if good else "mark-red")
-    target = frame(arrays["target"][i], 144, "mark-green")
-    return (
-        f"<figure><div>{context}</div><figcaption>context</figcaption></figure>"
-        f"<figure>{retrieved}<figcaption>retrieved</figcaption></figure>"
-        f"<figure>{target}<figcaption>true next frame</figcaption></figure>"
-    )
-
-
-def neighbours_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
-    """A query and what is nearest to it; marked are the first (right or wrong) and every other right one."""
-    right = arrays["right"][i] if "right" in arrays else [good]
-    marks = [
-        "mark-green" if k < len(right) and right[k] else "mark-red" if k == 0 else ""
-        for k in range(len(arrays["neighbours"][i]))
-    ]
-    neighbours = "".join(frame(pixels, 72, mark) for pixels, mark in zip(arrays["neighbours"][i], marks))
-    query, found = (escape(caption) for caption in arrays["captions"])
-    shown = (
-        f"<figure>{frame(arrays['query'][i], 72)}<figcaption>{query}</figcaption></figure>"
-        if "query" in arrays
-        else ""
-    )
-    return f"{shown}<figure><div>{neighbours}</div><figcaption>{found}</figcaption></figure>"
