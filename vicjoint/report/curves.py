@@ -3,17 +3,15 @@ spectra.
 
     training(rows, ["invariance", "variance", "covariance"], {"video-text": ("video", "text")})
 
-Each function takes what a file of the run folder holds (rows: the lines of metrics.jsonl) and gives plots; a
-None among them is one without a point.
+Each takes what a file of the run folder holds (rows: the lines of metrics.jsonl) and gives plots, of which
+None is one without a point. `branches`: {pair or probe: names of its two branches}.
 """
 
 import numpy as np
 
-from vicjoint.report.plots import COLOURS, MORE_COLOURS, Curve, Plot, chart, series
+from vicjoint.report.plots import COLOURS, MORE_COLOURS, Curve, chart, series
 from vicjoint.runfolder import of_direction
 
-Branches = dict[str, tuple[str, str]]  # {pair or probe: names of its two branches}
-NEUTRAL = MORE_COLOURS[0]
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
 ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}
 HEALTH = {
@@ -29,6 +27,10 @@ LATENTS = {
     ),
     "most_used": ("Most used latent", "Share of the samples that choose it."),
 }
+SPECTRUM = (
+    "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows"
+    " collapsed ones."
+)
 
 
 def by_pair(rows: list[dict]) -> list[tuple[str, str, list[dict]]]:
@@ -40,46 +42,53 @@ def by_pair(rows: list[dict]) -> list[tuple[str, str, list[dict]]]:
     return [(pair, pair if len(found) > 1 else "", of_pair) for pair, of_pair in found.items()]
 
 
-def training(rows: list[dict], terms: list[str], branches: Branches) -> list[tuple[str, list[Plot | None]]]:
+def training(
+    rows: list[dict], terms: list[str], branches: dict[str, tuple]
+) -> list[tuple[str, list[dict | None]]]:
     """(heading, plots): loss, its terms and health of each pair, then learning rate and speed of all."""
     pairs = by_pair(rows)
     groups = [
         (heading, pair_plots(of_pair, terms, branches.get(pair, ("a", "b"))))
         for pair, heading, of_pair in pairs
     ]
-    of_all = {"Learning rate": "lr", "Samples per second": "samples_per_second"}
-    shared = [chart(title, "", [Curve("", NEUTRAL, *series(rows, key))]) for title, key in of_all.items()]
+    shared = [
+        single(rows, "Learning rate", "", "lr"),
+        single(rows, "Samples per second", "", "samples_per_second"),
+    ]
     return [*groups, ("All pairs" if len(pairs) > 1 else "", shared)]
 
 
-def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> list[Plot | None]:
-    """Loss, its terms and health of one pair of branches."""
+def single(rows: list[dict], title: str, note: str, *path: str, may_log: bool = False) -> dict | None:
+    """A plot of one curve, of the numbers at `path`."""
+    return chart(title, note, [Curve("", MORE_COLOURS[0], *series(rows, *path))], may_log=may_log)
 
-    def one(title, note, *path, may_log=False):
-        return chart(title, note, [Curve("", NEUTRAL, *series(rows, *path))], may_log=may_log)
+
+def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> list[dict | None]:
+    """Loss, its terms and health of one pair of branches."""
 
     def of_branches(name):
         return [Curve(shown, COLOURS[b], *series(rows, "health", b, name)) for b, shown in zip("ab", names)]
 
     of_terms = [Curve(t, MORE_COLOURS[i % len(MORE_COLOURS)], *series(rows, t)) for i, t in enumerate(terms)]
     return [
-        one("Loss", "Sum of the weighted terms.", "loss", may_log=True),
+        single(rows, "Loss", "Sum of the weighted terms.", "loss", may_log=True),
         chart("Terms", "As weighted in the loss.", of_terms, may_log=True),
         *(
             chart(title, note, of_branches(name), 1.0 if name == "std" else None)
             for name, (title, note) in HEALTH.items()
         ),
-        one(
+        single(
+            rows,
             "Alignment",
             "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
             "health",
             "alignment",
         ),
-        *(one(title, note, "latents", name) for name, (title, note) in LATENTS.items()),
+        *(single(rows, title, note, "latents", name) for name, (title, note) in LATENTS.items()),
     ]
 
 
-def progress(rows: list[dict], branches: Branches) -> list[Plot | None]:
+def progress(rows: list[dict], branches: dict[str, tuple]) -> list[dict | None]:
     """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance."""
     probes = {probe: row["results"][probe] for row in rows for probe in row["results"]}
     plots = []
@@ -102,7 +111,7 @@ def progress(rows: list[dict], branches: Branches) -> list[Plot | None]:
     return plots
 
 
-def spectrum(spectra: dict) -> list[Plot | None]:
+def spectrum(spectra: dict) -> list[dict | None]:
     """Eigenvalues of the covariance of z, on a log scale; those at rounding noise (1e-10 of the largest) are
     not shown."""
     curves = []
@@ -111,8 +120,4 @@ def spectrum(spectra: dict) -> list[Plot | None]:
         values = np.asarray(given, float)
         values = values[values > max(values.max(initial=0.0) * 1e-10, 0.0)]
         curves.append(Curve(branch, colours[i % len(colours)], list(range(1, len(values) + 1)), list(values)))
-    note = (
-        "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows"
-        " collapsed ones."
-    )
-    return [chart("Covariance of z", note, curves, may_log=True)]
+    return [chart("Covariance of z", SPECTRUM, curves, may_log=True)]

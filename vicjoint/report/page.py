@@ -8,11 +8,11 @@ archived. A file that is missing or broken costs its own part of the page, never
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -20,8 +20,7 @@ import yaml
 
 from vicjoint.guard import printable, printable_lines
 from vicjoint.report.curves import by_pair, progress, spectrum, training
-from vicjoint.report.pictures import pictures
-from vicjoint.report.plots import is_number, series
+from vicjoint.report.plots import is_number, pictures, series
 from vicjoint.runfolder import directions, number, write_text
 
 TEMPLATES = jinja2.Environment(
@@ -42,10 +41,8 @@ def read_lines(path: Path) -> list[dict]:
     passed over."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return [row for row in rows if isinstance(row, dict)]
 
 
@@ -72,29 +69,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
 def health(rows: list[dict]) -> dict:
-    """`verdicts`: (badge, words) of each pair; `cards`: steps, loss, time and speed."""
-    cards, verdicts = {"steps": f"{rows[-1]['step']:,}"}, []
-    for _, heading, of_pair in by_pair(rows):
-        badge, words = verdict(of_pair)
-        verdicts.append((badge, f"{heading}: {words}" if heading else words))
-        if losses := series(of_pair, "loss")[1]:
-            cards[f"loss{heading and f' of {heading}'}, first and last"] = (
-                f"{losses[0]:.3g} → {losses[-1]:.3g}"
-            )
-    if skipped := sum(1 for row in rows if row.get("skipped")):
-        cards["steps left out (not finite)"] = f"{skipped:,}"
+    """Each pair's name in headings, badge, verdict and losses; of all: steps, those left out, seconds without
+    evaluations, and median samples per second."""
     seconds, speed = (series(rows, name)[1] for name in ("seconds", "samples_per_second"))
-    if seconds:
-        took = sum(seconds)  # of all steps; evaluations come on top
-        cards["training"] = f"{took / 60:.1f} min" if took >= 60 else f"{took:.1f} s"
-    if speed:
-        cards["samples per second, median"] = f"{np.median(speed):,.0f}"
-    return {"verdicts": verdicts, "cards": cards}
+    return {
+        "pairs": [
+            (name, *verdict(of_pair), series(of_pair, "loss")[1]) for _, name, of_pair in by_pair(rows)
+        ],
+        "steps": rows[-1]["step"],
+        "skipped": sum(1 for row in rows if row.get("skipped")),
+        "seconds": sum(seconds),
+        "speed": np.median(speed) if speed else 0.0,
+    }
 
 
 def verdict(rows: list[dict]) -> tuple[str, str]:
@@ -108,50 +95,39 @@ def verdict(rows: list[dict]) -> tuple[str, str]:
     return badge, f"{words} (step {step})"
 
 
-class Table(NamedTuple):
-    """`title`: a direction of retrieval, or nothing. heads: (metric, its words, an arrow) of each column;
-    rows: (name, [(number, whether it is the best of its column)])."""
-
-    title: str
-    heads: list[tuple[str, str, str]]
-    rows: list[tuple[str, list[tuple[str, bool]]]]
-
-
-def results(found: dict[str, dict], branches: dict, metrics: dict) -> list[tuple[str, list[Table], list]]:
+def results(found: dict[str, dict], branches: dict, metrics: dict) -> list[tuple[str, list[dict], list]]:
     """(probe, tables, legend): a table for each direction of retrieval; the legend has the metrics that none
     above has explained. branches: {probe: names of its two}; metrics: {probe: {metric: [words, better]}}."""
     shown, said = [], set()
     for probe, rows in found.items():
-        known = metrics.get(probe, {})
-        columns = directions(rows, branches.get(probe, ("a", "b")))
+        known, columns = metrics.get(probe, {}), directions(rows, branches.get(probe, ("a", "b")))
         tables = [metric_table(title, rows, names, known) for title, names in columns.items()]
-        legend = dict.fromkeys((name, words) for table in tables for name, words, _ in table.heads if words)
+        legend = dict.fromkeys(
+            (name, words) for table in tables for name, words, _ in table["heads"] if words
+        )
         shown.append((probe, tables, [explained for explained in legend if explained not in said]))
         said |= set(legend)
     return shown
 
 
-def metric_table(title: str, rows: dict[str, dict], columns: dict[str, str], known: dict[str, list]) -> Table:
-    """Model, random_init, then the other rows. columns: {metric: its heading}."""
-    first = {"model": 0, "random_init": 1}
-    names = sorted(rows, key=lambda name: first.get(name, len(first)))
+def metric_table(title: str, rows: dict[str, dict], columns: dict[str, str], known: dict[str, list]) -> dict:
+    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, whether it is
+    the best of its column)]), first the model and random_init. columns: {metric: its heading}."""
+    names = sorted(rows, key=lambda name: (name != "model", name != "random_init"))
     heads, cells = [], []
     for metric, heading in columns.items():
         words, better = known.get(heading, ("", None))
         heads.append((heading, words, ARROWS[better]))
         cells.append(column([rows[name].get(metric) for name in names], better))
-    return Table(title, heads, list(zip(names, zip(*cells))))
+    return {"title": title, "heads": heads, "rows": list(zip(names, zip(*cells)))}
 
 
 def column(values: list, better: str | None) -> list[tuple[str, bool]]:
     """The values as printed, and which are the best: what looks equal in the table counts as equal."""
     numbers = [value for value in values if is_number(value) and np.isfinite(value)]
-    best = decimals((min if better == "lower" else max)(numbers)) if numbers and better else None
-    return [(text, text == best) for text in map(decimals, values)]
-
-
-def decimals(value) -> str:
-    return number(value) if is_number(value) else "–" if value is None else str(value)
+    best = number((min if better == "lower" else max)(numbers)) if numbers and better else None
+    shown = (number(v) if is_number(v) else "–" if v is None else str(v) for v in values)
+    return [(text, text == best) for text in shown]
 
 
 def facts(environment: dict) -> dict[str, str]:
@@ -164,33 +140,27 @@ def facts(environment: dict) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (plain | parameters).items()}
 
 
-class Part(NamedTuple):
-    """What the page shows of a file; `reason`: why it cannot, or nothing."""
-
-    file: str
-    shown: Any
-    reason: str = ""
-
-
-def part(path: Path, read: Callable[[Path], Any], show: Callable[[Any], Any] = lambda found: found) -> Part:
-    """`show(read(path))`, or the reason why there is nothing to show."""
+def part(path: Path, read: Callable, show: Callable = lambda found: found) -> dict:
+    """What the page shows of a file: `shown`, which is show(read(path)), or the `reason` why there is
+    nothing."""
     try:
-        return Part(path.name, show(read(path)))
+        return {"file": path.name, "shown": show(read(path)), "reason": ""}
     except FileNotFoundError:
-        return Part(path.name, None, "is not there")
+        reason = "is not there"
     except Exception as error:  # whatever is wrong with a file, a report must not end the run it describes
         cause = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        return Part(path.name, None, f"cannot be shown ({cause})")
+        reason = f"cannot be shown ({cause})"
+    return {"file": path.name, "shown": None, "reason": reason}
 
 
 def page(folder: Path) -> str:
     """The whole HTML text for a run folder."""
-    environment = part(folder / "environment.json", read_json).shown or {}
+    environment = part(folder / "environment.json", read_json)["shown"] or {}
     pairs, probes, metrics = (environment.get(key, {}) for key in ("pairs", "probes", "metrics"))
     terms = environment.get("terms") or ["invariance", "variance", "covariance"]
+    name = part(folder / "recipe.yaml", lambda path: yaml.safe_load(path.read_bytes())["name"])
     html = TEMPLATES.get_template("page.html").render(
-        name=part(folder / "recipe.yaml", read_text, lambda text: yaml.safe_load(text)["name"]).shown
-        or folder.name,
+        name=name["shown"] or folder.name,
         announcement=environment.get("announcement"),
         health=part(folder / "metrics.jsonl", read_steps, health),
         results=part(folder / "evaluation.json", read_json, lambda found: results(found, probes, metrics)),
@@ -200,7 +170,7 @@ def page(folder: Path) -> str:
         pictures=part(folder / "pictures.npz", read_arrays, lambda arrays: pictures(arrays, probes)),
         bad_samples=part(folder / "bad_samples.jsonl", read_lines),
         facts=part(folder / "environment.json", read_json, facts),
-        recipe=part(folder / "recipe.yaml", read_text),
+        recipe=part(folder / "recipe.yaml", lambda path: path.read_text(encoding="utf-8")),
     )
     return printable_lines(html)
 
@@ -208,7 +178,6 @@ def page(folder: Path) -> str:
 def write_report(folder: Path) -> Path:
     """Write folder/report.html (whole or not at all) and return its path. NotADirectoryError: no such run
     folder."""
-    folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(
             f"{str(folder)!r} is not a folder. Expected a run folder such as runs/video_next_frame/1."
