@@ -70,17 +70,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def health(rows: list[dict]) -> dict:
-    """Each pair's name in headings, badge, verdict and losses; of all: steps, those left out, seconds without
-    evaluations, and median samples per second."""
-    seconds, speed = (series(rows, name)[1] for name in ("seconds", "samples_per_second"))
+    """`pairs`: (name in headings, badge, verdict, losses); of all pairs: `steps`, those `skipped`, `seconds`
+    without evaluations, and `speed`, the median of samples per second."""
     return {
         "pairs": [
             (name, *verdict(of_pair), series(of_pair, "loss")[1]) for _, name, of_pair in by_pair(rows)
         ],
         "steps": rows[-1]["step"],
         "skipped": sum(1 for row in rows if row.get("skipped")),
-        "seconds": sum(seconds),
-        "speed": np.median(speed) if speed else 0.0,
+        "seconds": sum(series(rows, "seconds")[1]),
+        "speed": np.median(series(rows, "samples_per_second")[1] or [0.0]),
     }
 
 

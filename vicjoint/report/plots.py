@@ -102,8 +102,7 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
     """The curves as an SVG without any text but numbers; `level` is a dashed horizontal line."""
     target = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 2.0), layout="constrained")
-        axes = figure.add_subplot()
+        axes = Figure(figsize=(3.6, 2.0), layout="constrained").add_subplot()
         if level is not None:
             axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
         for curve in curves:
@@ -120,7 +119,7 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(short)
             axis.set_minor_formatter(NullFormatter())
-        figure.savefig(target, format="svg", metadata={"Date": None})
+        axes.figure.savefig(target, format="svg", metadata={"Date": None})
     return (
         target.getvalue()
         .replace(INK.encode(), b"currentColor")
@@ -148,8 +147,8 @@ def chart(
 
 
 def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> dict:
-    """`uri`, `width`, `height` (CSS pixels) and `style` (CSS classes) of a picture, uint8 [H, W, 3]: about
-    `wanted` CSS pixels wide: enlarged by a whole number and crisp, or shrunk smoothly."""
+    """`uri`, `width`, `height` (CSS pixels) and `style` (CSS classes) of a picture uint8 [H, W, 3]. It is
+    shown about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or shrunk smoothly."""
     width = pixels.shape[1]
     crisp = width <= wanted
     shown = width * max(1, round(wanted / width)) if crisp else wanted
@@ -168,11 +167,12 @@ def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> dict:
 
 
 def pictures(arrays: dict[str, np.ndarray], branches: dict[str, tuple[str, str]]) -> list[dict]:
-    """The pictures of each probe, whose arrays are called "probe/name"; `branches`: {probe: names of its
-    two}. title [n], good bool [n], and next frames: context uint8 [n, T, H, W, 3] | retrieved and target
-    uint8 [n, H, W, 3]; or images: query [n, H, W, 3] (absent where queries are no images) | neighbours [n, K,
-    H, W, 3], captions [2], where {a} and {b} stand for the names of the branches, and optionally right bool
-    [n, K] and views [m, 2, H, W, 3].
+    """The cases of each probe. `branches`: {probe: names of its two}; arrays: {"probe/name": array}.
+
+    Of each probe: title [n], good bool [n], and of next frames context uint8 [n, T, H, W, 3], retrieved and
+    target uint8 [n, H, W, 3]. Of images: query [n, H, W, 3] (absent where queries are no images), neighbours
+    [n, K, H, W, 3], captions [2], where {a} and {b} stand for the names of the branches, and optionally right
+    bool [n, K] and views [m, 2, H, W, 3].
     """
     probes: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
@@ -185,8 +185,8 @@ def pictures(arrays: dict[str, np.ndarray], branches: dict[str, tuple[str, str]]
 
 
 def cases(arrays: dict[str, np.ndarray], a: str, b: str) -> dict:
-    """One probe's good and bad cases [(title, [(caption, pictures)])], what its colours mean, and pairs of
-    views."""
+    """`good` and `bad`: [(title, [(caption, pictures)])]; `neighbours`: which of the two kinds these are;
+    `views`: pairs of pictures."""
     found = {"good": [], "bad": [], "neighbours": "neighbours" in arrays}
     captions = [str(caption).replace("{a}", a).replace("{b}", b) for caption in arrays.get("captions", ())]
     for i, good in enumerate(arrays["good"]):
