@@ -134,6 +134,16 @@ def test_text_from_data_is_escaped(run):
     assert f'<p class="banner">sample {NASTY.replace("<", "&lt;").replace(">", "&gt;")}</p>' in html
 
 
+def test_control_characters_in_texts_are_harmless(run):
+    for name in ("environment.json", "evaluation.json", "recipe.yaml"):
+        path = run / name
+        path.write_text(path.read_text("utf-8").replace("alert(1)", r"\u001b[31m\u202e"), encoding="utf-8")
+    lines(run / "bad_samples.jsonl", [{"source": "a\x1b[31m", "sample": "b\nc", "cause": None}])
+    html = text(run)
+    assert html.replace("\n", "").isprintable()
+    assert "left out" not in html and html.count(r"\x1b[31m\u202e") >= 6 and r"<td>b\nc</td>" in html
+
+
 def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
     html = text(run)
     table = re.search(r'<table class="numbers">(.*?)</table>', html, re.S).group(1)
