@@ -135,13 +135,16 @@ def test_text_from_data_is_escaped(run):
 
 
 def test_control_characters_in_texts_are_harmless(run):
-    for name in ("environment.json", "evaluation.json", "recipe.yaml"):
+    for name in ("environment.json", "evaluation.json"):
         path = run / name
         path.write_text(path.read_text("utf-8").replace("alert(1)", r"\u001b[31m\u202e"), encoding="utf-8")
+    (run / "recipe.yaml").write_text('name: "one\\e[31m\\ntwo"', encoding="utf-8")
     lines(run / "bad_samples.jsonl", [{"source": "a\x1b[31m", "sample": "b\nc", "cause": None}])
     html = text(run)
     assert html.replace("\n", "").isprintable()
-    assert "left out" not in html and html.count(r"\x1b[31m\u202e") >= 6 and r"<td>b\nc</td>" in html
+    assert "left out" not in html
+    assert r"<h1>one\x1b[31m\ntwo</h1>" in html and r"<td>a\x1b[31m</td><td>b\nc</td>" in html
+    assert html.count(r"&lt;script&gt;\x1b[31m\u202e&lt;/script&gt;") >= 5, "shown, not dropped"
 
 
 def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
@@ -298,7 +301,7 @@ def test_a_legend_says_what_its_probe_measures_and_says_it_once(tmp_path):
     assert html.count("Bold: best of the column") == 1
 
 
-@pytest.mark.parametrize("environment", [{"torch": "2.14"}, {"metrics": {"retrieval": {}}}])
+@pytest.mark.parametrize("environment", [{"torch": "2.14"}, {"metrics": {"retrieval": {}}}, {"metrics": 3}])
 def test_an_environment_that_explains_no_metrics_gives_numbers_alone(tmp_path, environment):
     (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval": RETRIEVAL}))
     (tmp_path / "environment.json").write_text(json.dumps(environment))

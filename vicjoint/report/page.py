@@ -155,7 +155,10 @@ def part(path: Path, read: Callable, show: Callable = lambda found: found) -> di
 def page(folder: Path) -> str:
     """The whole HTML text for a run folder."""
     environment = part(folder / "environment.json", read_json)["shown"] or {}
-    pairs, probes, metrics = (environment.get(key, {}) for key in ("pairs", "probes", "metrics"))
+    pairs, probes, metrics = (
+        found if isinstance(found := environment.get(key), dict) else {}
+        for key in ("pairs", "probes", "metrics")
+    )
     terms = environment.get("terms") or ["invariance", "variance", "covariance"]
     name = part(folder / "recipe.yaml", lambda path: yaml.safe_load(path.read_bytes())["name"])
     html = TEMPLATES.get_template("page.html").render(
