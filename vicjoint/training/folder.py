@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from vicjoint.files.write import write_json, write_text
 from vicjoint.recipe import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
 
 
@@ -99,30 +100,6 @@ def next_number(parent: Path) -> Path:
             return parent / str(number)
         except FileExistsError:
             number += 1
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name and rename: the file is whole or absent."""
-    with replaced(path) as file:
-        file.write(text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def replaced(path: Path):
-    """A binary file, open for writing, that takes `path`'s place when it is whole and on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value) -> None:
-    write_text(path, json.dumps(value, indent=1))
 
 
 def write_environment(folder: Path, recipe: Recipe, trained: dict) -> None:

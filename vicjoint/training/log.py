@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 from vicjoint import distributed, metrics
 from vicjoint.files.guard import printable
+from vicjoint.files.write import write_text
 from vicjoint.registry import need
-from vicjoint.training.folder import write_text
 
 
 class MetricsLog:

@@ -19,6 +19,7 @@ from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
+from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
 from vicjoint.optim import set_learning_rate
 from vicjoint.recipe import Recipe, load_recipe
@@ -26,7 +27,7 @@ from vicjoint.report.page import write_report
 from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.training.folder import best_step, only_one, open_run, replaced, write_environment, write_json
+from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
 from vicjoint.training.resuming import resume, save

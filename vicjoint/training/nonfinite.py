@@ -21,10 +21,11 @@ from vicjoint import distributed
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch, Crops
 from vicjoint.files.guard import printable
+from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts, Task, build_parts
-from vicjoint.training.folder import open_run, write_json
+from vicjoint.training.folder import open_run
 from vicjoint.training.resuming import restore
 from vicjoint.training.stopping import TRAINING, seed_everything
 
