@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vicjoint.batch import Crops, Batch, batch_size, concatenate, to_device
+from vicjoint.batch import Batch, Crops, batch_size, concatenate, to_device
 
 
 def tokens(*ids):

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 import vicjoint
-from vicjoint.training import loop
 from vicjoint.batch import Batch
-from vicjoint.recipe import load_recipe
 from vicjoint.export import main as export_command
 from vicjoint.optim import set_learning_rate
+from vicjoint.recipe import load_recipe
 from vicjoint.registry import ComponentError
+from vicjoint.training import loop
 
 
 def published():

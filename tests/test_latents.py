@@ -14,15 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vicjoint
 from vicjoint import distributed
-from vicjoint.training import loop
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
-from vicjoint.recipe import RecipeError
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
 from vicjoint.model import MLP, Branch, JointModel
 from vicjoint.objectives import VICReg
+from vicjoint.recipe import RecipeError
 from vicjoint.registry import register
+from vicjoint.training import loop
 
 B, K, E = 12, 4, 6
 

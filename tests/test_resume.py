@@ -10,10 +10,9 @@ import torch
 
 import vicjoint
 from vicjoint import distributed
-from vicjoint.training import checkpoint
-from vicjoint.training import resuming
-from vicjoint.training.build import build_parts
 from vicjoint.recipe import load_recipe
+from vicjoint.training import checkpoint, resuming
+from vicjoint.training.build import build_parts
 from vicjoint.training.stopping import seed_everything
 
 PLAIN = tiny.branch(encoder={"name": "noisy", "norm": False})

@@ -9,7 +9,17 @@ folder = vicjoint.train("recipes/video_next_frame.yaml", ["train.steps=100"])
 encoder = vicjoint.load_encoder(folder, branch="a")
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vicjoint.parts import Modality
 from vicjoint.registry import build_encoder, list_encoders, register, register_encoder
+
+if TYPE_CHECKING:
+    from vicjoint.export import load_encoder
+    from vicjoint.training.loop import train
+
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Modality",
@@ -21,20 +31,11 @@ __all__ = [
     "train",
 ]
 
+# imported on first use: `import vicjoint` in an encoder file stays light and free of circles
+LATER = {"load_encoder": "vicjoint.export", "train": "vicjoint.training.loop"}
 
-def __getattr__(name: str):
-    # torch and the loop are imported on first use: `import vicjoint` in an encoder file stays light and free
-    # of circles
-    if name == "train":
-        from vicjoint.training.loop import train
 
-        return train
-    if name == "load_encoder":
-        from vicjoint.export import load_encoder
-
-        return load_encoder
-    if name == "Modality":
-        from vicjoint.parts import Modality
-
-        return Modality
+def __getattr__(name: str) -> Any:
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
     raise AttributeError(f"module 'vicjoint' has no attribute '{name}'")

@@ -15,8 +15,9 @@ import inspect
 import pkgutil
 import warnings
 from collections.abc import Callable
+from importlib.machinery import FileFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vicjoint.parts import Modality, Objective, Pair, Predictor, Probe, Source
 
@@ -155,8 +156,12 @@ def _find_encoder(modality: str, name: str) -> Callable:
 
 def accepted_by(modality: str) -> tuple[str, ...]:
     """The modalities whose encoders a branch of this one can use, its own first."""
-    component = _components["modality"].get(modality)
-    return (modality, *(component.accepts if inspect.isclass(component) else ()))
+    return (modality, *_class_of(_components["modality"].get(modality)).accepts)
+
+
+def _class_of(modality: Callable | None) -> type[Modality]:
+    """The class that a modality's facts stand in; those of one that a function builds are the defaults."""
+    return modality if inspect.isclass(modality) and issubclass(modality, Modality) else Modality
 
 
 def options(component: Callable) -> dict[str, inspect.Parameter]:
@@ -195,9 +200,7 @@ def shared_options(modality: dict, encoder: dict) -> dict[str, Any]:
     of_modality = find("modality", modality["name"])
     known, common = options(of_modality), options(find("encoder", encoder["name"]))
     return {
-        key: modality.get(key, known[key].default)
-        for key in (of_modality.shared if inspect.isclass(of_modality) else ())
-        if key in common
+        key: modality.get(key, known[key].default) for key in _class_of(of_modality).shared if key in common
     }
 
 
@@ -258,7 +261,7 @@ def load_encoder_folders() -> None:
         )
     seen: dict[str, str] = {}
     for info in pkgutil.iter_modules(package.__path__):
-        folder = str(info.module_finder.path)
+        folder = cast(FileFinder, info.module_finder).path
         if info.name in seen and Path(seen[info.name]).resolve() != Path(folder).resolve():
             raise ComponentError(
                 f"{folder}/{info.name}.py has the same file name as {seen[info.name]}/{info.name}.py, so one"
