@@ -319,9 +319,9 @@ class Features(Protocol):
         """The name of the row of simple features of a branch."""
         ...
 
-    def read(self, split: Split, read: Callable[[Record], Any]) -> list[Any]:
-        """`read(record)` of each record of a split, in order, once per run; those that cannot be read are
-        left out."""
+    def read(self) -> list[Any]:
+        """What the probe's own `read` gives of each test record, in order, once per run; those that cannot be
+        read are left out."""
         ...
 
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
@@ -372,6 +372,14 @@ class Probe:
     def wants(self, data: EvaluationData) -> list[Want]:
         """What `measure` will ask for."""
         return []
+
+    reads: ClassVar[bool] = False
+    """Whether it has a `read` of its own."""
+
+    def read(self, record: Record, pair: Pair) -> Any:
+        """Of one test record, what its evaluation views do not give, such as windows of a video; None leaves
+        it out. Raises as a pair's `sample` does."""
+        raise NotImplementedError(f"probe '{type(self).__name__}' has no method read(record, pair)")
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """(name, value): "row/metric" and a number, or "pictures" and the arrays that the report shows."""

@@ -15,23 +15,14 @@ from torch import nn
 from tqdm import tqdm
 
 from vicjoint.batch import to_device
-from vicjoint.data import TimeLimit
+from vicjoint.data import READ_ERRORS, TimeLimit
 from vicjoint.model import Model, Two
-from vicjoint.parts import EvaluationData, Probe, Side, Split
-from vicjoint.probes.features import FeaturesOf, Part, Reader, Views, collate, encoded
+from vicjoint.parts import EvaluationData, Side, Split
+from vicjoint.probes.features import EVALUATION, FeaturesOf, Measure, Part, Reader, Views, collate, encoded
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
 QUICK_SECONDS = 5.0  # an evaluation that is estimated to take less says nothing before it starts
-
-
-@dataclass
-class Measure:
-    """A probe on two branches, and the name of its results."""
-
-    name: str
-    probe: Probe
-    data: EvaluationData
 
 
 @dataclass
@@ -60,7 +51,6 @@ class Evaluation:
     def __init__(self, measures: list[Measure], workers: int, limit: TimeLimit, device: torch.device):
         self.measures, self.reader = measures, Reader(workers, limit, device)
         self._parts: dict[tuple, Part] = {}
-        self._kept: dict[str, dict] = {measure.name: {} for measure in measures}
         for measure in measures:
             for want in measure.probe.wants(measure.data):
                 self._part(measure.data, want.side, want.split).add(want)
@@ -75,10 +65,11 @@ class Evaluation:
         """Raises ValueError where a probe finds nothing to measure."""
         results: dict[str, dict] = {}
         pictures: dict[str, dict] = {}
-        cost = self.cost(model, untrained)
+        cost = self.cost(model, untrained, WORTH_TRYING)
         if cost.seconds > QUICK_SECONDS:
             tqdm.write(cost.words())
         total = sum(part.cost + part.epochs * part.crops for part in self._parts.values())
+        total += sum(len(measure.data.records("test")) for measure in self._to_read())
         with evaluating(model, untrained), self._progress(total):
             for part in self._parts.values():
                 part.features = {}
@@ -106,22 +97,32 @@ class Evaluation:
         wants = measure.probe.wants(measure.data)
         parts = {(w.side, w.split): self._part(measure.data, w.side, w.split) for w in wants}
         models = models_between(measure.data, model, untrained)
-        return FeaturesOf(measure.data, self.reader, parts, models, self._kept[measure.name])
+        return FeaturesOf(measure, self.reader, parts, models)
 
     @torch.no_grad()
-    def cost(self, model: Model, untrained: Model) -> Cost:
-        """Of the next evaluation. What probes read by themselves (windows of videos) is not counted."""
+    def cost(self, model: Model, untrained: Model, least: int = 0) -> Cost:
+        """Of the next evaluation. Where there are no more than `least` views, reading a few to see how long
+        it takes is not worth it, and no time is counted. Nor is what a probe encodes of what it reads by
+        itself."""
         cost = Cost([m.name for m in self.measures], 0, 0, 0, 0.0)
         with evaluating(model, untrained):
             for part in self._parts.values():
                 crops = part.epochs * part.crops
                 cost.samples += len(part.places)
                 cost.epochs, cost.crops = cost.epochs + part.epochs, cost.crops + crops
-                if part.cost + crops > WORTH_TRYING:
+                if part.cost + crops > least:
                     reading, encoding = self._try(part, models_between(part.data, model, untrained))
                     views = len(part.places) if part.kept is None else 0
                     cost.seconds += (views + crops) * reading + (part.cost + 2 * crops) * encoding
+        for measure in self._to_read():
+            records = measure.data.records("test")
+            cost.samples += len(records)
+            cost.seconds += len(records) * seconds_to_read(measure, self.reader.limit)
         return cost
+
+    def _to_read(self) -> list[Measure]:
+        """The probes that have yet to read by themselves."""
+        return [m for m in self.measures if m.probe.reads and "read" not in m.kept]
 
     def _try(self, part: Part, models: dict[str, Two]) -> tuple[float, float]:
         """Seconds for a view: to read it, and to encode it by one model."""
@@ -142,6 +143,17 @@ class Evaluation:
         return {
             m.name: {name: list(metric) for name, metric in m.probe.explains.items()} for m in self.measures
         }
+
+
+def seconds_to_read(measure: Measure, limit: TimeLimit) -> float:
+    """Of one test record, by the probe itself; 0 where the first cannot be read."""
+    record, began = measure.data.records("test")[0], time.perf_counter()
+    try:
+        with limit.reading(EVALUATION, 0, record["id"]):
+            measure.probe.read(record, measure.data.pair)
+    except READ_ERRORS:
+        return 0.0
+    return time.perf_counter() - began
 
 
 def models_between(data: EvaluationData, model: Model, untrained: Model) -> dict[str, Two]:

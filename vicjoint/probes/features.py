@@ -23,7 +23,7 @@ from vicjoint.batch import concatenate, to_device
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
 from vicjoint.files.guard import printable
 from vicjoint.model import Two
-from vicjoint.parts import EvaluationData, Items, Raw, Record, Side, Space, Split, View, Want
+from vicjoint.parts import EvaluationData, Items, Probe, Raw, Record, Side, Space, Split, View, Want
 
 AT_ONCE = 64  # records in one forward pass
 KEPT_BYTES = 2**29  # raw views of a part that are kept for the next evaluation
@@ -193,19 +193,25 @@ def encoded(
         yield space, (y if space == "representation" else models[row].embed(side, y)).float()
 
 
+@dataclass
+class Measure:
+    """A probe on two branches, and the name of its results. `kept`: what it remembers for the run."""
+
+    name: str
+    probe: Probe
+    data: EvaluationData
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
 class FeaturesOf:
     """What one probe sees: `vicjoint.parts.Features`."""
 
     def __init__(
-        self,
-        data: EvaluationData,
-        reader: Reader,
-        parts: dict[tuple[Side, Split], Part],
-        models: dict[str, Two],
-        kept: dict,
+        self, measure: Measure, reader: Reader, parts: dict[tuple[Side, Split], Part], models: dict[str, Two]
     ):
-        self.data, self.device, self.latents = data, reader.device, models["model"].latents
-        self._reader, self._parts, self._models, self._kept = reader, parts, models, kept
+        self.data, self.device, self.latents = measure.data, reader.device, models["model"].latents
+        self._probe, self._kept = measure.probe, measure.kept
+        self._reader, self._parts, self._models = reader, parts, models
 
     def items(self, want: Want) -> Items:
         part = self._parts[want.side, want.split]
@@ -248,21 +254,19 @@ class FeaturesOf:
     def baseline(self, side: Side) -> str:
         return self._models["model"].baseline(side)
 
-    def read(self, split: Split, read: Callable[[Record], Any]) -> list[Any]:
-        def all_of_it() -> list[Any]:
-            records, found = self.data.records(split), []
-            for number, record in enumerate(records):
-                self._reader.advance(1)
-                try:
-                    with self._reader.limit.reading(EVALUATION, number, record["id"]):
-                        found.append(read(record))
-                except READ_ERRORS as error:
-                    tqdm.write(
-                        f"evaluation leaves out {printable(record['id'])}: {printable(cause_of(error))}"
-                    )
-            return found
+    def read(self) -> list[Any]:
+        return self.once("read", self._read_all)
 
-        return self.once(f"read {split}", all_of_it)
+    def _read_all(self) -> list[Any]:
+        found = []
+        for number, record in enumerate(self.data.records("test")):
+            self._reader.advance(1)
+            try:
+                with self._reader.limit.reading(EVALUATION, number, record["id"]):
+                    found.append(self._probe.read(record, self.data.pair))
+            except READ_ERRORS as error:
+                tqdm.write(f"evaluation leaves out {printable(record['id'])}: {printable(cause_of(error))}")
+        return [x for x in found if x is not None]
 
     @torch.no_grad()
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:

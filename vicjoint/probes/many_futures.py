@@ -63,6 +63,7 @@ class ManyFutures(Probe):
     guesses). random_init: as model, before training. chance: `guesses` candidates at random, all different.
     """
 
+    reads = True
     explains = {
         "recall": Metric(
             "share of the possible futures that are the nearest candidate of one of the predictions"
@@ -85,10 +86,45 @@ class ManyFutures(Probe):
             return "no test record of the source has `futures`, videos of what may come (sample_futures has)"
         return None
 
+    def read(self, record: Record, pair: NextFrame) -> Forked | None:
+        """None for a record without futures. Raises ValueError where the record does not say what it must, or
+        no window ends at its moment."""
+        if not record.get("futures"):
+            return None
+        if not isinstance(record["futures"], list) or not isinstance(record.get("moment"), int):
+            raise ValueError(
+                f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60},"
+                " expected a list of paths of videos and the number of the last frame that they share."
+            )
+        moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
+        for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
+            with pair.open(path) as video:
+                window = next(
+                    (w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None
+                )
+                if window is None:
+                    raise ValueError(
+                        f"{path}: no window of this pair ends at frame {moment}, where the futures part, with"
+                        " its target in the video."
+                    )
+                frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
+            ahead = window.target - moment
+            later = [
+                t
+                for t in range(moment + 1, len(frames))
+                if number >= possible or abs(t - window.target) >= ahead / 2
+            ]
+            if number < possible:
+                targets.append(frames[window.target][None])
+            if number == 0:
+                context = frames[window.context]
+                others.append(frames[[moment, *(t for t in range(moment))]])
+            others.append(frames[later])
+        return Forked(context, torch.cat(targets + others), possible)
+
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
         """Raises ValueError where no test video can be used."""
-        pair = features.data.pair
-        videos = [v for v in features.read("test", lambda record: read(record, pair)) if v is not None]
+        videos = features.read()
         if not videos:
             tests = len(features.data.records("test"))
             raise ValueError(f"many_futures: none of the {tests} test videos can be read with this pair.")
@@ -104,43 +140,6 @@ class ManyFutures(Probe):
                 yield from ((f"{row}/{prefix}{m}", value) for m, value in score(found).items())
         for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
             yield from ((f"chance/{prefix}{m}", v) for m, v in chance(videos, guesses, others).items())
-
-
-def read(record: Record, pair: NextFrame) -> Forked | None:
-    """None for a record without futures. Raises ValueError where the record does not say what it must, or no
-    window ends at its moment."""
-    if not record.get("futures"):
-        return None
-    if not isinstance(record["futures"], list) or not isinstance(record.get("moment"), int):
-        raise ValueError(
-            f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60},"
-            " expected a list of paths of videos and the number of the last frame that they share."
-        )
-    moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
-    for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
-        with pair.open(path) as video:
-            window = next(
-                (w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None
-            )
-            if window is None:
-                raise ValueError(
-                    f"{path}: no window of this pair ends at frame {moment}, where the futures part, with its"
-                    " target in the video."
-                )
-            frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
-        ahead = window.target - moment
-        later = [
-            t
-            for t in range(moment + 1, len(frames))
-            if number >= possible or abs(t - window.target) >= ahead / 2
-        ]
-        if number < possible:
-            targets.append(frames[window.target][None])
-        if number == 0:
-            context = frames[window.context]
-            others.append(frames[[moment, *(t for t in range(moment))]])
-        others.append(frames[later])
-    return Forked(context, torch.cat(targets + others), possible)
 
 
 def embed(features: Features, row: str, videos: list[Forked]) -> Embedded:

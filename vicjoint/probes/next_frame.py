@@ -79,6 +79,7 @@ class NextFrameRetrieval(Probe):
     """
 
     needs = frozenset({"windows"})
+    reads = True
     refusal = (
         "evaluate.probes: 'next_frame_retrieval' looks at windows of videos, which this pair does not give."
         " Use pair: {name: next_frame}, or leave it out."
@@ -113,8 +114,7 @@ class NextFrameRetrieval(Probe):
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where no test video can be read."""
-        pair = features.data.pair
-        videos = features.read("test", lambda record: self._read(record, pair))
+        videos = features.read()
         if not videos:
             tests = len(features.data.records("test"))
             raise ValueError(
@@ -129,7 +129,7 @@ class NextFrameRetrieval(Probe):
         if self.pictures:
             yield "pictures", self._pictures(videos, trained)
 
-    def _read(self, record: Record, pair: NextFrame) -> TestVideo:
+    def read(self, record: Record, pair: NextFrame) -> TestVideo:
         """Raises VideoError where the video cannot be read or is too short."""
         with pair.open(path_of(record)) as video:
             possible = pair.possible_windows(video.info, record["path"])
