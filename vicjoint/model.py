@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vicjoint.batch import Crops
 from vicjoint.latents import Choice, check_latents
+from vicjoint.options import Count
 from vicjoint.parts import Predictor
 from vicjoint.registry import build, register, shared_options
 
@@ -177,7 +178,7 @@ class MLP(Predictor):
     latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
     joined to z_a: it is added behind the first linear layer, which is the same as a longer input."""
 
-    def __init__(self, dim: int, /, hidden: int = 512, layers: int = 2, latents: int = 1):
+    def __init__(self, dim: int, /, hidden: Count = 512, layers: Count = 2, latents: Count = 1):
         super().__init__()
         self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
         self.latents = latents
