@@ -10,9 +10,8 @@ from torch import nn
 
 from vicjoint.modalities.image import Pixels
 from vicjoint.parts import Modality, Pair, View
-from vicjoint.probes import labels
 from vicjoint.probes.classify import KNN, Heads, Linear, votes
-from vicjoint.probes.labels import chance, top_shares
+from vicjoint.probes.labels import chance, held_out, top_shares
 
 
 def test_votes_by_hand():
@@ -280,5 +279,5 @@ def test_views_that_are_no_images_have_no_crops_and_no_pictures():
 def test_something_is_held_out_and_something_is_left():
     for n in range(2, 60):
         for share in (0.01, 0.5, 0.99):
-            assert 0 < labels.held_out(n, share).sum() < n
-    assert not labels.held_out(50, 0.0).any() and not labels.held_out(1, 0.9).any()
+            assert 0 < held_out(n, share).sum() < n
+    assert not held_out(50, 0.0).any() and not held_out(1, 0.9).any()

@@ -93,8 +93,8 @@ class Source(Listed):
             record["a"], record["b"] = text(x), text(x @ MIXED.numpy())
 
 
-def columns(source, key=None, readers=(Vector(), Vector())):
-    return bound(Columns(key), source, readers)
+def columns(source, key=None, b=None):
+    return bound(Columns(key), source, (Vector(), b or Vector()))
 
 
 def rows(probe, source, pair=None, trained=None, untrained=None):
@@ -340,7 +340,7 @@ def test_pictures_show_what_was_found_first():
     for record in source.test:
         record["a"] = text(Picture().read(record["b"])[0, :, 0, 0].tolist())
     sees = model_of(Bare(nn.Identity(), Vector()), Bare(nn.Identity(), Corner()))
-    pair = columns(source, readers=(Vector(), Picture()))
+    pair = columns(source, b=Picture())
     shown = measured(Retrieval(linear_map=0, pictures=4), sees, sees, source, pair)["pictures"]
     assert shown["neighbours"].shape == (4, 5, 4, 5, 3) and shown["good"].all() and "query" not in shown
     assert shown["right"].tolist() == [[True] + [False] * 4] * 4
@@ -433,7 +433,7 @@ def test_prompts_need_text():
     with pytest.raises(
         ValueError, match="prompts need text on branch b, whose modality reads files. Set branch=b"
     ):
-        missing(ZeroShot(prompts=["{}"]), source, columns(source, readers=(Vector(), Picture())))
+        missing(ZeroShot(prompts=["{}"]), source, columns(source, b=Picture()))
 
 
 def test_classes_that_cannot_be_named_count_as_wrong():
