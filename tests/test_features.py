@@ -285,3 +285,20 @@ def test_a_probe_of_other_records_does_not_take_part_in_theirs():
     found, _ = evaluation_of(both, data_of(source, bound(Numbers(), source)))(model(), model(0.1))
     for name, probe in both.items():
         assert measured(probe, model(), model(0.1), source, bound(Numbers(), source)) == found[name]
+
+
+def test_random_crops_of_several_probes_are_counted_each(monkeypatch):
+    source = records()
+    for record in source.train[10:]:
+        record["few"] = None
+    for record in [*source.train[:10], *source.test]:
+        record["few"] = record["label"]
+    probes = {
+        "held": Linear(rates=[0.1, 1.0], epochs=3, holdout=0.5),
+        "few": Linear(rates=[0.1], epochs=5, label="few"),
+    }
+    pair = bound(Numbers(), source)
+    evaluation = evaluation_of(probes, data_of(source, pair))
+    cost = evaluation.cost(model(), model(), 10**9)
+    evaluation(model(), model())
+    assert cost.epochs == 8 and cost.crops == sum(cropped for *_, cropped in pair.read)

@@ -94,7 +94,7 @@ class Part:
     wanted: set[tuple[str, Space]] = field(default_factory=set)
     every: bool = False
     epochs: int = 0
-    crops: int = 0  # records of an epoch of them
+    crops: int = 0  # of all epochs
     kept: list[Chunk] | None = None
     fixed: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
     features: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
@@ -103,7 +103,8 @@ class Part:
 
     def add(self, want: Want) -> None:
         if want.epochs:
-            self.epochs, self.crops = self.epochs + want.epochs, len(self.all_or(want.places))
+            self.epochs += want.epochs
+            self.crops += want.epochs * len(self.all_or(want.places))
             return
         self.places = np.union1d(self.places, self.all_or(want.places))
         self.wanted |= {key_of(row, want.space) for row in want.rows}
