@@ -55,7 +55,7 @@ class Numbers(Pair):
     def views(self, record, side, rng=None, read=True):
         self.read.append((record["id"], side, rng is not None))
         if record.get("hangs"):
-            time.sleep(60)
+            time.sleep(20)
         if record.get("broken"):
             raise ValueError("broken on purpose")
         raw = torch.tensor([record["x"]], dtype=torch.float32)
@@ -165,7 +165,9 @@ def test_probes_that_want_different_records_get_their_own_of_one_reading():
         assert found[name]["model"]["first"] == pytest.approx([source.test[i]["x"][0] for i in places])
 
 
-def test_a_record_that_hangs_or_breaks_is_left_out_and_named_once(capsys):
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_a_record_that_hangs_or_breaks_is_left_out_and_named_once(kept, capsys, monkeypatch):
+    monkeypatch.setattr(features, "KEPT_BYTES", kept)
     source, fewer = records(), records()
     source.test[2]["hangs"], source.test[5]["broken"] = True, True
     fewer.test = [record for i, record in enumerate(fewer.test) if i not in (2, 5)]
@@ -302,3 +304,14 @@ def test_random_crops_of_several_probes_are_counted_each(monkeypatch):
     cost = evaluation.cost(model(), model(), 10**9)
     evaluation(model(), model())
     assert cost.epochs == 8 and cost.crops == sum(cropped for *_, cropped in pair.read)
+
+
+def test_a_record_that_can_be_read_no_more_takes_its_kept_features_along(monkeypatch):
+    monkeypatch.setattr(features, "KEPT_BYTES", 0)
+    source, fewer = records(), records()
+    evaluation = evaluation_of({"knn": PROBES["knn"]()}, data_of(source, bound(Numbers(), source)))
+    evaluation(model(), model(0.1))
+    source.train[3]["broken"] = source.test[7]["broken"] = True
+    fewer.train.pop(3), fewer.test.pop(7)
+    found = evaluation(model(), model(0.1))[0]["knn"]
+    assert found == measured(PROBES["knn"](), model(), model(0.1), fewer, bound(Numbers(), fewer))
