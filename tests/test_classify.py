@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from probing import Bare, Listed, bound, measured, missing, model_of, refused
 from torch import nn
 
 from vicjoint.modalities.image import Pixels
-from vicjoint.parts import Modality
-from vicjoint.probes import classify, frozen
-from vicjoint.probes.classify import KNN, Heads, Linear, top_shares, votes
+from vicjoint.parts import Modality, Pair, View
+from vicjoint.probes.classify import KNN, Heads, Linear, votes
+from vicjoint.probes.labels import chance, held_out, top_shares
 
 
 def test_votes_by_hand():
@@ -37,7 +38,7 @@ def test_shares():
     found = top_shares(scores, torch.tensor([0, 1, 6, 0]))
     assert found == {"accuracy": 0.5, "top5": 0.75}
     assert top_shares(torch.eye(3), torch.arange(3)) == {"accuracy": 1.0}  # five of three classes say nothing
-    assert classify.chance(10) == {"accuracy": 0.1, "top5": 0.5} and classify.chance(4) == {"accuracy": 0.25}
+    assert chance(10) == {"accuracy": 0.1, "top5": 0.5} and chance(4) == {"accuracy": 0.25}
 
 
 def test_heads_are_independent_sgd_runs():
@@ -68,39 +69,42 @@ def test_heads_are_independent_sgd_runs():
     assert torch.allclose(heads(data[0][0])[1].double(), references[1](data[0][0].double()), atol=1e-5)
 
 
-class Branch(nn.Module):
+class Brightness(nn.Module):
     """Represents a view by the brightness of its first pixels, times a factor."""
 
     def __init__(self, factor):
         super().__init__()
-        self.factor, self.modality = factor, Pixels()
+        self.factor = factor
 
-    def represent(self, view):
-        return view.float().flatten(1)[:, :3] * self.factor
-
-
-class Model(nn.Module):
-    def __init__(self, factor):
-        super().__init__()
-        self.a, self.b = Branch(factor), Branch(1 - factor)
+    def forward(self, view):
+        return view.flatten(1)[:, :3] * self.factor
 
 
-class Plain:
-    workers = 0
+class Floats(Pixels):
+    """Images as numbers from 0 to 255."""
 
-    def plain(self, record, branch="a"):
+    def forward(self, raw):
+        return raw.float()
+
+
+def model(factor):
+    return model_of(*(Bare(Brightness(f), Floats()) for f in (factor, 1 - factor)))
+
+
+class Plain(Pair):
+    gives = frozenset({"views", "crops"})
+
+    def views(self, record, side, rng=None, read=True):
         if record.get("broken"):
             raise ValueError("broken on purpose")
-        return torch.tensor(record["value"], dtype=torch.uint8).view(1, 3, 1, 1)
-
-    def cropped(self, record, rng):
-        return (self.plain(record).float() + float(rng.uniform(0, 5))).to(torch.uint8)
+        raw = torch.tensor(record["value"], dtype=torch.uint8).view(1, 3, 1, 1)
+        return [View(raw if rng is None else (raw.float() + float(rng.uniform(0, 5))).to(torch.uint8))]
 
     def sample(self, record, rng):
-        return self.plain(record), self.plain(record)
+        return self.views(record, "a")[0].raw, self.views(record, "b")[0].raw
 
 
-class Source:
+class Source(Listed):
     """Class c has channel c bright; one record of each split is broken, one has no label, one test record a
     class of its own."""
 
@@ -119,14 +123,9 @@ class Source:
 
 def rows(probe, source=None, pair=None):
     """Branch a of the model represents, b does not; the untrained one is the other way round."""
-    found, pictures = {}, None
-    for key, value in probe(Model(1.0), Model(0.0), source or Source(), pair or Plain(), "cpu"):
-        if key == "pictures":
-            pictures = value
-        else:
-            row, metric = key.split("/")
-            found.setdefault(row, {})[metric] = value
-    return found, pictures
+    source = source or Source()
+    found = measured(probe, model(1.0), model(0.0), source, bound(pair or Plain(), source))
+    return found, found.pop("pictures", None)
 
 
 def test_knn_tells_what_the_representation_knows(capsys):
@@ -172,45 +171,45 @@ def test_the_rate_is_chosen_without_the_test_split():
 
 def test_what_cannot_be_probed_is_said():
     source = Source()
-    assert KNN().misses(source, Plain()) is None
+    assert missing(KNN(), source, Plain()) is None
     flat = Source()
     flat.train = [r | {"label": None} for r in flat.train]
     assert (
         "it needs two classes or more, and test samples of them, in 'label' of the records; found 0 classes"
-        in KNN().misses(flat, Plain())
+        in missing(KNN(), flat, Plain())
     )
-    assert "'colour'" in Linear(label="colour").misses(source, Plain())
-
-    class NoViews:
-        workers = 0
-
+    assert "'colour'" in missing(Linear(label="colour"), source, Plain())
     with pytest.raises(
         ValueError, match="evaluate.probes: 'knn' classifies single views, which this pair does not give"
     ):
-        KNN().misses(source, NoViews())
+        missing(KNN(), source, Pair())
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    "probe, options, message",
     [
-        (lambda: KNN(k=[]), "knn needs neighbours k of 1 or more"),
-        (lambda: KNN(temperature=0), "a temperature above 0"),
-        (lambda: Linear(rates=[]), "linear needs learning rates above 0"),
-        (lambda: Linear(epochs=0), "epochs of 1 or more"),
-        (
-            lambda: Linear(rates=[0.1, 1], holdout=0),
-            "linear: holdout is 0, .* above 0 to choose among 2 learning rates",
-        ),
-        (lambda: Linear(holdout=1), "linear: holdout is 1, expected a share"),
-        (
-            lambda: Linear(solver="ridge", holdout=0),
-            "linear: holdout is 0, .* above 0 to choose among penalties",
-        ),
+        ("knn", {"k": []}, r"k: expected a list of 1 or more, got \[\]"),
+        ("knn", {"k": [5, 0]}, r"k: expected a number above 0, got \[5, 0\]"),
+        ("knn", {"temperature": 0}, "temperature: expected a number above 0.0, got 0"),
+        ("linear", {"rates": []}, "rates: expected a list of 1 or more"),
+        ("linear", {"epochs": 0}, "epochs: expected a number above 0, got 0"),
+        ("linear", {"holdout": 1}, "holdout: expected a number below 1.0, got 1"),
     ],
 )
-def test_wrong_options_are_named(make, message):
+def test_options_out_of_range_are_named(probe, options, message):
+    refused(probe, options, message)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rates": [0.1, 1]}, "linear: holdout is 0, .* above 0 to choose among 2 learning rates"),
+        ({"solver": "ridge"}, "linear: holdout is 0, .* above 0 to choose among penalties"),
+    ],
+)
+def test_a_choice_needs_samples_that_are_held_out(options, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        Linear(holdout=0, **options)
 
 
 def test_ridge_classifies_and_does_not_look_at_the_test_split():
@@ -238,77 +237,47 @@ def test_branch_b_is_looked_at_where_asked():
 
 
 class Words(Modality):
+    """The first of a tuple of tensors."""
+
     baseline = "lengths"
+
+    def forward(self, raw):
+        return raw[0].float()
 
     def simple_features(self, raw):
         return raw[1].sum(1, keepdim=True).float()
 
 
-class Texts:
+class Texts(Pair):
     """Raw views that are tuples (ids [1, L], mask [1, L]); no crops; branch b has one value."""
 
-    workers = 0
+    gives = frozenset({"views"})
 
-    def plain(self, record, branch="a"):
-        value = torch.tensor(record["value"])[None] if branch == "a" else torch.ones(1, 3, dtype=torch.long)
-        return value, value > 100
+    def views(self, record, side, rng=None, read=True):
+        value = torch.tensor(record["value"])[None] if side == "a" else torch.ones(1, 3, dtype=torch.long)
+        return [View((value, value > 100))]
 
     def sample(self, record, rng):
-        return self.plain(record), self.plain(record, "b")
+        return self.views(record, "a")[0].raw, self.views(record, "b")[0].raw
 
 
 def test_views_that_are_no_images_have_no_crops_and_no_pictures():
-    class Reads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.modality = Words()
-
-        def represent(self, raw):
-            return raw[0].float()
-
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = self.b = Reads()
-
+    branch, source = Bare(nn.Identity(), Words()), Source()
+    both, pair = model_of(branch, branch), bound(Texts(), source)
     for probe in (KNN(k=[5]), Linear(epochs=5, rates=[0.001])):
-        assert probe.misses(Source(), Texts()) is None
-        found = dict(probe(Both(), Both(), Source(), Texts(), "cpu"))
-        assert found["model/accuracy"] > 0.9 and found["lengths/accuracy"] < 0.6 and "pictures" not in found
-    assert dict(KNN(k=[5], branch="b")(Both(), Both(), Source(), Texts(), "cpu"))["model/accuracy"] < 0.5, (
+        assert missing(probe, source, pair) is None
+        found = measured(probe, both, both, source, pair)
+        assert found["model"]["accuracy"] > 0.9 and found["lengths"]["accuracy"] < 0.6
+        assert "pictures" not in found
+    assert measured(KNN(k=[5], branch="b"), both, both, source, pair)["model"]["accuracy"] < 0.5, (
         "b has one value for all"
     )
     with pytest.raises(ValueError, match="'linear' has crops: true, but this pair has no random crops"):
-        Linear(crops=True).misses(Source(), Texts())
+        missing(Linear(crops=True), source, pair)
 
 
 def test_something_is_held_out_and_something_is_left():
     for n in range(2, 60):
         for share in (0.01, 0.5, 0.99):
-            assert 0 < frozen.held_out(n, share).sum() < n
-    assert not frozen.held_out(50, 0.0).any() and not frozen.held_out(1, 0.9).any()
-
-
-def test_views_are_read_once(monkeypatch):
-    source, read = Source(), []
-
-    class Counting(Plain):
-        def plain(self, record, branch="a"):
-            read.append(record["id"])
-            return super().plain(record, branch)
-
-    pair = Counting()
-    first, second = (rows(KNN(k=[5], pictures=0), source, pair)[0] for _ in range(2))
-    assert (
-        first == second and len(read) == 59 + 28
-    )  # one record of each split has no label, one test record a class of its own
-    rows(Linear(solver="ridge"), source, pair)
-    assert len(read) == 59 + 28
-    monkeypatch.setattr(frozen, "KEPT_BYTES", 0)
-    pair = Counting()
-    assert (
-        rows(KNN(k=[5], pictures=0), source, pair)[0]
-        == rows(KNN(k=[5], pictures=0), source, pair)[0]
-        == first
-    )
-    assert len(read) == 3 * (59 + 28)
+            assert 0 < held_out(n, share).sum() < n
+    assert not held_out(50, 0.0).any() and not held_out(1, 0.9).any()

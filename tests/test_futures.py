@@ -1,14 +1,15 @@
 """Sample videos with several futures, and the probes that look at what a latent predicts of them."""
 
 import numpy as np
+import probing
 import pytest
 import torch
+from probing import Bare, Listed, bound, missing, model_of, refused
 from torch import nn
 
-from vicjoint.latents import Choice
-from vicjoint.model import JointModel
 from vicjoint.pairs.next_frame import NextFrame
-from vicjoint.probes.many_futures import ManyFutures, load, of_query
+from vicjoint.parts import Pair, Predictor
+from vicjoint.probes.many_futures import ManyFutures, of_query
 from vicjoint.probes.next_frame import NextFrameRetrieval
 from vicjoint.samples.futures import SampleFutures, TurningSprite, turning_scene, turns
 from vicjoint.sources.base import SourceError
@@ -25,8 +26,8 @@ def source(tmp_path_factory):
         return SampleFutures(train=30, test=6, frames=FRAMES, size=32, futures=3)
 
 
-def pair(gap=4):
-    return NextFrame(frames=3, stride=2, gap=gap, size=32, windows=2, flip=0)
+def pair(source, frames=3, gap=4):
+    return bound(NextFrame(frames=frames, stride=2, gap=gap, size=32, windows=2, flip=0), source)
 
 
 def frames_of(path):
@@ -124,7 +125,7 @@ class Pixels(nn.Module):
         return (view[:, :, -1] if view.ndim == 5 else view).flatten(1).float()
 
 
-class Shown(nn.Module):
+class Shown(Predictor):
     """Predictions that it is given, by the last context frame; so what it should score is known."""
 
     def __init__(self, answers: list[tuple]):
@@ -143,19 +144,12 @@ def model(source, choose):
         possible, never = ([frames_of(path) for path in record[key]] for key in ("futures", "impossible"))
         flat = lambda frame: torch.from_numpy(frame).permute(2, 0, 1).flatten().float()
         answers.append((flat(possible[0][MOMENT]), torch.stack([flat(f) for f in choose(possible, never)])))
-    made = JointModel.__new__(JointModel)
-    nn.Module.__init__(made)
-    made.a, made.b, made.predictor, made.weights = Pixels(), Pixels(), Shown(answers), "own"
-    made.choice = Choice(made.latents) if made.latents > 1 else None
-    return made
+    return model_of(Bare(Pixels()), Bare(Pixels()), Shown(answers))
 
 
 def measured(source, choose, **options):
-    found, made = {}, model(source, choose)
-    for key, value in ManyFutures(**options)(made, made, source, pair(), "cpu"):
-        row, metric = key.split("/")
-        found.setdefault(row, {})[metric] = value
-    return found
+    made = model(source, choose)
+    return probing.measured(ManyFutures(**options), made, made, source, pair(source))
 
 
 def test_all_futures_are_found_and_a_wrong_guess_costs_precision(source):
@@ -233,25 +227,24 @@ def test_ties_are_no_retrieval():
 
 def test_what_cannot_be_measured_is_said(source):
     probe = ManyFutures()
-    assert probe.misses(source, pair()) is None
-    assert "needs the pair next_frame" in probe.misses(source, object())
-
-    class Plain:
-        test = [{"id": "x"}]
-
-    assert "no test record of the source has `futures`" in probe.misses(Plain(), pair())
-    with pytest.raises(ValueError, match="guesses is 0"):
-        ManyFutures(guesses=0)
-    with pytest.raises(ValueError, match="guesses is 0"):
-        NextFrameRetrieval(guesses=0)
+    assert missing(probe, source, pair(source)) is None
+    assert "needs the pair next_frame" in missing(probe, source, Pair())
+    plain = Listed(test=[{"id": "x"}])
+    assert "no test record of the source has `futures`" in missing(probe, plain, pair(plain))
+    for name in ("many_futures", "next_frame_retrieval"):
+        refused(name, {"guesses": 0}, "guesses: expected a number at least 1, got 0")
 
 
 @pytest.mark.parametrize("wrong", [{"futures": "a.mp4;b.mp4"}, {"moment": None}, {"moment": "8"}], ids=str)
 def test_records_that_do_not_say_what_they_must(source, wrong, capsys):
-    class Source:
-        test = [source.test[0], {**source.test[1], **wrong}]
-
-    assert len(load(Source(), pair())) == 1
+    one = Listed(test=source.test[:1])
+    two = Listed(test=[source.test[0], {**source.test[1], **wrong}])
+    found = [
+        probing.measured(ManyFutures(), made, made, of, pair(of))
+        for of in (one, two)
+        for made in [model(one, lambda possible, never: [f[MOMENT + 4] for f in possible])]
+    ]
+    assert found[0] == found[1]
     said = capsys.readouterr().out
     assert (
         "evaluation leaves out test/00001.mp4" in said
@@ -260,15 +253,16 @@ def test_records_that_do_not_say_what_they_must(source, wrong, capsys):
 
 
 def test_a_window_that_does_not_end_at_the_moment_is_named(source, capsys):
+    made = model(source, lambda possible, never: [possible[0][MOMENT]])
     with pytest.raises(ValueError, match="none of the 6 test videos can be read with this pair"):
-        list(ManyFutures()(None, None, source, NextFrame(frames=6, stride=2, gap=1, size=32), "cpu"))
+        probing.measured(ManyFutures(), made, made, source, pair(source, frames=6, gap=1))
     assert f"no window of this pair ends at frame {MOMENT}, where the futures part" in capsys.readouterr().out
 
 
 # ---- next_frame_retrieval with a latent ----
 
 
-class Ahead(nn.Module):
+class Ahead(Predictor):
     """Brightness, moved on by each of `ahead` frames."""
 
     def __init__(self, ahead):
@@ -286,8 +280,7 @@ def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
         crf=0,
     )
 
-    class Source:
-        test = [{"id": "v", "path": str(tmp_path / "v.mp4")}]
+    source = Listed(test=[{"id": "v", "path": str(tmp_path / "v.mp4")}])
 
     class Level(nn.Module):
         def forward(self, view):
@@ -295,16 +288,12 @@ def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
             return torch.stack([level, 0 * level], 1)
 
     def rows(ahead, **options):
-        made, untrained = (JointModel.__new__(JointModel) for _ in range(2))
-        for of, frames in ((made, ahead), (untrained, [9.0])):
-            nn.Module.__init__(of)
-            of.a, of.b, of.predictor, of.weights = Level(), Level(), Ahead(frames), "own"
-            of.choice = Choice(len(frames)) if len(frames) > 1 else None
-        return dict(
-            NextFrameRetrieval(pictures=0, **options)(
-                made, untrained, Source(), NextFrame(frames=4, stride=2, gap=1, size=32), "cpu"
-            )
-        )
+        made, untrained = (model_of(Bare(Level()), Bare(Level()), Ahead(frames)) for frames in (ahead, [9.0]))
+        pair = bound(NextFrame(frames=4, stride=2, gap=1, size=32), source)
+        found = probing.measured(NextFrameRetrieval(pictures=0, **options), made, untrained, source, pair)
+        return {
+            f"{row}/{metric}": value for row, metrics in found.items() for metric, value in metrics.items()
+        }
 
     found = rows([-1.0, 1.0, -0.2, 0.1])
     assert (

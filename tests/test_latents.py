@@ -1,14 +1,15 @@
 """A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes
 choose as one."""
 
+import copy
 import os
 import socket
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from probing import Given
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,9 +19,11 @@ from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
-from vicjoint.model import MLP, Branch, JointModel
+from vicjoint.model import MLP, Branch, Model
 from vicjoint.objectives import VICReg
+from vicjoint.parts import Modality, Predictor
 from vicjoint.recipe import RecipeError
+from vicjoint.recipe.keys import Train
 from vicjoint.registry import register
 from vicjoint.training import loop
 
@@ -180,11 +183,12 @@ class Linear(nn.Module):
 def joint(weights="own", layers=1, dropout=0.0, predictor=None):
     """Without batch norm where layers is 1, so that parts of a batch embed like the whole."""
     torch.manual_seed(0)
-    branch = lambda: Branch(nn.Identity(), Linear(dropout), [E])
-    model = JointModel(
-        branch(), branch(), weights, predictor=predictor or MLP(E, hidden=7, layers=layers, latents=K)
-    ).double()
-    return model
+    branch = lambda: Branch(Modality(), Linear(dropout), [E])
+    a = branch()
+    b = {"own": branch, "same": lambda: a, "ema": lambda: copy.deepcopy(a)}[weights]()
+    ema = {"b": ("a", 0.99)} if weights == "ema" else None
+    predictor = predictor or MLP(E, hidden=7, layers=layers, latents=K)
+    return Model({"a": a, "b": b}, [("a", "b")], ema, predictor).double()
 
 
 def batch():
@@ -192,11 +196,8 @@ def batch():
     return Batch(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
 
 
-def recipe(accumulate, weights="own"):
-    return SimpleNamespace(
-        train=SimpleNamespace(accumulate=accumulate, exact=True, precision="fp32"),
-        b=SimpleNamespace(weights=weights),
-    )
+def options(accumulate):
+    return Train(steps=1, batch_size=B, accumulate=accumulate, precision="fp32")
 
 
 def test_each_latent_joins_its_vector_to_z_a_by_one_matrix():
@@ -233,17 +234,17 @@ def test_one_latent_is_none():
 def test_the_model_chooses_with_the_target_in_sight_and_guesses_without(weights):
     model, pair = joint(weights), batch()
     z_a, z_b = model(pair.a, pair.b)
-    predictions = model.predictions(model.a(pair.a))
+    predictions = model.predictions(model.branches["a"](pair.a))
     found = nearest(predictions, z_b)
     assert predictions.shape == (B, K, E) and torch.equal(
         z_a, predictions[torch.arange(B), torch.tensor(found)]
     )
     assert len(set(found)) > 1 and z_b.requires_grad == (weights != "ema")
-    assert torch.equal(model.predict(model.a(pair.a)), model.choice.guess(predictions))
+    assert torch.equal(model.predict(model.branches["a"](pair.a)), model.choice.guess(predictions))
     VICReg()(z_a, z_b)[0].backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
     assert got == {
-        name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("b.")
+        name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("branches.b.")
     }
     assert [bool(row.any()) for row in model.predictor.values.grad] == [k in found for k in range(K)]
 
@@ -252,7 +253,7 @@ def test_parts_give_the_gradient_of_the_whole_batch():
     found = []
     for accumulate in (1, 4):
         model = joint()
-        loss, _, (z_a, _) = backward(model, VICReg(statistics="both"), batch(), recipe(accumulate))
+        loss, _, (z_a, _) = backward(model, VICReg(statistics="both"), batch(), options(accumulate))
         assert model.choice.counts.sum() == B  # two passes, counted once
         found.append((loss, z_a, model.choice.counts.clone(), [p.grad for p in model.parameters()]))
     whole, parts = found
@@ -266,12 +267,12 @@ def test_both_passes_choose_the_same_with_dropout_and_batch_norm():
     model, choices = joint(layers=2, dropout=0.5), []
     original = model.choice.forward
     model.choice.forward = lambda p, z: choices.append(nearest(p, z)) or original(p, z)
-    backward(model, VICReg(), batch(), recipe(3))
+    backward(model, VICReg(), batch(), options(3))
     assert choices[:3] == choices[3:] and len({tuple(c) for c in choices[:3]}) > 1
 
 
 @register("predictor", "test_two_ways")
-class TwoWays(nn.Module):
+class TwoWays(Predictor):
     def __init__(self, dim: int, /, wrong: bool = False):
         super().__init__()
         self.latents, self.wrong = 2, wrong
@@ -284,8 +285,7 @@ class TwoWays(nn.Module):
 
 def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "write_report", lambda folder: folder)
-    plain = joint(predictor=nn.Linear(E, E))
-    plain.predictor.latents = nn.Parameter(torch.ones(3))  # a word of theirs for something else
+    plain = joint(predictor=Given(nn.Linear(E, E)))
     assert plain.latents == 1 and plain(batch().a, batch().b)[0].shape == (B, E)
     folder = vicjoint.train(
         tiny.recipe(predictor={"name": "test_two_ways"}),
@@ -364,7 +364,7 @@ def three_steps(accumulate, wrap, split):
     optimizer = torch.optim.SGD([*model.parameters()], 0.05)
     forward = wrap(model)
     for _ in range(3):
-        backward(forward, VICReg(statistics="both"), split(batch()), recipe(accumulate))
+        backward(forward, VICReg(statistics="both"), split(batch()), options(accumulate))
         gradients = [p.grad.clone() for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()

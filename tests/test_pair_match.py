@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from probing import Bare, Listed, bound, measured, missing, model_of, refused
 from torch import nn
 
-from vicjoint.parts import Modality
-from vicjoint.probes.frozen import evenly, zero_or_one
+from vicjoint.pairs.cross_modal import CrossModal
+from vicjoint.parts import Modality, Pair, View
+from vicjoint.probes.labels import evenly, zero_or_one
 from vicjoint.probes.pair_match import PairMatch, frequency, similarity
 from vicjoint.probes.retrieval import Retrieval
 
@@ -26,47 +28,31 @@ class Vector(Modality):
         return raw
 
 
-class Branch(nn.Module):
+class Turned(nn.Module):
     def __init__(self, weight, shift=0.0):
         super().__init__()
-        self.weight, self.shift, self.modality = weight, shift, Vector()
+        self.weight, self.shift = weight, shift
 
-    def forward(self, raw):
-        return raw @ self.weight + self.shift
-
-
-class Model(nn.Module):
-    def __init__(self, weight, shift=0.0):
-        super().__init__()
-        self.a, self.b = Branch(weight, shift), Branch(torch.eye(6), shift)
-
-    def predict(self, z):
-        return z
+    def forward(self, view):
+        return view @ self.weight + self.shift
 
 
-class Pair:
-    workers, key = 0, None
+def model(weight, shift=0.0):
+    return model_of(*(Bare(Turned(w, shift), Vector()) for w in (weight, torch.eye(6))))
 
-    def contents_of(self, record, branch):
-        return [record[branch]]
 
-    def plain_all(self, record, branch):
-        return [self.plain(record, branch)]
+class Rows(Pair):
+    gives = frozenset({"views", "both", "rows"})
 
-    def plain(self, record, branch):
-        if record.get("broken") == branch:
+    def views(self, record, side, rng=None, read=True):
+        if read and record.get("broken") == side:
             raise ValueError("broken on purpose")
-        return Vector().read(record[branch])
-
-    def key_of(self, record):
-        return None
+        return [View(Vector().read(record[side]) if read else None, record[side])]
 
 
-class Source:
+class Source(Listed):
     """b is a turned a where label is 1, and another row's where it is 0. Training rows are pairs, and some
     that are not."""
-
-    second = None
 
     def __init__(self, train=60, test=40, wrong=0, noise=0.0):
         self.noise = noise
@@ -86,15 +72,10 @@ def text(x):
     return " ".join(f"{v:.6f}" for v in x)
 
 
-def rows(probe, source, model=None, pair=None):
-    pair = pair or Pair()
-    assert probe.misses(source, pair) is None
-    found = {}
-    for name, value in probe(model or Model(TURN), Model(torch.eye(6)), source, pair, torch.device("cpu")):
-        if "/" in name:
-            row, metric = name.split("/")
-            found.setdefault(row, {})[metric] = value
-    return found
+def rows(probe, source, trained=None):
+    pair = bound(Rows(), source)
+    assert missing(probe, source, pair) is None
+    return measured(probe, trained or model(TURN), model(torch.eye(6)), source, pair)
 
 
 def test_a_model_that_knows_the_turn_tells_them_apart():
@@ -121,7 +102,7 @@ def test_the_auc_is_that_of_cosines_from_the_mean():
     expected = (cosine[ones][:, None] > cosine[~ones]).mean()
     assert 0.6 < expected < 0.98
     for shift in (0.0, 7.0):
-        assert rows(PairMatch(), source, Model(weight, shift))["model"]["auc"] == pytest.approx(
+        assert rows(PairMatch(), source, model(weight, shift))["model"]["auc"] == pytest.approx(
             expected, abs=1e-6
         )
 
@@ -141,7 +122,7 @@ def test_rows_that_one_branch_cannot_read_are_left_out(capsys):
     source.test[3]["broken"], source.test[8]["broken"] = "a", "b"
     fewer.test = [r for i, r in enumerate(fewer.test) if i not in (3, 8)]
     weight = TURN + torch.eye(6)
-    assert rows(PairMatch(), source, Model(weight)) == rows(PairMatch(), fewer, Model(weight))
+    assert rows(PairMatch(), source, model(weight)) == rows(PairMatch(), fewer, model(weight))
     assert "test3: broken on purpose" in capsys.readouterr().out
     for r in source.test:
         r["broken"] = None if r["label"] == "1" else "b"
@@ -158,7 +139,7 @@ def test_rows_without_a_label_are_left_out():
 
 def test_frequency_counts_cells_of_training_pairs():
     known = [{"a": "x", "b": "p"}, {"a": "x", "b": "q"}, {"a": "y", "b": "q"}]
-    got = frequency(Pair(), known, [{"a": "x", "b": "q"}, {"a": "y", "b": "p"}, {"a": "new", "b": "r"}])
+    got = frequency(Rows(), known, [{"a": "x", "b": "q"}, {"a": "y", "b": "p"}, {"a": "new", "b": "r"}])
     assert got.tolist() == pytest.approx([2 * math.log(3), 2 * math.log(2), 0])
     source = Source()
     source.train += [dict(r, id=f"again {r['id']}") for r in source.test if r["label"] == "1"]
@@ -177,20 +158,17 @@ def test_what_cannot_be_probed():
     for r in source.test:
         r["label"] = 1
     assert (
-        PairMatch().misses(source, Pair())
+        missing(PairMatch(), source, Rows())
         == "it needs test rows with 1 and with 0 in 'label'; found 40 and 0."
     )
     source.test[2]["label"] = "maybe"
     with pytest.raises(ValueError, match="pair_match: label of test2 is 'maybe', expected 0 or 1"):
-        PairMatch().misses(source, Pair())
-    with pytest.raises(ValueError, match="'pair_match' compares the two cells of a row"):
-        PairMatch().misses(Source(), object())
-    keyed = Pair()
-    keyed.key = "digit"
-    with pytest.raises(ValueError, match="'pair_match' compares the two cells of a row"):
-        PairMatch().misses(Source(), keyed)
-    with pytest.raises(ValueError, match="linear_map is -1, expected 0 training rows or more"):
-        PairMatch(linear_map=-1)
+        missing(PairMatch(), source, Rows())
+    keyed = CrossModal("a", "b", key="label")
+    for pair in (Pair(), keyed):
+        with pytest.raises(ValueError, match="'pair_match' compares the two cells of a row"):
+            missing(PairMatch(), Source(), pair)
+    refused("pair_match", {"linear_map": -1}, "linear_map: expected a number at least 0, got -1")
 
 
 def test_zeros_and_ones():
@@ -226,4 +204,4 @@ def test_retrieval_among_pairs_only():
     )
     assert all_of_them["model"]["a_to_b_r1"] < 0.7 and only["chance"]["a_to_b_r1"] == pytest.approx(1 / 20)
     with pytest.raises(ValueError, match="no test record has 1 in 'binds'. Correct `only`"):
-        Retrieval(only="binds").misses(source, Pair())
+        missing(Retrieval(only="binds"), source, Rows())

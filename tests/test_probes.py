@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from probing import Bare, Listed, bound, measured, model_of
 from torch import nn
 
-from vicjoint.model import JointModel
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.probes import next_frame
 from vicjoint.probes.next_frame import NextFrameRetrieval, middle_rank
@@ -15,7 +15,7 @@ FRAMES, LEVEL = 30, 4  # frame t of a video is grey with brightness LEVEL * t + 
 
 
 class Place(nn.Module):
-    """A branch that reads the brightness, and for a clip moves on by `ahead` frames."""
+    """An encoder that reads the brightness, and for a clip moves on by `ahead` frames."""
 
     def __init__(self, ahead: float = 0.0):
         super().__init__()
@@ -29,21 +29,13 @@ class Place(nn.Module):
 
 
 def model(ahead):
-    joint = JointModel.__new__(JointModel)
-    nn.Module.__init__(joint)
-    joint.a, joint.b, joint.predictor, joint.weights = Place(ahead), Place(), None, "own"
-    return joint
-
-
-class Source:
-    train, test = [], []
+    return model_of(Bare(Place(ahead)), Bare(Place()))
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
-    made = Source()
-    made.test = []
+    made = Listed()
     for v in range(4):
         frames = np.zeros((FRAMES, 32, 32, 3), np.uint8)
         frames += (LEVEL * np.arange(FRAMES) + 30 * v).astype(np.uint8)[:, None, None, None]
@@ -53,13 +45,8 @@ def source(tmp_path_factory):
 
 
 def rows(ahead, source, **options):
-    found = {}
-    pair = NextFrame(frames=4, stride=2, gap=1, size=32, windows=2)
-    for key, value in NextFrameRetrieval(**options)(model(ahead), model(9), source, pair, "cpu"):
-        if key != "pictures":
-            row, metric = key.split("/")
-            found.setdefault(row, {})[metric] = value
-    return found
+    pair = bound(NextFrame(frames=4, stride=2, gap=1, size=32, windows=2), source)
+    return measured(NextFrameRetrieval(**options), model(ahead), model(9), source, pair)
 
 
 def test_a_model_that_knows_the_future_is_perfect_and_baselines_are_not(source):
@@ -108,15 +95,15 @@ def test_ties_get_the_middle_rank():
 
 def test_collapsed_embeddings_score_as_chance_not_better(source):
     collapsed = model(0.0)
-    collapsed.a.forward = collapsed.b.forward = lambda pixels: torch.zeros(len(pixels), 2)
-    pair = NextFrame(frames=4, stride=2, gap=1, size=32)
-    found = dict(NextFrameRetrieval(pictures=0)(collapsed, model(9), source, pair, "cpu"))
-    assert found["model/r1"] == 0 and found["model/mrr"] == pytest.approx(1 / 12.5)
+    for side in "ab":
+        collapsed.branches[side].encoder.forward = lambda pixels: torch.zeros(len(pixels), 2)
+    pair = bound(NextFrame(frames=4, stride=2, gap=1, size=32), source)
+    found = measured(NextFrameRetrieval(pictures=0), collapsed, model(9), source, pair)
+    assert found["model"]["r1"] == 0 and found["model"]["mrr"] == pytest.approx(1 / 12.5)
 
 
 def test_pictures_show_context_retrieved_and_target(source):
-    pair = NextFrame(frames=4, stride=2, gap=1, size=32)
-    pictures = dict(NextFrameRetrieval(pictures=4)(model(0.0), model(9), source, pair, "cpu"))["pictures"]
+    pictures = rows(0.0, source, pictures=4)["pictures"]
     assert pictures["context"].shape[1:] == (4, 32, 32, 3) and not pictures["good"].any()
     assert np.array_equal(pictures["retrieved"], pictures["context"][:, -1])
     assert len(pictures["title"]) == len(pictures["target"]) == len(pictures["context"])
@@ -124,17 +111,12 @@ def test_pictures_show_context_retrieved_and_target(source):
 
 def test_unreadable_test_videos_are_named_and_left_out(source, tmp_path, capsys):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    both = Source()
-    both.test = [{"id": "bad\x1b.mp4", "path": str(tmp_path / "bad.mp4")}, *source.test]
-    videos = NextFrameRetrieval()._load(both, _pair())
-    assert len(videos) == 4 and r"evaluation leaves out bad\x1b.mp4" in capsys.readouterr().out
+    both = Listed(test=[{"id": "bad\x1b.mp4", "path": str(tmp_path / "bad.mp4")}, *source.test])
+    assert rows(1.0, both, pictures=0) == rows(1.0, source, pictures=0)
+    assert capsys.readouterr().out.count(r"evaluation leaves out bad\x1b.mp4") == 1
     both.test = both.test[:1]
     with pytest.raises(ValueError, match="none of the 1 test videos can be read"):
-        NextFrameRetrieval()._load(both, _pair())
-
-
-def _pair():
-    return NextFrame(frames=4, stride=2, gap=1, size=32)
+        rows(1.0, both)
 
 
 def test_coarse_averages_blocks():

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from probing import Bare, Listed, bound, measured, missing, model_of, refused
 from torch import nn
 
-from vicjoint.parts import Modality
+from vicjoint.parts import Modality, Pair, View
 from vicjoint.probes import regression, ridge
 from vicjoint.probes.regression import Regression, auc, mid_ranks, number_metrics, pearson
 from vicjoint.probes.ridge import Ridge, fit_chosen
@@ -131,31 +132,30 @@ class Numbers(Modality):
         return raw[:, :1]
 
 
-class Branch(nn.Module):
+class Kept(nn.Module):
     def __init__(self, keep):
         super().__init__()
-        self.keep, self.modality = keep, Numbers()
+        self.keep = torch.tensor(keep)
 
-    def represent(self, raw):
-        return raw * torch.tensor(self.keep)
-
-
-class Model(nn.Module):
-    def __init__(self, keep):
-        super().__init__()
-        self.a = self.b = Branch(keep)
+    def forward(self, raw):
+        return raw * self.keep
 
 
-class Pair:
-    workers = 0
+def model(keep):
+    branch = Bare(Kept(keep), Numbers())
+    return model_of(branch, branch)
 
-    def plain(self, record, branch="a"):
+
+class Views(Pair):
+    gives = frozenset({"views"})
+
+    def views(self, record, side, rng=None, read=True):
         if record.get("broken"):
             raise ValueError("broken on purpose")
-        return torch.tensor([record["x"]], dtype=torch.float32)
+        return [View(torch.tensor([record["x"]], dtype=torch.float32))]
 
 
-class Source:
+class Source(Listed):
     """y = 2 x0 + 3 x1, as text; one record of each split is broken, one has no value."""
 
     def __init__(self):
@@ -171,12 +171,10 @@ class Source:
 
 
 def rows(probe, source=None):
-    source, found = source or Source(), {}
-    assert probe.misses(source, Pair()) is None
-    for key, value in probe(Model([1.0, 1.0]), Model([0.0, 0.0]), source, Pair(), "cpu"):
-        row, metric = key.split("/")
-        found.setdefault(row, {})[metric] = value
-    return found
+    source = source or Source()
+    pair = bound(Views(), source)
+    assert missing(probe, source, pair) is None
+    return measured(probe, model([1.0, 1.0]), model([0.0, 0.0]), source, pair)
 
 
 def test_numbers_are_regressed_beside_their_baselines(capsys):
@@ -209,18 +207,18 @@ def test_the_test_split_chooses_nothing():
 
 
 def test_what_cannot_be_regressed_is_said():
-    assert "a number in 'label' of the records; found 0 and 0." in Regression().misses(Source(), Pair())
+    misses = lambda probe, source=None, pair=None: missing(probe, source or Source(), pair or Views())
+    assert "a number in 'label' of the records; found 0 and 0." in misses(Regression())
     with pytest.raises(
         ValueError, match="regression: id of r0 is 'r0', expected a number. Name another label"
     ):
-        Regression(label="id").misses(Source(), Pair())
+        misses(Regression(label="id"))
     with pytest.raises(ValueError, match="expected 0 or 1. Use kind: number."):
-        Regression(label="y", kind="binary").misses(Source(), Pair())
+        misses(Regression(label="y", kind="binary"))
     ones = Source()
     for record in ones.test:
         record["sign"] = 1
-    assert "both 0 and 1 in 'sign'" in Regression(label="sign", kind="binary").misses(ones, Pair())
+    assert "both 0 and 1 in 'sign'" in misses(Regression(label="sign", kind="binary"), ones)
     with pytest.raises(ValueError, match="'regression' looks at single views, which this pair does not give"):
-        Regression().misses(Source(), object())
-    with pytest.raises(ValueError, match="regression: holdout is 0, expected a share"):
-        Regression(holdout=0)
+        misses(Regression(), pair=Pair())
+    refused("regression", {"holdout": 0}, "holdout: expected a number above 0.0, got 0")

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from probing import Bare, Given, Listed, bound, measured, missing, model_of, refused
 from torch import nn
 
 import vicjoint
 from vicjoint.modalities.image import Pixels
-from vicjoint.parts import Modality
+from vicjoint.parts import Modality, Pair, View
 from vicjoint.probes import linear_map, ranking
 from vicjoint.probes.linear_map import LinearMap, PrincipalComponents
-from vicjoint.probes.retrieval import Retrieval, number_within
+from vicjoint.probes.retrieval import Retrieval
 from vicjoint.probes.zero_shot import ZeroShot
 
 
@@ -32,50 +33,39 @@ class Vector(Modality):
         return raw
 
 
-class Branch(nn.Module):
-    """z = raw @ weight."""
+class Turned(nn.Module):
+    """z = view @ weight."""
 
     def __init__(self, weight):
         super().__init__()
-        self.weight, self.modality = weight, Vector()
+        self.weight = weight
 
-    def forward(self, raw):
-        return raw @ self.weight
-
-
-class Model(nn.Module):
-    def __init__(self, weight_a, weight_b, predictor=None):
-        super().__init__()
-        self.a, self.b, self.predictor = Branch(weight_a), Branch(weight_b), predictor
-
-    def predict(self, z):
-        return z if self.predictor is None else self.predictor(z)
+    def forward(self, view):
+        return view @ self.weight
 
 
-class Pair:
+def model(weight_a, weight_b, predictor=None):
+    branches = (Bare(Turned(weight), Vector()) for weight in (weight_a, weight_b))
+    return model_of(*branches, predictor and Given(predictor))
+
+
+class Columns(Pair):
     """Columns a and b; several values stand between |; `key` is a column or None."""
 
-    workers = 0
-    modalities = Vector(), Vector()
+    gives = frozenset({"views", "both", "rows"})
 
     def __init__(self, key=None):
         self.key = key
 
-    def values_of(self, record, branch):
-        return record[branch].split("|")
-
-    def plain_all(self, record, branch):
-        if record.get("broken") == branch:
+    def views(self, record, side, rng=None, read=True):
+        if read and record.get("broken") == side:
             raise ValueError("broken on purpose")
-        return [self.modalities[0].read(value) for value in self.values_of(record, branch)]
-
-    def plain(self, record, branch):
-        return self.plain_all(record, branch)[0]
-
-    contents_of = values_of
-
-    def key_of(self, record):
-        return record[self.key] if self.key else None
+        reader = self.readers["ab".index(side)]
+        key = record[self.key] if self.key else None
+        return [
+            View(reader.read(value) if read else None, value, key, f"{record['id']}: {value}")
+            for value in record[side].split("|")
+        ]
 
 
 MIXED = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
@@ -85,10 +75,8 @@ def text(x):
     return " ".join(f"{v:.6f}" for v in x)
 
 
-class Source:
+class Source(Listed):
     """b is a rotated a: a model that knows the rotation is perfect, and so is a linear map."""
-
-    second = None
 
     def __init__(self, train=80, test=30):
         rng = np.random.default_rng(0)
@@ -105,20 +93,15 @@ class Source:
             record["a"], record["b"] = text(x), text(x @ MIXED.numpy())
 
 
-def rows(probe, source, pair=None, model=None, untrained=None):
-    pair = pair or Pair()
-    assert probe.misses(source, pair) is None
-    found = {}
-    for key, value in probe(
-        model or Model(MIXED, torch.eye(6)),
-        untrained or Model(torch.zeros(6, 6), torch.eye(6)),
-        source,
-        pair,
-        "cpu",
-    ):
-        row, metric = key.split("/") if key != "pictures" else (key, key)
-        found.setdefault(row, {})[metric] = value
-    return found
+def columns(source, key=None, b=None):
+    return bound(Columns(key), source, (Vector(), b or Vector()))
+
+
+def rows(probe, source, pair=None, trained=None, untrained=None):
+    pair = pair or columns(source)
+    assert missing(probe, source, pair) is None
+    trained = trained or model(MIXED, torch.eye(6))
+    return measured(probe, trained, untrained or model(torch.zeros(6, 6), torch.eye(6)), source, pair)
 
 
 def test_a_model_that_knows_the_rotation_is_perfect():
@@ -148,19 +131,19 @@ def test_features_of_one_kind_are_compared_as_they_are():
         rows(Retrieval(linear_map=0), same)["numbers"]["a_to_b_r1"] == 1
         and rows(Retrieval(linear_map=0), Source())["numbers"]["a_to_b_r1"] < 0.5
     )
-    other = Model(MIXED, torch.eye(6))
-    other.b.modality.baseline = "something else"
-    assert "numbers" not in rows(Retrieval(), same, model=other)
+    other = model(MIXED, torch.eye(6))
+    other.branches["b"].modality.baseline = "something else"
+    assert "numbers" not in rows(Retrieval(), same, trained=other)
 
 
 def test_the_predictor_of_branch_a_is_used():
     assert (
-        rows(Retrieval(), Source(), model=Model(torch.eye(6), torch.eye(6), lambda z: z @ MIXED))["model"][
+        rows(Retrieval(), Source(), trained=model(torch.eye(6), torch.eye(6), lambda z: z @ MIXED))["model"][
             "a_to_b_r1"
         ]
         == 1
     )
-    assert rows(Retrieval(), Source(), model=Model(torch.eye(6), torch.eye(6)))["model"]["a_to_b_r1"] < 0.5
+    assert rows(Retrieval(), Source(), trained=model(torch.eye(6), torch.eye(6)))["model"]["a_to_b_r1"] < 0.5
 
 
 def test_equal_contents_are_one_candidate():
@@ -186,7 +169,7 @@ def test_equal_contents_are_one_candidate():
     assert found["numbers"]["a_to_b_mrr"] == pytest.approx(np.mean(1 / of))
     # an encoder that gives everything one embedding: one right and two wrong in a tie have rank 2 in the
     # middle
-    collapsed = rows(Retrieval(linear_map=0), source, model=Model(torch.zeros(6, 6), torch.zeros(6, 6)))[
+    collapsed = rows(Retrieval(linear_map=0), source, trained=model(torch.zeros(6, 6), torch.zeros(6, 6)))[
         "model"
     ]
     assert (
@@ -203,7 +186,7 @@ def test_chance_is_the_mean_over_all_orders_of_the_distinct_candidates(key):
     for record, a, b in zip(source.test, "xxyzzuv", "ppqqrsp"):
         record["a"], record["b"] = (text(np.eye(6)[ord(c) % 6] + ord(c)) for c in (a, b))
     source.test[6]["label"] = None
-    found = rows(Retrieval(linear_map=0), source, Pair(key))["chance"]
+    found = rows(Retrieval(linear_map=0), source, columns(source, key))["chance"]
     for query, other in ("ab", "ba"):
         candidates, ranks = sorted({r[other] for r in source.test}), []
         for asked in source.test:
@@ -242,7 +225,7 @@ def test_a_class_is_the_mean_of_its_distinct_candidates():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "prototypes", watching)
-        found = rows(Retrieval(linear_map=0), source, Pair(key="label"))
+        found = rows(Retrieval(linear_map=0), source, columns(source, key="label"))
     assert sorted(len(z) for z, _ in seen) == [21, 21, 21, 30, 30, 30], (
         "10 + 10 + 1 of b, all 30 of a, for three rows"
     )
@@ -267,7 +250,8 @@ def test_several_values_are_several_items():
 
 
 def test_with_a_key_every_sample_of_the_class_is_right():
-    found = rows(Retrieval(), Source(), Pair(key="label"))
+    source = Source()
+    found = rows(Retrieval(), source, columns(source, key="label"))
     assert (
         found["chance"]["a_to_b_r1"]
         == pytest.approx(found["chance"]["a_to_b_class_prototype"])
@@ -285,7 +269,7 @@ def test_a_second_table_supplies_b():
         "test": [{**r, "id": f"second {r['id']}", "a": None} for r in source.test[:7]],
     }
     source.test[5]["label"] = source.train[5]["label"] = "nobody's"
-    found = rows(Retrieval(), source, Pair(key="label"))
+    found = rows(Retrieval(), source, columns(source, key="label"))
     assert found["model"]["a_to_b_r1"] > 0.9 and found["linear_map"]["a_to_b_r1"] > 0.8
     # 7 candidates: 3, 2 and 2 of a class; 29 queries: 10, 10 and 9
     assert found["chance"]["a_to_b_r1"] == pytest.approx((10 * 3 + 10 * 2 + 9 * 2) / 29 / 7)
@@ -295,7 +279,7 @@ def test_a_second_table_supplies_b():
         ValueError,
         match="no test sample of one branch has a partner of equal key in the other. Check the pair's key",
     ):
-        rows(Retrieval(linear_map=0), lonely, Pair(key="label"))
+        rows(Retrieval(linear_map=0), lonely, columns(lonely, key="label"))
 
 
 def test_unreadable_and_limited_records(capsys):
@@ -315,33 +299,15 @@ def test_unreadable_and_limited_records(capsys):
         rows(Retrieval(), source)
 
 
-def test_what_does_not_change_is_computed_once():
-    source, probe, pair, calls = Source(), Retrieval(), Pair(), []
-    untrained = Model(torch.zeros(6, 6), torch.eye(6))
-    untrained.a.register_forward_hook(lambda *_: calls.append(1))
-    first = rows(probe, source, pair, untrained=untrained)
-    again = rows(probe, source, pair, Model(torch.eye(6), torch.eye(6)), untrained)
-    assert len(calls) == 1 and again["model"] != first["model"]
-    assert {row: again[row] for row in first if row != "model"} == {
-        row: first[row] for row in first if row != "model"
-    }
-    other = rows(probe, source, Pair(key="label"), untrained=untrained)
-    assert len(calls) == 2 and other["chance"] != first["chance"], "another pair has its own"
-
-
 def test_wrong_uses_are_named():
     with pytest.raises(
         ValueError, match="'retrieval' compares two modalities .* Use pair: {name: cross_modal}"
     ):
-        Retrieval().misses(Source(), object())
+        missing(Retrieval(), Source(), Pair())
     with pytest.raises(ValueError, match="'zero_shot' compares two modalities"):
-        ZeroShot().misses(Source(), object())
-    for options, message in (
-        ({"limit": 1}, "limit is 1, expected 2"),
-        ({"linear_map": -1}, "of 0 or more, got -1 and 8"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Retrieval(**options)
+        missing(ZeroShot(), Source(), Pair())
+    refused("retrieval", {"limit": 1}, "limit: expected a number at least 2, got 1")
+    refused("retrieval", {"linear_map": -1}, "linear_map: expected a number at least 0, got -1")
     for options, message in (
         ({"branch": "c"}, "branch is 'c', expected a or b"),
         ({"prompts": ["a dog"]}, "texts that have {}"),
@@ -366,25 +332,16 @@ class Picture(Vector):
 
 
 def test_pictures_show_what_was_found_first():
-    class Pictured(Pair):
-        def plain_all(self, record, branch):
-            return [
-                Picture().read(value) if branch == "b" else Vector().read(value)
-                for value in self.values_of(record, branch)
-            ]
-
-    class Sees(nn.Module):
-        modality = Pixels()
-
+    class Corner(Pixels):
         def forward(self, raw):
             return raw.float()[:, :, 0, 0]
 
     source = Source()
     for record in source.test:
         record["a"] = text(Picture().read(record["b"])[0, :, 0, 0].tolist())
-    model = Model(torch.eye(3), torch.eye(3))
-    model.b = Sees()
-    shown = dict(Retrieval(linear_map=0, pictures=4)(model, model, source, Pictured(), "cpu"))["pictures"]
+    sees = model_of(Bare(nn.Identity(), Vector()), Bare(nn.Identity(), Corner()))
+    pair = columns(source, b=Picture())
+    shown = measured(Retrieval(linear_map=0, pictures=4), sees, sees, source, pair)["pictures"]
     assert shown["neighbours"].shape == (4, 5, 4, 5, 3) and shown["good"].all() and "query" not in shown
     assert shown["right"].tolist() == [[True] + [False] * 4] * 4
     assert shown["neighbours"][0, 0, 0, 0].tolist() == [float(v) for v in source.test[0]["a"].split()]
@@ -393,7 +350,7 @@ def test_pictures_show_what_was_found_first():
         1:10
     ]:  # ten queries of one picture: it is shown once, and the other places show others
         record["a"], record["b"] = source.test[0]["a"], source.test[0]["b"]
-    again = dict(Retrieval(linear_map=0, pictures=4)(model, model, source, Pictured(), "cpu"))["pictures"]
+    again = measured(Retrieval(linear_map=0, pictures=4), sees, sees, source, pair)["pictures"]
     assert again["right"].tolist() == [[True] + [False] * 4] * 4 and again["title"][-1].startswith(
         f"test29: {source.test[29]['a']}; first: test29: "
     )
@@ -444,10 +401,6 @@ def test_the_linear_map_chooses_its_penalty_among_distinct_candidates(monkeypatc
     assert answers.shape == (held, 4) and (answers.sum(1) == 1).all() and (answers.sum(0) > 0).all()
 
 
-def test_numbers_within_a_place():
-    assert number_within(torch.tensor([3, 3, 3, 0, 7, 7])).tolist() == [0, 1, 2, 0, 0, 1]
-
-
 # ---- zero-shot ----
 
 
@@ -456,7 +409,7 @@ def test_zero_shot_by_the_mean_of_training_samples():
     assert found["model"]["accuracy"] > 0.9 and found["random_init"]["accuracy"] == pytest.approx(1 / 3)
     assert found["chance"] == {"accuracy": pytest.approx(1 / 3)}
     assert (
-        rows(ZeroShot(branch="b"), Source(), untrained=Model(torch.eye(6), torch.eye(6)))["model"]["accuracy"]
+        rows(ZeroShot(branch="b"), Source(), untrained=model(torch.eye(6), torch.eye(6)))["model"]["accuracy"]
         > 0.9
     )
 
@@ -476,13 +429,11 @@ def test_zero_shot_by_prompts():
 
 
 def test_prompts_need_text():
-    class Files(Pair):
-        modalities = Vector(), Picture()
-
+    source = Source()
     with pytest.raises(
         ValueError, match="prompts need text on branch b, whose modality reads files. Set branch=b"
     ):
-        ZeroShot(prompts=["{}"]).misses(Source(), Files())
+        missing(ZeroShot(prompts=["{}"]), source, columns(source, b=Picture()))
 
 
 def test_classes_that_cannot_be_named_count_as_wrong():

@@ -246,7 +246,8 @@ class Linear(Classification):
         train, test = super().wants(data)
         if self.solver == "ridge" or self.crops is False or "crops" not in data.pair.gives:
             return [train, test]
-        return [train, test, Want(self.branch, "train", train.places, epochs=self.epochs)]
+        used = train.places[~held_out(len(train.places), self.holdout)]
+        return [train, test, Want(self.branch, "train", used, epochs=self.epochs)]
 
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
         labels = labels_of(features.data, self.label, self.branch)

@@ -68,7 +68,7 @@ class Evaluation:
         cost = self.cost(model, untrained, WORTH_TRYING)
         if cost.seconds > QUICK_SECONDS:
             tqdm.write(cost.words())
-        total = sum(part.cost + part.epochs * part.crops for part in self._parts.values())
+        total = sum(part.cost + part.crops for part in self._parts.values())
         total += sum(len(measure.data.records("test")) for measure in self._to_read())
         with evaluating(model, untrained), self._progress(total):
             for part in self._parts.values():
@@ -107,13 +107,12 @@ class Evaluation:
         cost = Cost([m.name for m in self.measures], 0, 0, 0, 0.0)
         with evaluating(model, untrained):
             for part in self._parts.values():
-                crops = part.epochs * part.crops
                 cost.samples += len(part.places)
-                cost.epochs, cost.crops = cost.epochs + part.epochs, cost.crops + crops
-                if part.cost + crops > least:
+                cost.epochs, cost.crops = cost.epochs + part.epochs, cost.crops + part.crops
+                if part.cost + part.crops > least:
                     reading, encoding = self._try(part, models_between(part.data, model, untrained))
                     views = len(part.places) if part.kept is None else 0
-                    cost.seconds += (views + crops) * reading + (part.cost + 2 * crops) * encoding
+                    cost.seconds += (views + part.crops) * reading + (part.cost + 2 * part.crops) * encoding
         for measure in self._to_read():
             records = measure.data.records("test")
             cost.samples += len(records)

@@ -94,7 +94,7 @@ class Part:
     wanted: set[tuple[str, Space]] = field(default_factory=set)
     every: bool = False
     epochs: int = 0
-    crops: int = 0  # records of an epoch of them
+    crops: int = 0  # of all epochs
     kept: list[Chunk] | None = None
     fixed: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
     features: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
@@ -103,7 +103,8 @@ class Part:
 
     def add(self, want: Want) -> None:
         if want.epochs:
-            self.epochs, self.crops = self.epochs + want.epochs, len(self.all_or(want.places))
+            self.epochs += want.epochs
+            self.crops += want.epochs * len(self.all_or(want.places))
             return
         self.places = np.union1d(self.places, self.all_or(want.places))
         self.wanted |= {key_of(row, want.space) for row in want.rows}
@@ -160,7 +161,7 @@ class Reader:
         part.features = {key: [] for key in wanted} | part.fixed
         if not wanted:
             return
-        part.seen = []
+        before, part.seen = part.seen, []
         for chunk in self.chunks(part):
             raw = to_device(chunk.raw, self.device)
             for row in dict.fromkeys(row for row, _ in sorted(wanted)):
@@ -170,6 +171,10 @@ class Reader:
             part.seen.append(Chunk(None, chunk.places, chunk.numbers, chunk.views, chunk.bad))
         if not part.seen:
             raise ValueError(f"evaluation: none of the {len(part.places)} samples can be read.")
+        if part.fixed and any(not torch.equal(*two) for two in zip(places_of(before), places_of(part.seen))):
+            part.fixed = {}  # other records can be read than when it was computed
+            self.encode(part, models)
+            return
         for key in wanted:
             if key[0] != "model" and sum(map(size_in_bytes, part.features[key])) <= FIXED_BYTES:
                 part.fixed[key] = part.features[key]
@@ -177,6 +182,11 @@ class Reader:
     def advance(self, samples: int) -> None:
         if self.bar is not None:
             self.bar.update(samples)
+
+
+def places_of(chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
+    """Numbers of the records [N], and of their views among those of a record [N]."""
+    return torch.cat([c.places for c in chunks]), torch.cat([c.numbers for c in chunks])
 
 
 def encoded(
@@ -217,7 +227,7 @@ class FeaturesOf:
         part = self._parts[want.side, want.split]
         if not part.features:
             self._reader.encode(part, self._models)
-        places, numbers = (torch.cat([getattr(c, name) for c in part.seen]) for name in ("places", "numbers"))
+        places, numbers = places_of(part.seen)
         views = [view for chunk in part.seen for view in chunk.views]
         found = {row: part.features[key_of(row, want.space)] for row in want.rows}
         rows = {row: torch.cat(chunks) for row, chunks in found.items() if chunks}
