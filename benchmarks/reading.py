@@ -1,10 +1,10 @@
 """Reading the samples of a recipe in one process: milliseconds of one sample, the first time and later, with
 what its modalities keep in memory and without.
 
-    python -m benchmarks.reading recipes/audio_video.yaml                                       # the embedded
-    sample python -m benchmarks.reading recipes/audio_video.yaml source.root=grid/index.csv            # files
-    of your own; any key=value of the recipe python -m benchmarks.reading recipes/audio_video.yaml
-    source.root=grid/index.csv --json FILE
+    python -m benchmarks.reading recipes/audio_video.yaml  # the embedded sample
+    # files of your own; any key=value of the recipe
+    python -m benchmarks.reading recipes/audio_video.yaml source.root=grid/index.csv
+    python -m benchmarks.reading recipes/audio_video.yaml source.root=grid/index.csv --json FILE
 
 Rows: `nothing kept`, with each `cache_mb` of the recipe as 0, and `as in the recipe`. Time is this process's
 CPU time, so that neighbours on the machine count less; beside it what a clock says. Memory is that of all the
@@ -17,8 +17,8 @@ import time
 import torch
 
 from benchmarks.measure import table, write
-from vicjoint.training.build import build_parts
 from vicjoint.recipe import load_recipe
+from vicjoint.training.build import build_parts
 
 EPOCHS = 2
 

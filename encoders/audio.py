@@ -1,13 +1,14 @@
 """Encoders of sound: view [B, T] float in [-1, 1], mono, at `rate_hz`, of any length -> y [B, dim].
 
-    encoder: {name: conv_mel, width: 32}                              # a small CNN on the log-mel
-    spectrogram, quick on a CPU encoder: {name: conv_time, slots: 12, mel: {n_mels: 40}}          #
-    convolutions over time, parts of time kept apart: a sentence encoder: {name: resnet18_mel, stem: small,
-    mel: {n_mels: 40}}     # torchvision's ResNet-18 on the log-mel encoder: {name: transformer_mel, width:
-    192, layers: 4}           # patches of the log-mel, as the Audio Spectrogram Transformer encoder: {name:
-    resnet1d18}                                       # ResNet-18 of 1-D convolutions on the waveform encoder:
-    {name: transformers, model: wav2vec2}                    # any audio model of the transformers library:
-    audio_transformers.py
+    encoder: {name: conv_mel, width: 32}  # a small CNN on the log-mel spectrogram, quick on a CPU
+    # convolutions over time, parts of time kept apart: a sentence
+    encoder: {name: conv_time, slots: 12, mel: {n_mels: 40}}
+    encoder: {name: resnet18_mel, stem: small, mel: {n_mels: 40}}     # torchvision's ResNet-18 on the log-mel
+    # patches of the log-mel, as the Audio Spectrogram Transformer
+    encoder: {name: transformer_mel, width: 192, layers: 4}
+    encoder: {name: resnet1d18}  # ResNet-18 of 1-D convolutions on the waveform
+    # any audio model of the transformers library: audio_transformers.py
+    encoder: {name: transformers, model: wav2vec2}
 
 `rate_hz` is the modality's: in a recipe the encoder takes it from there. Those on the log-mel take `mel`,
 options of LogMel: mel: {n_mels: 64, window_ms: 25, hop_ms: 10, mask_bands: 8, mask_frames: 20}.

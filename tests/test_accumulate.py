@@ -35,7 +35,7 @@ def recipe(accumulate, exact=True, weights="own"):
 
 def pair():
     views = torch.randn(2, 12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return Pair(views[0], views[1], GROUP, ["x"] * 12)
+    return Batch(views[0], views[1], GROUP, ["x"] * 12)
 
 
 def gradients(model, objective, of):

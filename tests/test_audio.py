@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vicjoint import registry
-from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.model import build_model
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.registry import ComponentError, build, build_encoder
 
 soundfile = pytest.importorskip("soundfile")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vicjoint.batch import Crops, Batch, batch_size, concatenate, to_device
+from vicjoint.batch import Batch, Crops, batch_size, concatenate, to_device
 
 
 def tokens(*ids):
@@ -54,7 +54,7 @@ def test_tensors_must_have_one_shape():
 
 def test_objects():
     joined = concatenate([Graphs([3]), Graphs([5]), Graphs([1]), Graphs([2])])
-    pair = Pair(
+    pair = Batch(
         joined, concatenate([tokens(1), tokens(1, 2), tokens(3), tokens(4)]), torch.arange(4), list("wxyz")
     )
     moved = pair.to("meta")

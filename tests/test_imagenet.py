@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 import vicjoint
-from vicjoint.training import loop
 from vicjoint.batch import Batch
-from vicjoint.recipe import load_recipe
 from vicjoint.export import main as export_command
 from vicjoint.optim import set_learning_rate
+from vicjoint.recipe import load_recipe
 from vicjoint.registry import ComponentError
+from vicjoint.training import loop
 
 
 def published():
@@ -159,7 +159,7 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
         lr = set_learning_rate(
             parts.optimizer, dict(parts.recipe.optim.schedule), step, total, float(steps_per_epoch)
         )
-        pair = Pair(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
+        pair = Batch(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
         parts.optimizer.zero_grad()
         double_input(parts.model.a.modality)
         loss, terms, _ = loop.backward(parts.model, parts.pairs[0].objective, pair, parts.recipe)

@@ -14,15 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vicjoint
 from vicjoint import distributed
-from vicjoint.training import loop
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
-from vicjoint.recipe import RecipeError
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
 from vicjoint.model import MLP, Branch, JointModel
 from vicjoint.objectives import VICReg
+from vicjoint.recipe import RecipeError
 from vicjoint.registry import register
+from vicjoint.training import loop
 
 B, K, E = 12, 4, 6
 
@@ -189,7 +189,7 @@ def joint(weights="own", layers=1, dropout=0.0, predictor=None):
 
 def batch():
     views = torch.randn(2, B, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return Pair(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
+    return Batch(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
 
 
 def recipe(accumulate, weights="own"):

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import vicjoint
-from vicjoint.training import checkpoint
 from vicjoint.recipe import RecipeError
 from vicjoint.samples.videos import make_videos
+from vicjoint.training import checkpoint
 from vicjoint.video import Video
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,12 +14,12 @@ import torch
 
 import vicjoint
 from vicjoint import data
-from vicjoint.training import checkpoint
-from vicjoint.training.build import build_parts
-from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.evaluate import main as evaluate_command
 from vicjoint.export import main as export_command
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.run import main as run_command
+from vicjoint.training import checkpoint
+from vicjoint.training.build import build_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 

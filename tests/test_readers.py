@@ -12,11 +12,11 @@ import pytest
 import tiny
 
 from vicjoint import distributed
-from vicjoint.training import checkpoint
 from vicjoint.data import readers
-from vicjoint.training.build import build_parts
-from vicjoint.recipe import load_recipe
 from vicjoint.data.time_limit import SampleTimeout, TimeLimit
+from vicjoint.recipe import load_recipe
+from vicjoint.training import checkpoint
+from vicjoint.training.build import build_parts
 
 
 def named(folder) -> list[dict]:

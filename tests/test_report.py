@@ -14,6 +14,8 @@ from vicjoint.report import page, plots
 from vicjoint.report.page import main, write_report
 from vicjoint.training.folder import table
 
+R1 = ["R@1: share of queries of which a right answer ranks first", "higher"]
+OFFSET = ["mean distance in <i>frames</i>", "lower"]
 NASTY = "<script>alert(1)</script>.mp4"
 FILES = [
     "recipe.yaml",
@@ -53,6 +55,7 @@ def run(tmp_path):
                 "announcement": f"sample {NASTY}",
                 "terms": ["invariance", "weird$term<i>"],
                 "parameters": {"a": {"encoder": 1234567, "expander": 89}},
+                "metrics": {f"next {NASTY}": {"r1": R1, "offset": OFFSET, "skill": ["skill <i>", "higher"]}},
             }
         )
     )
@@ -127,8 +130,21 @@ def test_text_from_data_is_escaped(run):
         and "weird$term<i>" not in html
     )
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;.mp4") >= 10, "shown, not dropped"
-    assert "healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html and 'badge green">healthy' in html
+    assert "healthy: &lt;u&gt;40&lt;/u&gt; (step 40)" in html and 'badge healthy">healthy' in html
     assert f'<p class="banner">sample {NASTY.replace("<", "&lt;").replace(">", "&gt;")}</p>' in html
+
+
+def test_control_characters_in_texts_are_harmless(run):
+    for name in ("environment.json", "evaluation.json"):
+        path = run / name
+        path.write_text(path.read_text("utf-8").replace("alert(1)", r"\u001b[31m\u202e"), encoding="utf-8")
+    (run / "recipe.yaml").write_text('name: "one\\e[31m\\ntwo"', encoding="utf-8")
+    lines(run / "bad_samples.jsonl", [{"source": "a\x1b[31m", "sample": "b\nc", "cause": None}])
+    html = text(run)
+    assert html.replace("\n", "").isprintable()
+    assert "left out" not in html
+    assert r"<h1>one\x1b[31m\ntwo</h1>" in html and r"<td>a\x1b[31m</td><td>b\nc</td>" in html
+    assert html.count(r"&lt;script&gt;\x1b[31m\u202e&lt;/script&gt;") >= 5, "shown, not dropped"
 
 
 def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
@@ -138,13 +154,15 @@ def test_table_shows_model_first_and_the_best_of_each_column_in_bold(run):
     cells = {name: re.findall(r"<td([^>]*)>(.*?)</td>", row) for name, row in rows}
     assert [name for name, _ in rows][:3] == ["model", "random_init", "chance"]
     best, plain = ' class="best"', ""
-    assert cells["model"] == [(best, "0.585"), (plain, "1.250"), (best, "0.900"), (plain, "–")]
+    assert cells["model"] == [(best, "0.585"), (plain, "1.250"), (plain, "0.900"), (plain, "–")]
     assert cells["random_init"] == [(plain, "0.053"), (plain, "7.500"), (plain, "0.700"), (plain, "–")]
     assert rows[3][0].startswith("&lt;script") and cells[rows[3][0]][1:3] == [
         (best, "0.500"),
-        (best, "0.900"),
-    ]
-    assert "offset</abbr> ↓" in table and "r1</abbr> ↑" in table and "mean distance in frames" in html
+        (plain, "0.900"),
+    ], "nothing is best where environment.json says nothing about a metric"
+    assert "offset</abbr> ↓" in table and "r1</abbr> ↑" in table and "novel</abbr> </th>" in table
+    assert "<dd>mean distance in &lt;i&gt;frames&lt;/i&gt;</dd>" in html and "<dt>novel" not in html
+    assert html.count('title="not described here"') == 1
 
 
 def test_pictures_decode_to_the_frames_and_stand_under_their_headings(run):
@@ -206,10 +224,16 @@ RETRIEVAL = {
     },
     "chance": {"a_to_b_r1": 0.01, "a_to_b_median_rank": 51.5, "b_to_a_r1": 0.02, "b_to_a_median_rank": 51.5},
 }
+RETRIEVAL_METRICS = {"r1": R1, "median_rank": ["rank in the middle", "lower"], "penalty": ["as chosen", None]}
+
+
+def described(folder, **metrics):
+    (folder / "environment.json").write_text(json.dumps({"metrics": metrics}))
 
 
 def test_retrieval_is_shown_one_direction_at_a_time(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval": RETRIEVAL}))
+    described(tmp_path, retrieval=RETRIEVAL_METRICS)
     html = text(tmp_path)
     to_b, to_a = html.split("<h4>from a to b</h4>")[1].split("<h4>from b to a</h4>")
     assert (
@@ -262,28 +286,29 @@ def test_directions_and_curves_have_the_names_of_the_branches(tmp_path):
 
 
 def test_a_legend_says_what_its_probe_measures_and_says_it_once(tmp_path):
-    frames = {"model": {"r1": 0.5, "mrr": 0.6, "copy_rate": 0.1}}
     (tmp_path / "evaluation.json").write_text(
-        json.dumps({"retrieval x": RETRIEVAL, "retrieval y": RETRIEVAL, "next_frame_retrieval": frames})
+        json.dumps({"x": RETRIEVAL, "y": RETRIEVAL, "frames": {"model": {"r1": 0.5, "copy_rate": 0.1}}})
     )
+    of_frames = {"r1": ["R@1 among frames", "higher"], "copy_rate": ["copies", "lower"]}
+    described(tmp_path, x=RETRIEVAL_METRICS, y=RETRIEVAL_METRICS, frames=of_frames)
     html = text(tmp_path)
-    of_x, of_y, of_frames = (
-        html.split(f"<h3>{name}</h3>")[1].split("<h3>")[0].split("<h2>")[0]
-        for name in ("retrieval x", "retrieval y", "next_frame_retrieval")
+    x, y, frames = (
+        html.split(f"<h3>{name}</h3>")[1].split("<h3>")[0].split("<h2>")[0] for name in ("x", "y", "frames")
     )
-    assert (
-        "frame" not in of_x
-        and "<dt>r1</dt><dd>R@1: share of queries of which a right answer ranks first</dd>" in of_x
-        and "<dl>" not in of_y
-    )
-    assert 'title="R@1: share of queries of which a right answer ranks first"' in of_y
-    assert (
-        "<dd>R@1: share of predictions whose true next frame ranks first among the candidate frames of the"
-        " same video" in of_frames
-    )
-    assert (
-        "true next frame, in the same list as r1" in of_frames and html.count("Bold: best of the column") == 1
-    )
+    assert x.count(f"<dt>r1</dt><dd>{R1[0]}</dd>") == 1 and "<dl>" not in y
+    assert f'<abbr title="{R1[0]}">r1</abbr> ↑' in y and "R@1 among frames" not in x + y
+    assert "<dt>r1</dt><dd>R@1 among frames</dd>" in frames and "copy_rate</abbr> ↓" in frames
+    assert html.count("Bold: best of the column") == 1
+
+
+@pytest.mark.parametrize("environment", [{"torch": "2.14"}, {"metrics": {"retrieval": {}}}, {"metrics": 3}])
+def test_an_environment_that_explains_no_metrics_gives_numbers_alone(tmp_path, environment):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval": RETRIEVAL}))
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    section = text(tmp_path).split("<h2>Results</h2>")[1].split("<h2>")[0]
+    assert "<td>0.500</td><td>2.000</td>" in section and "<td>1e-06</td>" in section
+    assert section.count('title="not described here"') == 5 and "<dl>" not in section
+    assert "best" not in section.split("</p>", 1)[1] and not re.search("</abbr> [↑↓]", section)
 
 
 def test_a_single_step_is_drawn_among_whole_steps(monkeypatch):
@@ -310,9 +335,10 @@ def test_the_terminal_table():
 
 
 def test_large_frames_are_shrunk_and_not_pixelated():
-    tag = plots.frame(np.zeros((360, 640, 3), np.uint8), 72)
-    assert 'class="" width="72" height="40"' in tag
-    assert Image.open(io.BytesIO(images(tag)[0][1])).size == (144, 80), "twice for dense screens"
+    shown = plots.frame(np.zeros((360, 640, 3), np.uint8), 72)
+    assert (shown["style"], shown["width"], shown["height"]) == ("", 72, 40)
+    content = base64.b64decode(shown["uri"].removeprefix("data:image/png;base64,"))
+    assert Image.open(io.BytesIO(content)).size == (144, 80), "twice for dense screens"
 
 
 def test_plots_are_svg_without_text_from_data(run):
@@ -386,21 +412,14 @@ def test_an_empty_folder_gives_a_page_of_sentences(tmp_path):
     assert f"<h1>{tmp_path.name}</h1>" in html and all(f"{name} is not there" in html for name in FILES)
 
 
-def test_direction_of_metrics():
-    lower = ("offset", "rmse", "copy_rate", "median_rank", "a_to_b_median_rank")
-    assert [m for m in (*lower, "r1", "skill", "accuracy", "unknown") if page.lower_is_better(m)] == list(
-        lower
-    )
-
-
 @pytest.mark.parametrize(
     "words, badge",
     [
-        ("healthy: fine", "green"),
-        ("collapsed: branch a", "red"),
-        ("redundant: a", "amber"),
-        ("nearly collapsed: a; redundant: b", "amber"),
-        ("nearly collapsed: a; collapsed: b", "red"),
+        ("healthy: fine", "healthy"),
+        ("collapsed: branch a", "collapsed"),
+        ("redundant: a", "watch"),
+        ("nearly collapsed: a; redundant: b", "watch"),
+        ("nearly collapsed: a; collapsed: b", "collapsed"),
     ],
 )
 def test_badge_follows_the_last_verdict(tmp_path, words, badge):

@@ -10,10 +10,9 @@ import torch
 
 import vicjoint
 from vicjoint import distributed
-from vicjoint.training import checkpoint
-from vicjoint.training import resuming
-from vicjoint.training.build import build_parts
 from vicjoint.recipe import load_recipe
+from vicjoint.training import checkpoint, resuming
+from vicjoint.training.build import build_parts
 from vicjoint.training.stopping import seed_everything
 
 PLAIN = tiny.branch(encoder={"name": "noisy", "norm": False})
@@ -134,7 +133,11 @@ def test_lines_written_after_the_checkpoint_and_torn_ones_are_cut(tmp_path):
 
 def test_a_kill_before_the_first_checkpoint_starts_again(tmp_path):
     out = [f"out={tmp_path / 'run'}", "train.steps=3", "checkpoint.every=100"]
-    for place in (("os.replace", 1), ("vicjoint.training.loop.describe", 1), ("vicjoint.training.loop.backward", 2)):
+    for place in (
+        ("os.replace", 1),
+        ("vicjoint.training.loop.describe", 1),
+        ("vicjoint.training.loop.backward", 2),
+    ):
         assert tiny.run(tiny.recipe(), out, kill=place) == [-9]
     assert tiny.run(tiny.recipe(), out) == [0]
     assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [1, 2, 3]

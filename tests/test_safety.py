@@ -20,14 +20,13 @@ from PIL import Image
 
 import vicjoint
 from vicjoint import evaluate, export, run
-from vicjoint.training import checkpoint
-from vicjoint.files import guard
-from vicjoint.recipe import ImportsError, RecipeError, load_recipe, parse_yaml
-from vicjoint.files import images
+from vicjoint.files import guard, images
 from vicjoint.files.sound import Sound, SoundError
+from vicjoint.recipe import ImportsError, RecipeError, load_recipe, parse_yaml
 from vicjoint.sources.sequences import Fasta
 from vicjoint.sources.shards import WebDataset
 from vicjoint.sources.table import Table
+from vicjoint.training import checkpoint
 from vicjoint.video import Video, VideoError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.files import images
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.registry import ComponentError
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.shards import HuggingFace, WebDataset, find_shards

@@ -22,10 +22,9 @@ import torch
 from torch import nn
 
 from vicjoint import registry
-from vicjoint.training import checkpoint
-from vicjoint.training import loop
 from vicjoint.parts import Modality
 from vicjoint.registry import register, register_encoder
+from vicjoint.training import checkpoint, loop
 
 TESTS = Path(__file__).resolve().parent
 registry.load_built_in()
@@ -159,8 +158,8 @@ def start(
     stdout: Path | None = None,
 ) -> list:
     """Processes (as many as `world`) that run the recipe as the command does. `kill`: (a function such as
-    "vicjoint.training.loop.backward", n): the last process sends itself SIGKILL where it would call that for the nth
-    time. `stdout`: a file for what they say.
+    "vicjoint.training.loop.backward", n): the last process sends itself SIGKILL where it would call that for
+    the nth time. `stdout`: a file for what they say.
     """
     context = forking()
     with socket.socket() as free:

@@ -18,19 +18,21 @@ import torch
 from torch import Tensor
 
 from vicjoint.batch import Batch
+from vicjoint.parts import Objective
+from vicjoint.recipe.keys import Train
 
 
-def backward(forward, objective, pair: Pair, recipe, number: int = 0):
+def backward(
+    forward, objective: Objective, batch: Batch, options: Train, number: int = 0, gradient_b: bool = True
+):
     """Adds the batch's gradient to the parameters of `forward` (the model) and `objective`. Returns (loss,
     terms, embeddings (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their
-    own). `number`: the pair's.
+    own). `options`: the recipe's `train`. `number`: the task's. `gradient_b`: False where branch b follows
+    another.
     """
-    parts = pair.split(recipe.train.accumulate)
-    autocast = torch.autocast(
-        pair.group.device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16"
-    )
-    if len(parts) > 1 and recipe.train.exact:
-        gradient_b = recipe.b is None or recipe.b.weights != "ema"
+    parts = batch.split(options.accumulate)
+    autocast = torch.autocast(batch.group.device.type, torch.bfloat16, enabled=options.precision == "bf16")
+    if len(parts) > 1 and options.exact:
         return in_two_passes(forward, objective, parts, autocast, gradient_b, number)
     total, sums = 0.0, {}
     for part, last in mark_last(parts):
@@ -44,7 +46,7 @@ def backward(forward, objective, pair: Pair, recipe, number: int = 0):
     return total, sums, (z_a.detach(), z_b.detach())
 
 
-def in_two_passes(forward, objective, parts: list[Pair], autocast, gradient_b: bool, number: int):
+def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: bool, number: int):
     device = parts[0].group.device
     states, embedded = [], []
     with torch.no_grad(), unchanged_buffers(forward):

@@ -4,10 +4,9 @@ A view is what one branch sees; its form is the modality's contract:
 
     image, next_frame   [B, C, H, W] float, normalised clip                [B, C, T, H, W] float, normalised
     audio               [B, T] float in [-1, 1], mono text, protein       (ids [B, L] int64, mask [B, L] bool)
-    molecule            torch_geometric.data.Batch: x [N, 8] int64, edge_index [2, E] int64, edge_attr [E, 4]
-    int64, batch [N] int64;
-                        x and edge_attr are category numbers, a column for each of ATOM_CATEGORIES and
-                        BOND_CATEGORIES
+    molecule            torch_geometric.data.Batch: x [N, 8], edge_index [2, E], edge_attr [E, 4], batch [N],
+    all
+                        int64; x and edge_attr are category numbers (vicjoint.facts.graphs)
 
 Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`,
 `to(device)`, `view[start:end]` and a static `concatenate(views)`.

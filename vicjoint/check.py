@@ -14,36 +14,33 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vicjoint import data
-from vicjoint.training.build import TrainedPair, build_pairs, check_reading_options
-from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.data import READ_ERRORS, ReaderError, Readers, Reads, Stream, TimeLimit, cause_of
+from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.files.guard import printable, printable_lines
-from vicjoint.model import modality_spec
-from vicjoint.registry import ComponentError, build
-from vicjoint.data.time_limit import TimeLimit
+from vicjoint.parts import Record
+from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.registry import ComponentError
 
 CLEAN, BAD, WRONG = 0, 1, 2
 AT_ONCE = 16  # records that a process is given
 NAMES = 5  # of a group, on the terminal
 
+Place = tuple[int, str, int]
+"""(number of the task, part, number of the record); a part is train, test, or one of a second table."""
 
-class Records(Dataset):
-    """(number of the pair, part, number of the record) -> why it cannot be read, or None. A part is train,
-    test, or one of a second table."""
 
-    def __init__(self, pairs: list[TrainedPair], recipe: Recipe):
-        self.pairs = [p.pair for p in pairs]
-        self.parts = [parts_of(p.source) for p in pairs]
-        self.streams = [
-            data.Stream(p.source.train, p.pair, recipe.train.seed, number) for number, p in enumerate(pairs)
-        ]
+class Records(Reads):
+    """Place -> why the record cannot be read, or None."""
+
+    def __init__(self, tasks: list[TaskReading], recipe: Recipe):
+        self.pairs = [t.pair for t in tasks]
+        self.parts = [parts_of(t) for t in tasks]
+        self.streams = [Stream(t.source.train, t.pair, recipe.train.seed, i) for i, t in enumerate(tasks)]
         self.limit = TimeLimit(recipe.data.timeout)
 
-    def places(self) -> list[tuple[int, str, int]]:
+    def places(self) -> list[Place]:
         return [
             (number, part, i)
             for number, parts in enumerate(self.parts)
@@ -51,82 +48,67 @@ class Records(Dataset):
             for i in range(len(records))
         ]
 
-    def name(self, place: tuple[int, str, int]) -> str:
+    def id_of(self, place: Place) -> str:
         number, part, index = place
         return str(self.parts[number][part][index]["id"])
 
-    def __getitem__(self, place: tuple[int, str, int]) -> str | None:
-        number, part, index = place
-        record = self.parts[number][part][index]
-        try:
-            with self.limit.reading(number, index, f"{part}/{record['id']}"):
-                self._read(number, part, index, record)
-        except data.READ_ERRORS as error:
-            return data.cause_of(error)
+    def name(self, number: int, index: int) -> str:
+        """Of the record that is number `index` of all parts together."""
+        for part, records in self.parts[number].items():
+            if index < len(records):
+                return f"{part}/{records[index]['id']}"
+            index -= len(records)
+        raise IndexError(index)
 
-    def _read(self, number: int, part: str, index: int, record: dict) -> None:
-        pair, key = self.pairs[number], getattr(self.pairs[number], "key", None)
-        if hasattr(pair, "modalities"):
-            # with a key, b may come from a row of the other table, which is read there
-            branches = (
-                "b" if part.startswith("second") else "a" if "second train" in self.parts[number] else "ab"
+    def __getitem__(self, place: Place) -> str | None:
+        number, part, index = place
+        parts = self.parts[number]
+        before = sum(len(parts[other]) for other in list(parts)[: list(parts).index(part)])
+        try:
+            with self.limit.reading(number, before + index, self.name(number, before + index)):
+                self._read(number, part, index, parts[part][index])
+        except READ_ERRORS as error:
+            return cause_of(error)
+
+    def _read(self, number: int, part: str, index: int, record: Record) -> None:
+        """As evaluation reads it and, in training, as the first epoch does."""
+        pair, two_tables = self.pairs[number], "second train" in self.parts[number]
+        if "views" in pair.gives:
+            # the views of b may be those of a, or come from the other table, which is read there
+            sides = (
+                "b" if part.startswith("second") else "a" if two_tables or "both" not in pair.gives else "ab"
             )
-            for branch in branches:
-                pair.plain_all(record, branch)
-        elif hasattr(pair, "plain"):
-            pair.plain(record)
-        if not hasattr(pair, "plain") or (part == "train" and key is None):
+            for side in sides:
+                pair.views(record, side)
+        # with a key, a sample's b is any row's
+        if "views" not in pair.gives or (
+            part == "train" and ("both" not in pair.gives or "rows" in pair.gives)
+        ):
             pair.sample(record, self.streams[number].generator(0, index, 1))
 
 
-def parts_of(source) -> dict:
-    second = getattr(source, "second", None) or {}
-    return {"train": source.train, "test": source.test} | {
+def parts_of(task: TaskReading) -> dict[str, list[Record]]:
+    second = task.source.second or {}
+    return {"train": task.source.train, "test": task.source.test} | {
         f"second {split}": records for split, records in second.items()
     }
 
 
-def build_records(recipe: Recipe) -> tuple[list[TrainedPair], Records]:
-    """The recipe's pairs, ready to read, without its encoders. Raises RecipeError for a value that a
-    component refuses."""
-    try:
-        pairs = build_pairs(recipe, torch.device("cpu"))
-        check_reading_options(recipe, pairs)
-        branches = recipe.named_branches()
-        for p in pairs:
-            if hasattr(p.pair, "modalities"):
-                p.pair.source = p.source
-                p.pair.modalities = tuple(
-                    build("modality", modality_spec(branches[name])).eval() for name in (p.spec.a, p.spec.b)
-                )
-        return pairs, Records(pairs, recipe)
-    except (ValueError, TypeError, OSError) as error:
-        raise RecipeError(str(error)) from error
-
-
 def check(recipe: Recipe) -> dict:
     """Read everything; {records, bad, seconds, records_per_second, processes, pairs: [{pair, source, records:
-    {part: number}, bad: [{part, sample, cause}]}]}. Raises RecipeError, and RuntimeError where a process that
-    reads dies or stops answering."""
-    pairs, records = build_records(recipe)
+    {part: number}, bad: [{part, sample, cause}]}]}. Raises RecipeError, and ReaderError where processes that
+    read keep dying."""
+    tasks, _ = build_reading(recipe)
+    records = Records(tasks, recipe)
     places, workers = records.places(), recipe.data.workers
     batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
-    patience = AT_ONCE * (TimeLimit.GRACE * recipe.data.timeout + 1) if workers and recipe.data.timeout else 0
-    loader = DataLoader(
-        records,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=list,
-        timeout=patience,
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=data.start_reading if workers else None,
-    )
-    began, bad = time.monotonic(), [[] for _ in pairs]
-    with tqdm(total=len(places), unit="record", desc="check", mininterval=0.5, dynamic_ncols=True) as bar:
-        for batch, causes in zip(batches, whole(loader, batches, records)):
+    began, bad = time.monotonic(), [[] for _ in tasks]
+    bar = tqdm(total=len(places), unit="record", desc="check", mininterval=0.5, dynamic_ncols=True)
+    with bar, Readers(records, batches, list, workers) as readers:
+        for batch, causes in zip(batches, readers):
             for place, cause in zip(batch, causes):
                 if cause is not None:
-                    bad[place[0]].append({"part": place[1], "sample": records.name(place), "cause": cause})
+                    bad[place[0]].append({"part": place[1], "sample": records.id_of(place), "cause": cause})
             bar.update(len(batch))
             bar.set_postfix({"bad": sum(map(len, bad))})
     seconds = time.monotonic() - began
@@ -138,33 +120,14 @@ def check(recipe: Recipe) -> dict:
         "processes": max(1, workers),
         "pairs": [
             {
-                "pair": p.name,
-                "source": p.source.describe(),
+                "pair": task.spec.name,
+                "source": task.source.describe(),
                 "records": {part: len(r) for part, r in parts.items()},
                 "bad": found,
             }
-            for p, parts, found in zip(pairs, records.parts, bad)
+            for task, parts, found in zip(tasks, records.parts, bad)
         ],
     }
-
-
-def whole(loader: DataLoader, batches: list, records: Records):
-    """What the loader gives, or RuntimeError that names the samples among which a process died or hung."""
-    done = 0
-    try:
-        for causes in loader:
-            yield causes
-            done += 1
-    except RuntimeError as error:
-        waiting = [
-            printable(records.name(place))
-            for batch in batches[done : done + max(1, loader.num_workers)]
-            for place in batch
-        ]
-        raise RuntimeError(
-            f"a process that reads data died or stopped answering ({str(error).splitlines()[0]}), on one of"
-            f" these samples: {', '.join(waiting)}"
-        ) from error
 
 
 # ---- saying it ----
@@ -232,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (RecipeError, ComponentError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG
-    except (RuntimeError, KeyboardInterrupt) as error:
+    except (ReaderError, KeyboardInterrupt) as error:
         print(f"stopped: {printable_lines(error)}", file=sys.stderr)
         return BAD
     print(in_words(found, recipe.data.max_bad_fraction))

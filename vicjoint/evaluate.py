@@ -5,14 +5,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from vicjoint.files.guard import printable_lines
+from vicjoint.recipe import RecipeError, load_recipe
+from vicjoint.registry import ComponentError
 from vicjoint.training.build import build_parts
 from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.recipe import RecipeError, load_recipe
-from vicjoint.files.guard import printable_lines
-from vicjoint.training.loop import finish
-from vicjoint.registry import ComponentError
-from vicjoint.training.resuming import load_fitting, restore
 from vicjoint.training.folder import check_run
+from vicjoint.training.loop import finish
+from vicjoint.training.resuming import load_fitting, restore
 
 
 def main(arguments: list[str] | None = None) -> int:

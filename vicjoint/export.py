@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vicjoint.files.guard import printable_lines
+from vicjoint.model import Branch, build_model, current_names
+from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.registry import nearest
 from vicjoint.training import checkpoint
 from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.recipe import Recipe, RecipeError, load_recipe
-from vicjoint.files.guard import printable_lines
-from vicjoint.model import build_model
-from vicjoint.registry import nearest
 from vicjoint.training.folder import best_step, check_run
 
 
@@ -30,7 +30,7 @@ class RepresentationModel(nn.Module):
     """Raw view (uint8 pixels, ...) -> representation y [B, dim]: the modality's normalisation and the
     encoder."""
 
-    def __init__(self, branch):
+    def __init__(self, branch: Branch):
         super().__init__()
         self.modality, self.encoder, self.dim = branch.modality, branch.encoder, branch.encoder.dim
 
@@ -65,9 +65,9 @@ def read_model(folder: Path, step: int | str | None, imports: Collection[str] | 
             raise RecipeError(
                 f"step: {folder} is an export, which holds one model. Give step with a run folder."
             )
-        state = load_file(folder / "model.safetensors")
+        state = current_names(load_file(folder / "model.safetensors"))
     else:
-        state = read_checkpoint(folder, recipe, step)["model"]
+        state = current_names(read_checkpoint(folder, recipe, step)["model"])
     with torch.random.fork_rng(devices=[]):
         return build_model(recipe), state
 

@@ -109,9 +109,9 @@ def check_contract(family: str, name: str, component: Callable, given: type) -> 
     contract = CONTRACTS.get(family)
     if contract and not issubclass(given, contract):
         raise ComponentError(
-            f"{family} '{name}' ({_origin(component)}) is a {given.__name__}, which does not inherit "
-            f"vicjoint.parts.{contract.__name__}. Write class {given.__name__}({contract.__name__}): its "
-            "docstrings say what a part of this family has, and its defaults serve for the rest."
+            f"{family} '{name}' ({_origin(component)}) is a {given.__name__}, which does not inherit"
+            f" vicjoint.parts.{contract.__name__}. Write class {given.__name__}({contract.__name__}): its"
+            " docstrings say what a part of this family has, and its defaults serve for the rest."
         )
 
 

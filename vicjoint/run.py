@@ -13,8 +13,8 @@ import sys
 import time
 
 from vicjoint import registry
-from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.files.guard import printable, printable_lines
+from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.registry import ComponentError
 
 DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
@@ -125,8 +125,6 @@ def show(text: str) -> int:
 
 def dry_run(recipe: Recipe) -> int:
     """Build everything, take one step on real data, say what a run would need; nothing is written."""
-    from vicjoint import data
-    from vicjoint.accumulate import backward
     from vicjoint.training.build import build_parts
     from vicjoint.training.loop import parameters
 
@@ -136,41 +134,53 @@ def dry_run(recipe: Recipe) -> int:
         print(
             f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
         )
-    for source in dict.fromkeys(p.source.describe() for p in parts.pairs):
+    for source in dict.fromkeys(task.source.describe() for task in parts.tasks):
         print(printable(source))
-    reading, training = 0.0, 0.0  # seconds of a step, on average over the pairs
-    for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
-        which, each = f"{p.name}: " if len(parts.pairs) > 1 else "", p.pair.samples_per_record
-        print(
-            f"{which}samples: {len(p.source.train):,} records x {each} = {len(p.source.train) * each:,} an"
-            f" epoch; steps: {len(range(number, parts.steps, len(parts.pairs))):,} of"
-            f" {recipe.train.batch_size}"
-        )
-        began = time.perf_counter()
-        pair, bad = next(iter(data.batches(stream, p.records_per_batch, 0, 0, 1)))
-        read = time.perf_counter() - began
-        backward(parts.model, p.objective, pair.to(parts.device), recipe, number)  # warm-up
-        began = time.perf_counter()
-        loss, terms, _ = backward(parts.model, p.objective, pair.to(parts.device), recipe, number)
-        parts.optimizer.step()
-        step = time.perf_counter() - began
-        print(
-            f"{which}one step: loss {float(loss):.3f} ("
-            + ", ".join(f"{k} {float(v):.3f}" for k, v in terms.items())
-            + ")"
-        )
-        print(
-            f"{which}one step: {step:.3f} s to train, {read:.3f} s to read its batch on one process; bad"
-            f" samples in it: {len(bad)}"
-        )
-        reading, training = reading + read / len(parts.pairs), training + step / len(parts.pairs)
-    # with workers, reading goes on beside training and only the slower of the two counts
-    each = max(training, reading / recipe.data.workers) if recipe.data.workers else training + reading
+    each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
+    evaluation = parts.evaluation.cost(parts.model, parts.untrained)
+    print(evaluation.words())
+    every, last = recipe.evaluate.every, recipe.evaluate.last
+    times = ((parts.steps - 1) // every if every else 0) + last
+    minutes = (each * parts.steps + evaluation.seconds * times) / 60
     print(
-        f"estimated time: {each * parts.steps / 60:.1f} min without evaluation; peak memory:"
-        f" {peak_memory_mib(parts.device):.0f} MiB"
+        f"estimated time: {minutes:.1f} min, of which {evaluation.seconds * times / 60:.1f} min for {times}"
+        f" evaluations; peak memory: {peak_memory_mib(parts.device):.0f} MiB"
     )
     return DONE
+
+
+def seconds_of_a_step(parts, task) -> float:
+    """Read and train the first batch of a task, and say what it took."""
+    from vicjoint.accumulate import backward
+
+    recipe, per_record, several = parts.recipe, task.pair.samples_per_record, len(parts.tasks) > 1
+    which, records = f"{task.name}: " if several else "", len(task.source.train)
+    print(
+        f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
+        f" {len(range(task.number, parts.steps, len(parts.tasks))):,} of {recipe.train.batch_size}"
+    )
+    began = time.perf_counter()
+    batch, bad = next(parts.batches_of(task, 1))
+    reading = time.perf_counter() - began
+    batch = batch.to(parts.device)
+    for _ in range(2):  # the first is a warm-up
+        began = time.perf_counter()
+        loss, terms, _ = backward(
+            parts.model, task.objective, batch, recipe.train, task.number, task.gradient_b
+        )
+    parts.optimizer.step()
+    training = time.perf_counter() - began
+    print(
+        f"{which}one step: loss {float(loss):.3f} ("
+        + ", ".join(f"{name} {float(value):.3f}" for name, value in terms.items())
+        + ")"
+    )
+    print(
+        f"{which}one step: {training:.3f} s to train, {reading:.3f} s to read its batch on one process; bad"
+        f" samples in it: {len(bad)}"
+    )
+    # with workers, reading goes on beside training and only the slower of the two counts
+    return max(training, reading / recipe.data.workers) if recipe.data.workers else training + reading
 
 
 def peak_memory_mib(device) -> float:

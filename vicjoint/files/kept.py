@@ -46,7 +46,8 @@ class Kept:
 def check_cache(modality: str, cache_mb: int) -> None:
     if cache_mb < 0:
         raise ValueError(
-            f"modality '{modality}': cache_mb is {cache_mb}, expected a number of megabytes, or 0 to keep nothing."
+            f"modality '{modality}': cache_mb is {cache_mb}, expected a number of megabytes, or 0 to keep"
+            " nothing."
         )
 
 

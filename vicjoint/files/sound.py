@@ -1,8 +1,8 @@
 """Sound files, and the sound of video files: any stretch of seconds, mono, at any rate.
 
     with Sound("clip.mp4") as sound:
-        sound.seconds                                        # how long it sounds wave_T = sound.read(1.5,
-        2.0, rate_hz=16000)         # float32 [32000]: the seconds 1.5 to 3.5, in [-1, 1]
+        sound.seconds                                        # how long it sounds
+        wave_T = sound.read(1.5, 2.0, rate_hz=16000)  # float32 [32000]: the seconds 1.5 to 3.5, in [-1, 1]
 
 Only the stretch is read: soundfile seeks in wav, flac, ogg, mp3 and what else it opens; everything else,
 videos above all, goes through PyAV, which seeks and decodes by timestamps. Time 0 is a sound file's first
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.kept import BESIDE, Kept, WholeSound
 from vicjoint.files.guard import no_file, no_media, quiet
+from vicjoint.files.kept import BESIDE, Kept, WholeSound
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (

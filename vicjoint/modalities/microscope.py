@@ -1,9 +1,9 @@
 """Microscope images of any number of channels: tiff of 8 or 16 bits, png, or one file per channel ->
 normalised float views.
 
-    {name: microscope, channels: 5, size: 128}                           # all channels in one file: pages, or
-    an axis of an array {name: microscope, channels: [DNA, ER, RNA, AGP, Mito], size: 128}   # the paths have
-    {channel}: B02_s1_{channel}.tiff
+    {name: microscope, channels: 5, size: 128}  # all channels in one file: pages, or an axis of an array
+    # the paths have {channel}: B02_s1_{channel}.tiff
+    {name: microscope, channels: [DNA, ER, RNA, AGP, Mito], size: 128}
 
 Every channel of every image is stretched by itself: its percentile `low` becomes 0, its percentile `high`
 becomes 1. Exposure differs between channels, plates and days, and 16 bits are seldom used up; only what is

@@ -1,8 +1,8 @@
 """Molecules: a SMILES string -> a graph.
 
-    molecule = Molecule() raw = molecule.read("CC(=O)Oc1ccccc1C(=O)O")        # Graphs of one molecule view =
-    molecule(raw)                                # torch_geometric.data.Batch, its categories as in
-    vicjoint.batch
+    molecule = Molecule()
+    raw = molecule.read("CC(=O)Oc1ccccc1C(=O)O")        # Graphs of one molecule
+    view = molecule(raw)  # torch_geometric.data.Batch, its categories as in vicjoint.batch
 
 rdkit parses first: torch_geometric alone turns an invalid SMILES into an empty graph without a word. Atoms
 are heavy atoms: hydrogens that a SMILES writes out become a count of their neighbour, except where they are

@@ -7,9 +7,9 @@ With X the centred embeddings [N, D], s_j = sum_i X_ij^2, m the degrees of freed
     covariance   off / (D m^2),   off = sum of (X^T X)_jk^2 over j != k
 
 Where N < D the covariance matrix is never made: off = ||X X^T||^2 - ||s||^2, the Gram form. The gradient of v
-hinge + c covariance is  a (X X^T) X + X (w - a s)  there, and  X (a C0 + diag(w))  where D <= N (C0 is X^T X
-with a zero diagonal), with a = 4 c / (D m^2) and w_j = -v / (D m sd_j) below the hinge, else 0. Its columns
-have mean zero, so centring needs no backward.
+hinge + c covariance is a (X X^T) X + X (w - a s) there, and X (a C0 + diag(w)) where D <= N (C0 is X^T X with
+a zero diagonal), with a = 4 c / (D m^2) and w_j = -v / (D m sd_j) below the hinge, else 0. Its columns have
+mean zero, so centring needs no backward.
 
 The subtraction in the Gram form loses digits when the off-diagonal entries are small beside the diagonal.
 `Guard` watches that, and `exact` is the form without a subtraction.

@@ -115,8 +115,8 @@ class CrossModal(Pair):
             )
             if both := train & test:
                 print(
-                    f"note: {len(both)} files of column '{column}' are in train and in test, so the test is on"
-                    f" training data for them; source.split_by={column} keeps them apart. One is"
+                    f"note: {len(both)} files of column '{column}' are in train and in test, so the test is"
+                    f" on training data for them; source.split_by={column} keeps them apart. One is"
                     f" {printable(min(both))}"
                 )
 

@@ -1,2 +1,22 @@
-"""Recipes: reading and writing text (file.py), finding mistakes (check.py), describing the keys (schema.py).
-`vicjoint.recipe` is the module to use."""
+"""Recipes: text (file) -> the keys as written (keys), their mistakes in words (check, schema) -> what the
+program works with (recipe), all of it by `load_recipe` (load); which keys differ (compare)."""
+
+from vicjoint.recipe.compare import differences, differences_of
+from vicjoint.recipe.file import RecipeError, parse_yaml
+from vicjoint.recipe.load import ImportsError, json_schema, load_recipe, to_yaml
+from vicjoint.recipe.recipe import BranchSpec, Recipe, Spec, TaskSpec
+
+__all__ = [
+    "BranchSpec",
+    "ImportsError",
+    "Recipe",
+    "RecipeError",
+    "Spec",
+    "TaskSpec",
+    "differences",
+    "differences_of",
+    "json_schema",
+    "load_recipe",
+    "parse_yaml",
+    "to_yaml",
+]

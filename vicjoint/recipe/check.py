@@ -2,8 +2,8 @@
 all messages in words.
 
     mistakes = load_imports(data.get("imports")) + check_components(data) + check_form(data, Recipe) +
-    check_together(data, follows=False) in_words(("train", "steps"), pydantic_error, Recipe)      # "expected
-    a whole number, got 'many'."
+    check_together(data, follows=False)
+    in_words(("train", "steps"), pydantic_error, Recipe)      # "expected a whole number, got 'many'."
 
 Options are compared with the constructor that the registry finds under the component's name, and converted by
 its annotations.

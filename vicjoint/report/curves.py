@@ -1,16 +1,16 @@
-"""The curves of a run's report: loss, terms and health of each pair over steps, evaluations over steps,
+"""The plots of a run's report: loss, terms and health of each pair over steps, evaluations over steps,
 spectra.
 
-curves_section(rows, ["invariance", "variance", "covariance"], {"video-text": ("video", "text")})      # rows:
-the lines of metrics.jsonl
-"""
+    training(rows, ["invariance", "variance", "covariance"], {"video-text": ("video", "text")})
 
-from html import escape
+Each takes what a file of the run folder holds (rows: the lines of metrics.jsonl) and gives plots, of which
+None is one without a point. `branches`: {pair or probe: names of its two branches}.
+"""
 
 import numpy as np
 
 from vicjoint.report.plots import COLOURS, MORE_COLOURS, Curve, chart, series
-from vicjoint.training.folder import of_direction
+from vicjoint.report.tables import of_direction
 
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
 ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}
@@ -27,102 +27,91 @@ LATENTS = {
     ),
     "most_used": ("Most used latent", "Share of the samples that choose it."),
 }
+SPECTRUM = (
+    "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows"
+    " collapsed ones."
+)
 
 
-def by_pair(rows: list[dict]) -> dict[str, list[dict]]:
-    """The rows of each pair of the run, in the order of their first steps; rows that name none belong to
-    one."""
-    found = {}
+def by_pair(rows: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """(pair, its name in headings, its rows) in the order of their first steps. The only pair of a run needs
+    no heading, so its name there is empty; rows that name no pair belong to one."""
+    found: dict[str, list[dict]] = {}
     for row in rows:
         found.setdefault(str(row.get("pair", "")), []).append(row)
-    return found
+    return [(pair, pair if len(found) > 1 else "", of_pair) for pair, of_pair in found.items()]
 
 
-def curves_section(rows: list[dict], terms: list[str], branches: dict[str, tuple]) -> str:
-    """Loss, its terms and health of each pair, learning rate and speed over steps. `branches`: {pair: names
-    of its two}."""
-    neutral, pairs = MORE_COLOURS[0], by_pair(rows)
-    parts = [
-        (
-            f"<h3>{escape(pair)}</h3>" if len(pairs) > 1 else "",
-            pair_plots(of_pair, terms, branches.get(pair, ("a", "b"))),
-        )
-        for pair, of_pair in pairs.items()
+def training(
+    rows: list[dict], terms: list[str], branches: dict[str, tuple]
+) -> list[tuple[str, list[dict | None]]]:
+    """(heading, plots): loss, its terms and health of each pair, then learning rate and speed of all."""
+    pairs = by_pair(rows)
+    groups = [
+        (heading, pair_plots(of_pair, terms, branches.get(pair, ("a", "b"))))
+        for pair, heading, of_pair in pairs
     ]
-    parts.append(
-        (
-            "<h3>All pairs</h3>" if len(pairs) > 1 else "",
-            [
-                chart("Learning rate", "", [Curve("", neutral, *series(rows, "lr"))]),
-                chart("Samples per second", "", [Curve("", neutral, *series(rows, "samples_per_second"))]),
-            ],
-        )
-    )
-    return '<p class="soft">Horizontal axis: step.</p>' + "".join(
-        f'{title}<div class="plots">{"".join(plots)}</div>' for title, plots in parts
-    )
+    shared = [
+        single(rows, "Learning rate", "", "lr"),
+        single(rows, "Samples per second", "", "samples_per_second"),
+    ]
+    return [*groups, ("All pairs" if len(pairs) > 1 else "", shared)]
 
 
-def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> list[str]:
+def single(rows: list[dict], title: str, note: str, *path: str, may_log: bool = False) -> dict | None:
+    """A plot of one curve, of the numbers at `path`."""
+    return chart(title, note, [Curve("", MORE_COLOURS[0], *series(rows, *path))], may_log=may_log)
+
+
+def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> list[dict | None]:
     """Loss, its terms and health of one pair of branches."""
 
-    def branches(name):
+    def of_branches(name):
         return [Curve(shown, COLOURS[b], *series(rows, "health", b, name)) for b, shown in zip("ab", names)]
 
-    neutral = MORE_COLOURS[0]
-    term_curves = [
-        Curve(t, MORE_COLOURS[i % len(MORE_COLOURS)], *series(rows, t)) for i, t in enumerate(terms)
-    ]
-    plots = [
-        chart(
-            "Loss", "Sum of the weighted terms.", [Curve("", neutral, *series(rows, "loss"))], may_log=True
+    of_terms = [Curve(t, MORE_COLOURS[i % len(MORE_COLOURS)], *series(rows, t)) for i, t in enumerate(terms)]
+    return [
+        single(rows, "Loss", "Sum of the weighted terms.", "loss", may_log=True),
+        chart("Terms", "As weighted in the loss.", of_terms, may_log=True),
+        *(
+            chart(title, note, of_branches(name), 1.0 if name == "std" else None)
+            for name, (title, note) in HEALTH.items()
         ),
-        chart("Terms", "As weighted in the loss.", term_curves, may_log=True),
-    ]
-    plots += [
-        chart(title, note, branches(name), 1.0 if name == "std" else None)
-        for name, (title, note) in HEALTH.items()
-    ]
-    plots.append(
-        chart(
+        single(
+            rows,
             "Alignment",
             "Distance of pairs over distance of strangers: 0 is good, 1 is unrelated.",
-            [Curve("", neutral, *series(rows, "health", "alignment"))],
-        )
-    )
-    if any("latents" in row for row in rows):
-        plots += [
-            chart(title, note, [Curve("", neutral, *series(rows, "latents", name))])
-            for name, (title, note) in LATENTS.items()
-        ]
-    return plots
+            "health",
+            "alignment",
+        ),
+        *(single(rows, title, note, "latents", name) for name, (title, note) in LATENTS.items()),
+    ]
 
 
-def progress_section(rows: list[dict], branches: dict[str, tuple]) -> str:
-    """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance. `branches`:
-    {probe: names of its two}."""
+def progress(rows: list[dict], branches: dict[str, tuple]) -> list[dict | None]:
+    """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance."""
     probes = {probe: row["results"][probe] for row in rows for probe in row["results"]}
     plots = []
     for probe, results in probes.items():
-        metrics = [m for m in results.get("model", {}) if m.endswith(PROGRESS_METRICS)] or list(
-            results.get("model", {})
-        )[:1]
-        shown = {m: " ".join(of_direction(m, branches.get(probe, ("a", "b")))).strip() for m in metrics}
-        curves = [
-            Curve(
-                shown[metric] if name == "model" else "",
-                MORE_COLOURS[i % len(MORE_COLOURS)],
-                *series(rows, "results", probe, name, metric),
-                style,
-            )
-            for i, metric in enumerate(metrics)
-            for name, style in ROW_STYLES.items()
-        ]
+        measured = list(results.get("model", {}))
+        curves = []
+        for i, metric in enumerate([m for m in measured if m.endswith(PROGRESS_METRICS)] or measured[:1]):
+            label = " ".join(of_direction(metric, branches.get(probe, ("a", "b")))).strip()
+            colour = MORE_COLOURS[i % len(MORE_COLOURS)]
+            curves += [
+                Curve(
+                    label if row == "model" else "",
+                    colour,
+                    *series(rows, "results", probe, row, metric),
+                    style,
+                )
+                for row, style in ROW_STYLES.items()
+            ]
         plots.append(chart(probe, "Solid: model. Dashed: random initialisation. Dotted: chance.", curves))
-    return f'<div class="plots">{"".join(plots)}</div>'
+    return plots
 
 
-def spectrum_section(spectra: dict) -> str:
+def spectrum(spectra: dict) -> list[dict | None]:
     """Eigenvalues of the covariance of z, on a log scale; those at rounding noise (1e-10 of the largest) are
     not shown."""
     curves = []
@@ -131,8 +120,4 @@ def spectrum_section(spectra: dict) -> str:
         values = np.asarray(given, float)
         values = values[values > max(values.max(initial=0.0) * 1e-10, 0.0)]
         curves.append(Curve(branch, colours[i % len(colours)], list(range(1, len(values) + 1)), list(values)))
-    note = (
-        "Eigenvalues of the covariance of z, largest first. A flat line uses all dimensions; a cliff shows"
-        " collapsed ones."
-    )
-    return f'<div class="plots">{chart("Covariance of z", note, curves, may_log=True)}</div>'
+    return [chart("Covariance of z", SPECTRUM, curves, may_log=True)]

@@ -1,21 +1,19 @@
-"""Curves and pictures -> HTML with inline images, for a run's report.
+"""Curves -> plots, and what probes gave to be seen -> pictures, as data URIs for a run's report.
 
-    chart("Loss", "What it is.", [Curve("", "#8957e5", *series(rows, "loss"))])    # <figure> with an SVG
-    frame(pixels, 72)                                                             # <img> with a PNG
+    chart("Loss", "What it is.", [Curve("", "#8957e5", *series(rows, "loss"))])    # with an SVG
+    frame(pixels, 72)                                                             # with a PNG
 
-Images are data URIs. An SVG holds nothing but numbers; titles and labels stand, escaped, in the HTML around
-it.
+An SVG holds nothing but numbers: page.html writes titles and labels around it.
 """
 
 import base64
 import io
-from dataclasses import dataclass
-from html import escape
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 
 COLOURS = {"a": "#2f81f7", "b": "#e8842c"}
@@ -24,11 +22,31 @@ INK = (  # stands for the text colour in a plot; replaced by currentColor, which
     "#102030"
 )
 PLOT_STYLE = b"svg{color:#57606a}@media(prefers-color-scheme:dark){svg{color:#9aa4b0}}"
+STYLE = {
+    "svg.hashsalt": "vicjoint",
+    "svg.fonttype": "path",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.which": "major",
+    "grid.color": INK,
+    "grid.alpha": 0.18,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3,
+    **{
+        f"{axis}tick.{option}": value
+        for axis in "xy"
+        for option, value in {"color": INK, "labelsize": 8, "major.size": 2, "minor.size": 2}.items()
+    },
+}
 MAX_POINTS = 800  # per curve, so that a run of a million steps still makes a light page
 
 
-@dataclass
-class Curve:
+class Curve(NamedTuple):
     """A line of a plot: `label` and `colour` go to the legend (no label: no entry), x and y are equally
     long."""
 
@@ -82,41 +100,26 @@ def short(value: float, _=None) -> str:
 
 def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
     """The curves as an SVG without any text but numbers; `level` is a dashed horizontal line."""
-    figure = Figure(figsize=(3.6, 2.0), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot(facecolor="none")
-    if level is not None:
-        axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
-    for curve in curves:
-        x, y = thin(curve.x, curve.y)
-        axes.plot(
-            x,
-            y,
-            curve.style,
-            color=curve.colour,
-            linewidth=1.4,
-            marker="o" if len(x) < 3 else "",
-            markersize=3,
-        )
-    steps = {x for curve in curves for x in curve.x}
-    if len(steps) == 1:
-        axes.set_xlim(min(steps) - 1, min(steps) + 1)  # else a single step is drawn among fractions of steps
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(short))
-        axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="both", colors=INK, labelsize=8, length=2)
-    axes.grid(color=INK, alpha=0.18, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
     target = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "vicjoint", "svg.fonttype": "path"}):
-        figure.savefig(target, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context(STYLE):
+        axes = Figure(figsize=(3.6, 2.0), layout="constrained").add_subplot()
+        if level is not None:
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
+        for curve in curves:
+            x, y = thin(curve.x, curve.y)
+            axes.plot(x, y, curve.style, color=curve.colour, marker="o" if len(x) < 3 else "")
+        steps = {x for curve in curves for x in curve.x}
+        if len(steps) == 1:  # which else is drawn among fractions of steps
+            axes.set_xlim(min(steps) - 1, min(steps) + 1)
+        if log:
+            axes.set_yscale("log")
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(short)
+            axis.set_minor_formatter(NullFormatter())
+        axes.figure.savefig(target, format="svg", metadata={"Date": None})
     return (
         target.getvalue()
         .replace(INK.encode(), b"currentColor")
@@ -126,120 +129,87 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
 
 def chart(
     title: str, note: str, curves: list[Curve], level: float | None = None, may_log: bool = False
-) -> str:
-    """A plot with its legend and explanation in HTML; empty where no curve has a point. `may_log`: log scale
-    for a wide range."""
+) -> dict | None:
+    """`uri`, `title`, `note` and `key` (label and colour of the curves that have a label) of a plot; None
+    where no curve has a point. `may_log`: log scale for a wide range."""
     curves = [c for c in curves if len(c.y)]
     if not curves:
-        return ""
+        return None
     values = np.concatenate([np.asarray(c.y, float) for c in curves])
     values = values[np.isfinite(values) & (values != 0)]
     log = may_log and len(values) > 0 and values.min() > 0 and values.max() > 50 * values.min()
-    key = "".join(
-        f'<span class="key"><i style="background:{c.colour}"></i>{escape(c.label)}</span>'
-        for c in curves
-        if c.label
-    )
-    image = data_uri("svg+xml", draw(curves, level, log))
-    note += " Log scale." if log else ""
-    return (
-        f'<figure class="plot"><figcaption><b>{escape(title)}</b>{key}</figcaption>'
-        f'<img src="{image}" alt="{escape(title)}"><small>{escape(note.strip())}</small></figure>'
-    )
+    return {
+        "uri": data_uri("svg+xml", draw(curves, level, log)),
+        "title": title,
+        "note": f"{note} Log scale.".strip() if log else note,
+        "key": [(c.label, c.colour) for c in curves if c.label],
+    }
 
 
-def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> str:
-    """uint8 [H, W, 3] as an <img> about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or
-    shrunk smoothly."""
+def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> dict:
+    """`uri`, `width`, `height` (CSS pixels) and `style` (CSS classes) of a picture uint8 [H, W, 3]. It is
+    shown about `wanted` CSS pixels wide: enlarged by a whole number and crisp, or shrunk smoothly."""
     width = pixels.shape[1]
-    shown = width * max(1, round(wanted / width)) if width <= wanted else wanted
+    crisp = width <= wanted
+    shown = width * max(1, round(wanted / width)) if crisp else wanted
     height = round(shown * pixels.shape[0] / width)
     image = Image.fromarray(pixels)
     if width > 2 * shown:  # twice what is shown stays sharp on dense screens
         image = image.resize((2 * shown, 2 * height))
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
-    style = " ".join(c for c in ("crisp" if width <= wanted else "", mark) if c)
-    return (
-        f'<img class="{style}" width="{shown}" height="{height}" alt=""'
-        f' src="{data_uri("png", target.getvalue())}">'
-    )
+    return {
+        "uri": data_uri("png", target.getvalue()),
+        "width": shown,
+        "height": height,
+        "style": f"{'crisp' if crisp else ''} {mark}".strip(),
+    }
 
 
-def pictures_section(arrays: dict[str, np.ndarray], branches: dict[str, tuple]) -> str:
-    """What probes gave to be seen, under "probe/name" each; `branches`: {probe: names of its two}. title [n],
-    good bool [n], and next frames: context uint8 [n, T, H, W, 3] | retrieved and target uint8 [n, H, W, 3];
-    or images: query [n, H, W, 3] (absent where queries are no images) | neighbours [n, K, H, W, 3], captions
-    [2], where {a} and {b} stand for the names of the branches, and optionally right bool [n, K] and views [m,
-    2, H, W, 3].
+def pictures(arrays: dict[str, np.ndarray], branches: dict[str, tuple[str, str]]) -> list[dict]:
+    """The cases of each probe. `branches`: {probe: names of its two}; arrays: {"probe/name": array}.
+
+    Of each probe: title [n], good bool [n], and of next frames context uint8 [n, T, H, W, 3], retrieved and
+    target uint8 [n, H, W, 3]. Of images: query [n, H, W, 3] (absent where queries are no images), neighbours
+    [n, K, H, W, 3], captions [2], where {a} and {b} stand for the names of the branches, and optionally right
+    bool [n, K] and views [m, 2, H, W, 3].
     """
     probes: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
         probe, _, name = key.rpartition("/")
         probes.setdefault(probe, {})[name] = array
-    for probe, of in probes.items():
-        a, b = branches.get(probe, ("a", "b"))
-        of["captions"] = [
-            str(caption).replace("{a}", a).replace("{b}", b) for caption in of.get("captions", ())
-        ]
-    return "".join(
-        (f"<h3>{escape(probe)}</h3>" if len(probes) > 1 else "") + probe_pictures(of)
+    return [
+        {"probe": probe if len(probes) > 1 else "", **cases(of, *branches.get(probe, ("a", "b")))}
         for probe, of in probes.items()
-    )
-
-
-def probe_pictures(arrays: dict[str, np.ndarray]) -> str:
-    show = neighbours_case if "neighbours" in arrays else next_frame_case
-    cases = {True: "", False: ""}
-    for i, good in enumerate(arrays["good"]):
-        cases[bool(good)] += (
-            f'<div class="case">{escape(str(arrays["title"][i]))}<div'
-            f' class="frames">{show(arrays, i, bool(good))}</div></div>'
-        )
-    none = '<p class="soft">None among these pictures.</p>'
-    marks = (
-        "a right answer, red a wrong one in the first place"
-        if show is neighbours_case
-        else "the true next frame, red another that was retrieved"
-    )
-    html = (
-        f'<p class="soft">Green marks {marks}.</p><h4>Good cases</h4>{cases[True] or none}<h4>Bad'
-        f" cases</h4>{cases[False] or none}"
-    )
-    if "views" in arrays:
-        pairs = "".join(
-            f"<figure><div>{frame(a, 72)}{frame(b, 72)}</div></figure>" for a, b in arrays["views"]
-        )
-        html += (
-            '<h4>Pairs of views, as in training</h4><div class="case"><div'
-            f' class="frames">{pairs}</div></div>'
-        )
-    return html
-
-
-def next_frame_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
-    context = "".join(frame(pixels, 72) for pixels in arrays["context"][i])
-    retrieved = frame(arrays["retrieved"][i], 144, "mark-green" if good else "mark-red")
-    target = frame(arrays["target"][i], 144, "mark-green")
-    return (
-        f"<figure><div>{context}</div><figcaption>context</figcaption></figure>"
-        f"<figure>{retrieved}<figcaption>retrieved</figcaption></figure>"
-        f"<figure>{target}<figcaption>true next frame</figcaption></figure>"
-    )
-
-
-def neighbours_case(arrays: dict[str, np.ndarray], i: int, good: bool) -> str:
-    """A query and what is nearest to it; marked are the first (right or wrong) and every other right one."""
-    right = arrays["right"][i] if "right" in arrays else [good]
-    marks = [
-        "mark-green" if k < len(right) and right[k] else "mark-red" if k == 0 else ""
-        for k in range(len(arrays["neighbours"][i]))
     ]
-    neighbours = "".join(frame(pixels, 72, mark) for pixels, mark in zip(arrays["neighbours"][i], marks))
-    query, found = (escape(caption) for caption in arrays["captions"])
-    shown = (
-        f"<figure>{frame(arrays['query'][i], 72)}<figcaption>{query}</figcaption></figure>"
-        if "query" in arrays
-        else ""
-    )
-    return f"{shown}<figure><div>{neighbours}</div><figcaption>{found}</figcaption></figure>"
+
+
+def cases(arrays: dict[str, np.ndarray], a: str, b: str) -> dict:
+    """`good` and `bad`: [(title, [(caption, pictures)])]; `neighbours`: which of the two kinds these are;
+    `views`: pairs of pictures."""
+    found = {"good": [], "bad": [], "neighbours": "neighbours" in arrays}
+    captions = [str(caption).replace("{a}", a).replace("{b}", b) for caption in arrays.get("captions", ())]
+    for i, good in enumerate(arrays["good"]):
+        figures = neighbours(arrays, i, *captions) if found["neighbours"] else next_frame(arrays, i)
+        found["good" if good else "bad"].append((str(arrays["title"][i]), figures))
+    return found | {"views": [[frame(view, 72) for view in two] for two in arrays.get("views", ())]}
+
+
+def next_frame(arrays: dict[str, np.ndarray], i: int) -> list[tuple[str, list[dict]]]:
+    mark = "mark-green" if arrays["good"][i] else "mark-red"
+    return [
+        ("context", [frame(pixels, 72) for pixels in arrays["context"][i]]),
+        ("retrieved", [frame(arrays["retrieved"][i], 144, mark)]),
+        ("true next frame", [frame(arrays["target"][i], 144, "mark-green")]),
+    ]
+
+
+def neighbours(arrays: dict[str, np.ndarray], i: int, query: str, found: str) -> list[tuple[str, list[dict]]]:
+    """A query and what is nearest to it; marked are the first (right or wrong) and every other right one."""
+    right = list(arrays["right"][i]) if "right" in arrays else [arrays["good"][i]]
+    nearest = [
+        frame(pixels, 72, "mark-green" if any(right[k : k + 1]) else "mark-red" if k == 0 else "")
+        for k, pixels in enumerate(arrays["neighbours"][i])
+    ]
+    asked = [(query, [frame(arrays["query"][i], 72)])] if "query" in arrays else []
+    return [*asked, (found, nearest)]

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from vicjoint.parts import Source
 from vicjoint.registry import need, register
 from vicjoint.sources.base import SourceError
 

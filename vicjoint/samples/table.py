@@ -1,19 +1,21 @@
 """The sample world as a table: one moving sprite, as a picture, a video with sound, a sound file and
 captions.
 
-    source = SampleTable(train=512, test=96) source.train[0]     # {"id": "train/00000", "image":
-    "train/00000.png", "video": "train/00000.mp4", "sound": "train/00000.wav",
+    source = SampleTable(train=512, test=96) # {"id": "train/00000", "image": "train/00000.png", "video":
+    "train/00000.mp4", "sound": "train/00000.wav", source.train[0]
                         #  "caption": "a large red star with stripes moves left over waves", "captions":
-                        [three of them], "shape": "star", ...}
+                           [three of them], "shape": "star", ...}
 
 The same table lies beside the files as factors.jsonl, so `source: {name: table, root: .../factors.jsonl}`
 reads it like a user's. A scene is a pure function of (seed, split, index); colour, shape, texture, size,
 motion and background are drawn independently, and each is heard and written as well as seen:
 
     colour   the note, of eight on a whole-tone ladder          motion       up and down: the pitch glides an
-    octave; left and right: the size     large: an octave lower                                          sound
-    fades away or swells; still: neither shape    the harmonics (timbre)
-    background   a faint noise: its colour texture  the envelope: steady, tremolo, pulses, pips
+             octave; left and right: the
+    size     large: an octave lower                                          sound fades away or swells;
+             still: neither
+    shape    the harmonics (timbre)                             background   a faint noise: its colour
+    texture  the envelope: steady, tremolo, pulses, pips
 
 The sound goes along with the picture in time: where the sprite is at a moment is what the pitch and the
 loudness are at that moment.

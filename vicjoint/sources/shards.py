@@ -1,12 +1,13 @@
 """Images in containers: WebDataset's tar shards, and Hugging Face data sets. Both are read in place and at
 random, so a sample is a function of (seed, epoch, index) here too, and a run resumes exactly.
 
-    source: {name: webdataset, root: /data/shards}                        # every .tar below; folders train
-    and val are the splits source: {name: webdataset, root: "/data/in-train-{000..146}.tar", test:
-    "/data/in-val-{00..06}.tar"} source: {name: hf, root: /data/saved}                                 #
-    save_to_disk's folder source: {name: hf, root: uoft-cs/cifar10, image: img, label: label}   # a hub id:
-    downloaded once by the datasets library source: {name: hf, root: org/large, take: 50000, test: validation}
+    source: {name: webdataset, root: /data/shards}  # every .tar below; folders train and val are the splits
+    source: {name: webdataset, root: "/data/in-train-{000..146}.tar", test: "/data/in-val-{00..06}.tar"}
+    source: {name: hf, root: /data/saved}                                 # save_to_disk's folder
+    # a hub id: downloaded once by the datasets library
+    source: {name: hf, root: uoft-cs/cifar10, image: img, label: label}
     # streamed from the hub until so many are there, then kept
+    source: {name: hf, root: org/large, take: 50000, test: validation}
 """
 
 import hashlib

@@ -1,78 +1,71 @@
-"""Recipe -> everything it describes, built and put together: sources, pairs, model, objectives, optimizer,
-probes.
+"""Recipe -> everything a run needs, built and put together: tasks, model, optimizer, evaluation."""
 
-A recipe of one pair and one of several go the same way: one pair is a list of one.
-"""
-
-import copy
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from vicjoint.probes.evaluation import Evaluation, Measure
 
-from vicjoint import data, distributed
-from vicjoint.recipe import PairOfBranches, Recipe, RecipeError
-from vicjoint.model import JointModel, SharedBranches, as_spec, build_model, modality_spec
-from vicjoint.objectives.multicrop import MultiCrop
-from vicjoint.parts import Objective
+from vicjoint import distributed
 from vicjoint.data.readers import Readers
-from vicjoint.registry import build, find, nearest, options
+from vicjoint.data.reading import TaskReading, build_reading, read_together
+from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
+from vicjoint.model import Model, build_model
+from vicjoint.objectives.multicrop import MultiCrop
+from vicjoint.parts import EvaluationData, Modality, Objective, Pair, Probe
+from vicjoint.recipe import Recipe, RecipeError
+from vicjoint.registry import build, find, nearest
 
 
 @dataclass
-class TrainedPair:
-    """Two branches and what they are trained on together. `name`: in metrics and evaluations, such as
-    video-audio."""
+class Task(TaskReading):
+    """Two branches with their source, pair, objective and weight, trained in turn with the others. `number`:
+    its turn. `gradient_b`: whether branch b is trained, or follows a."""
 
-    name: str
-    spec: PairOfBranches
-    source: object
-    source_name: str
-    pair: object
-    objective: nn.Module
+    number: int
+    objective: Objective
+    gradient_b: bool
     records_per_batch: int
 
-
-@dataclass
-class Measure:
-    """A probe on two branches, and the name of its results."""
-
-    name: str
-    probe: object
-    branches: tuple[str, str]
-    source: object
-    pair: object
+    @property
+    def name(self) -> str:
+        """In metrics, such as video-audio."""
+        return self.spec.name
 
 
 @dataclass
 class Parts:
-    """Everything a recipe describes, built."""
+    """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
+    every evaluation. `limit`: of the time for reading a sample."""
 
     recipe: Recipe
-    pairs: list[TrainedPair]
-    model: JointModel | SharedBranches
-    untrained: (
-        JointModel | SharedBranches
-    )  # as the model was before its first step: a row in every evaluation
+    tasks: list[Task]
+    model: Model
+    untrained: Model
     optimizer: torch.optim.Optimizer
-    measures: list[Measure]
+    evaluation: Evaluation
     steps: int
     steps_per_epoch: float
     device: torch.device
-    limit: TimeLimit  # for reading a sample
+    limit: TimeLimit
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
-        """(Pair, bad samples) of the steps start..end-1; the pairs take turns."""
-        return Readers(self.streams(), [p.records_per_batch for p in self.pairs], workers, start, end)
+        """(Batch, bad samples) of the steps start..end-1; the tasks take turns."""
+        return batches(
+            list(map(self.stream, self.tasks)), [t.records_per_batch for t in self.tasks], workers, start, end
+        )
 
-    def streams(self) -> list[data.Stream]:
-        return [
-            data.Stream(p.source.train, p.pair, self.recipe.train.seed, number, self.limit)
-            for number, p in enumerate(self.pairs)
-        ]
+    def batches_of(self, task: Task, count: int, records: int | None = None) -> Readers:
+        """(Batch, bad samples) of the first `count` batches of one task, read by this process; `records`: in
+        each, the recipe's by default."""
+        return batches([self.stream(task)], [records or task.records_per_batch], 0, 0, count)
+
+    def stream(self, task: Task) -> Stream:
+        return Stream(task.source.train, task.pair, self.recipe.train.seed, task.number, self.limit)
 
 
 class Weighted(Objective):
@@ -82,7 +75,9 @@ class Weighted(Objective):
         super().__init__()
         self.objective, self.weight, self.terms = objective, weight, objective.terms
 
-    def forward(self, z_a, z_b, group=None):
+    def forward(
+        self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self.objective(z_a, z_b, group)
         return self.weight * loss, {name: self.weight * value for name, value in terms.items()}
 
@@ -94,98 +89,51 @@ def build_parts(recipe: Recipe) -> Parts:
     """Build every component; a value that a component refuses comes out as a RecipeError."""
     device = pick_device(recipe.train.device)
     try:
-        pairs = build_pairs(recipe, device)
+        reading, readers = build_reading(recipe)
+        tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
         torch.manual_seed(recipe.train.seed)
-        untrained = build_model(recipe)
+        untrained = build_model(recipe).to(device)
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe).to(device)
-        check_reading_options(recipe, pairs)
-        check_files(pairs)
-        for p in pairs:
-            connect(p.pair, p.source, model.between(p.spec.a, p.spec.b))
-        spec = as_spec(recipe.optim)
-        spec.pop("schedule"), spec.pop("clip")
-        optimizer = build(
-            "optimizer", spec, nn.ModuleList([model, *(p.objective for p in pairs)]), recipe.train.batch_size
-        )
-        measures = build_measures(recipe, pairs, model)
+        trained = nn.ModuleList([model, *(t.objective for t in tasks)])
+        optimizer = build("optimizer", recipe.optimizer, trained, recipe.train.batch_size)
+        measures = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)
-        check_distinct(pairs)
+        limit = TimeLimit(recipe.data.timeout)
+        evaluation = Evaluation(measures, recipe.data.workers, limit, device)
+        parts = Parts(
+            recipe, tasks, model, untrained, optimizer, evaluation, *length(recipe, tasks), device, limit
+        )
+        for task in tasks:
+            if task.pair.distinct:
+                parts.batches_of(task, 0)  # refuses a column with too few values
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
-    # of several pairs, the one with the longest epoch decides
-    rounds = max(
-        math.ceil((recipe.train.epochs or 0) * len(p.source.train) / p.records_per_batch) for p in pairs
-    )
-    steps_per_epoch = len(pairs) * max(len(p.source.train) / p.records_per_batch for p in pairs)
-    return Parts(
-        recipe,
-        pairs,
-        model,
-        untrained.to(device),
-        optimizer,
-        measures,
-        recipe.train.steps or len(pairs) * rounds,
-        steps_per_epoch,
-        device,
-        TimeLimit(recipe.data.timeout),
+    return parts
+
+
+def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.device) -> Task:
+    objective = build("objective", task.spec.objective)
+    if task.pair.crops > 1:
+        objective = MultiCrop(objective, task.pair.crops)
+    if task.spec.weight != 1:
+        objective = Weighted(objective, task.spec.weight)
+    gradient_b = recipe.branches[task.spec.b].weights != "ema"
+    records = records_in_a_batch(recipe, task.pair)
+    return Task(
+        task.spec, task.source, task.source_name, task.pair, number, objective.to(device), gradient_b, records
     )
 
 
-def build_pairs(recipe: Recipe, device: torch.device) -> list[TrainedPair]:
-    """Every pair with its source (built once where several use the same) and its own objective."""
-    found, sources = [], {}
-    for number, spec in enumerate(recipe.listed_pairs()):
-        own = bool(recipe.pairs and recipe.pairs[number].source)
-        named = f"{spec.source.name} (pairs.{number})" if own else spec.source.name
-        if (key := repr(as_spec(spec.source))) not in sources:
-            sources[key] = build("source", as_spec(spec.source)), named
-        source, source_name = sources[key]
-        pair = build_pair(recipe, as_spec(spec.pair))
-        objective = build("objective", as_spec(spec.objective))
-        if (crops := getattr(pair, "crops", 1)) > 1:
-            objective = MultiCrop(objective, crops)
-        if spec.weight != 1:
-            objective = Weighted(objective, spec.weight)
-        before = sum((p.spec.a, p.spec.b) == (spec.a, spec.b) for p in found)
-        name = f"{spec.a}-{spec.b}" + (f"-{before + 1}" if before else "")
-        found.append(
-            TrainedPair(
-                name, spec, source, source_name, pair, objective.to(device), records_in_a_batch(recipe, pair)
-            )
-        )
-    return found
+def length(recipe: Recipe, tasks: list[Task]) -> tuple[int, float]:
+    """(steps, steps of an epoch); of several tasks, the one with the longest epoch decides."""
+    epochs = recipe.train.epochs or 0
+    rounds = max(math.ceil(epochs * len(t.source.train) / t.records_per_batch) for t in tasks)
+    longest = max(len(t.source.train) / t.records_per_batch for t in tasks)
+    return recipe.train.steps or len(tasks) * rounds, len(tasks) * longest
 
 
-def build_pair(recipe: Recipe, spec: dict):
-    pair = build("pair", spec)
-    pair.backend, pair.workers = recipe.data.video_backend, recipe.data.workers
-    return pair
-
-
-def connect(pair, source, model: JointModel) -> None:
-    """Give a pair that reads through its branches' modalities copies of them, for the workers, and the
-    source."""
-    if hasattr(pair, "modalities"):
-        pair.source = source
-        pair.modalities = tuple(copy.deepcopy(branch.modality).cpu().eval() for branch in (model.a, model.b))
-
-
-def check_files(pairs: list[TrainedPair]) -> None:
-    """Raises ValueError where a pair that reads the file of a record (it names the keys that may hold it in
-    `reads`) meets records without one."""
-    for p in pairs:
-        record, reads = p.source.train[0], getattr(p.pair, "reads", ())
-        if reads and not any(key in record for key in reads):
-            pair, there = p.spec.pair.name, ", ".join(key for key in record if key not in ("id", "folder"))
-            raise ValueError(
-                f"pair '{pair}' reads one file of every record, and those of source '{p.spec.source.name}'"
-                f" have none; they have {there or 'no columns'}. In a table, name the column with the files:"
-                " source.column=COLUMN. Cells are read by the pair cross_modal."
-            )
-
-
-def records_in_a_batch(recipe: Recipe, pair) -> int:
+def records_in_a_batch(recipe: Recipe, pair: Pair) -> int:
     """Records of a global batch. Raises RecipeError where records, processes and accumulated parts do not
     divide it."""
     per_record, size, world = pair.samples_per_record, recipe.train.batch_size, distributed.world_size()
@@ -204,81 +152,61 @@ def records_in_a_batch(recipe: Recipe, pair) -> int:
     return records
 
 
-def check_distinct(pairs: list[TrainedPair]) -> None:
-    """Raises ValueError where a batch is larger than the number of different values of the pair's `distinct`
-    column."""
-    for p in pairs:
-        if getattr(p.pair, "distinct", None):
-            data.Distinct(p.source.train, p.pair).set_batch(p.records_per_batch)
-
-
-def check_reading_options(recipe: Recipe, pairs: list[TrainedPair]) -> None:
-    """Raises RecipeError for options of a modality that only matter where it reads files, set although every
-    pair with that branch reads for itself."""
-    found = []
-    for name, branch in recipe.named_branches().items():
-        users = [(number, p) for number, p in enumerate(pairs) if name in (p.spec.a, p.spec.b)]
-        if branch.weights != "own" or any(hasattr(p.pair, "modalities") for _, p in users):
-            continue
-        number, first = users[0]
-        key, pair_key = (f"branches.{name}", f"pairs.{number}.pair") if recipe.pairs else (name, "pair")
-        spec, pair_name = modality_spec(branch), first.spec.pair.name
-        for option in getattr(find("modality", spec["name"]), "reading", ()):
-            if option in spec:
-                instead = (
-                    f"Set {pair_key}.{option} instead"
-                    if option in options(find("pair", pair_name))
-                    else "Leave it out"
-                )
-                found.append(
-                    f"{key}.modality.{option}: pair '{pair_name}' reads its samples itself, so this option"
-                    f" would change nothing. {instead}, or choose a pair that reads through the modality,"
-                    " such as cross_modal."
-                )
-    if found:
-        raise RecipeError("\n".join(found))
-
-
 # ---- probes ----
 
 
-def build_measures(recipe: Recipe, pairs: list[TrainedPair], model) -> list[Measure]:
-    """Each probe on the first pair, on the first that has its `branch`, or where its class says `all_pairs`,
-    on every two branches. A probe keeps what it has read, so each measure has its own. What cannot be
-    measured is left out, and a line says why. Raises ValueError for a probe of another pair."""
+def build_measures(recipe: Recipe, tasks: list[Task], readers: dict[str, Modality]) -> list[Measure]:
+    """Each probe where its scope says. What cannot be measured is left out, and a line says why. Raises
+    ValueError for a probe that the pair gives nothing to."""
     found = []
-    for spec in map(as_spec, recipe.evaluate.probes):
-        given, branch = spec.pop("as", None), spec.get("branch") if recipe.branches else None
-        everywhere = getattr(find("probe", spec["name"]), "all_pairs", False)
-        possible = (
-            every_two_branches(recipe, pairs, model)
-            if everywhere
-            else [((p.spec.a, p.spec.b), p.source, p.pair) for p in pairs]
-        )
-        if branch:
-            possible = [place for place in possible if branch in place[0]]
-        reasons = {}
-        for (a, b), source, pair in possible if everywhere or branch else possible[:1]:
-            of = f" {branch}" if branch and not everywhere else f" {a}-{b}"
-            name = (given or spec["name"]) + (of if recipe.pairs and (everywhere or not given) else "")
-            probe = build("probe", {**spec, "branch": "ab"[(a, b).index(branch)]} if branch else spec)
-            reason = (
-                pair
-                if isinstance(pair, str)
-                else probe.misses(source, pair)
-                if hasattr(probe, "misses")
-                else None
-            )
-            if reason:
+    for spec in recipe.probes:
+        given, spec = spec.get("as"), {key: value for key, value in spec.items() if key != "as"}
+        branch, everywhere = spec.get("branch"), find("probe", spec["name"]).scope == "every_two"
+        reasons: dict[str, str] = {}
+        for label, branches, data in places(recipe, tasks, readers, everywhere, branch):
+            of = f" {branch}" if branch and not everywhere else f" {label}"
+            name = (given or spec["name"]) + (of if label and (everywhere or not given) else "")
+            if isinstance(data, str):
+                reasons.setdefault(name, data)
+                continue
+            probe = build("probe", spec | ({"branch": "ab"[branches.index(branch)]} if branch else {}))
+            if reason := why_not(probe, data):
                 reasons.setdefault(name, reason)
                 continue
             reasons.pop(name, None)
-            found.append(Measure(name, probe, (a, b), source, pair))
+            found.append(Measure(name, probe, data))
             if not everywhere:
                 break
         for name, reason in reasons.items() if distributed.rank() == 0 else ():
             print(f"probe {name} is left out: {reason}")
     return found
+
+
+def why_not(probe: Probe, data: EvaluationData) -> str | None:
+    """Why there is nothing to measure. Raises ValueError where the pair does not give what the probe
+    needs."""
+    if probe.needs - data.pair.gives:
+        raise ValueError(probe.refusal)
+    return probe.misses(data)
+
+
+def places(
+    recipe: Recipe, tasks: list[Task], readers: dict[str, Modality], everywhere: bool, branch: str | None
+) -> Iterator[tuple[str, tuple[str, str], EvaluationData | str]]:
+    """(label, names of a and b, what a probe sees of them, or why it cannot): those trained together first,
+    and for a probe that is measured everywhere every other two."""
+    trained = {}
+    for task in tasks:
+        trained.setdefault((task.spec.a, task.spec.b), task)
+    for two, task in trained.items():
+        if branch is None or branch in two:
+            yield task.spec.label and "-".join(two), two, EvaluationData(two, task.source, task.pair)
+            if not (everywhere or branch):
+                return
+    for two in itertools.combinations(recipe.branches, 2) if everywhere else ():
+        if two not in trained and two[::-1] not in trained and (branch is None or branch in two):
+            found = read_together(recipe, tasks, readers, *two)
+            yield "-".join(two), two, found if isinstance(found, str) else EvaluationData(two, *found)
 
 
 def check_best(recipe: Recipe, measures: list[Measure]) -> None:
@@ -300,77 +228,29 @@ def check_best(recipe: Recipe, measures: list[Measure]) -> None:
         )
 
 
-def every_two_branches(recipe: Recipe, pairs: list[TrainedPair], model) -> list[tuple]:
-    """((name of a, name of b), source, pair that reads both, or why there is none), those trained together
-    first."""
-    trained = {}
-    for p in pairs:
-        trained.setdefault((p.spec.a, p.spec.b), (p.source, p.pair))
-    names = list(recipe.named_branches())
-    others = [
-        two for two in itertools.combinations(names, 2) if two not in trained and two[::-1] not in trained
-    ]
-    return [(two, *given) for two, given in trained.items()] + [
-        (two, *read_together(recipe, pairs, model, *two)) for two in others
-    ]
-
-
-def read_together(recipe: Recipe, pairs: list[TrainedPair], model, a: str, b: str) -> tuple:
-    """(source, pair that reads the columns of two branches that are not trained together); instead of the
-    pair, the reason why there is none. The pair has the options of the two that the branches are trained in;
-    where those differ, a's."""
-    if recipe.branches[a].expander[-1] != recipe.branches[b].expander[-1]:
-        return None, "the embeddings of the two branches differ in width"
-    uses = [
-        [
-            (p, as_spec(p.spec.pair), side)
-            for p in pairs
-            if hasattr(p.pair, "modalities")
-            for side in ("a", "b")
-            if getattr(p.spec, side) == name
-        ]
-        for name in (a, b)
-    ]
-    for (p, of_a, side_a), (q, of_b, side_b) in itertools.product(*uses):
-        if p.source is not q.source or of_a["name"] != of_b["name"] or not {"a", "b"} <= {*of_a} & {*of_b}:
-            continue
-        spec = (
-            of_b
-            | {key: value for key, value in of_a.items() if value is not None}
-            | {"a": of_a[side_a], "b": of_b[side_b]}
-        )
-        try:
-            pair = build_pair(recipe, spec)
-            connect(pair, p.source, model.between(a, b))
-        except ValueError as error:
-            return None, str(error)
-        return p.source, pair
-    return None, "no source has both, by pairs of one kind that name columns a and b"
-
-
 # ---- the first sample ----
 
 
 @torch.no_grad()
 def try_one_record(parts: Parts) -> None:
-    """Send one record through both branches of every pair before anything is written: a model that does not
+    """Send one record through both branches of every task before anything is written: a model that does not
     fit its views is a wrong recipe."""
     parts.model.eval()
-    for number, stream in enumerate(parts.streams()):
-        pair, _ = next(iter(data.batches(stream, distributed.world_size(), 0, 0, 1)))
+    for task in parts.tasks:
+        batch, _ = next(parts.batches_of(task, 1, distributed.world_size()))
         try:
-            on_device = pair.to(parts.device)
-            parts.model(on_device.a, on_device.b, number)
+            on_device = batch.to(parts.device)
+            parts.model(on_device.a, on_device.b, task.number)
         except (ValueError, RuntimeError) as error:
             shapes = " and ".join(map(shape_of, (on_device.a, on_device.b)))
-            which = f"{parts.pairs[number].name}'s" if parts.recipe.pairs else "this pair's"
+            which = f"{task.name}'s" if task.spec.label else "this pair's"
             raise RecipeError(f"the encoders cannot take {which} views {shapes}: {error}") from error
 
 
 def shape_of(view) -> str:
-    if isinstance(view, (tuple, list)):
+    if isinstance(view, tuple | list):
         return " + ".join(map(shape_of, view))
-    return str(list(view.shape)) if hasattr(view, "shape") else f"{type(view).__name__} of {len(view)}"
+    return str(list(view.shape)) if isinstance(view, Tensor) else f"{type(view).__name__} of {len(view)}"
 
 
 def pick_device(asked: str) -> torch.device:

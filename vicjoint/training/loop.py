@@ -15,38 +15,32 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vicjoint import data, distributed, metrics
+from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
+from vicjoint.batch import Batch
+from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
+from vicjoint.files.write import replaced, write_json
+from vicjoint.model import Model, count_parameters
+from vicjoint.optim import set_learning_rate
+from vicjoint.recipe import Recipe, load_recipe
+from vicjoint.report.page import write_report
+from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.recipe import Recipe, load_recipe
-from vicjoint.model import as_spec, count_parameters
+from vicjoint.training.folder import best_step, only_one, open_run, write_environment
+from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
-from vicjoint.optim import set_learning_rate
-from vicjoint.data.readers import ReaderError
-from vicjoint.report.page import write_report
 from vicjoint.training.resuming import resume, save
-from vicjoint.training.folder import (
-    MetricsLog,
-    best_step,
-    only_one,
-    open_run,
-    replaced,
-    table,
-    told_apart,
-    write_environment,
-    write_json,
-)
 from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 
-HEALTH_EVERY = 20  # steps of a pair between its health lines in metrics.jsonl
+HEALTH_EVERY = 20  # steps of a task between its health lines in metrics.jsonl
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
-OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, data.BadDataError)  # they say all already
+OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, BadDataError)  # they say all already
 
 
 def train(recipe, overrides=()) -> Path:
@@ -79,12 +73,12 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
     """From the folder's last checkpoint to the report."""
     if distributed.rank() == 0:
         describe(parts, folder)
-    start = resume(parts, folder)
-    with MetricsLog(folder, start[0], parts.steps, parts.recipe.train, branch_names(parts)["pairs"]) as log:
-        fit(parts, folder, start, log, signal)
+    begin = resume(parts, folder)
+    with MetricsLog(folder, begin, parts.steps, parts.recipe.train, branch_names(parts)["pairs"]) as log:
+        fit(parts, folder, begin, log, signal)
     try:
         with signal.at_once():
-            finish(parts, folder)
+            finish(parts, folder, parts.recipe.evaluate.last)
     except Interrupted:  # the last step's checkpoint is saved
         raise Stopped(stopped_at(parts.steps, folder)) from None
 
@@ -125,75 +119,70 @@ def stopped_at(step: int | None, folder: Path) -> str:
 def describe(parts: Parts, folder: Path) -> None:
     """What is about to be trained: a file in the run folder, and a line where an objective has something to
     say of its weights."""
-    sources = dict.fromkeys(p.source.describe() for p in parts.pairs)
-    terms = dict.fromkeys(term for p in parts.pairs for term in p.objective.terms)
-    write_environment(
-        folder,
-        parts.recipe,
-        {
-            "source": "; ".join(sources),
-            "parameters": parameters(parts.model),
-            "terms": list(terms),
-            **branch_names(parts),
-        },
-    )
-    for p in parts.pairs:
-        width = parts.recipe.named_branches()[p.spec.a].expander[-1]
-        if said := p.objective.describe(width):
-            print(f"{p.name}: {said}" if len(parts.pairs) > 1 else said)
+    sources = dict.fromkeys(t.source.describe() for t in parts.tasks)
+    terms = dict.fromkeys(term for t in parts.tasks for term in t.objective.terms)
+    trained = {
+        "source": "; ".join(sources),
+        "parameters": parameters(parts.model),
+        "terms": list(terms),
+        "metrics": parts.evaluation.explained(),
+        **branch_names(parts),
+    }
+    write_environment(folder, parts.recipe, trained)
+    for t in parts.tasks:
+        if said := t.objective.describe(parts.recipe.branches[t.spec.a].expander[-1]):
+            print(f"{t.name}: {said}" if len(parts.tasks) > 1 else said)
 
 
 def branch_names(parts: Parts) -> dict[str, dict[str, tuple[str, str]]]:
-    """What the two branches of each pair and of each probe are called where they are shown."""
+    """What the two branches of each task and of each probe are called where they are shown."""
     return {
-        "pairs": {p.name: told_apart(p.spec.a, p.spec.b) for p in parts.pairs},
-        "probes": {m.name: told_apart(*m.branches) for m in parts.measures},
+        "pairs": {t.name: told_apart(t.spec.a, t.spec.b) for t in parts.tasks},
+        "probes": {m.name: told_apart(*m.data.branches) for m in parts.evaluation.measures},
     }
 
 
-def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, signal: StopSignal) -> None:
-    """Train from a step (and whether its evaluation is done) to the recipe's last one. Raises Stopped, after
-    saving, where a signal asked for it."""
-    recipe, model, optimizer, turns = parts.recipe, parts.model, parts.optimizer, len(parts.pairs)
-    begin, evaluated = start
-    quarantines = {
-        p.source_name: data.Quarantine(
-            folder / "bad_samples.jsonl", p.source_name, len(p.source.train), recipe.data.max_bad_fraction
-        )
-        for p in parts.pairs
-    }
-    for number, p in enumerate(parts.pairs):
-        parts.limit.learn(number, list(quarantines[p.source_name].causes.items()))
+def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSignal) -> None:
+    """Train from step `begin` to the recipe's last one. Raises Stopped, after saving, where a signal asked
+    for it."""
+    recipe, turns = parts.recipe, len(parts.tasks)
+    quarantines = quarantine(parts, folder)
     forward = wrap(parts)
     watch = Watch(parts, folder, begin)
-    if not evaluated:
-        evaluate_while_training(parts, folder, begin, log, signal)
-    model.train()
+    evaluated = distributed.from_first(lambda: log.evaluated(begin))
+    parts.model.train()
 
     with parts.batches(recipe.data.workers, begin, parts.steps) as batches:
-        for step in range(begin, parts.steps):
-            number = step % turns
-            trained = parts.pairs[number]
+        for step in range(begin, parts.steps + 1):
+            # once in a while: evaluate, then save, so that a checkpoint never lacks the lines before it
+            best = False
+            if due(step, recipe.evaluate.every) and step < parts.steps and not (step == begin and evaluated):
+                best = evaluate_while_training(parts, folder, step, log, signal)
+            if step > begin and (due(step, recipe.checkpoint.every) or step == parts.steps or best):
+                save(parts, folder, step)
+            if step == parts.steps:
+                break
+
+            # one step
             began = time.perf_counter()
-            pair, bad = read(parts, folder, batches, step)
+            task = parts.tasks[step % turns]
+            batch, bad = read(parts, folder, batches, step)
             waited = time.perf_counter() - began
             gathered = distributed.gather_objects((bad, signal.asked))
             if any(asked for _, asked in gathered):
                 save(parts, folder, step)
                 raise Stopped(stopped_at(step, folder))
-            found = [b for bad, _ in gathered for b in bad]
-            quarantines[trained.source_name].add(found)
-            parts.limit.learn(number, found)
+            found = [b for of_process, _ in gathered for b in of_process]
+            quarantines[task.source_name].add(found)
+            parts.limit.learn(task.number, found)
 
             seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
-            lr = set_learning_rate(
-                optimizer, as_spec(recipe.optim.schedule), step, parts.steps, parts.steps_per_epoch
-            )
+            lr = set_learning_rate(parts.optimizer, recipe.schedule, step, parts.steps, parts.steps_per_epoch)
             watch.remember()
             loss, terms, embeddings = backward(
-                forward, trained.objective, pair.to(parts.device), recipe, number
+                forward, task.objective, batch.to(parts.device), recipe.train, task.number, task.gradient_b
             )
-            skipped = watch.look(step, number, pair, loss, terms)
+            skipped = watch.look(step, task, batch, loss, terms)
             if skipped and watch.over:
                 if step:
                     save(parts, folder, step)  # as before this step: --replay has its exact weights
@@ -201,24 +190,30 @@ def fit(parts: Parts, folder: Path, start: tuple[int, bool], log: MetricsLog, si
             if not skipped:
                 update(parts)
 
-            healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
+            # what it was like
             rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
+            healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
             if skipped:
-                log.skipped(step + 1, trained.name, terms, rates, skipped)
+                log.skipped(step + 1, task.name, terms, rates, skipped)
             else:
-                log.step(
-                    step + 1,
-                    trained.name,
-                    loss,
-                    terms,
-                    rates,
-                    embeddings if healthy else None,
-                    parts.model.usage,
-                )
-            after(parts, folder, step + 1, log, signal)
+                z = embeddings if healthy else None
+                log.step(step + 1, task.name, loss, terms, rates, z, parts.model.usage)
 
 
-def read(parts: Parts, folder: Path, batches, step: int):
+def due(step: int, every: int | None) -> bool:
+    return step > 0 and bool(every) and step % every == 0
+
+
+def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
+    """{source: its bad samples so far}; which of them were late is not tried again."""
+    path, most = folder / "bad_samples.jsonl", parts.recipe.data.max_bad_fraction
+    found = {t.source_name: Quarantine(path, t.source_name, len(t.source.train), most) for t in parts.tasks}
+    for t in parts.tasks:
+        parts.limit.learn(t.number, list(found[t.source_name].causes.items()))
+    return found
+
+
+def read(parts: Parts, folder: Path, batches: Readers, step: int) -> tuple[Batch, list[tuple[str, str]]]:
     """The batch of a step. Where reading fails for good, what was learnt is saved first."""
     try:
         return next(batches)
@@ -227,48 +222,38 @@ def read(parts: Parts, folder: Path, batches, step: int):
         raise
 
 
-def after(parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal) -> None:
-    """What is due after `done` steps: an evaluation, then a checkpoint, so that one never lacks the other's
-    lines."""
-    recipe, best = parts.recipe, False
-    if recipe.evaluate.every and done % recipe.evaluate.every == 0 and done < parts.steps:
-        best = evaluate_while_training(parts, folder, done, log, signal)
-    if done % recipe.checkpoint.every == 0 or done == parts.steps or best:
-        save(parts, folder, done)
-
-
 def evaluate_while_training(
-    parts: Parts, folder: Path, done: int, log: MetricsLog, signal: StopSignal
+    parts: Parts, folder: Path, step: int, log: MetricsLog, signal: StopSignal
 ) -> bool:
     """Evaluate, write it down, and say whether this was the best so far. A signal does not wait for the end:
-    the evaluation is done again."""
+    what is not written down is done again."""
     try:
         with signal.at_once():
             results = evaluate(parts)[0]
     except Interrupted:
-        save(parts, folder, done, evaluated=False)
-        raise Stopped(stopped_at(done, folder)) from None
-    log.evaluation(done, results)
+        save(parts, folder, step)
+        raise Stopped(stopped_at(step, folder)) from None
+    log.evaluation(step, results)
     parts.model.train()
     if distributed.rank() > 0 or not parts.recipe.checkpoint.best:
         return False
     try:
-        return best_step(folder, parts.recipe.checkpoint.best) == done
+        return best_step(folder, parts.recipe.checkpoint.best) == step
     except KeyError as error:
         raise TrainingError(error.args[0]) from None
 
 
 def update(parts: Parts) -> None:
     """The optimizer's step with the gradients that are there, and what follows it."""
-    if parts.recipe.optim.clip:
-        nn.utils.clip_grad_norm_(parts.model.parameters(), parts.recipe.optim.clip)
+    if parts.recipe.clip:
+        nn.utils.clip_grad_norm_(parts.model.parameters(), parts.recipe.clip)
     parts.optimizer.step()
     parts.optimizer.zero_grad(set_to_none=True)
     parts.model.after_step()
 
 
-def wrap(parts: Parts):
-    """The model as the loop calls it, with two views and the number of their pair: compiled and distributed
+def wrap(parts: Parts) -> nn.Module:
+    """The model as the loop calls it, with two views and the number of their task: compiled and distributed
     where asked for."""
     forward = model = parts.model
     if distributed.world_size() > 1:
@@ -276,10 +261,9 @@ def wrap(parts: Parts):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if cuda else model
         # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on
         # one process
-        idle = any({p.spec.a, p.spec.b} != set(model.branches) for p in parts.pairs)
-        forward = DistributedDataParallel(
-            model, device_ids=[parts.device.index] if cuda else None, find_unused_parameters=idle
-        )
+        idle = any({t.spec.a, t.spec.b} != set(model.branches) for t in parts.tasks)
+        devices = [parts.device.index] if cuda else None
+        forward = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=idle)
     return torch.compile(forward) if parts.recipe.train.compile else forward
 
 
@@ -287,46 +271,29 @@ def wrap(parts: Parts):
 
 
 def evaluate(parts: Parts) -> tuple[dict, dict]:
-    """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is."""
-    results, pictures = {}, {}
+    """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is, on the first process."""
     seed_everything(
         parts.recipe.train.seed, EVALUATION
-    )  # the same model gives the same numbers, whenever it is asked
-    if distributed.rank() == 0:
-        for m in parts.measures:
-            rows = results.setdefault(m.name, {})
-            for key, value in m.probe(
-                parts.model.between(*m.branches),
-                parts.untrained.between(*m.branches),
-                m.source,
-                m.pair,
-                parts.device,
-            ):
-                if key == "pictures":
-                    pictures[m.name] = value
-                else:
-                    row, metric = key.split("/")
-                    rows.setdefault(row, {})[metric] = value
+    )  # the same model gives the same numbers, whenever asked
+    found = parts.evaluation(parts.model, parts.untrained) if distributed.rank() == 0 else ({}, {})
     distributed.barrier()
-    return results, pictures
+    return found
 
 
-def finish(parts: Parts, folder: Path) -> None:
-    """The last evaluation, its files, the report, and the table on the terminal."""
-    results, pictures = evaluate(parts)
+def finish(parts: Parts, folder: Path, last: bool = True) -> None:
+    """The last evaluation, its files, the report, and the table on the terminal. `last`: False leaves the
+    evaluation for later."""
+    results, pictures = evaluate(parts) if last else ({}, {})
     if distributed.rank() == 0:
-        write_json(folder / "evaluation.json", results)
-        if pictures:
-            with replaced(folder / "pictures.npz") as file:
-                np.savez_compressed(
-                    file,
-                    **{
-                        f"{probe}/{name}": array
-                        for probe, arrays in pictures.items()
-                        for name, array in arrays.items()
-                    },
-                )
         write_json(folder / "spectrum.json", final_spectra(parts))
+        if last:
+            write_json(folder / "evaluation.json", results)
+        else:
+            print(f"not evaluated (evaluate.last: false): python -m vicjoint.evaluate {folder}")
+        if pictures:
+            arrays = {f"{probe}/{name}": x for probe, shown in pictures.items() for name, x in shown.items()}
+            with replaced(folder / "pictures.npz") as file:
+                np.savez_compressed(file, **arrays)
         branches = branch_names(parts)["probes"]
         for probe, rows in results.items():
             print(f"\n{probe} after {parts.steps} steps\n{table(rows, branches[probe])}")
@@ -337,24 +304,22 @@ def finish(parts: Parts, folder: Path) -> None:
 @torch.no_grad()
 def final_spectra(parts: Parts) -> dict[str, list[float]]:
     """Covariance spectrum of each branch's embeddings over about 512 training samples, in evaluation mode; of
-    a branch that several pairs train, over the first one's samples."""
-    spectra = {}
+    a branch that several tasks train, over the first one's samples."""
+    spectra: dict[str, list[float]] = {}
     parts.model.eval()
-    for number, (p, stream) in enumerate(zip(parts.pairs, parts.streams())):
-        records = max(2, min(len(stream.records), 512 // p.pair.samples_per_record))
-        batches = data.batches(
-            stream, min(records, p.records_per_batch), 0, 0, math.ceil(records / p.records_per_batch)
-        )
-        on_device = (batch.to(parts.device) for batch, _ in batches)
-        z = zip(*(parts.model(batch.a, batch.b, number) for batch in on_device))
-        for branch, values in zip((p.spec.a, p.spec.b), z):
-            spectra.setdefault(
-                branch, metrics.spectrum(torch.cat([value.float().cpu() for value in values])).tolist()
-            )
+    for t in parts.tasks:
+        records = max(2, min(len(t.source.train), 512 // t.pair.samples_per_record))
+        count = math.ceil(records / t.records_per_batch)
+        read = parts.batches_of(t, count, min(records, t.records_per_batch))
+        on_device = (batch.to(parts.device) for batch, _ in read)
+        z = zip(*(parts.model(batch.a, batch.b, t.number) for batch in on_device))
+        for branch, values in zip((t.spec.a, t.spec.b), z):
+            whole = torch.cat([value.float().cpu() for value in values])
+            spectra.setdefault(branch, metrics.spectrum(whole).tolist())
     return spectra
 
 
-def parameters(model) -> dict[str, dict[str, int]]:
+def parameters(model: Model) -> dict[str, dict[str, int]]:
     """Parameter counts, {branch: {encoder: n, expander: n}}."""
     return {
         name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}

@@ -1,10 +1,11 @@
 """Losses and gradients that are not finite: noticed before the optimizer's step, traced to a branch, written
 down, and played again.
 
-    watch = Watch(parts, folder, begin) watch.remember()                                            # before a
-    step: what its forward pass will change said = watch.look(step, number, pair, loss, terms)          #
-    None: finite; else what happened; the model is as before the step replay(recipe, 1234)
-    # python -m vicjoint.run RECIPE out=FOLDER --replay 1234
+    watch = Watch(parts, folder, begin)
+    watch.remember()  # before a step: what its forward pass will change
+    # None: finite; else what happened; the model is as before the step
+    said = watch.look(step, task, batch, loss, terms)
+    replay(recipe, 1234)  # python -m vicjoint.run RECIPE out=FOLDER --replay 1234
 
 Where one process finds something, all of them leave the step out, so they stay one model.
 """
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint import distributed
-from vicjoint.training import checkpoint
 from vicjoint.accumulate import backward
-from vicjoint.batch import Crops
-from vicjoint.training.build import Parts, build_parts
-from vicjoint.recipe import Recipe, RecipeError
+from vicjoint.batch import Batch, Crops
 from vicjoint.files.guard import printable
+from vicjoint.files.write import write_json
+from vicjoint.recipe import Recipe, RecipeError
+from vicjoint.training import checkpoint
+from vicjoint.training.build import Parts, Task, build_parts
+from vicjoint.training.folder import open_run
 from vicjoint.training.resuming import restore
-from vicjoint.training.folder import open_run, write_json
 from vicjoint.training.stopping import TRAINING, seed_everything
 
 BOTH_FINITE = "both embeddings are finite"
@@ -40,9 +42,8 @@ class Watch:
 
     def __init__(self, parts: Parts, folder: Path, begin: int):
         self.parts, self.folder, self.options = parts, folder, parts.recipe.train
-        self.modules = [
-            m for whole in (parts.model, *(p.objective for p in parts.pairs)) for m in whole.modules()
-        ]
+        trained = (parts.model, *(t.objective for t in parts.tasks))
+        self.modules = [module for whole in trained for module in whole.modules()]
         self.remember()
         self.skipped = count_skipped(folder / "metrics.jsonl", begin)
 
@@ -70,7 +71,7 @@ class Watch:
         """Whether the run has to stop at what was just found."""
         return self.options.nonfinite == "stop" or self.skipped > self.options.nonfinite_limit
 
-    def look(self, step: int, number: int, pair, loss, terms: dict) -> str | None:
+    def look(self, step: int, task: Task, batch: Batch, loss, terms: dict) -> str | None:
         """None where loss, terms and gradient of step `step` (from 0) are finite on all processes. Otherwise
         what is not, in which branch it began and where it is written down; buffers and gradients are then as
         before the step."""
@@ -91,9 +92,9 @@ class Watch:
             [f"gradient norm={float(norm)}"] if math.isfinite(loss) else [f"loss={float(loss)}"]
         )
         seed_everything(self.options.seed, TRAINING, step, distributed.rank())
-        found = merged(distributed.gather_objects(examine(self.parts, number, pair)))
+        found = merged(distributed.gather_objects(examine(self.parts, task, batch)))
         self.go_back()
-        samples = [name for names in distributed.gather_objects(pair.samples) for name in names]
+        samples = [name for names in distributed.gather_objects(batch.samples) for name in names]
         self.skipped += 1
         path = self.folder / f"nonfinite_{step + 1}.json"
         where = first_place(found)
@@ -102,7 +103,7 @@ class Watch:
                 path,
                 {
                     "step": step + 1,
-                    "pair": self.parts.pairs[number].name,
+                    "pair": task.name,
                     "not_finite": broken,
                     "began": where,
                     "terms": {name: as_json(value) for name, value in terms.items()},
@@ -150,28 +151,24 @@ def count_skipped(metrics: Path, begin: int) -> int:
 
 
 @torch.no_grad()
-def examine(parts: Parts, number: int, pair) -> dict[str, dict]:
-    """{branch: {stage: numbers, "samples": those with values that are not finite, or extreme}} of a batch, by
+def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
+    """{side: {stage: numbers, "samples": those with values that are not finite, or extreme}} of a batch, by
     a forward pass in the model's present state. Changes buffers as a forward pass does. In a batch of several
     crops, the first is looked at.
     """
-    trained, model, pair = parts.pairs[number], parts.model, pair.to(parts.device)
-    two, found = model.between(trained.spec.a, trained.spec.b), {}
+    batch, found = batch.to(parts.device), {}
+    two = parts.model.between(task.spec.a, task.spec.b)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.recipe.train.precision == "bf16"):
-        for side, branch, raw in (("a", two.a, pair.a), ("b", two.b, pair.b)):
-            raw = raw[0] if isinstance(raw, Crops) else raw
-            view = branch.modality(raw)
-            y = branch.encoder(view)
-            z = branch.expander(y)
-            z = two.predict(z) if side == "a" else z
+        for side, raw in (("a", batch.a), ("b", batch.b)):
+            view = two.side(side).modality(raw[0] if isinstance(raw, Crops) else raw)
+            y = two.side(side).encoder(view)
+            z = two.embed(side, y)
+            stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {
                 "view": numbers(floats(view)),
                 "representation": numbers([y]),
                 "embedding": numbers([z]),
-                "samples": noticeable(
-                    [x.flatten(1).float() for x in (*floats(view), y, z) if len(x) == len(pair.samples)],
-                    pair.samples,
-                ),
+                "samples": noticeable([x.flatten(1).float() for x in stages], batch.samples),
             }
     return found
 
@@ -272,15 +269,15 @@ def replay(recipe: Recipe, step: int) -> None:
     if not 1 <= step <= parts.steps:
         raise RecipeError(f"--replay: step {step} is not one of this run, expected 1 to {parts.steps}.")
     weights = load_before(parts, folder, step)
-    number = (step - 1) % len(parts.pairs)
+    task = parts.tasks[(step - 1) % len(parts.tasks)]
     with parts.batches(0, step - 1, step) as batches:
-        pair, bad = next(batches)
+        batch, bad = next(batches)
     parts.model.train()
     seed_everything(recipe.train.seed, TRAINING, step - 1, 0)
-    found = examine(parts, number, pair)
+    found = examine(parts, task, batch)
     seed_everything(recipe.train.seed, TRAINING, step - 1, 0)
     loss, terms, _ = backward(
-        parts.model, parts.pairs[number].objective, pair.to(parts.device), recipe, number
+        parts.model, task.objective, batch.to(parts.device), recipe.train, task.number, task.gradient_b
     )
     gradients = [
         name
@@ -290,15 +287,15 @@ def replay(recipe: Recipe, step: int) -> None:
     report = {
         "step": step,
         "weights": weights,
-        "pair": parts.pairs[number].name,
-        "same_samples": compared(folder, step, pair.samples),
+        "pair": task.name,
+        "same_samples": compared(folder, step, batch.samples),
         "replaced": [{"sample": sample, "cause": cause} for sample, cause in bad],
         "loss": as_json(loss),
         "terms": {name: as_json(value) for name, value in terms.items()},
         "began": first_place(found),
         "branches": found,
         "gradients_not_finite": gradients,
-        "samples": pair.samples,
+        "samples": batch.samples,
     }
     write_json(folder / f"replay_{step}.json", report)
     print("\n".join([*in_words(report), f"all of it: {folder / f'replay_{step}.json'}"]))

@@ -8,28 +8,28 @@ else needs saving, but how far the run's files had got.
 from pathlib import Path
 
 from vicjoint import distributed
+from vicjoint.model import current_names
+from vicjoint.recipe import differences_of
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts
 from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.recipe import differences_of
 from vicjoint.training.folder import best_step, cut_to
 
 APPENDED = ("bad_samples.jsonl",)  # with no step in their lines: their length is saved
 
 
-def save(parts: Parts, folder: Path, step: int, evaluated: bool = True) -> None:
-    """Write the checkpoint after `step` steps, on the first process. `evaluated`: False where the evaluation
-    that is due after this step has not been done. Raises CheckpointError where it cannot be written."""
+def save(parts: Parts, folder: Path, step: int) -> None:
+    """Write the checkpoint after `step` steps, on the first process. Raises CheckpointError where it cannot
+    be written."""
     if distributed.rank() > 0:
         return
     # what the checkpoint relies on is on the disk before it
     for name in ("metrics.jsonl", "evaluation.jsonl", *APPENDED):
         if (folder / name).exists():
             checkpoint.synchronise(folder / name)
-    first, *further = (p.objective.state_dict() for p in parts.pairs)
+    first, *further = (t.objective.state_dict() for t in parts.tasks)
     state = {
         "step": step,
-        "evaluated": evaluated,
         "model": parts.model.state_dict(),
         "objective": first,
         "further_objectives": further,
@@ -40,19 +40,14 @@ def save(parts: Parts, folder: Path, step: int, evaluated: bool = True) -> None:
         },
     }
     options = parts.recipe.checkpoint
-    checkpoint.save(
-        folder / "checkpoints",
-        step,
-        state,
-        options.keep,
-        best_step(folder, options.best) if options.best else None,
-    )
+    best = best_step(folder, options.best) if options.best else None
+    checkpoint.save(folder / "checkpoints", step, state, options.keep, best)
 
 
-def resume(parts: Parts, folder: Path) -> tuple[int, bool]:
+def resume(parts: Parts, folder: Path) -> int:
     """Load the last checkpoint of the folder that can be used, where there is one, and cut off what a killed
-    process wrote after it. Returns the step to go on from and whether the evaluation due after it is done.
-    Raises CheckpointError where there are checkpoints and none can be used.
+    process wrote after it. Returns the step to go on from. Raises CheckpointError where there are
+    checkpoints and none can be used.
     """
     state = None
 
@@ -66,7 +61,7 @@ def resume(parts: Parts, folder: Path) -> tuple[int, bool]:
 
     step = distributed.from_first(find)
     if step is None:
-        return 0, True
+        return 0
     if distributed.rank() > 0:
         try:
             state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", step))
@@ -78,7 +73,7 @@ def resume(parts: Parts, folder: Path) -> tuple[int, bool]:
     restore(parts, state)
     if distributed.rank() == 0:
         print(f"going on from step {step} of {parts.steps} in {folder}")
-    return step, state["evaluated"]
+    return step
 
 
 def load_fitting(parts: Parts, folder: Path) -> dict | None:
@@ -87,9 +82,9 @@ def load_fitting(parts: Parts, folder: Path) -> dict | None:
 
 
 def restore(parts: Parts, state: dict) -> None:
-    parts.model.load_state_dict(state["model"])
-    for p, objective in zip(parts.pairs, [state["objective"], *state["further_objectives"]]):
-        p.objective.load_state_dict(objective)
+    parts.model.load_state_dict(current_names(state["model"]))
+    for task, objective in zip(parts.tasks, [state["objective"], *state["further_objectives"]]):
+        task.objective.load_state_dict(objective)
     parts.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -99,7 +94,7 @@ def misfit(parts: Parts, state: dict) -> str | None:
     changed = differences_of(state["recipe"], parts.recipe.dump())
     if changed:
         return "it is of another recipe, which differs in " + "; ".join(changed)
-    own, given = parts.model.state_dict(), state["model"]
+    own, given = parts.model.state_dict(), current_names(state["model"])
     for name in dict.fromkeys([*own, *given]):
         shapes = [list(tensors[name].shape) if name in tensors else "absent" for tensors in (own, given)]
         if shapes[0] != shapes[1]:

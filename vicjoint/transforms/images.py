@@ -1,10 +1,10 @@
 """Image augmentations, each in two steps: numbers are drawn on the host from the sample's own generator, then
 they are applied.
 
-    crop = RandomResizedCrop(size=224) view_CHW = crop(pixels_CHW, rng)                        # geometry:
-    uint8 in, uint8 out, one image numbers = blur.draw(rng)                                # colour: `count`
-    numbers per image ... blur.apply(x_BCHW, numbers_BN)                          # ... applied to a batch in
-    [0, 1], in place, on any device
+    crop = RandomResizedCrop(size=224)
+    view_CHW = crop(pixels_CHW, rng)                        # geometry: uint8 in, uint8 out, one image
+    numbers = blur.draw(rng)                                # colour: `count` numbers per image ...
+    blur.apply(x_BCHW, numbers_BN)  # ... applied to a batch in [0, 1], in place, on any device
 
 So the same code colours one image in a worker or a whole batch on the GPU, and a sample stays a function of
 its generator. The parameters mean what they mean in torchvision and in VICReg's augmentations, which work on

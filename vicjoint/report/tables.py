@@ -1,0 +1,48 @@
+"""Numbers of an evaluation as a table: the names of its columns, and aligned text for the terminal."""
+
+DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}"}
+
+
+def told_apart(a: str, b: str) -> tuple[str, str]:
+    """The names of a pair's two branches, of a branch with itself too."""
+    return (a, b) if a != b else (f"{a} (a)", f"{b} (b)")
+
+
+def of_direction(metric: str, branches: tuple[str, str]) -> tuple[str, str]:
+    """(direction of retrieval between two branches of these names, or nothing; the metric's name in it)."""
+    prefix = next((prefix for prefix in DIRECTIONS if metric.startswith(prefix)), "")
+    return DIRECTIONS.get(prefix, "").format(*branches), metric.removeprefix(prefix)
+
+
+def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) -> dict[str, dict[str, str]]:
+    """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read
+    one direction at a time."""
+    found: dict[str, dict[str, str]] = {}
+    for metric in dict.fromkeys(metric for row in rows.values() for metric in row):
+        title, name = of_direction(metric, branches)
+        found.setdefault(title, {})[metric] = name
+    return found
+
+
+def table(rows: dict[str, dict[str, float]], branches: tuple[str, str] = ("a", "b")) -> str:
+    """{row: {metric: number}} as aligned text, retrieval in one block for each direction between the
+    `branches`."""
+    blocks = directions(rows, branches)
+    width = max(map(len, (*rows, *blocks))) + 2
+    lines = []
+    for title, columns in blocks.items():
+        lines.append(
+            f"{title:<{width}}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns.values())
+        )
+        for row, values in rows.items():
+            cells = (number(values[c]) if c in values else "-" for c in columns)
+            lines.append(
+                f"{row:<{width}}"
+                + "".join(f"{cell:>{max(9, len(name) + 2)}}" for name, cell in zip(columns.values(), cells))
+            )
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three decimals, or for a small setting such as a penalty its power of ten."""
+    return f"{value:.0e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"

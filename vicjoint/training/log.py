@@ -1,0 +1,140 @@
+"""The lines of a run while it trains: metrics.jsonl, evaluation.jsonl, the terminal, TensorBoard."""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vicjoint import distributed, metrics
+from vicjoint.files.guard import printable
+from vicjoint.files.write import write_text
+from vicjoint.registry import need
+
+
+class MetricsLog:
+    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard, on the first process alone. Lines
+    after the step that a run resumes from are cut off. `options`: the recipe's `train` section. `branches`:
+    {pair: names of its two}.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int, options, branches: dict[str, tuple[str, str]]):
+        self.folder, self.batch_size, self.branches = folder, options.batch_size, branches
+        self.verdicts, self.losses = {}, {}  # the last of each pair
+        self.active = distributed.rank() == 0
+        if not self.active:
+            return
+        for name in ("metrics.jsonl", "evaluation.jsonl"):
+            keep_lines_to(folder / name, start)
+        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8")
+        self.bar = tqdm(
+            total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True
+        )
+        self.board = _tensorboard(folder, start) if options.tensorboard else None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.active:
+            self.bar.close()
+            self.file.close()
+            if self.board:
+                self.board.close()
+
+    def step(
+        self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None, usage=None
+    ) -> None:
+        """One line for a step that was taken (1-based) on the pair of that name. `rates`: lr, seconds, and
+        `waited`, the part of `seconds` spent waiting for data. `embeddings` (z_a, z_b) are given where health
+        is due, and there `usage` counts, of a model's latents.
+        """
+        if not self.active:
+            return
+        values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
+        speed = self.batch_size / rates["seconds"]
+        line = {"step": step, "pair": pair, **values, **rates, "samples_per_second": speed}
+        if embeddings is not None:
+            line["health"] = metrics.health(*embeddings)
+            line["verdict"] = metrics.verdict(
+                line["health"], *embeddings[0].shape, "variance" in terms, self.branches[pair]
+            )
+            line |= {} if usage is None else {"latents": metrics.latent_usage(usage)}
+            self._say(step, pair, line["verdict"])
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.update()
+        self.losses[pair] = values["loss"]
+        shown = self.losses if len(self.losses) > 1 else values
+        self.bar.set_postfix(
+            {name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"}
+        )
+        if self.board:
+            self._to_board(step, line)
+
+    def skipped(self, step: int, pair: str, terms: dict, rates: dict[str, float], why: str) -> None:
+        """One line for a step (1-based) that was left out: no loss, no terms, and `skipped`, the reason."""
+        if not self.active:
+            return
+        line = {"step": step, "pair": pair, "loss": None, **dict.fromkeys(terms), **rates, "skipped": why}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.update()
+        tqdm.write(printable(why))
+
+    def _say(self, step: int, pair: str, verdict: str) -> None:
+        """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""
+        kind = verdict.split(":")[0]
+        if kind != self.verdicts.get(pair):
+            tqdm.write(f"step {step}: {pair + ': ' if len(self.losses) > 1 else ''}{verdict}")
+        self.verdicts[pair] = kind
+
+    def _to_board(self, step: int, line: dict) -> None:
+        flat = {k: v for k, v in line.items() if isinstance(v, float)}
+        for branch, values in line.get("health", {}).items():
+            flat |= (
+                {f"health_{branch}/{k}": v for k, v in values.items()}
+                if isinstance(values, dict)
+                else {f"health/{branch}": values}
+            )
+        flat |= {f"latents/{name}": value for name, value in line.get("latents", {}).items()}
+        for name, value in flat.items():
+            self.board.add_scalar(f"{line['pair']}/{name}" if len(self.losses) > 1 else name, value, step)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluation after `step` steps is written down."""
+        path = self.folder / "evaluation.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return any(json.loads(line)["step"] == step for line in lines)
+
+    def evaluation(self, step: int, results: dict) -> None:
+        if not self.active:
+            return
+        with open(self.folder / "evaluation.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "results": results}) + "\n")
+        for probe, rows in results.items():
+            shown = " ".join(f"{metric}={value:.3f}" for metric, value in rows.get("model", {}).items())
+            tqdm.write(f"step {step}: {probe}: {shown}")
+
+
+def keep_lines_to(path: Path, step: int) -> None:
+    """Drop the lines of a jsonl file that are later than `step` (written after the checkpoint that a run
+    resumes from)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            break  # the line being written when the run was killed
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _tensorboard(folder: Path, start: int):
+    need(["tensorboard"], "train.tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(
+        str(folder / "tensorboard"), purge_step=start + 1
+    )  # a killed run's later points are not shown
