@@ -17,9 +17,9 @@ from torch import nn
 
 from benchmarks.measure import interleaved, table, write
 from vicjoint import build_encoder
-from vicjoint.training import checkpoint
 from vicjoint.model import make_expander
 from vicjoint.optim import lars
+from vicjoint.training import checkpoint
 
 
 def trained_state(width: int) -> dict:

@@ -17,8 +17,8 @@ import time
 import torch
 
 from benchmarks.measure import table, write
-from vicjoint.training.build import build_parts
 from vicjoint.recipe import load_recipe
+from vicjoint.training.build import build_parts
 
 EPOCHS = 2
 

@@ -35,7 +35,7 @@ SHOWN = 20  # differences
 def trace(name: str) -> dict:
     """{steps, batches, evaluation, state} of one recipe."""
     import vicjoint
-    from vicjoint import checkpoint
+    from vicjoint.training import checkpoint
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
@@ -59,14 +59,19 @@ def trace(name: str) -> dict:
 def first_batches(name: str, overrides: list[str]) -> list[dict]:
     """{a, b, group, samples} of the first batch of each pair: hashes of the raw views, and the names in
     order."""
-    from vicjoint.training.build import build_parts
     from vicjoint.recipe import load_recipe
+    from vicjoint.training.build import build_parts
 
     parts = build_parts(load_recipe(str(RECIPES / f"{name}.yaml"), overrides))
-    with parts.batches(0, 0, len(parts.pairs)) as batches:
+    with parts.batches(0, 0, len(parts.tasks)) as batches:
         return [
-            {"a": digest(pair.a), "b": digest(pair.b), "group": digest(pair.group), "samples": pair.samples}
-            for pair, _ in batches
+            {
+                "a": digest(batch.a),
+                "b": digest(batch.b),
+                "group": digest(batch.group),
+                "samples": batch.samples,
+            }
+            for batch, _ in batches
         ]
 
 

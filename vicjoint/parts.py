@@ -18,11 +18,13 @@ and knows nothing of files. A probe sees what both of them give: arrays.
 
 # N samples, B batch, D representation, E embedding, K latents
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 Record = dict[str, Any]
@@ -252,75 +254,94 @@ Space = Literal["representation", "embedding"]
 
 @dataclass(frozen=True)
 class Want:
-    """What a probe will ask of one branch in one split, said before anything is read, so that each view is
-    read once and encoded once per row whatever the number of probes, and the cost is known."""
+    """What a probe will ask of one branch in one split. It is said before anything is read, so that each view
+    is read once and encoded once per row whatever the number of probes, and the cost is known."""
 
     side: Side
     split: Split
     places: np.ndarray | None = None
-    """Numbers of the records [n]; None: all."""
-    rows: frozenset[str] = frozenset({"model", "random_init", "simple"})
+    """Numbers of the records [n], ascending; None: all."""
+    rows: tuple[str, ...] = ("model", "random_init", "simple")
     space: Space = "representation"
+    every: bool = False
+    """Every view of a record, where it has several; else the first."""
     epochs: int = 0
     """Above 0: random crops, drawn anew in each epoch, instead of the evaluation views."""
 
 
 @dataclass(frozen=True)
 class Items:
-    """Views of one branch through every row's encoder: rows {row: [N, D] float32}, and of each item the
-    number of its record, its number among the views of that record, its content, key and title."""
+    """Views of one branch through the encoders of some rows: rows {row: [N, D] float32}, and of each item the
+    number of its record, its number among the views of that record, and what the view says of itself."""
 
     rows: dict[str, Tensor]
     places: Tensor
     numbers: Tensor
-    contents: list[str] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    titles: list[str] = field(default_factory=list)
+    contents: list[str]
+    keys: list[str | None]
+    titles: list[str]
+
+    def only(self, kept: Tensor) -> "Items":
+        """Those that `kept` bool [N] marks."""
+        lists = (
+            [value for value, yes in zip(values, kept.tolist()) if yes]
+            for values in (self.contents, self.keys, self.titles)
+        )
+        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
+        return Items(rows, self.places[kept], self.numbers[kept], *lists)
 
 
 class Features(Protocol):
-    """What an evaluation has read and encoded, as a probe asks for it (`vicjoint.probes.features`).
+    """What an evaluation has read and encoded, as one probe asks for it (vicjoint/probes/features.py).
 
     Rows: `model`; `random_init`, the model as it was before its first step; `simple`, what the branch's
-    modality calls simple features, which is named `baseline(side)` in tables.
+    modality calls simple features, which is called `baseline(side)` in tables. Features are float32, on
+    `device`.
     """
 
     data: EvaluationData
+    device: torch.device
     latents: int
     """Predictions for one z_a; 1: there is no latent."""
 
     def items(self, want: Want) -> Items:
-        """The features of what was wanted. Raises ValueError where none of it can be read."""
+        """What was wanted, without the records that cannot be read. Raises ValueError where none can."""
         ...
 
-    def crops(self, want: Want, at_once: int, order: Any) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """({row: [B, D]}, places [B]) batch by batch over `want.epochs` epochs; `order(epoch)` gives the
-        places of one, in order."""
+    def crops(
+        self, want: Want, order: Callable[[int], np.ndarray], at_once: int
+    ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
+        """(epoch, {row: [B, D]}, numbers of the records [B]) batch by batch; `order(epoch)`: the records of
+        an epoch."""
         ...
 
     def baseline(self, side: Side) -> str:
         """The name of the row of simple features of a branch."""
         ...
 
-    def encode(
-        self, row: str, side: Side, raw: Raw, space: Literal["representation", "embedding", "predictions"]
-    ) -> Tensor:
-        """Raw views [N, ...] of any kind through the encoder of a row, in parts; on the CPU. predictions:
-        every prediction of a latent, [N, K, E]."""
+    def read(self) -> list[Any]:
+        """What the probe's own `read` gives of each test record, in order, once per run; those that cannot be
+        read are left out."""
         ...
 
-    def read(self, records: Sequence[Record], read: Any, what: str) -> list[Any]:
-        """`read(record)` of each record, in order, once per run, with the time limit and the progress bar;
-        records that cannot be read are named and left out."""
+    def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
+        """y [B, D] of each of several raw batches."""
         ...
 
-    def once(self, name: str, compute: Any) -> Any:
-        """`compute()`, remembered under a name for the rest of the run: what training does not change."""
+    def embed(self, row: str, side: Side, y: Sequence[Tensor], every: bool = False) -> Tensor:
+        """z [N, E] of several y [B, D]; `every`: all predictions of a latent, [N, K, E]."""
         ...
 
-    def show(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:
-        """A view as a picture, uint8 [H, W, 3]: an image or the middle frame of a clip; None: it is
-        neither."""
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, remembered for the rest of the run: what training does not change."""
+        ...
+
+    def picture(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:
+        """A view as uint8 [H, W, 3]: an image or the middle frame of a clip; None: it is neither."""
+        ...
+
+    def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], Any]]:
+        """A bar for work of the probe's own: call what it gives with the number of samples done."""
         ...
 
 
@@ -351,6 +372,14 @@ class Probe:
     def wants(self, data: EvaluationData) -> list[Want]:
         """What `measure` will ask for."""
         return []
+
+    reads: ClassVar[bool] = False
+    """Whether it has a `read` of its own."""
+
+    def read(self, record: Record, pair: Pair) -> Any:
+        """Of one test record, what its evaluation views do not give, such as windows of a video; None leaves
+        it out. Raises as a pair's `sample` does."""
+        raise NotImplementedError(f"probe '{type(self).__name__}' has no method read(record, pair)")
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """(name, value): "row/metric" and a number, or "pictures" and the arrays that the report shows."""

@@ -1,5 +1,4 @@
-"""Evaluation with its baselines beside it. A probe is called as `probe(model, untrained, source, pair,
-device)` and yields (name, value): "row/metric" and a number, or "pictures" and the arrays that the report
-shows."""
+"""Evaluation with its baselines beside it: what is read and encoded, once (features), all of it for a run
+(evaluation), and a file for each kind of measurement."""
 
 from vicjoint.probes import classify, many_futures, next_frame, pair_match, regression, retrieval, zero_shot

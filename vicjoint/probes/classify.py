@@ -12,37 +12,32 @@ another column).
 # N samples, B batch, D representation, K neighbours, L learning rates, C classes
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from vicjoint.data.errors import READ_ERRORS
-from vicjoint.parts import Probe
-from vicjoint.probes.frozen import (
-    Evaluating,
-    Reading,
-    Split,
-    as_picture,
-    features,
-    held_out,
-    read,
-    represent,
-    row_encoders,
-    splits,
-)
+from vicjoint.data import READ_ERRORS
+from vicjoint.parts import EvaluationData, Features, Metric, Pair, Probe, Side, Want
+from vicjoint.probes.features import as_picture
+from vicjoint.probes.labels import Labels, chance, held_out, known, labels_of, named, top_shares
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.registry import register
 
-TOP = 5
+REFUSAL = "evaluate.probes: '{}' classifies single views, which this pair does not give. Leave it out."
+ACCURACY = {
+    "accuracy": Metric("share of right answers (knn: with the first k of the recipe)"),
+    "top5": Metric("share of samples whose class is among the five of highest score"),
+}
 
 
 @dataclass
 class Frozen:
-    """Both splits through every row's encoder: {row: features [N, D]}, class numbers [N], and the places of
+    """Both splits through every row's encoder: {row: features [N, D]}, class numbers [N], and the numbers of
     their records [N]."""
 
     train: dict[str, Tensor]
@@ -53,56 +48,41 @@ class Frozen:
     test_places: Tensor
 
 
-class _Classification(Probe):
+class Classification(Probe):
     """What both probes share; `branch` is whose representation they look at."""
 
-    def misses(self, source, pair) -> str | None:
-        """Why this source cannot be probed, or None. Raises ValueError for a pair that has no single views to
-        classify."""
-        if not hasattr(pair, "plain"):
-            raise ValueError(
-                f"evaluate.probes: '{self.name}' classifies single views, which this pair does not give."
-                " Leave it out."
-            )
-        train, test, classes = splits(source, self.label, pair.workers, self.branch)
-        if len(classes) < 2 or not test.known.any():
-            return (
-                f"it needs two classes or more, and test samples of them, in '{self.label}' of the records;"
-                f" found {len(classes)} classes. A folder gives one class for each of its sub-folders."
-            )
-        return None
+    needs = frozenset({"views"})
+    scope = "branch"
+    label: str
+    branch: Side
 
-    def _represent(self, encoders: dict, both: tuple[Split, Split], pair, device) -> Frozen:
-        (x, places), (queries, query_places) = (
-            represent(encoders, s.of, Reading(pair, self.branch), s.places, device) for s in both
+    def misses(self, data: EvaluationData) -> str | None:
+        return labels_of(data, self.label, self.branch).missing(self.label)
+
+    def wants(self, data: EvaluationData) -> list[Want]:
+        labels = labels_of(data, self.label, self.branch)
+        return [
+            Want(self.branch, "train", known(labels.train)),
+            Want(self.branch, "test", known(labels.test)),
+        ]
+
+    def frozen(self, features: Features, labels: Labels) -> Frozen:
+        train, test = (features.items(want) for want in self.wants(features.data)[:2])
+        rows = []
+        for items in (train, test):
+            baseline = {"simple": features.baseline(self.branch)}
+            rows.append({baseline.get(row, row): x for row, x in items.rows.items()})
+        y, truth = (
+            of[items.places].to(features.device) for of, items in ((labels.train, train), (labels.test, test))
         )
-        train, test = both
-        return Frozen(
-            x,
-            queries,
-            train.labels[places].to(device),
-            test.labels[query_places].to(device),
-            places,
-            query_places,
-        )
-
-
-def top_shares(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """accuracy and, with more than TOP classes, top5 of scores [N, C]."""
-    best = scores.topk(min(TOP, scores.shape[1]), 1).indices == labels[:, None]
-    found = {"accuracy": float(best[:, 0].float().mean())}
-    return found | ({"top5": float(best.any(1).float().mean())} if scores.shape[1] > TOP else {})
-
-
-def chance(classes: int) -> dict[str, float]:
-    return {"accuracy": 1 / classes} | ({"top5": TOP / classes} if classes > TOP else {})
+        return Frozen(*rows, y, truth, train.places, test.places)
 
 
 # ---- knn ----
 
 
 @register("probe", "knn")
-class KNN(_Classification):
+class KNN(Classification):
     """Weighted nearest neighbours on the representation (Wu et al. 2018, as VICReg, table 7, and DINO use
     it): the `k` training samples of the largest cosine similarity s vote with exp(s / temperature).
 
@@ -110,52 +90,37 @@ class KNN(_Classification):
     shown in the report.
     """
 
-    name = "knn"
+    refusal = REFUSAL.format("knn")
 
     def __init__(
         self,
-        k: list[int] = [20, 200],
-        temperature: float = 0.07,
+        k: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)] = [20, 200],
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
         label: str = "label",
         pictures: int = 8,
         branch: str = "a",
     ):
-        if not k or min(k) < 1 or temperature <= 0:
-            raise ValueError(
-                f"knn needs neighbours k of 1 or more and a temperature above 0, got {k} and {temperature}."
-            )
-        self.k, self.temperature, self.label, self.pictures, self.branch = (
-            list(k),
-            temperature,
-            label,
-            pictures,
-            branch,
-        )
+        self.k, self.temperature, self.label, self.pictures = list(k), temperature, label, pictures
+        self.branch = branch
+        others = {f"accuracy_k{n}": Metric(f"the same with {n} neighbours") for n in self.k[1:]}
+        self.explains = ACCURACY | others
 
-    @torch.no_grad()
-    def __call__(self, model, untrained, source, pair, device):
-        train, test, classes = splits(source, self.label, pair.workers, self.branch)
-        with Evaluating(model, untrained):
-            frozen = self._represent(row_encoders(model, untrained, self.branch), (train, test), pair, device)
+    def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
+        labels = labels_of(features.data, self.label, self.branch)
+        frozen = self.frozen(features, labels)
+        classes = len(labels.classes)
         for row, bank in frozen.train.items():
-            for k, scores in votes(
-                bank, frozen.labels, frozen.test[row], self.k, self.temperature, len(classes)
-            ).items():
+            scored = votes(bank, frozen.labels, frozen.test[row], self.k, self.temperature, classes)
+            for k, scores in scored.items():
                 found = top_shares(scores, frozen.truth)
-                found = found if k == self.k[0] else {f"accuracy_k{k}": found["accuracy"]}
-                yield from ((f"{row}/{metric}", value) for metric, value in found.items())
-        yield from ((f"chance/{metric}", value) for metric, value in chance(len(classes)).items())
-        if self.pictures and (
-            pictures := self._pictures(Reading(pair, self.branch), classes, (train, test), frozen)
-        ):
+                yield from named(row, found if k == self.k[0] else {f"accuracy_k{k}": found["accuracy"]})
+        yield from named("chance", chance(classes))
+        if self.pictures and (pictures := self._pictures(features, labels, frozen)):
             yield "pictures", pictures
 
-    def _pictures(
-        self, reading: Reading, classes: list, both: tuple[Split, Split], frozen: Frozen
-    ) -> dict[str, np.ndarray]:
+    def _pictures(self, features: Features, labels: Labels, frozen: Frozen) -> dict[str, np.ndarray]:
         """Evenly spaced test images, each with its five nearest training images, the first of which names its
         class. Empty where the branch sees no images."""
-        train, test = both
         chosen = (
             np.linspace(0, len(frozen.truth) - 1, min(self.pictures, len(frozen.truth))).round().astype(int)
         )
@@ -164,41 +129,35 @@ class KNN(_Classification):
         )
         near = frozen.train_places[(y @ bank.T).topk(min(5, len(bank)), 1).indices.cpu()]
         of_query = frozen.test_places[chosen]
-        show = lambda split, place: as_picture(reading(split.records[int(place)], int(place))[0])
-        if show(test, of_query[0]) is None:
+        show = lambda split, place: features.picture(self.branch, split, int(place))
+        if show("test", of_query[0]) is None:
             return {}
-        truth, first = (
-            [str(classes[c]) for c in test.labels[of_query]],
-            [str(classes[c]) for c in train.labels[near[:, 0]]],
-        )
+        truth = [str(labels.classes[c]) for c in labels.test[of_query]]
+        first = [str(labels.classes[c]) for c in labels.train[near[:, 0]]]
+        records = features.data.records("test", self.branch)
+        titles = [
+            f"{records[int(p)]['id']}: {t}; the nearest is {f}" for p, t, f in zip(of_query, truth, first)
+        ]
         return {
-            "query": np.stack([show(test, place) for place in of_query]),
-            "neighbours": np.stack([[show(train, place) for place in n] for n in near]),
+            "query": np.stack([show("test", place) for place in of_query]),
+            "neighbours": np.stack([[show("train", place) for place in n] for n in near]),
             "captions": np.array(["test image", "nearest training images"]),
-            "title": np.array(
-                [
-                    f"{test.records[int(place)]['id']}: {t}; the nearest is {f}"
-                    for place, t, f in zip(of_query, truth, first)
-                ],
-                dtype=str,
-            ),
+            "title": np.array(titles, dtype=str),
             "good": np.array([t == f for t, f in zip(truth, first)], dtype=bool),
-            **self._views(reading.pair, train.records),
+            **self._views(features.data.pair, features.data.records("train", self.branch)),
         }
 
-    def _views(self, pair, records: list) -> dict[str, np.ndarray]:
+    def _views(self, pair: Pair, records) -> dict[str, np.ndarray]:
         """Both training views of a few records, where they are images of one size: uint8 [m, 2, H, W, 3]."""
         shown = []
         for place in np.linspace(0, len(records) - 1, 2 * self.pictures).round().astype(int):
             if len(shown) == self.pictures:
                 break
             try:
-                both = [
-                    as_picture(view)
-                    for view in pair.sample(records[int(place)], np.random.default_rng(int(place)))
-                ]
+                views = pair.sample(records[int(place)], np.random.default_rng(int(place)))
             except READ_ERRORS:
                 continue
+            both = [as_picture(view) for view in views]
             if any(view is None or view.shape != both[0].shape for view in both):
                 return {}
             shown.append(both)
@@ -225,7 +184,7 @@ def votes(
 
 
 @register("probe", "linear")
-class Linear(_Classification):
+class Linear(Classification):
     """A linear classifier on the frozen representation. Metrics: accuracy and top5 on the test split, and the
     setting chosen.
 
@@ -240,70 +199,69 @@ class Linear(_Classification):
     and crops are not used.
     """
 
-    name = "linear"
+    refusal = REFUSAL.format("linear")
     MOMENTUM, WEIGHT_DECAY, BATCH = 0.9, 1e-6, 256
+    explains = ACCURACY | {
+        "rate": Metric("learning rate that was best on the held-out training samples", None),
+        "penalty": Metric("ridge penalty that was best on the held-out training samples", None),
+    }
 
     def __init__(
         self,
-        rates: list[float] = [0.02, 0.1, 0.5, 2.0, 10.0],
-        epochs: int = 100,
+        rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
+            0.02,
+            0.1,
+            0.5,
+            2.0,
+            10.0,
+        ],
+        epochs: Annotated[int, Field(gt=0)] = 100,
         crops: bool | None = None,
-        holdout: float = 0.1,
+        holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         label: str = "label",
         branch: str = "a",
         solver: Literal["sgd", "ridge"] = "sgd",
     ):
-        if not rates or min(rates) <= 0 or epochs < 1:
-            raise ValueError(
-                f"linear needs learning rates above 0 and epochs of 1 or more, got {rates} and {epochs}."
-            )
         chooses = (
             "penalties" if solver == "ridge" else f"{len(rates)} learning rates" if len(rates) > 1 else None
         )
-        if not 0 <= holdout < 1 or (chooses and holdout == 0):
+        if chooses and holdout == 0:
             raise ValueError(
-                f"linear: holdout is {holdout}, expected a share of the training samples below 1"
-                + (f", and above 0 to choose among {chooses}." if chooses else ".")
+                f"linear: holdout is {holdout}, expected a share of the training samples below 1, and above 0"
+                f" to choose among {chooses}."
             )
-        self.rates, self.epochs, self.crops, self.label, self.branch, self.solver = (
-            list(rates),
-            epochs,
-            crops,
-            label,
-            branch,
-            solver,
-        )
+        self.rates, self.epochs, self.crops, self.label = list(rates), epochs, crops, label
+        self.branch, self.solver = branch, solver
         self.holdout = holdout if chooses else 0.0
 
-    def misses(self, source, pair) -> str | None:
-        if self.crops and self.solver == "sgd" and not hasattr(pair, "cropped"):
+    def misses(self, data: EvaluationData) -> str | None:
+        if self.crops and self.solver == "sgd" and "crops" not in data.pair.gives:
             raise ValueError(
                 "evaluate.probes: 'linear' has crops: true, but this pair has no random crops of its own. Set"
                 " crops: null or false."
             )
-        return super().misses(source, pair)
+        return super().misses(data)
 
-    def __call__(self, model, untrained, source, pair, device):
-        train, test, classes = splits(source, self.label, pair.workers, self.branch)
-        encoders = row_encoders(model, untrained, self.branch)
-        with Evaluating(model, untrained):
-            frozen = self._represent(encoders, (train, test), pair, device)
-            held = held_out(len(frozen.labels), self.holdout)
-            if self.solver == "ridge":
-                found = self._ridge(frozen, torch.from_numpy(held).to(device), len(classes))
-            else:
-                found = self._sgd(
-                    frozen,
-                    held,
-                    len(classes),
-                    lambda epoch: self._epoch(encoders, train, pair, device, (frozen, ~held), epoch),
-                )
-        for row, (scores, setting) in found.items():
-            yield from (
-                (f"{row}/{metric}", value) for metric, value in top_shares(scores, frozen.truth).items()
+    def wants(self, data: EvaluationData) -> list[Want]:
+        train, test = super().wants(data)
+        if self.solver == "ridge" or self.crops is False or "crops" not in data.pair.gives:
+            return [train, test]
+        return [train, test, Want(self.branch, "train", train.places, epochs=self.epochs)]
+
+    def measure(self, features: Features) -> Iterator[tuple[str, float]]:
+        labels = labels_of(features.data, self.label, self.branch)
+        frozen = self.frozen(features, labels)
+        held = held_out(len(frozen.labels), self.holdout)
+        if self.solver == "ridge":
+            found = self._ridge(frozen, torch.from_numpy(held).to(features.device), len(labels.classes))
+        else:
+            found = self._sgd(
+                frozen, held, len(labels.classes), self._batches(features, labels, frozen, ~held)
             )
+        for row, (scores, setting) in found.items():
+            yield from named(row, top_shares(scores, frozen.truth))
             yield f"{row}/{'penalty' if self.solver == 'ridge' else 'rate'}", setting
-        yield from ((f"chance/{metric}", value) for metric, value in chance(len(classes)).items())
+        yield from named("chance", chance(len(labels.classes)))
 
     def _ridge(self, frozen: Frozen, held: Tensor, classes: int) -> dict[str, tuple[Tensor, float]]:
         """{row: (test scores [N, C], penalty)}."""
@@ -315,16 +273,19 @@ class Linear(_Classification):
         return found
 
     def _sgd(
-        self, frozen: Frozen, held: np.ndarray, classes: int, batches
+        self,
+        frozen: Frozen,
+        held: np.ndarray,
+        classes: int,
+        batches: Iterator[tuple[int, dict[str, Tensor], Tensor]],
     ) -> dict[str, tuple[Tensor, float]]:
-        """{row: (test scores [N, C], learning rate)}; `batches(epoch)` yields ({row: features [B, D]}, labels
+        """{row: (test scores [N, C], learning rate)}; batches: (epoch, {row: features [B, D]}, labels
         [B])."""
         heads = {row: Heads(x.shape[1], classes, self.rates, x.device) for row, x in frozen.train.items()}
-        for epoch in range(self.epochs):
+        for epoch, batch, labels in batches:
             share = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-            for batch, labels in batches(epoch):
-                for row, head in heads.items():
-                    head.step(batch[row], labels, share)
+            for row, head in heads.items():
+                head.step(batch[row], labels, share)
         best = {
             row: head.best(frozen.train[row][held], frozen.labels[held]) if held.any() else 0
             for row, head in heads.items()
@@ -333,21 +294,27 @@ class Linear(_Classification):
             row: (head(frozen.test[row])[best[row]], self.rates[best[row]]) for row, head in heads.items()
         }
 
-    @torch.no_grad()
-    def _epoch(
-        self, encoders: dict, train: Split, pair, device, known: tuple, epoch: int
-    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """({row: features [B, D]}, labels [B]) over one epoch in random order."""
-        frozen, used = known
-        order = np.random.default_rng([0, epoch]).permutation(np.flatnonzero(used))
-        if self.crops is not False and hasattr(pair, "cropped"):
-            for views, where in read(
-                train.of, Reading(pair, self.branch, epoch), frozen.train_places.numpy()[order], self.BATCH
-            ):
-                yield features(encoders, views, device), train.labels[where].to(device)
+    def _batches(
+        self, features: Features, labels: Labels, frozen: Frozen, used: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
+        """(epoch, {row: features [B, D]}, labels [B]) over all epochs, each in a random order."""
+        order: Callable[[int], np.ndarray] = lambda epoch: np.random.default_rng([0, epoch]).permutation(
+            np.flatnonzero(used)
+        )
+        of_crops = [want for want in self.wants(features.data) if want.epochs]
+        if of_crops:
+            places = frozen.train_places.numpy()
+            for epoch, rows, where in features.crops(of_crops[0], lambda e: places[order(e)], self.BATCH):
+                rows = {
+                    features.baseline(self.branch) if row == "simple" else row: x for row, x in rows.items()
+                }
+                yield epoch, rows, labels.train[where].to(features.device)
             return
-        for part in torch.from_numpy(order).to(device).split(self.BATCH):
-            yield {row: y[part] for row, y in frozen.train.items()}, frozen.labels[part]
+        with features.progress(self.epochs * int(used.sum()), "linear classifiers") as done:
+            for epoch in range(self.epochs):
+                for part in torch.from_numpy(order(epoch)).to(features.device).split(self.BATCH):
+                    yield epoch, {row: y[part] for row, y in frozen.train.items()}, frozen.labels[part]
+                    done(len(part))
 
 
 class Heads:

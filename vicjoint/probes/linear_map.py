@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.probes import ranking
-from vicjoint.probes.frozen import held_out
+from vicjoint.probes.labels import held_out
 from vicjoint.probes.ridge import fit_chosen
 
 COMPONENTS = 200

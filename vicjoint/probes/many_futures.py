@@ -7,19 +7,18 @@ evaluate: {probes: [{name: many_futures}]}
 
 # Q queries (one a test video), K predictions, M possible futures, F frames, E embedding
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vicjoint.data.errors import READ_ERRORS
-from vicjoint.files.guard import printable
 from vicjoint.pairs.next_frame import NextFrame, to_channels_first
-from vicjoint.parts import Probe
-from vicjoint.probes.frozen import Evaluating
+from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.registry import register
-from vicjoint.video import Video
 
 AT_ONCE = 256  # frames, or clips' frames, in one forward pass
 
@@ -64,34 +63,73 @@ class ManyFutures(Probe):
     guesses). random_init: as model, before training. chance: `guesses` candidates at random, all different.
     """
 
-    def __init__(self, guesses: int | None = None):
-        if guesses is not None and guesses < 1:
-            raise ValueError(
-                f"many_futures: guesses is {guesses}, expected 1 or more, or null for the number of the"
-                " model's latents."
-            )
-        self.guesses = guesses
-        self._videos: list[Forked] | None = None
-        self._untrained: Embedded | None = None
+    reads = True
+    explains = {
+        "recall": Metric(
+            "share of the possible futures that are the nearest candidate of one of the predictions"
+        ),
+        "precision": Metric("share of the predictions whose nearest candidate is a possible future"),
+        "found_all": Metric("share of queries all of whose possible futures are found"),
+        **{
+            f"inside_{name}": Metric("the same among the candidates of the query's own video")
+            for name in ("recall", "precision", "found_all")
+        },
+    }
 
-    def misses(self, source, pair) -> str | None:
-        """Why there is nothing to measure."""
-        if not isinstance(pair, NextFrame):
+    def __init__(self, guesses: Annotated[int, Field(ge=1)] | None = None):
+        self.guesses = guesses
+
+    def misses(self, data: EvaluationData) -> str | None:
+        if "windows" not in data.pair.gives:
             return "it needs the pair next_frame"
-        if not any(record.get("futures") for record in source.test):
+        if not any(record.get("futures") for record in data.records("test")):
             return "no test record of the source has `futures`, videos of what may come (sample_futures has)"
         return None
 
-    def __call__(self, model, untrained, source, pair, device):
-        """Raises ValueError where no test video can be used. The decoded test videos are kept for the next
-        call."""
-        videos = self._videos = self._videos or load(source, pair)
-        self._untrained = self._untrained or embed(untrained, videos, device)
-        trained, before, guesses = (
-            embed(model, videos, device),
-            self._untrained,
-            self.guesses or model.latents,
-        )
+    def read(self, record: Record, pair: NextFrame) -> Forked | None:
+        """None for a record without futures. Raises ValueError where the record does not say what it must, or
+        no window ends at its moment."""
+        if not record.get("futures"):
+            return None
+        if not isinstance(record["futures"], list) or not isinstance(record.get("moment"), int):
+            raise ValueError(
+                f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60},"
+                " expected a list of paths of videos and the number of the last frame that they share."
+            )
+        moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
+        for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
+            with pair.open(path) as video:
+                window = next(
+                    (w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None
+                )
+                if window is None:
+                    raise ValueError(
+                        f"{path}: no window of this pair ends at frame {moment}, where the futures part, with"
+                        " its target in the video."
+                    )
+                frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
+            ahead = window.target - moment
+            later = [
+                t
+                for t in range(moment + 1, len(frames))
+                if number >= possible or abs(t - window.target) >= ahead / 2
+            ]
+            if number < possible:
+                targets.append(frames[window.target][None])
+            if number == 0:
+                context = frames[window.context]
+                others.append(frames[[moment, *(t for t in range(moment))]])
+            others.append(frames[later])
+        return Forked(context, torch.cat(targets + others), possible)
+
+    def measure(self, features: Features) -> Iterator[tuple[str, float]]:
+        """Raises ValueError where no test video can be used."""
+        videos = features.read()
+        if not videos:
+            tests = len(features.data.records("test"))
+            raise ValueError(f"many_futures: none of the {tests} test videos can be read with this pair.")
+        before = features.once("untrained", lambda: embed(features, "random_init", videos))
+        trained, guesses = embed(features, "model", videos), self.guesses or features.latents
         rows = {
             "model": (trained.predictions, trained.frames, 1),
             f"nearest_{guesses}": (trained.guess, trained.frames, guesses),
@@ -99,78 +137,19 @@ class ManyFutures(Probe):
         }
         for row, given in rows.items():
             for prefix, found in zip(("", "inside_"), retrieve(videos, *given)):
-                yield from ((f"{row}/{prefix}{metric}", value) for metric, value in score(found).items())
+                yield from ((f"{row}/{prefix}{m}", value) for m, value in score(found).items())
         for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
-            yield from (
-                (f"chance/{prefix}{metric}", value)
-                for metric, value in chance(videos, guesses, others).items()
-            )
+            yield from ((f"chance/{prefix}{m}", v) for m, v in chance(videos, guesses, others).items())
 
 
-def load(source, pair) -> list[Forked]:
-    videos = []
-    for record in source.test:
-        if not record.get("futures"):
-            continue
-        try:
-            videos.append(read(record, pair))
-        except READ_ERRORS as error:
-            print(f"evaluation leaves out {printable(record['id'])}: {printable(str(error))}")
-    if not videos:
-        raise ValueError(
-            f"many_futures: none of the {len(source.test)} test videos can be read with this pair."
-        )
-    return videos
-
-
-def read(record: dict, pair) -> Forked:
-    """Raises ValueError where the record does not say what it must, or no window ends at its moment."""
-    if not isinstance(record["futures"], list) or not isinstance(record.get("moment"), int):
-        raise ValueError(
-            f"its futures are {record['futures']!r:.60} and its moment is {record.get('moment')!r:.60},"
-            " expected a list of paths of videos and the number of the last frame that they share."
-        )
-    moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
-    for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
-        with Video(path, pair.backend) as video:
-            window = next(
-                (w for w in pair.possible_windows(video.info, path) if w.context[-1] == moment), None
-            )
-            if window is None:
-                raise ValueError(
-                    f"{path}: no window of this pair ends at frame {moment}, where the futures part, with its"
-                    " target in the video."
-                )
-            frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
-        ahead = window.target - moment
-        later = [
-            t
-            for t in range(moment + 1, len(frames))
-            if number >= possible or abs(t - window.target) >= ahead / 2
-        ]
-        if number < possible:
-            targets.append(frames[window.target][None])
-        if number == 0:
-            context = frames[window.context]
-            others.append(frames[[moment, *(t for t in range(moment))]])
-        others.append(frames[later])
-    return Forked(context, torch.cat(targets + others), possible)
-
-
-@torch.no_grad()
-def embed(model, videos: list[Forked], device) -> Embedded:
-    """Both branches over all test videos, in evaluation mode."""
-    with Evaluating(model):
-        frames = torch.cat([v.frames for v in videos])
-        z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(AT_ONCE)]).split(
-            [len(v.frames) for v in videos]
-        )
-        clips = torch.stack([v.context for v in videos]).transpose(1, 2)
-        z_a = [model.a(part.to(device)) for part in clips.split(max(1, AT_ONCE // clips.shape[2]))]
-        predictions, guess = (
-            torch.cat([of(z).float().cpu() for z in z_a]) for of in (model.predictions, model.predict)
-        )
-    return Embedded(predictions, guess[:, None], z_b)
+def embed(features: Features, row: str, videos: list[Forked]) -> Embedded:
+    """All test videos through both branches of a row."""
+    frames = torch.cat([v.frames for v in videos]).split(AT_ONCE)
+    z_b = features.embed(row, "b", features.represent(row, "b", frames)).cpu()
+    clips = torch.stack([v.context for v in videos]).transpose(1, 2)
+    y_a = features.represent(row, "a", clips.split(max(1, AT_ONCE // clips.shape[2])))
+    every, guess = (features.embed(row, "a", y_a, every).cpu() for every in (True, False))
+    return Embedded(every, guess[:, None], z_b.split([len(v.frames) for v in videos]))
 
 
 def retrieve(

@@ -6,21 +6,23 @@ evaluate: {probes: [{name: next_frame_retrieval}]}
 
 # Q queries (windows), C candidates, F frames, E embedding
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vicjoint.data.errors import READ_ERRORS
 from vicjoint.files.cells import path_of
-from vicjoint.files.guard import printable
-from vicjoint.pairs.next_frame import Window, to_channels_first
-from vicjoint.parts import Probe
+from vicjoint.pairs.next_frame import NextFrame, Window, to_channels_first
+from vicjoint.parts import Features, Metric, Probe, Record
+from vicjoint.probes.labels import named
 from vicjoint.registry import register
-from vicjoint.video import Video
 
 EMBED_AT_ONCE = 256  # frames, or clips' frames, in one forward pass
+SAME = "the candidate frames of the same video, the last context frame included"
 
 
 @dataclass
@@ -76,100 +78,82 @@ class NextFrameRetrieval(Probe):
     values.
     """
 
-    def __init__(self, queries: int = 4, candidates: int = 24, pictures: int = 8, guesses: int | None = None):
-        if candidates < 2 or queries < 1:
-            raise ValueError(
-                f"next_frame_retrieval needs queries >= 1 and candidates >= 2, got {queries} and"
-                f" {candidates}."
-            )
-        if guesses is not None and guesses < 1:
-            raise ValueError(
-                f"next_frame_retrieval: guesses is {guesses}, expected 1 or more, or null for as many as the"
-                " model's latent has values."
-            )
-        self.queries, self.candidates, self.pictures, self.guesses = queries, candidates, pictures, guesses
-        self._videos: list[TestVideo] | None = None
-        self._untrained: list[Embedded] | None = None
+    needs = frozenset({"windows"})
+    reads = True
+    refusal = (
+        "evaluate.probes: 'next_frame_retrieval' looks at windows of videos, which this pair does not give."
+        " Use pair: {name: next_frame}, or leave it out."
+    )
+    explains = {
+        "r1": Metric(f"R@1: share of predictions whose true next frame ranks first among {SAME}"),
+        "r5": Metric("R@5: the same for the first five"),
+        "mrr": Metric("mean of 1 / rank of the true next frame, in the same list as r1"),
+        "all_r1": Metric(
+            "R@1 over all videos: share of queries whose true next frame ranks first among next frames of all"
+            " test videos"
+        ),
+        "all_r5": Metric("R@5 over all videos"),
+        "all_mrr": Metric("mean of 1 / rank over all videos"),
+        "open_r1": Metric("R@1 among all candidate frames of all test videos together"),
+        "offset": Metric("mean distance in frames between the retrieved and the true frame", "lower"),
+        "copy_rate": Metric("share of predictions that land on the last context frame", "lower"),
+        "skill": Metric(
+            "1 - error / error of copying the last context frame, in whitened embeddings (0: no better than"
+            " copying)"
+        ),
+    }
 
-    def __call__(self, model, untrained, source, pair, device):
-        """Raises ValueError where no test video can be read. The decoded test videos are kept for the next
-        call."""
-        videos = self._videos = self._videos or self._load(source, pair)
-        self._untrained = self._untrained or embed(untrained, videos, device)
-        trained = embed(model, videos, device)
-        for row, embedded in self._rows(videos, trained).items():
-            yield from ((f"{row}/{metric}", value) for metric, value in score(videos, embedded).items())
-        yield from several_guesses(
-            videos,
-            trained,
-            embed(model, videos, device, True) if model.latents > 1 else None,
-            self.guesses or model.latents,
-        )
-        yield from ((f"chance/{metric}", value) for metric, value in chance(videos).items())
+    def __init__(
+        self,
+        queries: Annotated[int, Field(ge=1)] = 4,
+        candidates: Annotated[int, Field(ge=2)] = 24,
+        pictures: int = 8,
+        guesses: Annotated[int, Field(ge=1)] | None = None,
+    ):
+        self.queries, self.candidates, self.pictures, self.guesses = queries, candidates, pictures, guesses
+
+    def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
+        """Raises ValueError where no test video can be read."""
+        videos = features.read()
+        if not videos:
+            tests = len(features.data.records("test"))
+            raise ValueError(
+                f"next_frame_retrieval: none of the {tests} test videos can be read with this pair."
+            )
+        untrained = features.once("untrained", lambda: embed(features, "random_init", videos)[0])
+        trained, every = embed(features, "model", videos)
+        for row, embedded in rows(videos, trained, untrained).items():
+            yield from named(row, score(videos, embedded))
+        yield from several_guesses(videos, trained, every, self.guesses or features.latents)
+        yield from named("chance", chance(videos))
         if self.pictures:
             yield "pictures", self._pictures(videos, trained)
 
-    def _rows(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, list[Embedded]]:
-        mean = torch.cat([e.frames for e in trained]).mean(0)
-        pixels = [v.frames.float().div(255).flatten(1) for v in videos]
-        rows = {
-            "model": trained,
-            "random_init": self._untrained,
-            "copy_last": [],
-            "extrapolation": [],
-            "mean": [],
-            "pixels": [],
-        }
-        for video, embedded, pixel in zip(videos, trained, pixels):
-            last, before = ([getattr(q, name) for q in video.queries] for name in ("last", "before"))
-            z = embedded.frames
-            rows["copy_last"].append(Embedded(z[last], z))
-            reach = torch.tensor([q.reach for q in video.queries])[:, None]
-            rows["extrapolation"].append(Embedded(z[last] + reach * (z[last] - z[before]), z))
-            rows["mean"].append(Embedded(mean.expand(len(last), -1), z))
-            rows["pixels"].append(Embedded(pixel[last], pixel))
-        return rows
-
-    def _load(self, source, pair) -> list[TestVideo]:
-        videos = []
-        for record in source.test:
-            try:
-                with Video(path_of(record), pair.backend) as video:
-                    possible = pair.possible_windows(video.info, record["path"])
-                    picks = (
-                        np.linspace(0, len(possible) - 1, min(self.queries, len(possible)))
-                        .round()
-                        .astype(int)
-                    )
-                    windows = [possible[p] for p in picks]
-                    candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
-                    wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
-                    frames = pair.transform(to_channels_first(video.read(wanted)))
-            except READ_ERRORS as error:
-                print(f"evaluation leaves out {printable(record['id'])}: {printable(str(error))}")
-                continue
-            place = {n: i for i, n in enumerate(wanted)}
-            queries = []
-            for w, c in zip(windows, candidates):
-                last, before, ahead = w.context[-1], w.context[-2], w.target - w.context[-1]
-                queries.append(
-                    Query(
-                        [place[n] for n in w.context],
-                        [place[n] for n in c],
-                        place[w.target],
-                        place[last],
-                        place[before],
-                        ahead / (last - before),
-                        ahead,
-                    )
+    def read(self, record: Record, pair: NextFrame) -> TestVideo:
+        """Raises VideoError where the video cannot be read or is too short."""
+        with pair.open(path_of(record)) as video:
+            possible = pair.possible_windows(video.info, record["path"])
+            picks = np.linspace(0, len(possible) - 1, min(self.queries, len(possible))).round().astype(int)
+            windows = [possible[p] for p in picks]
+            candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
+            wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
+            frames = pair.transform(to_channels_first(video.read(wanted)))
+        place = {n: i for i, n in enumerate(wanted)}
+        queries = []
+        for w, c in zip(windows, candidates):
+            last, before, ahead = w.context[-1], w.context[-2], w.target - w.context[-1]
+            queries.append(
+                Query(
+                    context=[place[n] for n in w.context],
+                    candidates=[place[n] for n in c],
+                    target=place[w.target],
+                    last=place[last],
+                    before=place[before],
+                    reach=ahead / (last - before),
+                    frames_apart=ahead,
                 )
-            videos.append(TestVideo(record["id"], frames, queries))
-        if not videos:
-            raise ValueError(
-                f"next_frame_retrieval: none of the {len(source.test)} test videos can be read with this"
-                " pair."
             )
-        return videos
+        return TestVideo(record["id"], frames, queries)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
         """True numbers of the candidates: on the grid of the last context frame and the target, as centred as
@@ -214,29 +198,47 @@ class NextFrameRetrieval(Probe):
         }
 
 
-@torch.no_grad()
-def embed(model, videos: list[TestVideo], device, every: bool = False) -> list[Embedded]:
-    """Both branches over all test videos, in evaluation mode. `every`: all predictions of a latent, not its
-    best guess."""
-    was_training = model.training
-    model.eval()
-    frames = torch.cat([v.frames for v in videos])
-    z_b = torch.cat([model.b(part.to(device)).float().cpu() for part in frames.split(EMBED_AT_ONCE)])
+def rows(
+    videos: list[TestVideo], trained: list[Embedded], untrained: list[Embedded]
+) -> dict[str, list[Embedded]]:
+    mean = torch.cat([e.frames for e in trained]).mean(0)
+    pixels = [v.frames.float().div(255).flatten(1) for v in videos]
+    rows = {
+        "model": trained,
+        "random_init": untrained,
+        "copy_last": [],
+        "extrapolation": [],
+        "mean": [],
+        "pixels": [],
+    }
+    for video, embedded, pixel in zip(videos, trained, pixels):
+        last, before = ([getattr(q, name) for q in video.queries] for name in ("last", "before"))
+        z = embedded.frames
+        rows["copy_last"].append(Embedded(z[last], z))
+        reach = torch.tensor([q.reach for q in video.queries])[:, None]
+        rows["extrapolation"].append(Embedded(z[last] + reach * (z[last] - z[before]), z))
+        rows["mean"].append(Embedded(mean.expand(len(last), -1), z))
+        rows["pixels"].append(Embedded(pixel[last], pixel))
+    return rows
+
+
+def embed(
+    features: Features, row: str, videos: list[TestVideo]
+) -> tuple[list[Embedded], list[Embedded] | None]:
+    """All test videos through both branches of a row: with one prediction a query, and with every prediction
+    of a latent where there is one."""
+    frames = torch.cat([v.frames for v in videos]).split(EMBED_AT_ONCE)
+    z_b = features.embed(row, "b", features.represent(row, "b", frames)).cpu()
     clips = [v.frames[q.context] for v in videos for q in v.queries]
     at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
-    predict = (lambda z: model.predictions(z).transpose(0, 1)) if every else model.predict
-    z_a = torch.cat(
-        [
-            predict(model.a(torch.stack(clips[i : i + at_once]).transpose(1, 2).to(device))).float().cpu()
-            for i in range(0, len(clips), at_once)
-        ],
-        dim=-2,
-    )
-    model.train(was_training)
-    per_video = zip(
-        z_a.split([len(v.queries) for v in videos], dim=-2), z_b.split([len(v.frames) for v in videos])
-    )
-    return [Embedded(a, b) for a, b in per_video]
+    parts = [torch.stack(clips[i : i + at_once]).transpose(1, 2) for i in range(0, len(clips), at_once)]
+    y_a = features.represent(row, "a", parts)
+    found = [features.embed(row, "a", y_a).cpu()]
+    if features.latents > 1:
+        found.append(features.embed(row, "a", y_a, every=True).cpu().transpose(0, 1))
+    queries, counts = [len(v.queries) for v in videos], [len(v.frames) for v in videos]
+    each = [[Embedded(a, b) for a, b in zip(z_a.split(queries, dim=-2), z_b.split(counts))] for z_a in found]
+    return each[0], each[1] if len(each) > 1 else None
 
 
 def middle_rank(distances: Tensor, target: int) -> float:

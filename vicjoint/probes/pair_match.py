@@ -7,16 +7,18 @@ is 0 or 1
 
 # N rows, E embedding
 
-import functools
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from vicjoint.parts import Probe
-from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, evenly, represent, zero_or_one
+from vicjoint.parts import EvaluationData, Features, Items, Metric, Pair, Probe, Record, Want
+from vicjoint.probes.labels import evenly, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.ranking import Right, numbered
 from vicjoint.probes.regression import auc
@@ -36,20 +38,19 @@ class PairMatch(Probe):
     rows of label 1 (sum of log(1 + n)), which tells a promiscuous partner from a rare one; chance.
     """
 
-    def __init__(self, label: str = "label", linear_map: int = 2000):
-        if linear_map < 0:
-            raise ValueError(f"pair_match: linear_map is {linear_map}, expected 0 training rows or more.")
+    needs = frozenset({"both", "rows"})
+    refusal = (
+        "evaluate.probes: 'pair_match' compares the two cells of a row, which this pair does not give. Use"
+        " pair: {name: cross_modal} without a key, or leave it out."
+    )
+    explains = {"auc": Metric("area under the ROC curve (0.5: chance)")}
+
+    def __init__(self, label: str = "label", linear_map: Annotated[int, Field(ge=0)] = 2000):
         self.label, self.linear_map = label, linear_map
 
-    def misses(self, source, pair) -> str | None:
-        """Why this source cannot be probed, or None. Raises ValueError for a pair of the wrong kind and for a
-        label that is not 0 or 1."""
-        if not hasattr(pair, "plain_all") or getattr(pair, "key", None) is not None:
-            raise ValueError(
-                "evaluate.probes: 'pair_match' compares the two cells of a row, which this pair does not"
-                " give. Use pair: {name: cross_modal} without a key, or leave it out."
-            )
-        labels = [zero_or_one(r, self.label, "pair_match") for r in source.test]
+    def misses(self, data: EvaluationData) -> str | None:
+        """Raises ValueError for a label that is not 0 or 1."""
+        labels = self._labels(data.records("test"))
         if not {0, 1} <= set(labels):
             return (
                 f"it needs test rows with 1 and with 0 in '{self.label}'; found {labels.count(1)} and"
@@ -57,80 +58,63 @@ class PairMatch(Probe):
             )
         return None
 
-    def __call__(self, model, untrained, source, pair, device):
-        labels = [zero_or_one(r, self.label, "pair_match") for r in source.test]
-        places = np.array([i for i, label in enumerate(labels) if label is not None])
-        pairs = np.array(
-            [i for i, r in enumerate(source.train) if zero_or_one(r, self.label, "pair_match") == 1],
-            dtype=int,
-        )
-        encoders = {
-            "model": functools.partial(embed, model),
-            "random_init": functools.partial(embed, untrained),
-        }
-        simple = (
-            {"linear_map": lambda side: getattr(model, side).modality.simple_features}
-            if self.linear_map and len(pairs) > 1
-            else {}
-        )
-        with Evaluating(model, untrained):
-            z, places = both_sides(encoders | simple, source, pair, places, device, split=1)
-            if "linear_map" in z:
-                fitted, known = both_sides(
-                    simple, source, pair, pairs[evenly(len(pairs), self.linear_map)], device, split=0
-                )
-                contents = tuple(
-                    numbered([pair.contents_of(source.train[p], side)[0] for p in known.tolist()], {})
-                    for side in "ab"
-                )
-                z["linear_map"] = LinearMap(*fitted["linear_map"], Right(contents, contents)).a_to_b(
-                    *z["linear_map"]
-                )
-        truth = np.array([labels[p] for p in places.tolist()])
+    def _labels(self, records: Sequence[Record]) -> list[int | None]:
+        return [zero_or_one(record, self.label, "pair_match") for record in records]
+
+    def _pairs(self, data: EvaluationData) -> np.ndarray:
+        """Training rows whose cells belong together."""
+        return np.flatnonzero([label == 1 for label in self._labels(data.records("train"))])
+
+    def wants(self, data: EvaluationData) -> list[Want]:
+        test = np.flatnonzero([label is not None for label in self._labels(data.records("test"))])
+        pairs = self._pairs(data)
+        if not self.linear_map or len(pairs) < 2:
+            return [Want(side, "test", test, ("model", "random_init"), "embedding") for side in "ab"]
+        train = pairs[evenly(len(pairs), self.linear_map)]
+        wants = [Want(side, "test", test, space="embedding") for side in "ab"]
+        return wants + [Want(side, "train", train, ("simple",)) for side in "ab"]
+
+    def measure(self, features: Features) -> Iterator[tuple[str, float]]:
+        data = features.data
+        (a, b), *fitted = by_two([features.items(want) for want in self.wants(data)])
+        z = {row: (x, b.rows[row]) for row, x in a.rows.items() if row in b.rows}
+        if simple := z.pop("simple", None):
+            known = fitted[0]
+            contents = tuple(numbered(items.contents, {}) for items in known)
+            floor = LinearMap(*(items.rows["simple"] for items in known), Right(contents, contents))
+            z["linear_map"] = floor.a_to_b(*simple)
+        labels = self._labels(data.records("test"))
+        truth = np.array([labels[place] for place in a.places.tolist()])
         if len(set(truth.tolist())) < 2:
             raise ValueError(
                 "pair_match: the test rows that both branches can read do not have both 0 and 1 in"
                 f" '{self.label}'."
             )
-        for row, (a, b) in z.items():
-            yield f"{row}/auc", auc(similarity(a, b).cpu().numpy(), truth)
-        yield (
-            "frequency/auc",
-            auc(
-                frequency(pair, [source.train[i] for i in pairs], [source.test[p] for p in places.tolist()]),
-                truth,
-            ),
+        for row, both in z.items():
+            yield f"{row}/auc", auc(similarity(*both).cpu().numpy(), truth)
+        train, test = data.records("train"), data.records("test")
+        counts = frequency(
+            data.pair, [train[i] for i in self._pairs(data)], [test[p] for p in a.places.tolist()]
         )
+        yield "frequency/auc", auc(counts, truth)
         yield "chance/auc", 0.5
 
 
-def both_sides(
-    encoders: dict, source, pair, places: np.ndarray, device, split: int
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """({row: (features of a [N, E], of b [N, E])}, places [N]) of the rows of a split (0 training, 1 test)
-    that both branches can read. `encoders`: {row: side -> raw views -> features}."""
-    (a, at_a), (b, at_b) = (
-        represent(
-            {row: encoder(side) for row, encoder in encoders.items()},
-            both_records(source, pair.workers, side)[split],
-            Reading(pair, side),
-            places,
-            device,
-        )
-        for side in "ab"
-    )
-    kept_a, kept_b = torch.isin(at_a, at_b), torch.isin(at_b, at_a)
-    return {row: (a[row][kept_a.to(device)], b[row][kept_b.to(device)]) for row in a if row in b}, at_a[
-        kept_a
-    ]
+def by_two(items: list[Items]) -> list[tuple[Items, Items]]:
+    """a and b of a split, b and so on, without the rows that only one of the two could read."""
+    found = []
+    for a, b in zip(items[::2], items[1::2]):
+        found.append((a.only(torch.isin(a.places, b.places)), b.only(torch.isin(b.places, a.places))))
+    return found
 
 
-def frequency(pair, known: list[dict], rows: list[dict]) -> np.ndarray:
+def frequency(pair: Pair, known: list[Record], rows: list[Record]) -> np.ndarray:
     """Of each row, the sum over its two cells of log(1 + how many known rows have that cell)."""
     total = np.zeros(len(rows))
     for side in "ab":
-        seen = Counter(pair.contents_of(row, side)[0] for row in known)
-        total += [np.log1p(seen[pair.contents_of(row, side)[0]]) for row in rows]
+        content = lambda row: pair.views(row, side, read=False)[0].content
+        seen = Counter(map(content, known))
+        total += [np.log1p(seen[content(row)]) for row in rows]
     return total
 
 

@@ -3,36 +3,31 @@ clips."""
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from vicjoint.data.errors import READ_ERRORS
+from vicjoint.data import READ_ERRORS
 from vicjoint.files.guard import printable
+from vicjoint.parts import Features, Items
 from vicjoint.probes import ranking
-from vicjoint.probes.frozen import Reading, as_picture, both_records
 
 SHOWN = 5  # candidates of a query
 TITLE = 160  # characters
 
 
-def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: int) -> dict[str, np.ndarray]:
+def pictures_of(
+    z: dict, right: ranking.Right, sides: tuple[Items, Items], features: Features, most: int
+) -> dict[str, np.ndarray]:
     """{query uint8 [n, H, W, 3] (where queries are pictures too), neighbours [n, K, H, W, 3], right bool [n,
     K], title, good, captions (with {a} and {b} for the branches' names)} of up to `most` evenly spaced
     queries, from the direction whose candidates are pictures, a to b before b to a; empty where neither's
-    are. `z`: {direction: (embeddings of the items that ask, of those to be found)}; `data`: (source, pair).
-    """
-    source, pair = data
-    records = [both_records(source, pair.workers, branch)[1].records for branch in "ab"]
+    are. `z`: {direction: (embeddings of the items that ask, of those to be found)}."""
 
     def picture(side: int, item: int) -> np.ndarray | None:
-        reading = Reading(pair, "ab"[side], every=True)
-        place = int(sides[side].places[item])
-        return as_picture(reading(records[side][place], place)[int(sides[side].numbers[item])])
+        place, number = int(sides[side].places[item]), int(sides[side].numbers[item])
+        return features.picture("ab"[side], "test", place, number)
 
     def name(side: int, item: int) -> str:
-        record = records[side][int(sides[side].places[item])]
-        value = pair.values_of(record, "ab"[side])[int(sides[side].numbers[item])]
-        return printable(f"{record['id']}: {value}" if str(value) != str(record["id"]) else str(value))[
-            :TITLE
-        ]
+        return printable(sides[side].titles[item])[:TITLE]
 
     try:
         of = next((of for of in (0, 1) if picture(1 - of, 0) is not None), None)
@@ -61,5 +56,5 @@ def pictures_of(z: dict, right: ranking.Right, sides: tuple, data: tuple, most: 
         }
         return found | ({"query": np.stack(own)} if own[0] is not None else {})
     except READ_ERRORS as error:
-        print(f"evaluation shows no pictures: {printable(str(error))}")
+        tqdm.write(f"evaluation shows no pictures: {printable(str(error))}")
         return {}

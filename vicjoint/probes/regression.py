@@ -8,13 +8,16 @@ evaluate: {probes: [{name: regression, label: crosses_barrier, kind: binary, bra
 # N samples, D representation
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+from torch import Tensor
 
-from vicjoint.parts import Probe
-from vicjoint.probes.frozen import Evaluating, Reading, Split, both_records, held_out, represent, row_encoders
+from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
+from vicjoint.probes.labels import held_out, named
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.registry import register
 
@@ -34,54 +37,54 @@ class Regression(Probe):
     it gives them; mean: the mean of the training values.
     """
 
+    needs = frozenset({"views"})
+    scope = "branch"
+    refusal = (
+        "evaluate.probes: 'regression' looks at single views, which this pair does not give. Leave it out."
+    )
+    explains = {
+        "rmse": Metric("root mean squared error", "lower"),
+        "r2": Metric("1 - squared error / squared distance from the mean"),
+        "spearman": Metric("rank correlation of prediction and truth"),
+        "pearson": Metric("linear correlation of prediction and truth"),
+        "auc": Metric("area under the ROC curve (0.5: chance)"),
+        "accuracy": Metric("share of right answers (knn: with the first k of the recipe)"),
+        "penalty": Metric("ridge penalty that was best on the held-out training samples", None),
+    }
+
     def __init__(
         self,
         label: str = "label",
         branch: str = "a",
         kind: Literal["number", "binary"] = "number",
         standardize: bool = True,
-        holdout: float = 0.2,
+        holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2,
     ):
-        if not 0 < holdout < 1:
-            raise ValueError(
-                f"regression: holdout is {holdout}, expected a share of the training samples above 0 and"
-                " below 1."
-            )
-        self.label, self.branch, self.kind, self.standardize, self.holdout = (
-            label,
-            branch,
-            kind,
-            standardize,
-            holdout,
-        )
+        self.label, self.branch, self.kind = label, branch, kind
+        self.standardize, self.holdout = standardize, holdout
 
-    def misses(self, source, pair) -> str | None:
-        """Why this source cannot be probed, or None. Raises ValueError for a pair without single views and
-        for values of the wrong kind."""
-        if not hasattr(pair, "plain"):
-            raise ValueError(
-                "evaluate.probes: 'regression' looks at single views, which this pair does not give. Leave it"
-                " out."
-            )
-        train, test = self._splits(source, pair)
-        if train.known.sum() < 2 or test.known.sum() < 2:
+    def misses(self, data: EvaluationData) -> str | None:
+        """Raises ValueError for values of the wrong kind."""
+        both = self._values(data)
+        counts = [int(of.isfinite().sum()) for of in both]
+        if min(counts) < 2:
             return (
                 f"it needs two training and two test samples or more with a number in '{self.label}' of the"
-                f" records; found {train.known.sum()} and {test.known.sum()}."
+                f" records; found {counts[0]} and {counts[1]}."
             )
-        for of in (train, test):
-            if self.kind == "binary" and len(set(of.labels[of.known].tolist())) < 2:
-                return f"it needs both 0 and 1 in '{self.label}' of the training and of the test samples."
+        if self.kind == "binary" and any(len(set(of[of.isfinite()].tolist())) < 2 for of in both):
+            return f"it needs both 0 and 1 in '{self.label}' of the training and of the test samples."
         return None
 
-    def _splits(self, source, pair) -> tuple[Split, Split]:
-        found = []
-        for of in both_records(source, pair.workers, self.branch):
-            values = torch.tensor([self._number(record) for record in of.records], dtype=torch.float64)
-            found.append(Split(of, values, values.isfinite().numpy()))
-        return tuple(found)
+    def _values(self, data: EvaluationData) -> tuple[Tensor, Tensor]:
+        """Float64 [N] of the records of both splits; not a number where a record has none."""
+        train, test = (
+            torch.tensor([self._number(r) for r in data.records(split, self.branch)], dtype=torch.float64)
+            for split in ("train", "test")
+        )
+        return train, test
 
-    def _number(self, record: dict) -> float:
+    def _number(self, record: Record) -> float:
         """The record's value; not a number where it has none."""
         value = record.get(self.label)
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -100,30 +103,24 @@ class Regression(Probe):
             )
         return number
 
-    def __call__(self, model, untrained, source, pair, device):
-        train, test = self._splits(source, pair)
-        encoders, reading = row_encoders(model, untrained, self.branch), Reading(pair, self.branch)
-        with Evaluating(model, untrained):
-            x, places = represent(encoders, train.of, reading, train.places, device)
-            queries, query_places = represent(encoders, test.of, reading, test.places, device)
-        y, truth = train.labels[places].to(device), test.labels[query_places].numpy()
-        held = torch.from_numpy(held_out(len(y), self.holdout)).to(device)
-        measure = binary_metrics if self.kind == "binary" else number_metrics
-        for row in x:
-            fit, penalty = fit_chosen(
-                x[row],
-                y[:, None],
-                held,
-                lambda found: float((found[:, 0] - y[held]).square().mean()),
-                self.standardize,
-            )
-            yield from named(row, measure(fit.predict(queries[row], penalty)[:, 0].cpu().numpy(), truth))
+    def wants(self, data: EvaluationData) -> list[Want]:
+        places = [np.flatnonzero(of.isfinite().numpy()) for of in self._values(data)]
+        return [Want(self.branch, split, of) for split, of in zip(("train", "test"), places)]
+
+    def measure(self, features: Features) -> Iterator[tuple[str, float]]:
+        train, test = (features.items(want) for want in self.wants(features.data))
+        values, truth = (of[items.places] for of, items in zip(self._values(features.data), (train, test)))
+        y, truth = values.to(features.device), truth.numpy()
+        held = torch.from_numpy(held_out(len(y), self.holdout)).to(features.device)
+        metrics = binary_metrics if self.kind == "binary" else number_metrics
+        error = lambda found: float((found[:, 0] - y[held]).square().mean())
+        for row, x in train.rows.items():
+            fit, penalty = fit_chosen(x, y[:, None], held, error, self.standardize)
+            predicted = fit.predict(test.rows[row], penalty)[:, 0].cpu().numpy()
+            row = features.baseline(self.branch) if row == "simple" else row
+            yield from named(row, metrics(predicted, truth))
             yield f"{row}/penalty", penalty
-        yield from named("mean", measure(np.full(len(truth), float(y.mean())), truth))
-
-
-def named(row: str, metrics: dict[str, float]):
-    return ((f"{row}/{metric}", value) for metric, value in metrics.items())
+        yield from named("mean", metrics(np.full(len(truth), float(y.mean())), truth))
 
 
 # ---- metrics of predictions [N] and truth [N], float64 ----

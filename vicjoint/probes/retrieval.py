@@ -8,15 +8,18 @@ says why).
 
 # N items, E embedding
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vicjoint.parts import Probe
+from vicjoint.parts import EvaluationData, Features, Items, Metric, Probe, Record, Split, Want
 from vicjoint.probes import ranking
-from vicjoint.probes.frozen import Evaluating, Reading, both_records, embed, evenly, represent, zero_or_one
+from vicjoint.probes.labels import evenly, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.pictures import pictures_of
 from vicjoint.registry import register
@@ -25,22 +28,17 @@ DIRECTIONS = ("a_to_b", "b_to_a")
 
 
 @dataclass
-class Side:
-    """The test items of one branch: {row: embeddings [N, E]}, and of each item its record's place, its number
-    among the values of the record's cell, the number of its content (equal for equal texts or files), and its
-    class (-1: none)."""
+class Group:
+    """The test items of one branch, and of each the number of its content (equal for equal texts or files)
+    and of its class (-1: none)."""
 
-    rows: dict[str, Tensor]
-    places: Tensor
-    numbers: Tensor
+    items: Items
     contents: Tensor
     classes: Tensor
 
-    def __getitem__(self, kept: Tensor) -> "Side":
-        return Side(
-            {row: z[kept.to(z.device)] for row, z in self.rows.items()},
-            *(getattr(self, name)[kept] for name in ("places", "numbers", "contents", "classes")),
-        )
+    def only(self, kept: Tensor) -> "Group":
+        """Those that `kept` [N] marks."""
+        return Group(self.items.only(kept), self.contents[kept], self.classes[kept])
 
 
 @register("probe", "retrieval")
@@ -67,183 +65,153 @@ class Retrieval(Probe):
     expectation of a random order.
     """
 
-    all_pairs = True  # called once for each two branches of a run
+    needs = frozenset({"both"})
+    scope = "every_two"
+    refusal = (
+        "evaluate.probes: 'retrieval' compares two modalities of a record, which this pair does not give. Use"
+        " pair: {name: cross_modal}, or leave it out."
+    )
+    explains = {
+        "r1": Metric("R@1: share of queries of which a right answer ranks first"),
+        "r5": Metric("R@5: share of queries of which a right answer is among the first five"),
+        "r10": Metric("R@10: the same for the first ten"),
+        "median_rank": Metric(
+            "median rank of the best right answer among all distinct candidates; equal similarities share the"
+            " middle rank",
+            "lower",
+        ),
+        "mrr": Metric("mean of 1 / rank of the best right answer"),
+        "class_prototype": Metric("share of queries whose class has the nearest mean embedding"),
+    }
 
     def __init__(
-        self, limit: int | None = None, linear_map: int = 2000, pictures: int = 8, only: str | None = None
+        self,
+        limit: Annotated[int, Field(ge=2)] | None = None,
+        linear_map: Annotated[int, Field(ge=0)] = 2000,
+        pictures: Annotated[int, Field(ge=0)] = 8,
+        only: str | None = None,
     ):
-        if limit is not None and limit < 2:
-            raise ValueError(
-                f"retrieval: limit is {limit}, expected 2 test records or more, or null for all of them."
-            )
-        if linear_map < 0 or pictures < 0:
-            raise ValueError(
-                f"retrieval needs linear_map and pictures of 0 or more, got {linear_map} and {pictures}."
-            )
         self.limit, self.linear_map, self.pictures, self.only = limit, linear_map, pictures, only
-        self._fixed: list[tuple] = []  # (pair, its rows that do not change while the model trains)
 
-    def misses(self, source, pair) -> str | None:
-        if not hasattr(pair, "plain_all"):
-            raise ValueError(
-                "evaluate.probes: 'retrieval' compares two modalities of a record, which this pair does not"
-                " give. Use pair: {name: cross_modal}, or leave it out."
-            )
-        if self.only and not len(self._places(source.test, None)):
+    def misses(self, data: EvaluationData) -> str | None:
+        if self.only and not len(self._places(data.records("test"), None)):
             raise ValueError(
                 f"evaluate.probes: retrieval: no test record has 1 in '{self.only}'. Correct `only`, or leave"
                 " it out."
             )
         return None
 
-    def _places(self, records: list[dict], limit: int | None) -> np.ndarray:
-        pairs = np.array(
-            [
-                i
-                for i, r in enumerate(records)
-                if self.only is None or zero_or_one(r, self.only, "retrieval") == 1
-            ],
-            dtype=int,
-        )
+    def _places(self, records: Sequence[Record], limit: int | None) -> np.ndarray:
+        """The records that count as pairs, at most `limit` of them."""
+        is_pair = lambda r: self.only is None or zero_or_one(r, self.only, "retrieval") == 1
+        pairs = np.array([i for i, record in enumerate(records) if is_pair(record)], dtype=int)
         return pairs[evenly(len(pairs), limit)]
 
-    def __call__(self, model, untrained, source, pair, device):
+    def _want(self, data: EvaluationData, side: str, split: Split) -> Want:
+        """Of the test split the items, of the training split what the floor is fitted on."""
+        places = self._places(data.records(split, side), self.limit if split == "test" else self.linear_map)
+        if split == "train":
+            return Want(side, split, places, ("simple",))
+        return Want(side, split, places, space="embedding", every=True)
+
+    def wants(self, data: EvaluationData) -> list[Want]:
+        splits = ("test", "train") if self.linear_map else ("test",)
+        return [self._want(data, side, split) for split in splits for side in "ab"]
+
+    def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where fewer than two test records can be read by both branches."""
-        known = next((rows for of, rows in self._fixed if of is pair), None)
-        with Evaluating(model, untrained):
-            encoders = {"model": (embed(model, "a"), embed(model, "b"))}
-            if known is None:
-                encoders["random_init"] = embed(untrained, "a"), embed(untrained, "b")
-                encoders["simple"] = model.a.modality.simple_features, model.b.modality.simple_features
-            a, b = self._sides(encoders, source, pair, device)
-            rows = {
-                row: {"a_to_b": (a.rows[row], b.rows[row]), "b_to_a": (b.rows[row], a.rows[row])}
-                for row in a.rows
-                if row in b.rows
-            }
-            if simple := rows.pop("simple", None):
-                rows |= self._floors(model, simple, source, pair, device)
-        right = right_of(a, b, two_tables(source))
-        found = {
-            f"{row}/{metric}": value
-            for row, both in rows.items()
-            for metric, value in score(both, right, (a, b)).items()
+        a, b = self._groups(features)
+        right = right_of(a, b, features.data.source.second is not None)
+        rows = {
+            row: {"a_to_b": (z, b.items.rows[row]), "b_to_a": (b.items.rows[row], z)}
+            for row, z in a.items.rows.items()
+            if row in b.items.rows
         }
-        if known is None:
-            known = {key: value for key, value in found.items() if not key.startswith("model/")}
-            known |= {f"chance/{metric}": value for metric, value in chance(right, (a, b)).items()}
-            self._fixed.append((pair, known))
-        yield from (found | known).items()
+        score_of = lambda row, z: {f"{row}/{m}": value for m, value in score(z, right, (a, b)).items()}
+
+        def fixed() -> dict[str, float]:
+            floors = self._floors(features, rows["simple"]) if "simple" in rows else {}
+            found = score_of("random_init", rows["random_init"])
+            for row, z in floors.items():
+                found |= score_of(row, z)
+            return found | {f"chance/{m}": value for m, value in chance(right, (a, b)).items()}
+
+        yield from (score_of("model", rows["model"]) | features.once("fixed rows", fixed)).items()
         if self.pictures and (
-            shown := pictures_of(rows["model"], right, (a, b), (source, pair), self.pictures)
+            shown := pictures_of(rows["model"], right, (a.items, b.items), features, self.pictures)
         ):
             yield "pictures", shown
 
-    def _sides(self, encoders: dict, source, pair, device) -> tuple[Side, Side]:
+    def _groups(self, features: Features) -> tuple[Group, Group]:
         """Both branches' test items, of the records that both can read; one numbering of classes for both."""
-        sides, classes = [], {}
-        for i, branch in enumerate("ab"):
-            _, test = both_records(source, pair.workers, branch)
-            places = self._places(test.records, self.limit)
-            reading = Reading(pair, branch, every=True)
-            rows, where = represent(
-                {row: both[i] for row, both in encoders.items()}, test, reading, places, device
-            )
-            numbers = number_within(where)
-            contents, keys = contents_and_keys(pair, branch, test.records, where)
-            sides.append(
-                Side(rows, where, numbers, ranking.numbered(contents, {}), ranking.numbered(keys, classes))
-            )
-        a, b = sides
-        if not two_tables(source):
-            a, b = a[torch.isin(a.places, b.places)], b[torch.isin(b.places, a.places)]
-        if min(len(a.places.unique()), len(b.places.unique())) < 2:
+        classes: dict = {}
+        groups = []
+        for side in "ab":
+            items = features.items(self._want(features.data, side, "test"))
+            contents, keys = ranking.numbered(items.contents, {}), ranking.numbered(items.keys, classes)
+            groups.append(Group(items, contents, keys))
+        a, b = groups
+        if features.data.source.second is None:
+            a, b = (x.only(torch.isin(x.items.places, y.items.places)) for x, y in ((a, b), (b, a)))
+        if min(len(group.items.places.unique()) for group in (a, b)) < 2:
             raise ValueError(
                 "retrieval: fewer than two test records can be read by both branches, so there is nothing to"
                 " choose among."
             )
         return a, b
 
-    def _floors(self, model, simple: dict, source, pair, device) -> dict[str, dict]:
+    def _floors(self, features: Features, simple: dict) -> dict[str, dict]:
         """The rows made of simple features, `simple` {direction: (queries, candidates)}."""
-        names, widths = (
-            {branch.modality.baseline for branch in (model.a, model.b)},
-            {z.shape[1] for z in simple["a_to_b"]},
-        )
+        names = {features.baseline(side) for side in "ab"}
+        widths = {z.shape[1] for z in simple["a_to_b"]}
         rows = {names.pop(): simple} if len(names) == len(widths) == 1 else {}
         if self.linear_map:
-            floor = self._fit_linear_map(model, source, pair, device)
-            rows["linear_map"] = {direction: getattr(floor, direction)(*z) for direction, z in simple.items()}
+            floor = self._fit_linear_map(features)
+            rows["linear_map"] = {
+                "a_to_b": floor.a_to_b(*simple["a_to_b"]),
+                "b_to_a": floor.b_to_a(*simple["b_to_a"]),
+            }
         return rows
 
-    def _fit_linear_map(self, model, source, pair, device) -> LinearMap:
+    def _fit_linear_map(self, features: Features) -> LinearMap:
         """Fitted on training records that both branches can read; with a key, on a random b of equal key for
         every a."""
-        sides, classes = [], {}
-        for branch, of in (("a", model.a), ("b", model.b)):
-            train, _ = both_records(source, pair.workers, branch)
-            places = self._places(train.records, self.linear_map)
-            rows, where = represent(
-                {"simple": of.modality.simple_features}, train, Reading(pair, branch), places, device
-            )
-            contents, keys = contents_and_keys(pair, branch, train.records, where)
-            sides.append(
-                (
-                    rows["simple"],
-                    {p: i for i, p in enumerate(where.tolist())},
-                    keys,
-                    ranking.numbered(contents, {}),
-                    ranking.numbered(keys, classes),
-                )
-            )
-        (a, places_a, keys_a, contents_a, classes_a), (b, places_b, keys_b, contents_b, classes_b) = sides
-        if keys_a[0] is None:
-            chosen = [(i, places_b[p]) for p, i in places_a.items() if p in places_b]
+        a, b = (features.items(self._want(features.data, side, "train")) for side in "ab")
+        classes: dict = {}
+        (contents_a, classes_a), (contents_b, classes_b) = (
+            (ranking.numbered(of.contents, {}), ranking.numbered(of.keys, classes)) for of in (a, b)
+        )
+        if a.keys[0] is None:
+            at = {place: j for j, place in enumerate(b.places.tolist())}
+            chosen = [(i, at[place]) for i, place in enumerate(a.places.tolist()) if place in at]
         else:
             rng, of_key = np.random.default_rng(0), {}
-            for i, key in enumerate(keys_b):
-                of_key.setdefault(key, []).append(i)
-            chosen = [(i, int(rng.choice(of_key[key]))) for i, key in enumerate(keys_a) if key in of_key]
+            for j, key in enumerate(b.keys):
+                of_key.setdefault(key, []).append(j)
+            chosen = [(i, int(rng.choice(of_key[key]))) for i, key in enumerate(a.keys) if key in of_key]
         i, j = torch.tensor(chosen).T
         pairs = contents_a[i], contents_b[j]
-        return LinearMap(
-            a[i.to(a.device)], b[j.to(b.device)], ranking.Right(pairs, pairs, (classes_a[i], classes_b[j]))
-        )
+        x, y = a.rows["simple"], b.rows["simple"]
+        right = ranking.Right(pairs, pairs, (classes_a[i], classes_b[j]))
+        return LinearMap(x[i.to(x.device)], y[j.to(y.device)], right)
 
 
-def two_tables(source) -> bool:
-    return getattr(source, "second", None) is not None
-
-
-def number_within(places: Tensor) -> Tensor:
-    """0, 1, ... of each item among the items of the same place, for places [N] that stand together."""
-    first = torch.cat([torch.ones(1, dtype=torch.bool), places[1:] != places[:-1]])
-    starts = torch.where(first, torch.arange(len(places)), 0).cummax(0).values
-    return torch.arange(len(places)) - starts
-
-
-def contents_and_keys(pair, branch: str, records: list[dict], where: Tensor) -> tuple[list, list]:
-    """(content, key) of each item; where [N]: the places of their records, items of one place together."""
-    of = {p: (pair.contents_of(records[p], branch), pair.key_of(records[p])) for p in where.unique().tolist()}
-    return [of[p][0][n] for p, n in zip(where.tolist(), number_within(where).tolist())], [
-        of[p][1] for p in where.tolist()
-    ]
-
-
-def right_of(a: Side, b: Side, separate: bool) -> ranking.Right:
+def right_of(a: Group, b: Group, separate: bool) -> ranking.Right:
     """`separate`: the sides come from different tables, and only classes say what belongs together."""
     together = (torch.empty(0, dtype=torch.long),) * 2
     if not separate:
         of_b = {}
-        for place, content in zip(b.places.tolist(), b.contents.tolist()):
+        for place, content in zip(b.items.places.tolist(), b.contents.tolist()):
             of_b.setdefault(place, []).append(content)
-        pairs = [(u, v) for place, u in zip(a.places.tolist(), a.contents.tolist()) for v in of_b[place]]
+        pairs = [
+            (u, v) for place, u in zip(a.items.places.tolist(), a.contents.tolist()) for v in of_b[place]
+        ]
         together = tuple(torch.tensor(pairs).T)
     return ranking.Right((a.contents, b.contents), together, (a.classes, b.classes))
 
 
 def score(
-    z: dict[str, tuple[Tensor, Tensor]], right: ranking.Right, sides: tuple[Side, Side]
+    z: dict[str, tuple[Tensor, Tensor]], right: ranking.Right, sides: tuple[Group, Group]
 ) -> dict[str, float]:
     """All metrics of one row; z: {direction: (embeddings of the items that ask [Q, E], of those to be found
     [N, E])}."""
@@ -278,7 +246,7 @@ def answerable(right: ranking.Right, of: int) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(np.flatnonzero(count)), count[count > 0]
 
 
-def chance(right: ranking.Right, sides: tuple[Side, Side]) -> dict[str, float]:
+def chance(right: ranking.Right, sides: tuple[Group, Group]) -> dict[str, float]:
     found = {}
     for of, direction in enumerate(DIRECTIONS):
         _, count = answerable(right, of)

@@ -8,18 +8,19 @@ mean of the other branch's training samples
 
 # N samples, C classes, E embedding
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from vicjoint.batch import concatenate, to_device
-from vicjoint.parts import Probe
-from vicjoint.probes.classify import TOP
-from vicjoint.probes.classify import chance as chance_of
-from vicjoint.probes.frozen import Evaluating, Reading, embed, represent, splits
+from vicjoint.batch import concatenate
+from vicjoint.parts import EvaluationData, Features, Probe, Side, Want
+from vicjoint.probes.classify import ACCURACY
+from vicjoint.probes.labels import TOP, chance, known, labels_of, named
 from vicjoint.probes.ranking import prototypes, ranks
 from vicjoint.registry import register
 
-OTHER = {"a": "b", "b": "a"}
+ROWS = ("model", "random_init")
 
 
 @register("probe", "zero_shot")
@@ -33,8 +34,16 @@ class ZeroShot(Probe):
     encoders before training; chance.
     """
 
+    needs = frozenset({"both"})
+    scope = "branch"
+    refusal = (
+        "evaluate.probes: 'zero_shot' compares two modalities of a record, which this pair does not give. Use"
+        " pair: {name: cross_modal}, or leave it out."
+    )
+    explains = ACCURACY
+
     def __init__(self, label: str = "label", branch: str = "a", prompts: list[str] | None = None):
-        if branch not in OTHER:
+        if branch not in ("a", "b"):
             raise ValueError(f"zero_shot: branch is '{branch}', expected a or b.")
         if prompts is not None and (not prompts or any("{}" not in prompt for prompt in prompts)):
             raise ValueError(
@@ -42,81 +51,56 @@ class ZeroShot(Probe):
                 " goes, or null."
             )
         self.label, self.branch, self.prompts = label, branch, prompts
+        self.other: Side = "b" if branch == "a" else "a"
 
-    def misses(self, source, pair) -> str | None:
-        """Why this source cannot be probed, or None. Raises ValueError for a pair of the wrong kind."""
-        if not hasattr(pair, "plain_all"):
+    def misses(self, data: EvaluationData) -> str | None:
+        """Raises ValueError for prompts that nobody reads."""
+        if self.prompts and data.pair.readers["ab".index(self.other)].reads != "text":
             raise ValueError(
-                "evaluate.probes: 'zero_shot' compares two modalities of a record, which this pair does not"
-                " give. Use pair: {name: cross_modal}, or leave it out."
+                f"evaluate.probes: zero_shot: prompts need text on branch {self.other}, whose modality reads"
+                f" files. Set branch={self.other}, or prompts: null for the mean of training samples."
             )
-        other = OTHER[self.branch]
-        if self.prompts and pair.modalities["ab".index(other)].reads != "text":
-            raise ValueError(
-                f"evaluate.probes: zero_shot: prompts need text on branch {other}, whose modality reads"
-                f" files. Set branch={other}, or prompts: null for the mean of training samples."
-            )
-        _, test, classes = splits(source, self.label, pair.workers, self.branch)
-        if len(classes) < 2 or not test.known.any():
-            return (
-                f"it needs two classes or more, and test samples of them, in '{self.label}' of the records;"
-                f" found {len(classes)} classes."
-            )
-        return None
+        return labels_of(data, self.label, self.branch).missing(self.label)
 
-    @torch.no_grad()
-    def __call__(self, model, untrained, source, pair, device):
-        _, test, classes = splits(source, self.label, pair.workers, self.branch)
-        models = {"model": model, "random_init": untrained}
-        mine, theirs = (
-            {row: embed(m, branch) for row, m in models.items()}
-            for branch in (self.branch, OTHER[self.branch])
-        )
-        with Evaluating(model, untrained):
-            queries, places = represent(mine, test.of, Reading(pair, self.branch), test.places, device)
-            points, kinds = (
-                self._of_prompts(theirs, pair, classes, device)
-                if self.prompts
-                else self._of_samples(theirs, source, pair, classes, device)
-            )
-        truth = test.labels[places]
-        present = torch.isin(
-            truth, kinds
-        )  # a class of which the other branch has no training sample cannot be named
+    def wants(self, data: EvaluationData) -> list[Want]:
+        test = known(labels_of(data, self.label, self.branch).test)
+        wants = [Want(self.branch, "test", test, ROWS, "embedding")]
+        if not self.prompts:
+            train = known(labels_of(data, self.label, self.other).train)
+            wants.append(Want(self.other, "train", train, ROWS, "embedding"))
+        return wants
+
+    def measure(self, features: Features) -> Iterator[tuple[str, float]]:
+        labels = labels_of(features.data, self.label, self.branch)
+        queries = features.items(self.wants(features.data)[0])
+        points, kinds = (self._of_prompts if self.prompts else self._of_samples)(features, labels.classes)
+        truth = labels.test[queries.places]
+        # a class of which the other branch has no training sample cannot be named
+        present = torch.isin(truth, kinds)
         own = truth[present][:, None] == kinds
-        for row, z in queries.items():
+        for row, z in queries.rows.items():
             rank = ranks(z[present.to(z.device)], points[row], lambda part: own[part])
             yield f"{row}/accuracy", float((rank <= 1).sum()) / len(truth)
             if len(kinds) > TOP:
                 yield f"{row}/top5", float((rank <= TOP).sum()) / len(truth)
-        yield from (
-            (f"chance/{metric}", value * float(present.double().mean()))
-            for metric, value in chance_of(len(kinds)).items()
-        )
+        there = float(present.double().mean())
+        yield from named("chance", {name: value * there for name, value in chance(len(kinds)).items()})
 
-    def _of_prompts(self, encoders: dict, pair, classes: list, device) -> tuple[dict[str, Tensor], Tensor]:
+    def _of_prompts(self, features: Features, classes: list) -> tuple[dict[str, Tensor], Tensor]:
         """({row: points [C, E]}, class numbers [C])."""
-        read = pair.modalities["ab".index(OTHER[self.branch])].read
-        raw = to_device(
-            concatenate(
-                [read(prompt.replace("{}", str(name))) for name in classes for prompt in self.prompts]
-            ),
-            device,
-        )
-        kinds = torch.arange(len(classes))
-        found = {
-            row: encode(raw).float().view(len(classes), len(self.prompts), -1).mean(1)
-            for row, encode in encoders.items()
-        }
-        return found, kinds
+        read = features.data.pair.readers["ab".index(self.other)].read
+        raw = [read(prompt.replace("{}", str(name))) for name in classes for prompt in self.prompts]
+        found = {}
+        for row in ROWS:
+            z = features.embed(row, self.other, features.represent(row, self.other, [concatenate(raw)]))
+            found[row] = z.view(len(classes), len(self.prompts), -1).mean(1)
+        return found, torch.arange(len(classes))
 
-    def _of_samples(
-        self, encoders: dict, source, pair, classes: list, device
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        other = OTHER[self.branch]
-        train, _, names = splits(source, self.label, pair.workers, other)
-        z, places = represent(encoders, train.of, Reading(pair, other), train.places, device)
+    def _of_samples(self, features: Features, classes: list) -> tuple[dict[str, Tensor], Tensor]:
+        of_other = labels_of(features.data, self.label, self.other)
+        items = features.items(self.wants(features.data)[1])
         number = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([number.get(names[label], -1) for label in train.labels[places].tolist()])
-        found = {row: prototypes(y, labels.to(y.device)) for row, y in z.items()}
+        names = [of_other.classes[label] for label in of_other.train[items.places].tolist()]
+        labels = torch.tensor([number.get(name, -1) for name in names])
+        found = {row: prototypes(z, labels.to(z.device)) for row, z in items.rows.items()}
         return {row: points for row, (points, _) in found.items()}, found["model"][1].cpu()

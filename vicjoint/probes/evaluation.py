@@ -1,0 +1,174 @@
+"""An evaluation: all probes of a run on the model as it is, with what never changes kept for the next time.
+
+evaluation = Evaluation(measures, workers=2, limit=TimeLimit(300), device=device)
+print(evaluation.cost(model, untrained).words())
+results, pictures = evaluation(model, untrained)        # {probe: {row: {metric: number}}}, {probe: arrays}
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vicjoint.batch import to_device
+from vicjoint.data import READ_ERRORS, TimeLimit
+from vicjoint.model import Model, Two
+from vicjoint.parts import EvaluationData, Side, Split
+from vicjoint.probes.features import EVALUATION, FeaturesOf, Measure, Part, Reader, Views, collate, encoded
+
+TRIED = 8  # records that an estimate of the time reads and encodes
+WORTH_TRYING = 512  # views to read or encode from which it is worth that
+QUICK_SECONDS = 5.0  # an evaluation that is estimated to take less says nothing before it starts
+
+
+@dataclass
+class Cost:
+    """What an evaluation will take: samples to read, crops of them (epochs included), and seconds, as far as
+    a few samples tell."""
+
+    probes: list[str]
+    samples: int
+    epochs: int
+    crops: int
+    seconds: float
+
+    def words(self) -> str:
+        crops = f" and {self.epochs} epochs of random crops, {self.crops:,} in all" if self.crops else ""
+        time = f"{self.seconds:.0f} s" if self.seconds < 100 else f"{self.seconds / 60:.0f} min"
+        return (
+            f"evaluation ({', '.join(self.probes) or 'no probes'}): {self.samples:,} samples{crops}: about"
+            f" {time}"
+        )
+
+
+class Evaluation:
+    """Built once for a run. `workers`: processes that may read, where there is much to read."""
+
+    def __init__(self, measures: list[Measure], workers: int, limit: TimeLimit, device: torch.device):
+        self.measures, self.reader = measures, Reader(workers, limit, device)
+        self._parts: dict[tuple, Part] = {}
+        for measure in measures:
+            for want in measure.probe.wants(measure.data):
+                self._part(measure.data, want.side, want.split).add(want)
+
+    def _part(self, data: EvaluationData, side: Side, split: Split) -> Part:
+        key = (id(data.source), id(data.pair), data.branches, side, split)
+        if key not in self._parts:
+            self._parts[key] = Part(data, side, split, data.records(split, side))
+        return self._parts[key]
+
+    def __call__(self, model: Model, untrained: Model) -> tuple[dict[str, dict], dict[str, dict]]:
+        """Raises ValueError where a probe finds nothing to measure."""
+        results: dict[str, dict] = {}
+        pictures: dict[str, dict] = {}
+        cost = self.cost(model, untrained, WORTH_TRYING)
+        if cost.seconds > QUICK_SECONDS:
+            tqdm.write(cost.words())
+        total = sum(part.cost + part.epochs * part.crops for part in self._parts.values())
+        total += sum(len(measure.data.records("test")) for measure in self._to_read())
+        with evaluating(model, untrained), self._progress(total):
+            for part in self._parts.values():
+                part.features = {}
+            for measure in self.measures:
+                self.reader.bar.set_description_str(f"evaluate: {measure.name}")
+                rows = results.setdefault(measure.name, {})
+                for key, value in measure.probe.measure(self._features(measure, model, untrained)):
+                    if key == "pictures":
+                        pictures[measure.name] = value
+                    else:
+                        row, metric = key.split("/")
+                        rows.setdefault(row, {})[metric] = value
+        return results, pictures
+
+    @contextmanager
+    def _progress(self, total: int) -> Iterator[None]:
+        with tqdm(
+            total=total, unit="sample", leave=False, delay=1, mininterval=0.5, dynamic_ncols=True
+        ) as bar:
+            self.reader.bar = bar
+            yield
+        self.reader.bar = None
+
+    def _features(self, measure: Measure, model: Model, untrained: Model) -> FeaturesOf:
+        wants = measure.probe.wants(measure.data)
+        parts = {(w.side, w.split): self._part(measure.data, w.side, w.split) for w in wants}
+        models = models_between(measure.data, model, untrained)
+        return FeaturesOf(measure, self.reader, parts, models)
+
+    @torch.no_grad()
+    def cost(self, model: Model, untrained: Model, least: int = 0) -> Cost:
+        """Of the next evaluation. Where there are no more than `least` views, reading a few to see how long
+        it takes is not worth it, and no time is counted. Nor is what a probe encodes of what it reads by
+        itself."""
+        cost = Cost([m.name for m in self.measures], 0, 0, 0, 0.0)
+        with evaluating(model, untrained):
+            for part in self._parts.values():
+                crops = part.epochs * part.crops
+                cost.samples += len(part.places)
+                cost.epochs, cost.crops = cost.epochs + part.epochs, cost.crops + crops
+                if part.cost + crops > least:
+                    reading, encoding = self._try(part, models_between(part.data, model, untrained))
+                    views = len(part.places) if part.kept is None else 0
+                    cost.seconds += (views + crops) * reading + (part.cost + 2 * crops) * encoding
+        for measure in self._to_read():
+            records = measure.data.records("test")
+            cost.samples += len(records)
+            cost.seconds += len(records) * seconds_to_read(measure, self.reader.limit)
+        return cost
+
+    def _to_read(self) -> list[Measure]:
+        """The probes that have yet to read by themselves."""
+        return [m for m in self.measures if m.probe.reads and "read" not in m.kept]
+
+    def _try(self, part: Part, models: dict[str, Two]) -> tuple[float, float]:
+        """Seconds for a view: to read it, and to encode it by one model."""
+        places = part.places if len(part.places) else range(len(part.records))
+        views, began = Views(part, self.reader.limit), time.perf_counter()
+        chunk = collate([views[int(place), -1] for place in places[:TRIED]])
+        reading = time.perf_counter() - began
+        if chunk.raw is None:
+            return reading / TRIED, 0.0
+        raw = to_device(chunk.raw, self.reader.device)
+        for _ in range(2):  # the first is a warm-up
+            began = time.perf_counter()
+            list(encoded(models, "model", part.side, raw, {"representation"}))
+        return reading / TRIED, (time.perf_counter() - began) / len(chunk.places)
+
+    def explained(self) -> dict[str, dict[str, list]]:
+        """{probe: {metric: [words, which values are better]}}, for the report."""
+        return {
+            m.name: {name: list(metric) for name, metric in m.probe.explains.items()} for m in self.measures
+        }
+
+
+def seconds_to_read(measure: Measure, limit: TimeLimit) -> float:
+    """Of one test record, by the probe itself; 0 where the first cannot be read."""
+    record, began = measure.data.records("test")[0], time.perf_counter()
+    try:
+        with limit.reading(EVALUATION, 0, record["id"]):
+            measure.probe.read(record, measure.data.pair)
+    except READ_ERRORS:
+        return 0.0
+    return time.perf_counter() - began
+
+
+def models_between(data: EvaluationData, model: Model, untrained: Model) -> dict[str, Two]:
+    return {"model": model.between(*data.branches), "random_init": untrained.between(*data.branches)}
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Models in evaluation mode while entered, and no gradients."""
+    before = [m.training for m in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, training in zip(models, before):
+            model.train(training)

@@ -1,0 +1,312 @@
+"""Where an evaluation reads and encodes: every view once, and once through each row's encoder, whatever the
+number of probes that look at it.
+
+A `Part` is one branch of one split as one pair reads it. It gathers what all probes want of it, reads the
+union, and keeps what training does not change (random_init, simple features, raw views as far as there is
+room) for the run. `FeaturesOf` is what one probe sees of that (vicjoint.parts.Features).
+"""
+
+# N items, B batch, D representation, E embedding
+
+import contextlib
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vicjoint.batch import concatenate, to_device
+from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
+from vicjoint.files.guard import printable
+from vicjoint.model import Two
+from vicjoint.parts import EvaluationData, Items, Probe, Raw, Record, Side, Space, Split, View, Want
+
+AT_ONCE = 64  # records in one forward pass
+KEPT_BYTES = 2**29  # raw views of a part that are kept for the next evaluation
+FIXED_BYTES = 2**30  # features of a part that are kept for the run
+WORTH_WORKERS = 20_000  # views from which starting worker processes pays
+EVALUATION = -1  # the number by which a time limit knows what evaluations read
+
+
+class Views(Reads):
+    """(record's number, epoch) -> (its views, number), or (why it cannot be read, number). Epoch -1: as in
+    evaluation, else a random crop."""
+
+    def __init__(self, part: "Part", limit: TimeLimit):
+        self.pair, self.records, self.side, self.limit = part.data.pair, part.records, part.side, limit
+        self.every = part.every
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[list[View] | str, int]:
+        number, epoch = place
+        record, rng = self.records[number], None
+        if epoch >= 0:
+            rng = np.random.default_rng([epoch, number, 2])
+        try:
+            with self.limit.reading(EVALUATION, number, record["id"]):
+                views = self.pair.views(record, self.side, rng)
+        except READ_ERRORS as error:
+            return cause_of(error), number
+        return views if self.every else views[:1], number
+
+    def name(self, number: int, index: int) -> str:
+        return self.records[index]["id"]
+
+
+@dataclass
+class Chunk:
+    """Raw views of some records, and of each the number of its record and its number among the views of
+    that."""
+
+    raw: Raw
+    places: Tensor
+    numbers: Tensor
+    views: list[View]  # without what was read
+    bad: list[tuple[int, str]]
+
+
+def collate(read: list[tuple[list[View] | str, int]]) -> Chunk:
+    bad = [(place, found) for found, place in read if isinstance(found, str)]
+    good = [
+        (view, place, n)
+        for found, place in read
+        if not isinstance(found, str)
+        for n, view in enumerate(found)
+    ]
+    raw = concatenate([view.raw for view, _, _ in good]) if good else None
+    places, numbers = torch.tensor([place for _, place, _ in good]), torch.tensor([n for _, _, n in good])
+    return Chunk(raw, places, numbers, [view._replace(raw=None) for view, _, _ in good], bad)
+
+
+@dataclass(eq=False)
+class Part:
+    """One branch of one split, and all that is wanted, read and encoded of it. `fixed`: features that stay
+    the same for the run, {(row, space): a tensor a chunk}."""
+
+    data: EvaluationData
+    side: Side
+    split: Split
+    records: Sequence[Record]
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    wanted: set[tuple[str, Space]] = field(default_factory=set)
+    every: bool = False
+    epochs: int = 0
+    crops: int = 0  # records of an epoch of them
+    kept: list[Chunk] | None = None
+    fixed: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
+    features: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
+    seen: list[Chunk] = field(default_factory=list)  # without their raw views
+    named: set[int] = field(default_factory=set)  # bad records that the terminal has named
+
+    def add(self, want: Want) -> None:
+        if want.epochs:
+            self.epochs, self.crops = self.epochs + want.epochs, len(self.all_or(want.places))
+            return
+        self.places = np.union1d(self.places, self.all_or(want.places))
+        self.wanted |= {key_of(row, want.space) for row in want.rows}
+        self.every |= want.every
+
+    def all_or(self, places: np.ndarray | None) -> np.ndarray:
+        return np.arange(len(self.records)) if places is None else places
+
+    @property
+    def cost(self) -> int:
+        """Views to encode, each for one row, in the next evaluation."""
+        return len(self.places) * len({row for row, space in self.wanted if (row, space) not in self.fixed})
+
+
+def key_of(row: str, space: Space) -> tuple[str, Space]:
+    """Where the features of a row are: simple ones have no embedding."""
+    return row, "representation" if row == "simple" else space
+
+
+class Reader:
+    """What all parts of an evaluation share: how records are read, and the models that encode them."""
+
+    def __init__(self, workers: int, limit: TimeLimit, device: torch.device):
+        self.workers, self.limit, self.device = workers, limit, device
+        self.bar: tqdm | None = None
+
+    def chunks(self, part: Part) -> Iterator[Chunk]:
+        """The evaluation views of a part, read or kept. Bad records are named once."""
+        if part.kept is not None:
+            yield from part.kept
+            return
+        batches = [[(int(p), -1) for p in some] for some in split(part.places, AT_ONCE)]
+        workers = self.workers if len(part.places) > WORTH_WORKERS else 0
+        kept, size = [], 0
+        with Readers(Views(part, self.limit), batches, collate, workers) as readers:
+            for chunk in readers:
+                for place, cause in chunk.bad:
+                    if place not in part.named:
+                        part.named.add(place)
+                        tqdm.write(
+                            f"evaluation leaves out {printable(part.records[place]['id'])}:"
+                            f" {printable(cause)}"
+                        )
+                if chunk.raw is None:
+                    continue
+                size += size_in_bytes(chunk.raw)
+                kept = None if kept is None or size > KEPT_BYTES else [*kept, chunk]
+                yield chunk
+        part.kept = kept
+
+    def encode(self, part: Part, models: dict[str, Two]) -> None:
+        """Fill `part.features` with all that is wanted of it."""
+        wanted = {key for key in part.wanted if key not in part.fixed}
+        part.features = {key: [] for key in wanted} | part.fixed
+        if not wanted:
+            return
+        part.seen = []
+        for chunk in self.chunks(part):
+            raw = to_device(chunk.raw, self.device)
+            for row in dict.fromkeys(row for row, _ in sorted(wanted)):
+                for space, x in encoded(models, row, part.side, raw, {s for r, s in wanted if r == row}):
+                    part.features[row, space].append(x)
+                self.advance(len(chunk.places))
+            part.seen.append(Chunk(None, chunk.places, chunk.numbers, chunk.views, chunk.bad))
+        if not part.seen:
+            raise ValueError(f"evaluation: none of the {len(part.places)} samples can be read.")
+        for key in wanted:
+            if key[0] != "model" and sum(map(size_in_bytes, part.features[key])) <= FIXED_BYTES:
+                part.fixed[key] = part.features[key]
+
+    def advance(self, samples: int) -> None:
+        if self.bar is not None:
+            self.bar.update(samples)
+
+
+def encoded(
+    models: dict[str, Two], row: str, side: Side, raw: Raw, spaces: set[Space]
+) -> Iterator[tuple[Space, Tensor]]:
+    """Features float32 of raw views on their device, in each of the spaces; nothing where the row has
+    none."""
+    if row == "simple":
+        x = models["model"].simple(side, raw)
+        yield from [] if x is None else ((space, x.float()) for space in spaces)
+        return
+    y = models[row].represent(side, raw)
+    for space in spaces:
+        yield space, (y if space == "representation" else models[row].embed(side, y)).float()
+
+
+@dataclass
+class Measure:
+    """A probe on two branches, and the name of its results. `kept`: what it remembers for the run."""
+
+    name: str
+    probe: Probe
+    data: EvaluationData
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+class FeaturesOf:
+    """What one probe sees: `vicjoint.parts.Features`."""
+
+    def __init__(
+        self, measure: Measure, reader: Reader, parts: dict[tuple[Side, Split], Part], models: dict[str, Two]
+    ):
+        self.data, self.device, self.latents = measure.data, reader.device, models["model"].latents
+        self._probe, self._kept = measure.probe, measure.kept
+        self._reader, self._parts, self._models = reader, parts, models
+
+    def items(self, want: Want) -> Items:
+        part = self._parts[want.side, want.split]
+        if not part.features:
+            self._reader.encode(part, self._models)
+        places, numbers = (torch.cat([getattr(c, name) for c in part.seen]) for name in ("places", "numbers"))
+        views = [view for chunk in part.seen for view in chunk.views]
+        found = {row: part.features[key_of(row, want.space)] for row in want.rows}
+        rows = {row: torch.cat(chunks) for row, chunks in found.items() if chunks}
+        chosen = torch.isin(places, torch.from_numpy(part.all_or(want.places)))
+        if not want.every:
+            chosen &= numbers == 0
+        if not chosen.any():
+            raise ValueError("evaluation: none of the samples that a probe asks for can be read.")
+        contents, keys, titles = ([getattr(v, name) for v in views] for name in ("content", "key", "title"))
+        items = Items(rows, places, numbers, contents, keys, titles)
+        return items if chosen.all() else items.only(chosen)
+
+    @torch.no_grad()
+    def crops(
+        self, want: Want, order: Callable[[int], np.ndarray], at_once: int
+    ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
+        part = self._parts[want.side, want.split]
+        epochs = [order(epoch) for epoch in range(want.epochs)]
+        batches = [
+            [(int(p), epoch) for p in some] for epoch, of in enumerate(epochs) for some in split(of, at_once)
+        ]
+        workers = self._reader.workers if sum(map(len, epochs)) > WORTH_WORKERS else 0
+        with Readers(Views(part, self._reader.limit), batches, collate, workers) as readers:
+            for batch, chunk in zip(batches, readers):
+                self._reader.advance(len(batch))
+                if chunk.raw is None:
+                    continue
+                raw, rows = to_device(chunk.raw, self.device), {}
+                for row in want.rows:
+                    for _, x in encoded(self._models, row, want.side, raw, {want.space}):
+                        rows[row] = x
+                yield batch[0][1], rows, chunk.places
+
+    def baseline(self, side: Side) -> str:
+        return self._models["model"].baseline(side)
+
+    def read(self) -> list[Any]:
+        return self.once("read", self._read_all)
+
+    def _read_all(self) -> list[Any]:
+        found = []
+        for number, record in enumerate(self.data.records("test")):
+            self._reader.advance(1)
+            try:
+                with self._reader.limit.reading(EVALUATION, number, record["id"]):
+                    found.append(self._probe.read(record, self.data.pair))
+            except READ_ERRORS as error:
+                tqdm.write(f"evaluation leaves out {printable(record['id'])}: {printable(cause_of(error))}")
+        return [x for x in found if x is not None]
+
+    @torch.no_grad()
+    def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
+        return [self._models[row].represent(side, to_device(some, self.device)) for some in raw]
+
+    @torch.no_grad()
+    def embed(self, row: str, side: Side, y: Sequence[Tensor], every: bool = False) -> Tensor:
+        two = self._models[row]
+        of = two.predictions if every else lambda some: two.embed(side, some)
+        return torch.cat([of(some).float() for some in y])
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        if name not in self._kept:
+            self._kept[name] = compute()
+        return self._kept[name]
+
+    def picture(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:
+        views = self.data.pair.views(self.data.records(split, side)[place], side)
+        return as_picture(views[number].raw)
+
+    @contextlib.contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Callable[[int], Any]]:
+        with tqdm(total=total, desc=what, unit="sample", leave=False, delay=1, dynamic_ncols=True) as bar:
+            yield bar.update
+
+
+def split(places: np.ndarray, at_once: int) -> list[np.ndarray]:
+    return [places[i : i + at_once] for i in range(0, len(places), at_once)]
+
+
+def size_in_bytes(views: Raw) -> int:
+    return views.numel() * views.element_size() if isinstance(views, Tensor) else len(pickle.dumps(views))
+
+
+def as_picture(view: Raw) -> np.ndarray | None:
+    """The first sample of a raw view as uint8 [H, W, 3]: an image, or the middle frame of a clip. None: it is
+    neither."""
+    view = to_device(view[0] if isinstance(view, tuple) else view, "cpu")
+    if not isinstance(view, Tensor) or view.ndim not in (4, 5) or view.shape[1] not in (1, 3):
+        return None
+    view = view[0] if view.ndim == 4 else view[0, :, view.shape[2] // 2]
+    view = view if view.dtype == torch.uint8 else (view * 255).round().clamp(0, 255).to(torch.uint8)
+    return view.expand(3, -1, -1).movedim(0, -1).numpy()
