@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from encoders.clip import OverTime, over_time
 from encoders.image import ConvTrunk, remove_head
-from vicjoint.registry import ComponentError, nearest, register_encoder
+from vicjoint.modalities.audio import RateHz
+from vicjoint.options import Count, Natural, NotNegative, Positive, ShareBelowOne, options_of
+from vicjoint.registry import ComponentError, register_encoder
 
 RANGE_DB = 80.0  # what lies further below the loudest cell of a sound is as good as silence
 FIXED_DB = (-40.0, 20.0)  # mean and spread of speech at normal level, for normalise: fixed
@@ -45,36 +47,31 @@ class LogMel(nn.Module):
     def __init__(
         self,
         rate_hz: int = 16000,
-        n_mels: int = 64,
-        window_ms: float = 25.0,
-        hop_ms: float = 10.0,
-        low_hz: float = 0.0,
+        /,
+        n_mels: Count = 64,
+        window_ms: Positive = 25.0,
+        hop_ms: Positive = 10.0,
+        low_hz: NotNegative = 0.0,
         high_hz: float | None = None,
         normalise: Literal["sample", "fixed"] = "sample",
-        mask_bands: int = 0,
-        mask_frames: int = 0,
+        mask_bands: Natural = 0,
+        mask_frames: Natural = 0,
     ):
         super().__init__()
         high = rate_hz / 2 if high_hz is None else high_hz
         window, self.hop = round(window_ms * rate_hz / 1000), round(hop_ms * rate_hz / 1000)
-        if rate_hz < 1000 or n_mels < 1 or window < 2 or self.hop < 1:
+        if window < 2 or self.hop < 1:
             raise ComponentError(
-                f"log-mel: rate_hz {rate_hz}, n_mels {n_mels}, window_ms {window_ms} and hop_ms {hop_ms} give"
-                f" a window of {window} and a hop of {self.hop} samples. Expected rate_hz of 1000 or more,"
-                " n_mels of 1 or more, a window of 2 samples or more."
+                f"log-mel: window_ms {window_ms} and hop_ms {hop_ms} give, at {rate_hz} Hz, a window of"
+                f" {window} and a hop of {self.hop} samples. Expected a window of 2 samples or more."
             )
-        if not 0 <= low_hz < high <= rate_hz / 2:
+        if not low_hz < high <= rate_hz / 2:
             raise ComponentError(
                 f"log-mel: low_hz {low_hz} and high_hz {high_hz}, expected 0 <= low_hz < high_hz <="
                 f" {rate_hz / 2:g}, half of rate_hz."
             )
-        if normalise not in ("sample", "fixed"):
-            raise ComponentError(f"log-mel: normalise is '{normalise}', expected 'sample' or 'fixed'.")
-        if not 0 <= mask_bands <= n_mels or mask_frames < 0:
-            raise ComponentError(
-                f"log-mel: mask_bands {mask_bands} and mask_frames {mask_frames}, expected 0 to n_mels"
-                f" ({n_mels}), and 0 or more."
-            )
+        if mask_bands > n_mels:
+            raise ComponentError(f"log-mel: mask_bands is {mask_bands}, expected at most n_mels ({n_mels}).")
         self.normalise, self.mask_bands, self.mask_frames = normalise, mask_bands, mask_frames
         self.size, filters = _mel_filters(rate_hz, n_mels, window, low_hz, high)
         padding = self.size - window
@@ -134,22 +131,12 @@ def _mel_filters(rate_hz: int, n_mels: int, window: int, low_hz: float, high_hz:
     )
 
 
-def log_mel(mel: dict | None, **given) -> LogMel:
-    """A LogMel with the options of a recipe's `mel:`. Raises ComponentError for unknown ones."""
-    import inspect
-
-    known = list(inspect.signature(LogMel).parameters)
-    for key in mel or {}:
-        if key not in known or key in given:
-            where = f" It is the encoder's own option '{key}'." if key in given else nearest(key, known)
-            raise ComponentError(
-                f"log-mel: no option '{key}' in mel.{where} Options:"
-                f" {', '.join(k for k in known if k not in given)}."
-            )
-    try:
-        return LogMel(**given, **(mel or {}))
-    except TypeError as error:  # text in place of a number
-        raise ComponentError(f"log-mel: wrong type among the options {mel}: {error}.") from None
+def log_mel(mel: dict | None, rate_hz: int) -> LogMel:
+    """A LogMel with the options of a recipe's `mel:`. Raises ComponentError for wrong ones."""
+    mel = dict(mel or {})
+    if wrong := options_of(LogMel).check(mel, "log-mel"):
+        raise ComponentError("\n".join(f"encoder.mel.{key}: {words}" for key, words in wrong.items()))
+    return LogMel(rate_hz, **mel)
 
 
 # ---- on the log-mel spectrogram ----
@@ -160,10 +147,10 @@ class ConvMel(nn.Module):
     """The small image CNN on a log-mel spectrogram of one channel; its last map is pooled to 4 x 4, which
     keeps the order of sounds."""
 
-    def __init__(self, width: int = 32, dim: int = 256, rate_hz: int = 16000, mel: dict | None = None):
+    def __init__(self, width: Count = 32, dim: Count = 256, rate_hz: RateHz = 16000, mel: dict | None = None):
         super().__init__()
         self.dim = dim
-        self.mel = log_mel(mel, rate_hz=rate_hz)
+        self.mel = log_mel(mel, rate_hz)
         self.trunk = ConvTrunk(1, width)
         self.project = nn.Linear(self.trunk.features, dim)
 
@@ -178,16 +165,16 @@ class ConvTimeMel(nn.Module):
 
     def __init__(
         self,
-        features: int = 128,
-        slots: int = 8,
-        dim: int = 256,
-        dropout: float = 0.0,
-        rate_hz: int = 16000,
+        features: Count = 128,
+        slots: Count = 8,
+        dim: Count = 256,
+        dropout: ShareBelowOne = 0.0,
+        rate_hz: RateHz = 16000,
         mel: dict | None = None,
     ):
         super().__init__()
         self.dim = dim
-        self.mel = log_mel(mel, rate_hz=rate_hz)
+        self.mel = log_mel(mel, rate_hz)
         self.time = nn.Sequential(
             *over_time(len(self.mel.filters), features // 2, 2), *over_time(features // 2, features, 2)
         )
@@ -206,13 +193,11 @@ class ResNet18Mel(nn.Module):
         self,
         stem: Literal["imagenet", "small"] = "imagenet",
         zero_init_residual: bool = False,
-        rate_hz: int = 16000,
+        rate_hz: RateHz = 16000,
         mel: dict | None = None,
     ):
         super().__init__()
-        if stem not in ("imagenet", "small"):
-            raise ComponentError(f"encoder 'resnet18_mel': stem is '{stem}', expected 'imagenet' or 'small'.")
-        self.mel = log_mel(mel, rate_hz=rate_hz)
+        self.mel = log_mel(mel, rate_hz)
         self.net = torchvision.models.resnet18(zero_init_residual=zero_init_residual)
         self.dim = remove_head(self.net)
         kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
@@ -237,12 +222,12 @@ class TransformerMel(nn.Module):
 
     def __init__(
         self,
-        width: int = 192,
-        layers: int = 4,
-        heads: int = 4,
-        patch: tuple[int, int] = (16, 8),
-        dropout: float = 0.0,
-        rate_hz: int = 16000,
+        width: Count = 192,
+        layers: Count = 4,
+        heads: Count = 4,
+        patch: tuple[Count, Count] = (16, 8),
+        dropout: ShareBelowOne = 0.0,
+        rate_hz: RateHz = 16000,
         mel: dict | None = None,
     ):
         super().__init__()
@@ -251,9 +236,9 @@ class TransformerMel(nn.Module):
                 f"encoder 'transformer_mel': width {width} cannot be shared by {heads} heads; "
                 "it has to be even and a multiple of them."
             )
-        self.mel, self.dim, self.patch = log_mel(mel, rate_hz=rate_hz), width, tuple(patch)
+        self.mel, self.dim, self.patch = log_mel(mel, rate_hz), width, tuple(patch)
         bands = len(self.mel.filters)
-        if min(self.patch) < 1 or bands % self.patch[0]:
+        if bands % self.patch[0]:
             raise ComponentError(
                 f"encoder 'transformer_mel': patch {list(patch)} does not divide the {bands} mel bands. "
                 f"Use e.g. [{math.gcd(bands, 16)}, 8]."
@@ -321,13 +306,8 @@ class ResNet1d18(nn.Module):
     width: channels of the first stage. Each waveform is scaled to a standard deviation of 1.
     """
 
-    def __init__(self, width: int = 64, kernel: int = 80, stride: int = 4, stage_stride: int = 4):
+    def __init__(self, width: Count = 64, kernel: Count = 80, stride: Count = 4, stage_stride: Count = 4):
         super().__init__()
-        if min(width, kernel, stride, stage_stride) < 1:
-            raise ComponentError(
-                f"encoder 'resnet1d18': width {width}, kernel {kernel}, stride {stride}, stage_stride"
-                f" {stage_stride}: expected 1 or more."
-            )
         self.dim = 8 * width
         self.stem = nn.Sequential(
             nn.Conv1d(1, width, kernel, stride, padding=kernel // 2, bias=False),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoders.audio import scaled
 from encoders.image import load_transformer, random_transformer
+from vicjoint.modalities.audio import RateHz
 from vicjoint.registry import ComponentError, register_encoder
 
 AST_MEAN, AST_SPREAD = (
@@ -41,7 +42,7 @@ class AudioTransformer(nn.Module):
         model: str | None = None,
         weights: str | None = None,
         config: dict | None = None,
-        rate_hz: int = 16000,
+        rate_hz: RateHz = 16000,
     ):
         super().__init__()
         if (model is None) == (weights is None) or (weights and config):

@@ -13,13 +13,17 @@ time
 
 # B batch, C channels, T frames, H height, W width, D representation
 
+from typing import Annotated
+
 import torch
 import torchvision
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.video import MViT
 
 from encoders.image import ConvTrunk, expect_size, load_weights, remove_head, torchvision_encoder
+from vicjoint.options import ComponentOf, Count, ShareBelowOne
 from vicjoint.registry import ComponentError, build_encoder, register_encoder
 
 
@@ -28,7 +32,7 @@ class ConvGRU(nn.Module):
     """A small CNN on each frame, a GRU over time; y joins its last state (motion) with the last frame's
     feature (position), which together say what comes next."""
 
-    def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
+    def __init__(self, width: Count = 32, dim: Count = 256, channels: Count = 3):
         super().__init__()
         self.dim = dim
         self.trunk = ConvTrunk(channels, width, coarse=True)
@@ -51,11 +55,6 @@ class OverTime(nn.Module):
 
     def __init__(self, features: int, slots: int, dim: int, dropout: float):
         super().__init__()
-        if slots < 1 or not 0 <= dropout < 1:
-            raise ComponentError(
-                f"encoder 'conv_time': slots is {slots} and dropout {dropout}, expected slots of 1 or more,"
-                " and dropout from 0 to below 1."
-            )
         self.slots, self.dropout = slots, nn.Dropout(dropout)
         self.project = nn.Linear(features * slots, dim)
 
@@ -82,12 +81,12 @@ class ConvTime(nn.Module):
 
     def __init__(
         self,
-        width: int = 32,
-        features: int = 128,
-        slots: int = 8,
-        dim: int = 256,
-        dropout: float = 0.0,
-        channels: int = 3,
+        width: Count = 32,
+        features: Count = 128,
+        slots: Count = 8,
+        dim: Count = 256,
+        dropout: ShareBelowOne = 0.0,
+        channels: Count = 3,
     ):
         super().__init__()
         self.dim = dim
@@ -128,7 +127,7 @@ class ConvStack(nn.Module):
     """Early fusion: the `frames` frames and their successive differences (which show motion) are channels of
     one small CNN."""
 
-    def __init__(self, width: int = 32, dim: int = 256, frames: int = 8, channels: int = 3):
+    def __init__(self, width: Count = 32, dim: Count = 256, frames: Count = 8, channels: Count = 3):
         super().__init__()
         self.dim, self.frames = dim, frames
         self.trunk = ConvTrunk(channels * (2 * frames - 1), width)
@@ -181,13 +180,14 @@ class FrameAndMotion(nn.Module):
     """
 
     def __init__(
-        self, width: int = 32, dim: int = 256, frames: int = 4, gain: float = 16.0, channels: int = 3
+        self,
+        width: Count = 32,
+        dim: Count = 256,
+        frames: Annotated[int, Field(ge=2)] = 4,
+        gain: float = 16.0,
+        channels: Count = 3,
     ):
         super().__init__()
-        if frames < 2:
-            raise ComponentError(
-                f"encoder 'frame_and_motion': frames is {frames}, which shows no motion. Expected 2 or more."
-            )
         self.dim, self.frames, self.gain = dim, frames, gain
         self.trunk = ConvTrunk(channels, width)
         self.project = nn.Linear(self.trunk.features, dim)
@@ -215,13 +215,15 @@ class FramesTransformer(nn.Module):
     learnt position for each frame; y is its class token, normalised. Clips may have up to `max_frames`
     frames."""
 
-    def __init__(self, image: dict, layers: int = 2, heads: int = 4, dim: int = 256, max_frames: int = 64):
+    def __init__(
+        self,
+        image: Annotated[dict, ComponentOf("encoder", prefix="image/")],
+        layers: Count = 2,
+        heads: Count = 4,
+        dim: Count = 256,
+        max_frames: Count = 64,
+    ):
         super().__init__()
-        if "name" not in image:
-            raise ComponentError(
-                f"encoder 'frames_transformer': image is {image}, "
-                "expected an image encoder such as {name: resnet18}."
-            )
         if dim % heads:
             raise ComponentError(
                 f"encoder 'frames_transformer': dim {dim} cannot be shared by {heads} heads. "

@@ -13,12 +13,14 @@ name (online), or a local file encoder: {name: transformers, model: vit, config:
 # B batch, C channels, H height, W width, D representation
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 
+from vicjoint.options import Count
 from vicjoint.registry import ComponentError, nearest, register_encoder
 
 # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the
@@ -64,7 +66,7 @@ class ConvEncoder(nn.Module):
     """ConvTrunk, then a linear layer to `dim`: about 13 M multiply-adds for a 64 x 64 RGB frame at width
     32."""
 
-    def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
+    def __init__(self, width: Count = 32, dim: Count = 256, channels: Count = 3):
         super().__init__()
         self.dim = dim
         self.trunk = ConvTrunk(channels, width)
@@ -84,13 +86,13 @@ class PooledConv(nn.Module):
 
     def __init__(
         self,
-        widths: list[int] = (32, 64, 128, 192),
-        strides: list[int] = (2, 1, 2, 2),
-        pool: int = 2,
-        channels: int = 3,
+        widths: Annotated[list[Count], Field(min_length=1)] = (32, 64, 128, 192),
+        strides: list[Count] = (2, 1, 2, 2),
+        pool: Count = 2,
+        channels: Count = 3,
     ):
         super().__init__()
-        if len(widths) != len(strides) or not widths:
+        if len(widths) != len(strides):
             raise ComponentError(
                 f"encoder 'pooled_conv': {len(widths)} widths and {len(strides)} strides. Expected one stride"
                 " per width."
@@ -258,17 +260,11 @@ def _register_torchvision(name: str) -> None:
 
         def build(
             weights: str | None = None,
+            # small: 3x3, no pooling, for images below about 64 px
             stem: Literal["imagenet", "small"] = "imagenet",
             zero_init_residual: bool = False,
-            channels: int = 3,
+            channels: Count = 3,
         ):
-            if stem not in ("imagenet", "small"):
-                raise ComponentError(
-                    f"encoder '{name}': stem is '{stem}', expected 'imagenet' or 'small' "
-                    "(3x3, no pooling, for images below about 64 px)."
-                )
-            if channels < 1:
-                raise ComponentError(f"encoder '{name}': channels is {channels}, expected 1 or more.")
             model = torchvision_encoder(name, None, zero_init_residual=zero_init_residual)
             if stem == "small" or channels != 3:
                 kernel, stride = (3, 1) if stem == "small" else (7, 2)
@@ -282,7 +278,7 @@ def _register_torchvision(name: str) -> None:
 
     elif name.startswith("vit_"):
 
-        def build(weights: str | None = None, image_size: int = 224):
+        def build(weights: str | None = None, image_size: Count = 224):
             model = torchvision_encoder(name, weights, image_size=image_size)
             return expect_size(
                 model, (image_size, image_size), "Set the encoder's image_size to the size of the view."
@@ -290,7 +286,7 @@ def _register_torchvision(name: str) -> None:
 
     elif name.startswith("maxvit"):
 
-        def build(weights: str | None = None, image_size: int = 224):
+        def build(weights: str | None = None, image_size: Count = 224):
             model = torchvision_encoder(name, weights, input_size=(image_size, image_size))
             return expect_size(
                 model,

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
+from vicjoint.options import Count, ShareBelowOne
 from vicjoint.registry import ComponentError, need, register_encoder
-
-POOLING = ("mean", "sum")
 
 
 class Categories(nn.Module):
@@ -68,10 +67,6 @@ class GraphEncoder(nn.Module):
 
     def __init__(self, dim: int, layers: list[nn.Module], pooling: str, virtual_node: bool):
         super().__init__()
-        if pooling not in POOLING:
-            raise ComponentError(f"encoder: pooling is '{pooling}', expected {' or '.join(POOLING)}.")
-        if not layers:
-            raise ComponentError("encoder: layers is 0, expected 1 or more.")
         self.dim, self.pooling = dim, pooling
         self.atoms, self.bonds = Categories(ATOM_CATEGORIES, dim), Categories(BOND_CATEGORIES, dim)
         self.virtual = nn.ModuleList(VirtualNode(dim) for _ in layers[1:]) if virtual_node else None
@@ -113,8 +108,8 @@ class GINE(GraphEncoder):
 
     def __init__(
         self,
-        dim: int = 256,
-        layers: int = 5,
+        dim: Count = 256,
+        layers: Count = 5,
         pooling: Literal["mean", "sum"] = "mean",
         virtual_node: bool = False,
     ):
@@ -143,15 +138,15 @@ class GraphTransformer(GraphEncoder):
 
     def __init__(
         self,
-        dim: int = 256,
-        layers: int = 4,
-        heads: int = 8,
+        dim: Count = 256,
+        layers: Count = 4,
+        heads: Count = 8,
         pooling: Literal["mean", "sum"] = "mean",
         virtual_node: bool = False,
-        dropout: float = 0.0,
+        dropout: ShareBelowOne = 0.0,
     ):
         (graphs,) = need(["torch_geometric.nn"], "encoder 'molecule/attention'", "molecule")
-        if heads < 1 or dim % heads:
+        if dim % heads:
             raise ComponentError(
                 f"encoder 'molecule/attention': dim {dim} is not a multiple of heads {heads}. Change one of"
                 " them."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from encoders.image import ConvEncoder
+from vicjoint.options import Count
 from vicjoint.registry import register_encoder
 
 
@@ -20,7 +21,7 @@ class ConvCoords(ConvEncoder):
     clip and its next frame.
     """
 
-    def __init__(self, width: int = 32, dim: int = 256, channels: int = 3):
+    def __init__(self, width: Count = 32, dim: Count = 256, channels: Count = 3):
         super().__init__(width, dim, channels + 2)
 
     def forward(self, view: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer
 from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, masked_mean, without_heads
+from vicjoint.options import Count, Natural
 from vicjoint.registry import ComponentError, need, register_encoder
 
 VOCABULARY = 33  # of ESM-2; ids 0, 1, 2 are <cls>, <pad>, <eos>
@@ -38,7 +39,7 @@ SMALL_ESM = {
 
 @register_encoder("protein", "cnn")
 def protein_cnn(
-    width: int = 64, layers: int = 5, kernel: int = 5, dim: int = 256, ends: int = 32
+    width: Count = 64, layers: Count = 5, kernel: Count = 5, dim: Count = 256, ends: Natural = 32
 ) -> SequenceCNN:
     """Dilated convolutions over residues: at the default size a position sees 125 of them, a small domain.
     ends: the first and the last so many positions are averaged by themselves too, where signals of the place
@@ -53,12 +54,12 @@ class ProteinTransformer(SequenceTransformer):
 
     def __init__(
         self,
-        width: int = 128,
-        layers: int = 2,
-        heads: int = 4,
-        dim: int = 256,
+        width: Count = 128,
+        layers: Count = 2,
+        heads: Count = 4,
+        dim: Count = 256,
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
-        length: int = 1026,
+        length: Count = 1026,
     ):
         super().__init__(VOCABULARY, width, layers, heads, dim, positions, length)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer
 from vicjoint.facts.hashing import BYTE_VOCABULARY, buckets_of, word_codes
+from vicjoint.options import Count
 from vicjoint.registry import ComponentError, need, register_encoder
 
 
@@ -114,7 +115,11 @@ class SequenceCNN(nn.Module):
 
 @register_encoder("text", "bytes_cnn")
 def bytes_cnn(
-    width: int = 64, layers: int = 3, kernel: int = 5, dim: int = 256, vocabulary: int = BYTE_VOCABULARY
+    width: Count = 64,
+    layers: Count = 3,
+    kernel: Count = 5,
+    dim: Count = 256,
+    vocabulary: Count = BYTE_VOCABULARY,
 ) -> SequenceCNN:
     """Convolutions over bytes: at the default size a position sees 29 bytes, some five words."""
     return SequenceCNN(vocabulary, width, layers, kernel, dim)
@@ -129,22 +134,18 @@ class SequenceTransformer(nn.Module):
     def __init__(
         self,
         vocabulary: int,
-        width: int = 128,
-        layers: int = 2,
-        heads: int = 4,
-        dim: int = 256,
+        width: Count = 128,
+        layers: Count = 2,
+        heads: Count = 4,
+        dim: Count = 256,
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
-        length: int = 1024,
+        length: Count = 1024,
     ):
         super().__init__()
         if width % (2 * heads):
             raise ComponentError(
                 f"encoder 'transformer': width {width} cannot be shared by {heads} heads. Expected a multiple"
                 f" of {2 * heads}."
-            )
-        if positions not in ("sinusoidal", "learned"):
-            raise ComponentError(
-                f"encoder 'transformer': positions is '{positions}', expected sinusoidal or learned."
             )
         self.dim = dim
         self.tokens = Tokens(vocabulary, width)
@@ -189,13 +190,13 @@ class TextTransformer(SequenceTransformer):
 
     def __init__(
         self,
-        width: int = 128,
-        layers: int = 2,
-        heads: int = 4,
-        dim: int = 256,
+        width: Count = 128,
+        layers: Count = 2,
+        heads: Count = 4,
+        dim: Count = 256,
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
-        length: int = 1024,
-        vocabulary: int = BYTE_VOCABULARY,
+        length: Count = 1024,
+        vocabulary: Count = BYTE_VOCABULARY,
     ):
         super().__init__(vocabulary, width, layers, heads, dim, positions, length)
 
@@ -209,8 +210,6 @@ class Words(nn.Module):
 
     def __init__(self, width: int, buckets: int, unit: str):
         super().__init__()
-        if unit not in ("word", "token"):
-            raise ComponentError(f"encoder of words: unit is '{unit}', expected word or token.")
         self.unit = unit
         self.embedding = nn.Embedding(buckets, width)
 
@@ -226,7 +225,11 @@ class BagOfWords(nn.Module):
     Words."""
 
     def __init__(
-        self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"
+        self,
+        width: Count = 128,
+        dim: Count = 256,
+        buckets: Count = 8192,
+        unit: Literal["word", "token"] = "word",
     ):
         super().__init__()
         self.dim = dim
@@ -245,7 +248,11 @@ class WordGRU(nn.Module):
     `unit` and `buckets` as in Words."""
 
     def __init__(
-        self, width: int = 128, dim: int = 256, buckets: int = 8192, unit: Literal["word", "token"] = "word"
+        self,
+        width: Count = 128,
+        dim: Count = 256,
+        buckets: Count = 8192,
+        unit: Literal["word", "token"] = "word",
     ):
         super().__init__()
         self.dim = dim
@@ -281,10 +288,6 @@ class PretrainedText(nn.Module):
             raise ComponentError(
                 "encoder 'transformers' takes either model: a type such as 'bert' (with config: overrides), "
                 "or weights: a local folder or a hub id."
-            )
-        if pool not in ("mean", "cls"):
-            raise ComponentError(
-                f"encoder 'transformers': pool is '{pool}', expected mean or cls (the first token)."
             )
         need(["transformers"], "encoder 'text/transformers'", "text")
         made = random_transformer(model, config or {}) if model else load_transformer(weights)[0]

@@ -26,11 +26,8 @@ class Model(nn.Module):
         return self.net(a), z_b
 
 
-def recipe(accumulate, exact=True, weights="own"):
-    return SimpleNamespace(
-        train=SimpleNamespace(accumulate=accumulate, exact=exact, precision="fp32"),
-        b=SimpleNamespace(weights=weights),
-    )
+def train(accumulate, exact=True):
+    return SimpleNamespace(accumulate=accumulate, exact=exact, precision="fp32")
 
 
 def pair():
@@ -38,9 +35,9 @@ def pair():
     return Batch(views[0], views[1], GROUP, ["x"] * 12)
 
 
-def gradients(model, objective, of):
+def gradients(model, objective, options):
     torch.manual_seed(7)
-    loss, terms, embeddings = backward(model, objective, pair(), of)
+    loss, terms, embeddings = backward(model, objective, pair(), options, gradient_b=not model.ema)
     return loss, terms, embeddings, [p.grad for p in [*model.parameters(), *objective.parameters()]]
 
 
@@ -56,9 +53,8 @@ def gradients(model, objective, of):
 )
 def test_parts_give_the_gradient_of_the_whole_batch(objective, request):
     ema = "moco" in request.node.callspec.id
-    weights = "ema" if ema else "own"
-    whole = gradients(Model(ema=ema), objective(), recipe(1, weights=weights))
-    parts = gradients(Model(ema=ema), objective(), recipe(4, weights=weights))
+    whole = gradients(Model(ema=ema), objective(), train(1))
+    parts = gradients(Model(ema=ema), objective(), train(4))
     assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-12)
     assert {k: float(v) for k, v in parts[1].items()} == pytest.approx(
         {k: float(v) for k, v in whole[1].items()}, rel=1e-12
@@ -69,8 +65,8 @@ def test_parts_give_the_gradient_of_the_whole_batch(objective, request):
 
 
 def test_without_exact_each_part_has_its_own_statistics():
-    whole = gradients(Model(), VICReg(), recipe(1))
-    parts = gradients(Model(), VICReg(), recipe(4, exact=False))
+    whole = gradients(Model(), VICReg(), train(1))
+    parts = gradients(Model(), VICReg(), train(4, exact=False))
     assert abs(float(parts[0]) - float(whole[0])) > 1e-3
 
 
@@ -78,7 +74,7 @@ def test_dropout_is_the_same_in_both_passes_and_batch_norm_counts_once():
     """The embeddings the objective saw are those that are differentiated: without that, this gradient would
     be wrong."""
     model = Model(nn.BatchNorm1d(16), nn.Dropout(0.5))
-    _, _, (z_a, _), exact = gradients(model, VICReg(), recipe(4))
+    _, _, (z_a, _), exact = gradients(model, VICReg(), train(4))
     assert int(model.net[1].num_batches_tracked) == 8  # four parts of two views
 
     by_hand = Model(nn.BatchNorm1d(16), nn.Dropout(0.5))

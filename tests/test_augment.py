@@ -72,7 +72,7 @@ def test_colour_on_the_device_is_colour_in_the_worker(folder):
     views = {}
     for colour in ("worker", "device"):
         stream = data.Stream(records(folder), Augment(size=32, colour=colour), seed=0)
-        pair, bad = next(iter(data.batches(stream, 24, 0, 0, 1)))
+        pair, bad = next(data.batches([stream], [24], 0, 0, 1))
         assert not bad and isinstance(pair.b, Uncoloured) == (colour == "device")
         views[colour] = pair.to("cpu")
     for branch in ("a", "b"):
@@ -83,7 +83,7 @@ def test_colour_on_the_device_is_colour_in_the_worker(folder):
 
 def test_views_survive_spawned_workers(folder):
     stream = data.Stream(records(folder), Augment(size=16, colour="device"), seed=0)
-    alone, spawned = ([p.to("cpu") for p, _ in data.batches(stream, 8, workers, 0, 3)] for workers in (0, 1))
+    alone, spawned = ([p.to("cpu") for p, _ in data.batches([stream], [8], workers, 0, 3)] for workers in (0, 1))
     assert (
         all(torch.equal(x.a, y.a) and torch.equal(x.b, y.b) for x, y in zip(alone, spawned))
         and len(alone) == 3
@@ -94,7 +94,7 @@ def test_multi_crop_views(folder):
     pair = Augment(size=48, local_size=16, views={"global": 2, "local": 3})
     assert pair.crops == 4 and pair.a.steps[0].area == (0.4, 1.0) and pair.small.steps[0].area == (0.05, 0.4)
     stream = data.Stream(records(folder), pair, seed=0)
-    batch, _ = next(iter(data.batches(stream, 4, 0, 0, 1)))
+    batch, _ = next(data.batches([stream], [4], 0, 0, 1))
     batch = batch.to("cpu")
     assert isinstance(batch.a, Crops) and [list(v.shape) for v in batch.a] == [[4, 3, 48, 48]] + 3 * [
         [4, 3, 16, 16]
@@ -219,7 +219,7 @@ def test_odd_images_are_read_or_named(tmp_path):
     source = ImageFolder(str(tmp_path / "odd"), test_fraction=0.2)
     stream = data.Stream([*source.train, *source.test], Augment(size=16), seed=0)
     named, read = {}, set()
-    for pair, bad in data.batches(stream, 9, 0, 0, 4):
+    for pair, bad in data.batches([stream], [9], 0, 0, 4):
         named |= dict(bad)
         read |= {name.split("@")[0] for name in pair.samples}
         assert pair.a.shape == (9, 3, 16, 16)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from vicjoint import data, distributed
+from vicjoint.parts import Pair
 
 
-class NumberPair:
+class NumberPair(Pair):
     """A pair of its record's number and a random one; record 3 is broken."""
 
     samples_per_record = 2
@@ -31,7 +32,7 @@ RECORDS = [{"id": f"r{i}", "number": i} for i in range(10)]
 def read(workers, start, end, pair=None, per_batch=4):
     stream = data.Stream(RECORDS, pair or NumberPair(), seed=5)
     return [
-        (b.a, b.b, b.group, b.samples, bad) for b, bad in data.batches(stream, per_batch, workers, start, end)
+        (b.a, b.b, b.group, b.samples, bad) for b, bad in data.batches([stream], [per_batch], workers, start, end)
     ]
 
 
@@ -129,7 +130,7 @@ def distinct_stream(values, broken=(), seed=5):
 def values_of(stream, per_batch, start, end, workers=0):
     return [
         [stream.records[int(n)]["value"] for n in b.a[:, 0]]
-        for b, _ in data.batches(stream, per_batch, workers, start, end)
+        for b, _ in data.batches([stream], [per_batch], workers, start, end)
     ]
 
 
@@ -183,7 +184,7 @@ def test_replacements_keep_values_distinct():
     values = [i // 2 for i in range(60)]
     stream = distinct_stream(values, broken=range(0, 60, 5))
     met = 0
-    for batch, bad in data.batches(stream, 10, 0, 0, 60):
+    for batch, bad in data.batches([stream], [10], 0, 0, 60):
         drawn = [values[int(n)] for n in batch.a[:, 0]]
         assert len(set(drawn)) == 10
         met += len(bad)
@@ -191,7 +192,7 @@ def test_replacements_keep_values_distinct():
     full = distinct_stream(
         list(range(10)), broken=[3]
     )  # nothing else to put there: a value comes twice rather than none
-    batch, bad = next(iter(data.batches(full, 10, 0, 0, 1)))
+    batch, bad = next(data.batches([full], [10], 0, 0, 1))
     assert len(batch) == 10 and bad[0] == ("r3", "broken on purpose")
 
 
@@ -203,7 +204,7 @@ def test_too_few_values_for_a_batch():
             " training split has 3. Lower train.batch_size"
         ),
     ):
-        data.batches(distinct_stream([1, 2, 3] * 5), 4, 0, 0, 1)
+        data.batches([distinct_stream([1, 2, 3] * 5)], [4], 0, 0, 1)
 
 
 def test_the_pair_says_the_group():

@@ -7,6 +7,7 @@ import torch
 
 from vicjoint.pairs import next_frame
 from vicjoint.pairs.next_frame import NextFrame
+from vicjoint.parts import Modality, Reading, Source
 from vicjoint.video import VideoError, VideoInfo
 from vicjoint.video.write import write_mp4
 
@@ -34,6 +35,13 @@ class Memory:
         return self.frames_THWC[list(frames)]
 
 
+def bound(backend="auto", **options) -> NextFrame:
+    """A pair as a run has it."""
+    pair = NextFrame(**options)
+    pair.bind(Reading((Modality(), Modality()), Source(), backend))
+    return pair
+
+
 @pytest.fixture
 def memory(monkeypatch):
     monkeypatch.setattr(next_frame, "Video", Memory)
@@ -48,7 +56,7 @@ def numbered(frames: int) -> np.ndarray:
 @pytest.mark.parametrize("frames, stride, gap", [(8, 2, 1), (4, 1, 3), (2, 5, 2)])
 def test_context_and_target_are_the_asked_frames(memory, frames, stride, gap):
     memory.frames_THWC = numbered(40)
-    pair = NextFrame(frames=frames, stride=stride, gap=gap, size=12, windows=6)
+    pair = bound(frames=frames, stride=stride, gap=gap, size=12, windows=6)
     a, b = pair.sample({"path": "x"}, np.random.default_rng(1))
     assert (
         a.shape == (6, 3, frames, 12, 12) and b.shape == (6, 3, 12, 12) and a.dtype == b.dtype == torch.uint8
@@ -61,7 +69,7 @@ def test_context_and_target_are_the_asked_frames(memory, frames, stride, gap):
 
 def test_windows_of_a_stretch_start_close_together(memory):
     memory.frames_THWC = numbered(40)
-    pair = NextFrame(frames=3, stride=2, size=12, windows=4, stretch=8)
+    pair = bound(frames=3, stride=2, size=12, windows=4, stretch=8)
     first, apart = set(), set()
     for seed in range(200):
         starts = pair.sample({"path": "x"}, np.random.default_rng(seed))[0][:, 0, 0, 0, 0].int()
@@ -72,12 +80,12 @@ def test_windows_of_a_stretch_start_close_together(memory):
         first == set(range(29)) and 7 in apart
     )  # 35 starts are possible, so 28 stretches; the first window is one of the first two
     starts = (
-        NextFrame(frames=3, size=12, windows=4, stretch=4)
+        bound(frames=3, size=12, windows=4, stretch=4)
         .sample({"path": "x"}, np.random.default_rng(0))[0][:, 0, 0, 0, 0]
         .int()
     )
     assert starts.diff().tolist() == [1, 1, 1]
-    whole = NextFrame(frames=3, size=12, windows=4, stretch=400).sample(
+    whole = bound(frames=3, size=12, windows=4, stretch=400).sample(
         {"path": "x"}, np.random.default_rng(0)
     )[0]
     assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(
@@ -87,7 +95,7 @@ def test_windows_of_a_stretch_start_close_together(memory):
 
 def test_windows_by_time_on_a_variable_frame_rate():
     times = np.cumsum([0, 0.04, 0.04, 0.12, 0.04, 0.08, 0.04, 0.04, 0.04, 0.2, 0.04, 0.04, 0.04, 0.08])
-    pair = NextFrame(frames=3, seconds=0.1, gap=2, windows=1)
+    pair = bound(frames=3, seconds=0.1, gap=2, windows=1)
     found = pair.possible_windows(info(times), "x")
     for w in found:
         numbers = [*w.context, w.target]
@@ -105,14 +113,14 @@ def test_a_short_video_is_named_with_what_is_needed():
         NextFrame().possible_windows(info(np.arange(15) / 25), "clip.mp4")
     assert len(NextFrame().possible_windows(info(np.arange(16) / 25), "clip.mp4")) == 1
     with pytest.raises(VideoError, match=r"it has 0.56 s, 1.60 s are needed"):
-        NextFrame(seconds=0.2).possible_windows(info(np.arange(15) / 25), "clip.mp4")
+        bound(seconds=0.2).possible_windows(info(np.arange(15) / 25), "clip.mp4")
 
 
 def test_both_views_get_one_transform(memory):
     memory.frames_THWC = np.broadcast_to(
         memory.frames_THWC[:1], memory.frames_THWC.shape
     ).copy()  # a still: every frame the same
-    pair = NextFrame(size=6, area=(0.3, 0.9))
+    pair = bound(size=6, area=(0.3, 0.9))
     seen = set()
     for seed in range(8):
         a, b = pair.sample({"path": "x"}, np.random.default_rng(seed))
@@ -124,11 +132,11 @@ def test_both_views_get_one_transform(memory):
 def test_centre_is_what_training_and_evaluation_look_at():
     frames = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
     frames[..., 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
-    half = NextFrame(size=20, centre=0.5)
+    half = bound(size=20, centre=0.5)
     assert (half.transform(frames) == 255).all()
     for seed in range(5):
         assert (
-            NextFrame(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed))
+            bound(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed))
             == 255
         ).all()
     frames[..., 10, :] = 0  # and not less than that square
@@ -145,7 +153,7 @@ def test_no_frame_after_the_context_reaches_the_clip(memory):
     encoder = torch.nn.Sequential(
         Pixels(), torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.LazyLinear(5)
     )
-    pair = NextFrame(frames=4, stride=2, gap=1, size=12, windows=1)
+    pair = bound(frames=4, stride=2, gap=1, size=12, windows=1)
     a, b = pair.sample({"path": "x"}, np.random.default_rng(3))
     window = pair.draw(info(np.arange(40) / 25), np.random.default_rng(3), "x")[0]
     z = encoder(a)
@@ -164,8 +172,7 @@ def test_a_real_mp4_gives_its_frames(tmp_path, backend):
     for t in range(30):
         frames[t, :, :, :] = 8 * t
     write_mp4(tmp_path / "grey.mp4", frames)
-    pair = NextFrame(frames=4, stride=3, gap=2, size=32, windows=3)
-    pair.backend = backend
+    pair = bound(backend, frames=4, stride=3, gap=2, size=32, windows=3)
     a, b = pair.sample({"path": str(tmp_path / "grey.mp4")}, np.random.default_rng(0))
     shown = torch.cat([a.float().mean((1, 3, 4)), b.float().mean((1, 2, 3))[:, None]], 1) / 8
     steps = shown.round().diff(dim=1)

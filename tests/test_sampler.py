@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicjoint import data, distributed
+from vicjoint.data.stream import Steps
+from vicjoint.parts import Pair
 
 
-class Pair:
-    samples_per_record = 1
-
+class Values(Pair):
     def __init__(self, distinct: bool):
-        if distinct:
-            self.distinct = "value"
+        self.distinct = "value" if distinct else None
 
     def distinct_of(self, record):
         return record["value"]
@@ -22,7 +21,7 @@ class Pair:
 
 def stream(values: list, seed: int, number: int = 0, distinct: bool = False) -> data.Stream:
     return data.Stream(
-        [{"id": str(i), "value": v} for i, v in enumerate(values)], Pair(distinct), seed, number
+        [{"id": str(i), "value": v} for i, v in enumerate(values)], Values(distinct), seed, number
     )
 
 
@@ -38,7 +37,7 @@ def places(per_batch: list[int], start: int, end: int, world: int) -> list[list[
     with pytest.MonkeyPatch.context() as patch:
         for rank in range(world):
             become(patch, rank, world)
-            shares.append(list(data.Batches(per_batch, start, end)))
+            shares.append(list(Steps(per_batch, start, end)))
     return [[place for share in of_step for place in share] for of_step in zip(*shares)]
 
 

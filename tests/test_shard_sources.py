@@ -75,7 +75,7 @@ def test_patterns_and_hash_split(tmp_path):
 
 def test_a_pattern_or_a_hub_id_passes_the_recipes_check_of_paths():
     for source in ("{name: webdataset, root: '/no/x-{0..3}.tar'}", "{name: hf, root: org/data}"):
-        assert load_recipe("imagenet", [f"source={source}"]).source.root
+        assert load_recipe("imagenet", [f"source={source}"]).tasks[0].source["root"]
     with pytest.raises(RecipeError, match="source.root: /no/x does not exist"):
         load_recipe("imagenet", ["source={name: image_folder, root: /no/x}"])
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from vicjoint import registry
-from vicjoint.parts import Modality
+from vicjoint.parts import Modality, Pair, Probe, Source
 from vicjoint.registry import register, register_encoder
 from vicjoint.training import checkpoint, loop
 
@@ -31,7 +31,7 @@ registry.load_built_in()
 
 
 @register("source", "tiny_rows")
-class Rows:
+class Rows(Source):
     def __init__(self, rows: int = 30):
         hidden = np.random.default_rng(3).normal(size=(rows + 8, 6))
         records = [{"id": f"row{i}", "x": row.tolist()} for i, row in enumerate(hidden)]
@@ -69,7 +69,7 @@ class Noisy(nn.Module):
 
 
 @register("pair", "tiny_views")
-class Views:
+class Views(Pair):
     """Two noisy copies of a row. `bad`: rows that cannot be read; `hang`: a row that never comes, in Python
     code or (`deaf`) in code that no alarm reaches; `dies`: a row whose reader is killed, as often as the file
     says; `log`: a file that gets the name of each row that is read.
@@ -104,18 +104,17 @@ class Views:
 
 
 @register("probe", "tiny_probe")
-class Probe:
-    """Takes random numbers, and leaves the model in evaluation mode."""
+class Distance(Probe):
+    """Takes random numbers."""
 
     def __init__(self, seconds: float = 0.0):
         self.seconds = seconds
 
-    def __call__(self, model, untrained, source, pair, device):
+    def measure(self, features):
         time.sleep(self.seconds)
-        x = torch.tensor([record["x"] for record in source.test])
-        model.eval()
-        with torch.no_grad():
-            a, b = model.predict(model.a(x + 0.1 * torch.rand_like(x))), model.b(x)
+        x = torch.tensor([record["x"] for record in features.data.records("test")])
+        a = features.encode("model", "a", x + 0.1 * torch.rand_like(x), "embedding")
+        b = features.encode("model", "b", x, "embedding")
         yield "model/distance", float(torch.cdist(a, b).mean())
         yield "model/accuracy", float((torch.cdist(a, b).argmin(1) == torch.arange(len(x))).double().mean())
 

@@ -8,14 +8,13 @@ y_BD = two.represent("a", raw)
 # B batch, D representation, E embedding, K latents
 
 import copy
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from vicjoint.batch import Crops
 from vicjoint.latents import Choice, check_latents
+from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Recipe
 from vicjoint.registry import build, register, shared_options
@@ -178,14 +177,7 @@ class MLP(Predictor):
     joined to z_a: it is added behind the first linear layer, which is the same as a longer input.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        /,
-        hidden: Annotated[int, Field(gt=0)] = 512,
-        layers: Annotated[int, Field(gt=0)] = 2,
-        latents: int = 1,
-    ):
+    def __init__(self, dim: int, /, hidden: Count = 512, layers: Count = 2, latents: Count = 1):
         super().__init__()
         self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
         self.latents = latents

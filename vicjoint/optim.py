@@ -9,6 +9,7 @@ import math
 import torch
 from torch import nn
 
+from vicjoint.options import Natural, NotNegative, Share, ShareBelowOne
 from vicjoint.registry import build, register
 
 
@@ -27,9 +28,9 @@ def adamw(
     model: nn.Module,
     global_batch: int,
     /,
-    lr: float,
-    weight_decay: float = 0.05,
-    betas: tuple[float, float] = (0.9, 0.999),
+    lr: NotNegative,
+    weight_decay: NotNegative = 0.05,
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999),
 ):
     """AdamW (Loshchilov and Hutter 2019) with an absolute learning rate."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas)
@@ -40,10 +41,10 @@ def lars(
     model: nn.Module,
     global_batch: int,
     /,
-    lr: float,
-    weight_decay: float = 1e-6,
-    momentum: float = 0.9,
-    eta: float = 0.001,
+    lr: NotNegative,
+    weight_decay: NotNegative = 1e-6,
+    momentum: ShareBelowOne = 0.9,
+    eta: NotNegative = 0.001,
 ):
     """LARS (You, Gitman, Ginsburg 2017) as VICReg uses it; `lr` is per 256 samples of global batch."""
     return LARS(parameter_groups(model, weight_decay), lr * global_batch / 256, momentum, eta)
@@ -83,9 +84,9 @@ def cosine(
     total: int,
     epoch: float = math.inf,
     /,
-    warmup_steps: int = 0,
-    warmup_epochs: float = 0.0,
-    end: float = 0.0,
+    warmup_steps: Natural = 0,
+    warmup_epochs: NotNegative = 0.0,
+    end: Share = 0.0,
     zero_first: bool = False,
 ) -> float:
     """Linear warm-up, then half a cosine from 1 to `end` (a share of the learning rate). Step counts from 0,
@@ -101,7 +102,12 @@ def cosine(
 
 @register("schedule", "constant")
 def constant(
-    step: int, total: int, epoch: float = math.inf, /, warmup_steps: int = 0, warmup_epochs: float = 0.0
+    step: int,
+    total: int,
+    epoch: float = math.inf,
+    /,
+    warmup_steps: Natural = 0,
+    warmup_epochs: NotNegative = 0.0,
 ) -> float:
     """Linear warm-up from one step's share over `warmup_steps`, or `warmup_epochs`, then 1."""
     warmup = warmup_length(epoch, warmup_steps, warmup_epochs)

@@ -214,6 +214,12 @@ class Objective(nn.Module):
     """Whether it keeps embeddings of earlier batches: branch b then has to change slowly, and views are
     single."""
 
+    @classmethod
+    def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
+        """Asked before it is built, of the options in a recipe: the one by which it will have a memory, or
+        None."""
+        return None
+
     def describe(self, dim: int) -> str | None:
         """One line about its weights for embeddings of this width, or None where there is nothing to say."""
         return None

@@ -14,11 +14,12 @@ import importlib
 import inspect
 import pkgutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.machinery import FileFinder
 from pathlib import Path
 from typing import Any, cast
 
+from vicjoint.options import nearest, options_of, show
 from vicjoint.parts import Modality, Objective, Pair, Predictor, Probe, Source
 
 FAMILIES = (
@@ -65,12 +66,6 @@ _components: dict[str, dict[str, Callable]] = {family: {} for family in FAMILIES
 
 class ComponentError(ValueError):
     """A name that is unknown, registered twice, or an option that its component does not take."""
-
-
-def nearest(name: str, known) -> str:
-    """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def some(known: list[str]) -> str:
@@ -165,28 +160,40 @@ def _class_of(modality: Callable | None) -> type[Modality]:
 
 
 def options(component: Callable) -> dict[str, inspect.Parameter]:
-    """The options a component takes: its constructor's keyword parameters. Those before `*` or with an
-    underscore name are given by code, not by recipes."""
-    parameters = inspect.signature(component).parameters.values()
-    return {
-        p.name: p
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and not p.name.startswith("_")
-    }
+    """The options a component takes: its constructor's parameters, with their types but without bounds. Those
+    before `/` or with an underscore name are given by code, not by recipes."""
+    return options_of(component).parameters
 
 
-def build(family: str, spec: dict, *args, **given) -> Any:
-    """Build `{name: ..., option: value}` from a recipe; `args` and `given` come from code."""
-    spec = dict(spec)
+def check(path: str, family: str, spec: dict, prefix: str = "", own: Collection[str] = ()) -> list[str]:
+    """Mistakes in a component `{name: ..., option: value}` and in those inside of it, each with its path;
+    converts its options in `spec`. Its registered name is `prefix` and the name; `own`: keys in it that are
+    not the component's."""
+    name = spec.get("name")
+    if not isinstance(name, str):
+        return [f"{path}.name: expected the name of a {family}, got {show(name)}."]
+    try:
+        known = options_of(find(family, prefix + name))
+    except ComponentError as error:
+        return [f"{path}.name: {error}"]
+    wrong = known.check(spec, f"{family} '{prefix}{name}'", ("name", *own))
+    found = [f"{path}.{key}: {words}" for key, words in wrong.items()]
+    for key, inner in known.components.items():
+        value = spec.get(key) if key not in wrong else None
+        parts = {"": value} if isinstance(value, dict) else {f".{i}": v for i, v in enumerate(value or ())}
+        for place, part in parts.items():
+            found += check(f"{path}.{key}{place}", inner.family, part, inner.prefix)
+    return found
+
+
+def build(family: str, spec: dict, *args) -> Any:
+    """Build `{name: ..., option: value}`, as recipes write it; `args` come from code. Raises ComponentError
+    with all that is wrong with the name and the options."""
+    component, spec = find(family, spec["name"]), dict(spec)
+    if mistakes := check(family, family, spec):
+        raise ComponentError("\n".join(mistakes))
     name = spec.pop("name")
-    component = find(family, name)
-    unknown = [key for key in spec if key not in options(component) and not takes_any_option(component)]
-    if unknown:
-        raise ComponentError(
-            f"{family} '{name}' takes no option '{unknown[0]}'.{nearest(unknown[0], options(component))} "
-            f"Options: {', '.join(options(component)) or 'none'}."
-        )
-    made = component(*args, **spec, **given)
+    made = component(*args, **spec)
     if not inspect.isclass(component):
         check_contract(family, name, component, type(made))
     return made
@@ -202,10 +209,6 @@ def shared_options(modality: dict, encoder: dict) -> dict[str, Any]:
     return {
         key: modality.get(key, known[key].default) for key in _class_of(of_modality).shared if key in common
     }
-
-
-def takes_any_option(component: Callable) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
 
 
 def list_encoders(modality: str) -> list[str]:

@@ -43,14 +43,6 @@ class Kept:
         return Kept, (self.megabytes,)
 
 
-def check_cache(modality: str, cache_mb: int) -> None:
-    if cache_mb < 0:
-        raise ValueError(
-            f"modality '{modality}': cache_mb is {cache_mb}, expected a number of megabytes, or 0 to keep"
-            " nothing."
-        )
-
-
 class WholeSound:
     """A sound in memory: float32 samples [N] at `rate`, from `BESIDE` samples before time 0 on; what
     `vicjoint.files.sound` reads from like from a file."""

@@ -12,21 +12,23 @@ device.
 
 import functools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vicjoint.files.kept import Kept, check_cache
+from vicjoint.files.kept import Kept
 from vicjoint.files.sound import Sound
+from vicjoint.options import ComponentOf, Natural, Positive
 from vicjoint.parts import Modality
-from vicjoint.recipe.check import check_component
 from vicjoint.registry import build, need, register
-from vicjoint.transforms import waveforms
 
 BANDS, SLOTS = 40, 8  # of the simple features
-LEAST_RATE_HZ = 1000
+
+
+RateHz = Annotated[int, Field(ge=1000)]
 
 
 @register("modality", "audio")
@@ -50,30 +52,23 @@ class Audio(Modality):
 
     def __init__(
         self,
-        rate_hz: int = 16000,
-        seconds: float = 1.0,
+        rate_hz: RateHz = 16000,
+        seconds: Positive = 1.0,
         short: Literal["zeros", "repeat"] = "zeros",
-        augment: list[dict] | None = None,
+        augment: list[Annotated[dict, ComponentOf("transform", prefix="audio/")]] | None = None,
         stream: int | None = None,
-        cache_mb: int = 0,
+        cache_mb: Natural = 0,
     ):
         super().__init__()
         need(["soundfile", "torchaudio"], "modality 'audio'", "audio")
-        if rate_hz < LEAST_RATE_HZ:
+        if round(seconds * rate_hz) < 1:
             raise ValueError(
-                f"modality 'audio': rate_hz is {rate_hz}, expected {LEAST_RATE_HZ} or more, such as 16000."
+                f"modality 'audio': seconds is {seconds}, shorter than a sample at {rate_hz} Hz."
             )
-        if not 0 < seconds < math.inf or round(seconds * rate_hz) < 1:
-            raise ValueError(
-                f"modality 'audio': seconds is {seconds}, expected a number above 0, such as 1.0."
-            )
-        if short not in ("zeros", "repeat"):
-            raise ValueError(f"modality 'audio': short is '{short}', expected 'zeros' or 'repeat'.")
-        check_cache("audio", cache_mb)
         self.rate_hz, self.length, self.short, self.stream = rate_hz, seconds, short, stream
         self.cache_mb, self.kept = cache_mb, Kept(cache_mb)
         self.augment = [
-            _build(f"modality.augment.{i}", dict(spec), rate_hz) for i, spec in enumerate(augment or [])
+            build("transform", {**spec, "name": f"audio/{spec['name']}"}, rate_hz) for spec in augment or []
         ]
 
     def read(
@@ -124,10 +119,3 @@ def _mel(rate_hz: int):
 
     size = 2 ** math.ceil(math.log2(0.064 * rate_hz))  # 64 ms: each of the bands holds a frequency
     return MelSpectrogram(rate_hz, size, hop_length=size // 4, n_mels=BANDS, pad_mode="constant")
-
-
-def _build(path: str, spec: dict, rate_hz: int) -> waveforms.SoundTransform:
-    spec["name"] = f"audio/{spec.get('name')}"
-    if mistakes := check_component(path, "transform", spec["name"], spec):
-        raise ValueError("\n  ".join(mistakes))
-    return build("transform", spec, rate_hz)

@@ -6,14 +6,17 @@ view = drawing(raw)                               # float, normalised
 """
 
 import io
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from vicjoint.modalities.image import Pixels
 from vicjoint.modalities.molecule import parse, shortened
+from vicjoint.options import Share
 from vicjoint.registry import need, register
 
 
@@ -30,19 +33,15 @@ class Drawing(Pixels):
     reads = "text"
     reading = ("size", "rotate", "flip", "max_atoms")
 
-    def __init__(self, size: int = 128, rotate: float = 180.0, flip: float = 0.5, max_atoms: int = 1024):
+    def __init__(
+        self,
+        size: Annotated[int, Field(ge=16, le=4096)] = 128,
+        rotate: Annotated[float, Field(ge=0, le=180)] = 180.0,
+        flip: Share = 0.5,
+        max_atoms: Annotated[int, Field(ge=1, le=100_000)] = 1024,
+    ):
         super().__init__()
         need(["rdkit.Chem"], "modality 'drawing'", "molecule")
-        for name, value, least, most in (
-            ("size", size, 16, 4096),
-            ("rotate", rotate, 0, 180),
-            ("flip", flip, 0, 1),
-            ("max_atoms", max_atoms, 1, 100_000),
-        ):
-            if not least <= value <= most:
-                raise ValueError(
-                    f"modality 'drawing': {name} is {value}, expected a number from {least} to {most}."
-                )
         self.size, self.rotate, self.flip, self.max_atoms = size, rotate, flip, max_atoms
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> Tensor:

@@ -3,13 +3,15 @@
 # B batch, C = 3 channels, T frames, H height, W width
 
 import functools
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vicjoint.files import images
-from vicjoint.files.kept import Kept, check_cache
+from vicjoint.files.kept import Kept
+from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share, Size
 from vicjoint.parts import Modality
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
@@ -30,12 +32,11 @@ class Pixels(Modality):
     accepts = ("image",)
     baseline = "pixels"
 
-    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD):
+    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[Positive] = IMAGENET_STD):
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
+        if len(mean) != len(std):
             raise ValueError(
-                f"modality: mean {list(mean)} and std {list(std)} need one number per channel each, std"
-                " above 0."
+                f"modality: mean {list(mean)} and std {list(std)} need one number per channel each."
             )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
@@ -80,13 +81,12 @@ class Image(Pixels):
     def __init__(
         self,
         mean: list[float] = IMAGENET_MEAN,
-        std: list[float] = IMAGENET_STD,
-        size: int = 64,
-        transforms: list[dict] | None = None,
-        centre: float = 1.0,
+        std: list[Positive] = IMAGENET_STD,
+        size: Size = 64,
+        transforms: list[Annotated[dict, ComponentOf("transform")]] | None = None,
+        centre: PositiveShare = 1.0,
     ):
         super().__init__(mean, std)
-        _check_size("image", size, centre)
         self.size, self.centre = size, centre
         specs = CROP if transforms is None else transforms
         self.transforms = TransformList("modality.transforms", list(specs), size) if specs else None
@@ -125,42 +125,23 @@ class Clip(Pixels):
     def __init__(
         self,
         mean: list[float] = IMAGENET_MEAN,
-        std: list[float] = IMAGENET_STD,
-        frames: int = 8,
-        stride: int = 2,
-        window: float | None = None,
-        size: int = 64,
-        centre: float = 1.0,
-        area: tuple[float, float] = (0.6, 1.0),
-        flip: float = 0.0,
-        at: tuple[float, float] = (0.5, 0.5),
+        std: list[Positive] = IMAGENET_STD,
+        frames: Count = 8,
+        stride: Count = 2,
+        window: Positive | None = None,
+        size: Size = 64,
+        centre: PositiveShare = 1.0,
+        area: Annotated[tuple[PositiveShare, PositiveShare], Ascending] = (0.6, 1.0),
+        flip: Share = 0.0,
+        at: tuple[Share, Share] = (0.5, 0.5),
         reduce: int | None = None,
-        cache_mb: int = 0,
+        cache_mb: Natural = 0,
     ):
         super().__init__(mean, std)
-        _check_size("clip", size, centre)
-        for name, value in {"frames": frames, "stride": stride}.items():
-            if value < 1:
-                raise ValueError(f"modality 'clip': {name} is {value}, expected 1 or more.")
-        if window is not None and window <= 0:
-            raise ValueError(
-                f"modality 'clip': window is {window}, expected a number of seconds above 0, or null to use"
-                " stride."
-            )
-        if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(
-                f"modality 'clip': area is {list(area)}, expected [least, most] with 0 < least <= most <= 1."
-            )
-        if not all(0 <= share <= 1 for share in at):
-            raise ValueError(
-                f"modality 'clip': at is {list(at)}, expected [x, y], shares of the width and the height from"
-                " 0 to 1."
-            )
         if reduce is not None and reduce < size:
             raise ValueError(
                 f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null."
             )
-        check_cache("clip", cache_mb)
         self.frames, self.stride, self.window, self.at = frames, stride, window, at
         self.reduce, self.cache_mb, self.kept = reduce, cache_mb, Kept(cache_mb)
         self.size, self.centre, self.area, self.flip = size, centre, area, flip
@@ -247,12 +228,3 @@ def _seconds(path: str) -> float:
 def duration(info: VideoInfo) -> float:
     """Seconds from the file's start to the end of its last frame."""
     return float(info.timestamps_seconds[-1] - info.start_seconds + 1 / info.fps)
-
-
-def _check_size(modality: str, size: int, centre: float) -> None:
-    if size < 8:
-        raise ValueError(f"modality '{modality}': size is {size}, expected 8 or more pixels.")
-    if not 0 < centre <= 1:
-        raise ValueError(
-            f"modality '{modality}': centre is {centre}, expected a share above 0 and at most 1."
-        )

@@ -16,14 +16,17 @@ import logging
 import math
 import warnings
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
+from vicjoint.options import Count, ShareBelowOne, Size
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 
@@ -34,6 +37,9 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 class MicroscopeError(ValueError):
     """A microscope image that cannot be used; the message names it and the cause."""
+
+
+Percentile = Annotated[float, Field(ge=0, le=100)]
 
 
 @register("modality", "microscope")
@@ -55,37 +61,27 @@ class Microscope(Modality):
 
     def __init__(
         self,
-        channels: int | list[str] = 5,
-        size: int = 128,
-        crop: int | None = None,
-        low: float = 1.0,
-        high: float = 99.9,
+        channels: Count | Annotated[list[str], Field(min_length=1)] = 5,
+        size: Size = 128,
+        crop: Size | None = None,
+        low: Percentile = 1.0,
+        high: Percentile = 99.9,
         flip: bool = True,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
+        brightness: ShareBelowOne = 0.2,
+        contrast: ShareBelowOne = 0.2,
     ):
         super().__init__()
         need(["tifffile"], "modality 'microscope'", "molecule")
         names = list(channels) if not isinstance(channels, int) else None
-        if names == [] or (names is None and channels < 1) or (names and len(set(names)) < len(names)):
+        if names and len(set(names)) < len(names):
             raise ValueError(
-                f"modality 'microscope': channels is {channels}, expected a number from 1, or a list of"
-                " different names."
+                f"modality 'microscope': channels is {channels}, expected a list of different names."
             )
-        if size < 8 or (crop is not None and crop < 8):
-            raise ValueError(
-                f"modality 'microscope': size is {size} and crop {crop}, expected 8 pixels or more."
-            )
-        if not 0 <= low < high <= 100:
+        if low >= high:
             raise ValueError(
                 f"modality 'microscope': low is {low} and high {high}, expected percentiles with 0 <= low <"
                 " high <= 100."
             )
-        for name, value in {"brightness": brightness, "contrast": contrast}.items():
-            if not 0 <= value < 1:
-                raise ValueError(
-                    f"modality 'microscope': {name} is {value}, expected a number from 0 to below 1."
-                )
         self.names, self.channels = names, len(names) if names else channels
         self.size, self.crop, self.low, self.high = size, crop, low, high
         self.flip, self.brightness, self.contrast = flip, brightness, contrast

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
+from vicjoint.options import Count, ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 
@@ -189,19 +190,12 @@ class Molecule(Modality):
     def __init__(
         self,
         largest_fragment: bool = False,
-        max_atoms: int = 1024,
-        mask_atoms: float = 0.0,
-        drop_bonds: float = 0.0,
+        max_atoms: Count = 1024,
+        mask_atoms: ShareBelowOne = 0.0,
+        drop_bonds: ShareBelowOne = 0.0,
     ):
         super().__init__()
         need(["rdkit.Chem", "torch_geometric.data"], "modality 'molecule'", "molecule")
-        for name, share in {"mask_atoms": mask_atoms, "drop_bonds": drop_bonds}.items():
-            if not 0 <= share < 1:
-                raise ValueError(
-                    f"modality 'molecule': {name} is {share}, expected a share from 0 to below 1."
-                )
-        if max_atoms < 1:
-            raise ValueError(f"modality 'molecule': max_atoms is {max_atoms}, expected 1 or more.")
         self.largest_fragment, self.max_atoms, self.mask_atoms, self.drop_bonds = (
             largest_fragment,
             max_atoms,

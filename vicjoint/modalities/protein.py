@@ -8,14 +8,16 @@ a: {modality: {name: protein, length: 1022, crop: ends}, encoder: {name: esm, we
 # B batch, L tokens
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from vicjoint.options import ShareBelowOne
 from vicjoint.parts import Modality
-from vicjoint.registry import ComponentError, register
+from vicjoint.registry import register
 
 # the order of ESM-2's tokenizer; ids are places in it
 ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
@@ -51,27 +53,12 @@ class Protein(Modality):
 
     def __init__(
         self,
-        length: int = 512,
+        length: Annotated[int, Field(ge=LEAST)] = 512,
         crop: Literal["random", "start", "middle", "ends"] = "random",
-        mask: float = 0.0,
+        mask: ShareBelowOne = 0.0,
         unknown: Literal["x", "error"] = "x",
     ):
         super().__init__()
-        if length < LEAST:
-            raise ComponentError(
-                f"modality 'protein': length is {length}, expected {LEAST} or more residues."
-            )
-        if crop not in (known := ("random", "start", "middle", "ends")):
-            raise ComponentError(f"modality 'protein': crop is '{crop}', expected one of {', '.join(known)}.")
-        if not 0 <= mask < 1:
-            raise ComponentError(
-                f"modality 'protein': mask is {mask}, expected a share of the residues from 0 to below 1."
-            )
-        if unknown not in ("x", "error"):
-            raise ComponentError(
-                f"modality 'protein': unknown is '{unknown}', expected x (read as the unknown residue X) or"
-                " error."
-            )
         self.length, self.crop, self.mask, self.unknown = length, crop, mask, unknown
 
     def read(self, value: str, rng: np.random.Generator | None = None, window=None) -> tuple[Tensor, Tensor]:

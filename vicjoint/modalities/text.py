@@ -8,12 +8,15 @@ download a: {modality: {name: text, length: 256, lower: true, drop: 0.1}, encode
 # B batch, L tokens
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vicjoint.facts import hashing
+from vicjoint.options import ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, need, register
 
@@ -38,17 +41,14 @@ class Text(Modality):
     baseline = "word_counts"
     reading = ("tokenizer", "length", "lower", "drop")
 
-    def __init__(self, tokenizer: str = "bytes", length: int = 128, lower: bool = False, drop: float = 0.0):
+    def __init__(
+        self,
+        tokenizer: str = "bytes",
+        length: Annotated[int, Field(ge=2)] = 128,
+        lower: bool = False,
+        drop: ShareBelowOne = 0.0,
+    ):
         super().__init__()
-        if length < 2:
-            raise ComponentError(
-                f"modality 'text': length is {length}, expected 2 or more tokens (the last one marks the"
-                " end)."
-            )
-        if not 0 <= drop < 1:
-            raise ComponentError(
-                f"modality 'text': drop is {drop}, expected a share of the words from 0 to below 1."
-            )
         self.length, self.lower, self.drop = length, lower, drop
         self.tokenizer = None if tokenizer == "bytes" else load_tokenizer(tokenizer)
         self.padding = 0 if self.tokenizer is None else self.tokenizer.pad_token_id or 0

@@ -2,7 +2,7 @@
 
 # N samples of the global batch, n of this process, D embedding dimensions, W processes
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
 from vicjoint.objectives.products import row_blocks
 from vicjoint.objectives.spread import Groups, Guard, Weights, by_columns, by_covariance, by_rows
+from vicjoint.options import Share
 from vicjoint.parts import Objective
 from vicjoint.registry import register
 
@@ -48,22 +49,10 @@ class VICReg(Objective):
         variance: Weight = 25.0,
         covariance: Weight = 1.0,
         statistics: Statistics = "global",
-        within_share: float = 0.5,
+        within_share: Share = 0.5,
         convention: Convention = "official",
     ):
         super().__init__()
-        for name, value, known in (
-            ("statistics", statistics, get_args(Statistics)),
-            ("convention", convention, get_args(Convention)),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"objective.{name}: '{value}' is unknown. Expected one of: {', '.join(known)}."
-                )
-        if not 0 <= within_share <= 1:
-            raise ValueError(
-                f"objective.within_share: {within_share} is not a share. Expected a number from 0 to 1."
-            )
         self.invariance = _per_branch("invariance", invariance)
         self.variance = _per_branch("variance", variance)
         self.covariance = _per_branch("covariance", covariance)

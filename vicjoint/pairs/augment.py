@@ -9,12 +9,13 @@ multi-crop
 
 # C = 3 channels, K crops of one image
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from vicjoint.batch import Crops
 from vicjoint.files.images import read_record
+from vicjoint.options import ComponentOf, PositiveShare, Size
 from vicjoint.parts import Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms import images
@@ -60,24 +61,14 @@ class Augment(Pair):
 
     def __init__(
         self,
-        size: int = 224,
-        a: list[dict] | None = None,
-        b: list[dict] | None = None,
-        centre: float = 0.875,
+        size: Size = 224,
+        a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
+        b: list[Annotated[dict, ComponentOf("transform")]] | None = None,
+        centre: PositiveShare = 0.875,
         colour: Literal["worker", "device"] = "worker",
         views: dict[str, int] | None = None,
-        local_size: int = 96,
+        local_size: Size = 96,
     ):
-        for name, value in {"size": size, "local_size": local_size}.items():
-            if value < 8:
-                raise ValueError(
-                    f"pair.{name}: {value} is too small for an image. Expected 8 or more pixels."
-                )
-        if not 0 < centre <= 1:
-            raise ValueError(
-                f"pair.centre: {centre} is not a share. Expected a number above 0 and at most 1, such as"
-                " 0.875."
-            )
         counts = {"global": 2, "local": 0} | (views or {})
         if set(counts) != {"global", "local"} or counts["global"] != 2 or counts["local"] < 0:
             raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 from vicjoint import distributed
 from vicjoint.files.cells import CellError, as_text, check_column, file_path, is_empty, values
 from vicjoint.files.guard import printable
+from vicjoint.options import Positive
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
 
@@ -39,17 +40,12 @@ class CrossModal(Pair):
         a: str,
         b: str,
         key: str | None = None,
-        seconds: float | None = None,
+        seconds: Positive | None = None,
         choose: list[str] = (),
         separator: str | None = None,
         distinct: str | None = None,
         group: str | None = None,
     ):
-        if seconds is not None and seconds <= 0:
-            raise ValueError(
-                f"pair.seconds: {seconds} is not a length of time. Expected a number above 0, or null for"
-                " each modality's own window."
-            )
         if seconds is not None and key is not None:
             raise ValueError(
                 "pair.seconds: a common time window needs both cells of one row, and pair.key takes them from"

@@ -6,12 +6,15 @@ pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
 # W windows, T context frames, F frames of a video
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vicjoint.files.cells import path_of
+from vicjoint.options import Ascending, Count, Positive, PositiveShare, Share
 from vicjoint.parts import Pair, Record
 from vicjoint.registry import register
 from vicjoint.transforms.images import middle_square, square_frames
@@ -50,46 +53,21 @@ class NextFrame(Pair):
 
     def __init__(
         self,
-        frames: int = 8,
-        stride: int = 2,
-        seconds: float | None = None,
-        gap: int = 1,
-        size: int = 64,
-        windows: int = 8,
+        frames: Annotated[int, Field(ge=2)] = 8,
+        stride: Count = 2,
+        seconds: Positive | None = None,
+        gap: Count = 1,
+        size: Count = 64,
+        windows: Count = 8,
         stretch: int | None = None,
-        centre: float = 1.0,
-        area: tuple[float, float] = (1.0, 1.0),
-        flip: float = 0.5,
+        centre: PositiveShare = 1.0,
+        area: Annotated[tuple[PositiveShare, PositiveShare], Ascending] = (1.0, 1.0),
+        flip: Share = 0.5,
     ):
-        for name, value in {
-            "frames": frames,
-            "stride": stride,
-            "gap": gap,
-            "size": size,
-            "windows": windows,
-        }.items():
-            if value < 1:
-                raise ValueError(f"pair.{name}: {value} is too small. Expected 1 or more.")
-        if frames < 2:
-            raise ValueError(f"pair.frames: {frames} shows no motion. Expected 2 or more.")
-        if seconds is not None and seconds <= 0:
-            raise ValueError(
-                f"pair.seconds: {seconds} is not a time between frames. Expected a number above 0, or null to"
-                " use stride."
-            )
         if stretch is not None and stretch < windows:
             raise ValueError(
                 f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows"
                 f" (pair.windows). Expected {windows} or more, or null for the whole video."
-            )
-        if not 0 < centre <= 1:
-            raise ValueError(
-                f"pair.centre: {centre} is not a share of the frame's shorter side. Expected a number above"
-                " 0, at most 1."
-            )
-        if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(
-                f"pair.area: {list(area)} is not a range. Expected [least, most] with 0 < least <= most <= 1."
             )
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
         self.size, self.centre, self.area, self.flip = size, centre, area, flip

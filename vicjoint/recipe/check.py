@@ -5,21 +5,20 @@ all messages in words.
     check_together(data, follows=False)
     in_words(("train", "steps"), pydantic_error, Recipe)      # "expected a whole number, got 'many'."
 
-Options are compared with the constructor that the registry finds under the component's name, and converted by
-its annotations.
+Components and their options are the registry's: `vicjoint.registry.check`.
 """
 
 import inspect
 import re
 import traceback
 import typing
-from typing import Any
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from vicjoint import registry
-from vicjoint.recipe.file import FAMILY, OWN_KEYS, RecipeError, plain, show
-from vicjoint.registry import ComponentError, nearest
+from vicjoint.options import nearest, refused, show
+from vicjoint.recipe.file import FAMILY, OWN_KEYS, plain
+from vicjoint.registry import ComponentError
 
 
 def load_imports(modules) -> list[str]:
@@ -67,15 +66,10 @@ def check_together(data: dict, follows: bool) -> list[str]:
             if plain(spec(b.get(key))) != plain(spec(a.get(key)))
         ]
     objective = data.get("objective")
-    if (
-        isinstance(objective, dict)
-        and objective.get("form") == "moco"
-        and isinstance(b, dict)
-        and b.get("weights") != "ema"
-    ):
+    if isinstance(b, dict) and b.get("weights") != "ema" and (key := needs_slow_branch(objective)):
         found.append(
-            "objective.form: moco compares with embeddings of earlier batches, so branch b must change"
-            " slowly. Set b.weights=ema."
+            f"objective.{key}: {objective[key]} compares with embeddings of earlier batches, so branch b must"
+            " change slowly. Set b.weights=ema."
         )
     if isinstance(train, dict) and train.get("steps") is None and train.get("epochs") is None:
         found.append("train: missing its length. Set train.steps or train.epochs.")
@@ -128,7 +122,7 @@ def _check_branches(branches: dict, pairs: list) -> list[str]:
     return found
 
 
-def _check_pairs(branches: dict, pairs: list, objective) -> list[str]:
+def _check_pairs(branches: dict, pairs: list, of_all) -> list[str]:
     found = []
     for i, pair in enumerate(pairs):
         if not isinstance(pair, dict):
@@ -139,13 +133,10 @@ def _check_pairs(branches: dict, pairs: list, objective) -> list[str]:
                     f"pairs.{i}.{side}: no branch '{pair[side]}'.{nearest(pair[side], branches)} "
                     f"Branches: {', '.join(map(str, branches))}."
                 )
-        if (
-            isinstance(pair.get("objective") or objective, dict)
-            and (pair.get("objective") or objective).get("form") == "moco"
-        ):
+        if key := needs_slow_branch(objective := pair.get("objective") or of_all):
             found.append(
-                f"pairs.{i}.objective.form: moco needs a branch b with weights: ema, which a recipe of"
-                " several pairs does not have. Use clip or nt_xent."
+                f"pairs.{i}.objective.{key}: {objective[key]} needs a branch b with weights: ema, which a"
+                f" recipe of several pairs does not have. Choose another objective.{key}."
             )
     return found
 
@@ -167,31 +158,41 @@ def places(value, keys: list[str], path: tuple[str, ...] = (), parent=None):
 
 def check_components(data: dict) -> list[str]:
     """Mistakes in the names and options of all components; converts the options in `data` to their types."""
-    found, unknown_modality = [], set()
+    found = []
     for pattern, family in FAMILY.items():
         for path, spec, parent in places(data, pattern.split(".")):
-            if family == "modality" and isinstance(spec, str):
-                spec = {"name": spec}
+            key, of_a = ".".join(path), data.get("a") if path[0] == "b" else None
+            if family == "modality":
+                spec = component(spec)
             if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+                continue  # the typed check says so
+            if family != "encoder":
+                found += registry.check(key, family, spec, own=OWN_KEYS.get(pattern, ()))
                 continue
-            name = spec["name"]
-            if family == "encoder":
-                of_a = (
-                    data["a"].get("modality") if path[0] == "b" and isinstance(data.get("a"), dict) else None
-                )
-                modality = parent.get("modality", of_a)
-                modality = modality if isinstance(modality, dict) else {"name": modality}
-                if not isinstance(modality.get("name"), str) or modality["name"] in unknown_modality:
-                    continue  # nothing to look the encoder up with
-                name = f"{modality['name']}/{name}"
-                found += check_component(".".join(path), family, name, spec) + _check_shared(
-                    ".".join(path), modality, spec | {"name": name}
-                )
-                continue
-            if family == "modality" and name not in registry.names("modality"):
-                unknown_modality.add(name)
-            found += check_component(".".join(path), family, name, spec)
+            given = parent.get("modality", of_a.get("modality") if isinstance(of_a, dict) else None)
+            modality = component(given)
+            if modality and modality["name"] in registry.names("modality"):
+                found += registry.check(key, family, spec, prefix=f"{modality['name']}/")
+                found += _check_shared(key, modality, spec)
     return found + check_probes(data)
+
+
+def component(spec) -> dict | None:
+    """A modality as recipes write it, a name or `{name: ..., option: value}`, in the long form; None for
+    anything else."""
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    return spec if isinstance(spec, dict) and isinstance(spec.get("name"), str) else None
+
+
+def part_of(family: str, spec) -> type:
+    """The class that is registered under the name in `spec`; the contract's own, with its defaults, where
+    there is none."""
+    name = spec.get("name") if isinstance(spec, dict) else None
+    try:
+        found = registry.find(family, name) if isinstance(name, str) else None
+    except ComponentError:  # which has a message of its own
+        found = None
+    return found if inspect.isclass(found) else registry.CONTRACTS[family]
 
 
 def check_probes(data: dict) -> list[str]:
@@ -223,7 +224,9 @@ def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
     """Mistakes in the options that an encoder has in common with its modality: such as the rate of a sound,
     which a waveform does not tell."""
     try:
-        common = registry.shared_options(modality, encoder)
+        common = registry.shared_options(
+            modality, encoder | {"name": f"{modality['name']}/{encoder['name']}"}
+        )
     except ComponentError:  # an unknown encoder, which has a message of its own
         return []
     of_modality = f"{path.removesuffix('.encoder')}.modality"
@@ -235,109 +238,17 @@ def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
     ]
 
 
-def check_component(path: str, family: str, name: str, spec: dict) -> list[str]:
-    """Mistakes in one component; converts the options in `spec` to their types."""
-    try:
-        component = registry.find(family, name)
-    except ComponentError as error:
-        return [f"{path}.name: {error}"]
-    known, types, found = registry.options(component), option_types(component), []
-    for key in [k for k in spec if k != "name" and k not in OWN_KEYS.get(re.sub(r"\.\d+", ".*", path), ())]:
-        if key in known:
-            try:
-                spec[key] = convert(spec[key], types.get(key, Any), known[key].default)
-            except RecipeError as error:
-                found.append(f"{path}.{key}: {error}")
-        elif not registry.takes_any_option(component) or key in registry.options(component):
-            found.append(
-                f"{path}.{key}: {family} '{name}' takes no option '{key}'.{nearest(key, known)} "
-                f"Options: {', '.join(known) or 'none'}."
-            )
-    needed = [key for key, p in known.items() if p.default is p.empty]
-    return found + [
-        f"{path}.{key}: missing. {family} '{name}' needs it." for key in needed if key not in spec
-    ]
-
-
 def root_is_a_path(source: dict) -> bool:
-    """Whether the source's `root` has to exist; False for one that says of itself that it may be a pattern or
-    a hub id."""
-    try:
-        return getattr(registry.find("source", str(source.get("name"))), "root_is_a_path", True)
-    except ComponentError:
-        return True
+    """Whether the source's `root` has to exist; False for one that may be a pattern or the id of a hub."""
+    return part_of("source", source).root_is_a_path
 
 
-# ---- options ----
-
-
-def option_types(component) -> dict[str, Any]:
-    """Annotations by option; without those that cannot be resolved."""
-    try:
-        function = component.__init__ if inspect.isclass(component) else inspect.unwrap(component)
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        return {}
-
-
-def convert(value, annotation, default):
-    """`value` as the option's type. Raises RecipeError that says what was expected."""
-    if value is None and default is None:
-        return None
-    try:
-        adapter = TypeAdapter(annotation)
-    except PydanticUserError:  # a type that YAML has no values of anyway
-        return value
-    try:
-        converted = adapter.validate_python(value)
-    except ValidationError as error:
-        words = list(dict.fromkeys(expected(e) for e in error.errors()))
-        raise RecipeError(f"expected {' or '.join(words)}, got {show(value)}.") from None
-    if _has(value, bool) and not _has(converted, bool):
-        raise RecipeError(f"expected a number, got {show(value)}.")
-    if isinstance(converted, float) and converted != converted:
-        raise RecipeError("expected a number, got .nan.")
-    return converted
-
-
-def _has(value, kind) -> bool:
-    return any(_has(v, kind) for v in value) if isinstance(value, (list, tuple)) else isinstance(value, kind)
+def needs_slow_branch(objective) -> str | None:
+    """The option of the objective by which it compares with embeddings of earlier batches, or None."""
+    return part_of("objective", objective).needs_slow_branch(objective)
 
 
 # ---- messages ----
-
-WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "bool": "true or false",
-    "string": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a mapping",
-    "model": "a mapping such as {name: ...}",
-    "none": "null",
-    "path": "a path",
-}
-BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-
-
-def expected(error: dict) -> str:
-    """What a pydantic error asked for, in plain words."""
-    kind, limits = error["type"], error.get("ctx") or {}
-    bounds = [f"{words} {limits[key]}" for key, words in BOUNDS.items() if key in limits]
-    if kind == "literal_error":
-        return f"one of {limits['expected']}"
-    if kind == "string_pattern_mismatch":
-        return "a name of letters, digits and . _ + -"
-    if kind in ("too_short", "too_long"):
-        return (
-            f"a list of {limits.get('min_length', limits.get('max_length'))} or"
-            f" {'more' if kind == 'too_short' else 'fewer'}"
-        )
-    if bounds:
-        return f"a number {bounds[0]}"
-    return WORDS.get(kind.split("_")[0], error["msg"])
 
 
 def in_words(loc: tuple, error: dict, recipe: type[BaseModel]) -> str:
@@ -350,12 +261,7 @@ def in_words(loc: tuple, error: dict, recipe: type[BaseModel]) -> str:
             None if len(loc) > 1 and loc[-1] == "name" else section_at(recipe, loc[:-1]).model_fields[loc[-1]]
         )
         return f"missing. Expected {field.description if field else 'the name of a component'}."
-    hint = (
-        nearest(error["input"], re.findall(r"'(\w+)'", expected(error)))
-        if error["type"] == "literal_error"
-        else ""
-    )
-    return f"expected {expected(error)}, got {show(error['input'])}.{hint}"
+    return refused([error], error["input"])
 
 
 def section_at(section, keys: tuple):

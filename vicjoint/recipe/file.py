@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vicjoint.registry import nearest
+from vicjoint.options import nearest, show
 
 # the keys that hold a component, and the registry's family of each; * is any name or number
 FAMILY = {
@@ -139,13 +139,6 @@ def plain(value):
     if isinstance(value, enum.Enum):
         return plain(value.value)
     return str(value) if isinstance(value, Path) else value
-
-
-def show(value) -> str:
-    """A value as a message shows it, in YAML's words, cut at 80 characters."""
-    words = {None: "nothing (null)", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 # ---- files ----

@@ -5,12 +5,12 @@ schema = with_components(Recipe.model_json_schema())      # vicjoint.recipe.json
 """
 
 import inspect
-from typing import Any
 
 from pydantic import PydanticUserError, TypeAdapter
 
 from vicjoint import registry
-from vicjoint.recipe.check import ONE_PAIR, SEVERAL_PAIRS, option_types
+from vicjoint.options import options_of
+from vicjoint.recipe.check import ONE_PAIR, SEVERAL_PAIRS
 from vicjoint.recipe.file import plain
 
 
@@ -92,25 +92,39 @@ def component_schema(family: str, own: dict = {}, names: list[str] | None = None
 
 
 def _one_component(name: str, component, own: dict) -> dict:
-    known, types = registry.options(component), option_types(component)
-    options = {key: _option_schema(types.get(key, Any), p.default) for key, p in known.items()}
-    required = [key for key, p in known.items() if p.default is p.empty] + [
-        key for key in own if key == "schedule"
-    ]
+    known = options_of(component)
+    options = {key: _option_schema(known.adapters[key], p.default) for key, p in known.parameters.items()}
     return {
         "title": name,
         "properties": {"name": {"const": name}} | options | own,
-        "required": ["name", *required],
-        "additionalProperties": registry.takes_any_option(component),
+        "required": ["name", *known.required, *(key for key in own if key == "schedule")],
+        "additionalProperties": known.takes_any,
     }
 
 
-def _option_schema(annotation, default) -> dict:
+def _option_schema(adapter: TypeAdapter, default) -> dict:
     try:
-        schema = TypeAdapter(annotation).json_schema()
-    except PydanticUserError:
+        schema = adapter.json_schema()
+    except PydanticUserError:  # a type that YAML has no values of
         schema = {}
-    schema = {} if "$defs" in schema else schema  # its references would not hold inside the recipe's schema
-    if default is None and schema:
-        schema = {"anyOf": [schema, {"type": "null"}]}
+    # references would not hold inside the recipe's schema
+    schema = {} if "$defs" in schema else _with_inner(schema)
     return schema if default is inspect.Parameter.empty else schema | {"default": plain(default)}
+
+
+def _with_inner(schema):
+    """The schema of an option, with those of the components that it holds
+    (`vicjoint.options.ComponentOf`)."""
+    if isinstance(schema, list):
+        return [_with_inner(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "component" in schema:
+        family, prefix = schema["component"]
+        names = [
+            name
+            for name in registry.names(family)
+            if name.startswith(prefix) and ("/" in name) == bool(prefix)
+        ]
+        return component_schema(family, names=[name.removeprefix(prefix) for name in names], prefix=prefix)
+    return {key: _with_inner(part) for key, part in schema.items()}

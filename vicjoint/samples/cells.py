@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import need, register
 from vicjoint.samples import world
@@ -146,7 +147,6 @@ def cached_cells(train: int, test: int, wells: int, size: int, seed: int) -> Pat
     SampleError, and SourceError for more molecules than the parts make."""
     need(["tifffile"], "source 'sample_cells'", "molecule")
     numbers = {"train": train, "test": test, "wells": wells, "size": size, "seed": seed}
-    world.check_numbers("sample cells", numbers, {"train": 1, "test": 1, "wells": 1, "size": 16, "seed": 0})
     _molecules(train, test, seed)  # once, before threads ask for them; says when there are too few parts
     return world.cached_world(
         "sample_cells",
@@ -202,7 +202,14 @@ class SampleCells(Source):
     """Images of cells under rule-made molecules, in the cache folder; `train` and `test` are numbers of
     molecules, each in `wells` wells."""
 
-    def __init__(self, train: int = 320, test: int = 80, wells: int = 2, size: int = 64, seed: int = 0):
+    def __init__(
+        self,
+        train: Count = 320,
+        test: Count = 80,
+        wells: Count = 2,
+        size: world.SmallSide = 64,
+        seed: Natural = 0,
+    ):
         self.root, self.wells = cached_cells(train, test, wells, size, seed), wells
         records = world.read_factors(self.root)
         self.train, self.test = ([r for r in records if r["split"] == split] for split in world.SPLITS)

@@ -10,21 +10,23 @@ way, all equally likely; a test record names a file for each of them, and for tu
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import (
     COLOURS,
     SIDE,
     SPLITS,
-    SampleError,
+    EvenSide,
     Scene,
     Sprite,
     bounce,
     cached_world,
-    check_numbers,
     draw_background,
     draw_sprite,
     polar,
@@ -67,13 +69,13 @@ class SampleFutures(Source):
 
     def __init__(
         self,
-        train: int = 1024,
-        test: int = 96,
-        frames: int = 24,
-        size: int = 64,
-        seed: int = 0,
-        futures: int = 3,
-        looks: int | None = None,
+        train: Count = 1024,
+        test: Count = 96,
+        frames: Annotated[int, Field(ge=4)] = 24,
+        size: EvenSide = 64,
+        seed: Natural = 0,
+        futures: Annotated[int, Field(ge=2, le=MOST)] = 3,
+        looks: Count | None = None,
     ):
         wanted = {
             "version": VERSION,
@@ -107,16 +109,6 @@ class SampleFutures(Source):
 def cached_futures(wanted: dict) -> Path:
     """The cache folder that holds these videos; they are made when they are not there yet. Raises SampleError
     as samples.videos.make_videos does."""
-    check_numbers(
-        "sample futures", wanted, {"train": 1, "test": 1, "frames": 4, "size": 16, "seed": 0}, even="size"
-    )
-    if not 2 <= wanted["futures"] <= MOST:
-        raise SampleError(f"sample futures: futures is {wanted['futures']}, expected 2 to {MOST}.")
-    if wanted["looks"] is not None and wanted["looks"] < 1:
-        raise SampleError(
-            f"sample futures: looks is {wanted['looks']}, expected 1 or more, or null for a look of its own"
-            " for each video."
-        )
     return cached_world("sample_futures", VERSION, wanted, _make_record)
 
 

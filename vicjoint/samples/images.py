@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples import world
@@ -46,7 +47,6 @@ def cached_images(train: int, test: int, size: int, seed: int) -> Path:
     """The cache folder that holds these pictures; they are made when they are not there yet. Raises
     SampleError."""
     wanted = {"version": world.VERSION, "train": train, "test": test, "size": size, "seed": seed}
-    world.check_numbers("sample images", wanted, {"train": 1, "test": 1, "size": 16, "seed": 0})
     return world.cached_world("sample_images", world.VERSION, wanted, _make)
 
 
@@ -64,7 +64,7 @@ class SampleImages(Source):
     """The sample world as JPEG files in the cache folder: one textured shape on a background of its own;
     `label` is its shape."""
 
-    def __init__(self, train: int = 2048, test: int = 512, size: int = 96, seed: int = 0):
+    def __init__(self, train: Count = 2048, test: Count = 512, size: world.SmallSide = 96, seed: Natural = 0):
         self.root = cached_images(train, test, size, seed)
         records = world.read_factors(self.root)
         self.train, self.test = ([r for r in records if r["split"] == split] for split in ("train", "test"))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import need, register
 from vicjoint.sources.base import SourceError
@@ -69,19 +70,6 @@ def make_molecules(
     """(train, test) molecules of the first `rings` ring systems and `groups` groups. Raises SourceError where
     there are not enough, and ComponentError without rdkit."""
     need(["rdkit.Chem"], "source 'sample_molecules'", "molecule")
-    for name, value, most in (
-        ("train", train, None),
-        ("test", test, None),
-        ("rings", rings, len(RINGS)),
-        ("groups", groups, len(GROUPS)),
-    ):
-        if value < 1 or (most is not None and value > most):
-            raise SourceError(
-                f"sample molecules: {name} is {value}, expected"
-                f" {'1 or more' if most is None else f'1 to {most}'}."
-            )
-    if seed < 0:
-        raise SourceError(f"sample molecules: seed is {seed}, expected 0 or more.")
     choices = rings * groups**3
     found: dict[str, Made] = {}
     for choice in np.random.default_rng(seed).permutation(choices):
@@ -126,7 +114,7 @@ class SampleMolecules(Source):
     """Rule-made molecules; records have smiles, description, ring, log_p, polar_area and acid, all as text
     like a table's, and the id."""
 
-    def __init__(self, train: int = 1024, test: int = 256, seed: int = 0):
+    def __init__(self, train: Count = 1024, test: Count = 256, seed: Natural = 0):
         parts = dict(zip(("train", "test"), make_molecules(train, test, seed)))
         self.train, self.test = (
             [record(f"{split}_{i:05d}", made, split) for i, made in enumerate(parts[split])]

@@ -12,12 +12,17 @@ membranes. One residue in twenty is replaced at random, so no signal is always w
 scaffold of the family and an end of the place, on a chain of random length.
 """
 
-import numpy as np
+from typing import Annotated
 
+import numpy as np
+from pydantic import Field
+
+from vicjoint.options import Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
-from vicjoint.samples.world import SPLITS, check_numbers
+from vicjoint.samples.world import SPLITS
 
+Several = Annotated[int, Field(ge=2)]  # one protein has no other to be told from
 ORDER = "ACDEFGHIKLMNPQRSTVWY"
 COMMON = dict(
     zip(
@@ -112,12 +117,7 @@ class SampleProteins(Source):
     """Proteins made by rule: the text names the place in the cell that the sequence's signals decide.
     Columns: id, sequence, place, family, text, smiles (a molecule that binds); `label` is the place."""
 
-    def __init__(self, train: int = 2048, test: int = 256, seed: int = 0):
-        check_numbers(
-            "sample proteins",
-            {"train": train, "test": test, "seed": seed},
-            {"train": 2, "test": 2, "seed": 0},
-        )
+    def __init__(self, train: Several = 2048, test: Several = 256, seed: Natural = 0):
         self.train, self.test = (
             [protein(seed, split, i) for i in range(number)]
             for split, number in (("train", train), ("test", test))

@@ -24,10 +24,13 @@ loudness are at that moment.
 import wave
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
+from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples import world
@@ -74,7 +77,14 @@ class SampleTable(Source):
     sound (a wav file), caption, captions (three wordings), shape, colour, texture, size, motion, background.
     """
 
-    def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
+    def __init__(
+        self,
+        train: Count = 512,
+        test: Count = 96,
+        frames: Annotated[int, Field(ge=8)] = 32,
+        size: world.EvenSide = 64,
+        seed: Natural = 0,
+    ):
         self.root = cached_table(train, test, frames, size, seed)
         records = [{**r, "folder": str(self.root)} for r in world.read_factors(self.root)]
         self.train, self.test = ([r for r in records if r["split"] == split] for split in SPLITS)
@@ -86,9 +96,6 @@ class SampleTable(Source):
 def cached_table(train: int, test: int, frames: int, size: int, seed: int) -> Path:
     """The cache folder that holds this table; it is made when it is not there yet. Raises SampleError."""
     wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
-    world.check_numbers(
-        "sample table", wanted, {"train": 1, "test": 1, "frames": 8, "size": 16, "seed": 0}, even="size"
-    )
     return world.cached_world("sample_table", f"{world.VERSION}.{VERSION}", wanted, _make)
 
 

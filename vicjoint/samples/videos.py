@@ -7,18 +7,14 @@ sprites, ...
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
-from vicjoint.samples.world import (
-    VERSION,
-    cached_world,
-    check_numbers,
-    make_world,
-    read_factors,
-    render,
-    scene,
-)
+from vicjoint.samples.world import VERSION, EvenSide, cached_world, make_world, read_factors, render, scene
 from vicjoint.video.write import write_mp4
 
 
@@ -27,7 +23,14 @@ class SampleVideos(Source):
     """The sample world as mp4 files in the cache folder; records carry the factors `background` and
     `sprites`."""
 
-    def __init__(self, train: int = 512, test: int = 96, frames: int = 32, size: int = 64, seed: int = 0):
+    def __init__(
+        self,
+        train: Count = 512,
+        test: Count = 96,
+        frames: Annotated[int, Field(ge=2)] = 32,
+        size: EvenSide = 64,
+        seed: Natural = 0,
+    ):
         self.root = cached_videos(train, test, frames, size, seed)
         records = read_factors(self.root)
         self.train = [r for r in records if r["split"] == "train"]
@@ -47,18 +50,14 @@ def make_videos(
     folder: Path, train: int, test: int, frames: int, size: int, seed: int, progress: bool = True
 ) -> None:
     """Make folder/train/*.mp4, folder/test/*.mp4 and folder/factors.jsonl; return at once where they are
-    complete. Raises SampleError on wrong parameters, a folder that holds something else, and a disk that
+    complete. Raises SampleError on a folder that holds something else, and a disk that
     cannot be written.
     """
     make_world(folder, _wanted(train, test, frames, size, seed), _make_video, "sample videos", progress)
 
 
 def _wanted(train: int, test: int, frames: int, size: int, seed: int) -> dict:
-    wanted = {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
-    check_numbers(
-        "sample videos", wanted, {"train": 1, "test": 1, "frames": 2, "size": 16, "seed": 0}, even="size"
-    )
-    return wanted
+    return {"version": VERSION, "train": train, "test": test, "frames": frames, "size": size, "seed": seed}
 
 
 def _make_video(folder: Path, wanted: dict, split: str, index: int) -> dict:

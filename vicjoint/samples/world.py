@@ -22,8 +22,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
 from vicjoint.files.cache import cache_root
@@ -221,19 +223,13 @@ def _distance(shape: str, u, v):
     return r * np.cos(fold) * normal[0] + r * np.sin(fold) * normal[1] - normal[0]
 
 
+# ---- options ----
+
+SmallSide = Annotated[int, Field(ge=16)]
+EvenSide = Annotated[int, Field(ge=16, multiple_of=2)]
+"""Of mp4 files, whose yuv420p frames have even sides."""
+
 # ---- files ----
-
-
-def check_numbers(what: str, numbers: dict[str, int], least: dict[str, int], even: str | None = None) -> None:
-    """Raises SampleError where a number of the sample is below its least, or the one that has to be even is
-    odd."""
-    for name, bound in least.items():
-        if numbers[name] < bound:
-            raise SampleError(f"{what}: {name} is {numbers[name]}, expected {bound} or more.")
-    if even and numbers[even] % 2:
-        raise SampleError(
-            f"{what}: {even} is {numbers[even]}, expected an even number (the mp4 files are yuv420p)."
-        )
 
 
 def cached_world(name: str, version: str | int, wanted: dict, make: Callable) -> Path:

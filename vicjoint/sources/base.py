@@ -9,6 +9,11 @@ import hashlib
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+TestFraction = Annotated[float, Field(gt=0, lt=1)]
 
 SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
 
@@ -27,13 +32,6 @@ def split_by_hash(ids: list[str], test_fraction: float, what: str, unit: str = "
     ordered = sorted(ids, key=lambda i: hashlib.sha256(i.encode("utf-8", "surrogateescape")).digest())
     tests = min(max(round(len(ids) * test_fraction), 1), len(ids) - 1)
     return {i: "test" if k < tests else "train" for k, i in enumerate(ordered)}
-
-
-def check_fraction(source: str, test_fraction: float) -> None:
-    if not 0 < test_fraction < 1:
-        raise SourceError(
-            f"{source}: test_fraction is {test_fraction}, expected a number between 0 and 1, such as 0.15."
-        )
 
 
 def check_both_splits(source: str, what: str, root: Path, side: dict[str, str | None]) -> None:

@@ -23,8 +23,8 @@ from vicjoint.registry import register
 from vicjoint.sources.base import (
     SPLIT_OF,
     SourceError,
+    TestFraction,
     check_both_splits,
-    check_fraction,
     has_split_folders,
     split_by_hash,
     what_is_there,
@@ -70,8 +70,7 @@ class ImageFolder(Source):
     folder and made again when a folder has changed.
     """
 
-    def __init__(self, root: str, test_fraction: float = 0.15):
-        check_fraction("image_folder", test_fraction)
+    def __init__(self, root: str, test_fraction: TestFraction = 0.15):
         self.root = Path(root).expanduser().absolute()
         ids, links = list_images(self.root)
         has_splits = has_split_folders(self.root)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vicjoint.parts import Source
 from vicjoint.registry import register
-from vicjoint.sources.base import SPLIT_OF, SourceError, check_fraction, split_by_hash
+from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, split_by_hash
 
 MOST_BYTES = (
     1 << 33
@@ -34,8 +34,7 @@ class Fasta(Source):
     equal sequences are on one side. Lines that start with `;` are comments.
     """
 
-    def __init__(self, root: str, test_fraction: float = 0.15):
-        check_fraction("fasta", test_fraction)
+    def __init__(self, root: str, test_fraction: TestFraction = 0.15):
         self.root = Path(root).expanduser().absolute()
         records = self._parse(read_text(self.root).splitlines())
         marked = [r for r in records if "split" in r]

@@ -21,9 +21,10 @@ import numpy as np
 
 from vicjoint.files.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.options import Count
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
-from vicjoint.sources.base import SPLIT_OF, SourceError, check_fraction, split_by_hash
+from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, split_by_hash
 
 # ---- webdataset ----
 
@@ -66,8 +67,9 @@ class WebDataset(Source):
 
     root_is_a_path = False  # it may be a pattern
 
-    def __init__(self, root: str, test: str | None = None, label: str = "cls", test_fraction: float = 0.15):
-        check_fraction("webdataset", test_fraction)
+    def __init__(
+        self, root: str, test: str | None = None, label: str = "cls", test_fraction: TestFraction = 0.15
+    ):
         self.root = root
         shards = find_shards(root)
         if test is not None:
@@ -218,10 +220,9 @@ class HuggingFace(Source):
         test: str | None = None,
         image: str = "image",
         label: str | None = "label",
-        take: int | None = None,
-        test_fraction: float = 0.15,
+        take: Count | None = None,
+        test_fraction: TestFraction = 0.15,
     ):
-        check_fraction("hf", test_fraction)
         self.root = root
         data = load(root, config, take)
         if train not in data:

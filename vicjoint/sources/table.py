@@ -21,7 +21,7 @@ from vicjoint.files.cells import CellError, as_text, is_empty
 from vicjoint.files.guard import can_be_named
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
-from vicjoint.sources.base import SPLIT_OF, SourceError, check_apart, check_fraction, split_by_hash
+from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, check_apart, split_by_hash
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
@@ -54,11 +54,10 @@ class Table(Source):
         id: str = "id",
         split: str | None = "split",
         split_by: str | None = None,
-        test_fraction: float = 0.15,
+        test_fraction: TestFraction = 0.15,
         second: str | None = None,
         needs: list[str] = (),
     ):
-        check_fraction("table", test_fraction)
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
         tables = [_Rows(Path(root).expanduser().absolute(), self.named, needs)]
         self.root = tables[0].path

@@ -12,9 +12,9 @@ from vicjoint.registry import register
 from vicjoint.sources.base import (
     SPLIT_OF,
     SourceError,
+    TestFraction,
     check_apart,
     check_both_splits,
-    check_fraction,
     has_split_folders,
     split_by_hash,
     what_is_there,
@@ -32,8 +32,7 @@ class VideoFolder(Source):
     elsewhere are left out (`describe` counts them). Otherwise the split is by hash.
     """
 
-    def __init__(self, root: str, test_fraction: float = 0.15):
-        check_fraction("video_folder", test_fraction)
+    def __init__(self, root: str, test_fraction: TestFraction = 0.15):
         self.root = Path(root).expanduser().absolute()
         ids = _list_videos(self.root)
         side = {i: SPLIT_OF.get(i.split("/")[0].lower()) for i in ids if "/" in i}

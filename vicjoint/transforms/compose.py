@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.recipe.check import check_component
 from vicjoint.registry import build
 from vicjoint.transforms import images
 
@@ -67,7 +66,7 @@ class TransformList:
     for messages."""
 
     def __init__(self, path: str, specs: list[dict], size: int):
-        self.steps = [_build(f"{path}.{i}", dict(spec), size) for i, spec in enumerate(specs)]
+        self.steps = [build("transform", spec, size) for spec in specs]
         is_colour = [hasattr(step, "apply") for step in self.steps]
         if is_colour != sorted(is_colour):
             raise ValueError(
@@ -98,9 +97,3 @@ class TransformList:
         )  # planes, whatever the order of the crop's memory
         apply_colour(x, numbers, self.colour)
         return x.mul_(255).add_(0.5).to(torch.uint8)  # rounds; values are in [0, 1]
-
-
-def _build(path: str, spec: dict, size: int):
-    if mistakes := check_component(path, "transform", str(spec.get("name")), spec):
-        raise ValueError("\n  ".join(mistakes))
-    return build("transform", spec, size)

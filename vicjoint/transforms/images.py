@@ -15,31 +15,19 @@ approximation of a Gaussian with boxes (tests say how much).
 # B images, C = 3 channels, H height, W width, N numbers of one transform
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from vicjoint.options import Ascending, Positive, PositiveShare, Share
 from vicjoint.registry import register
 
 RGB_TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL
 INTERPOLATION = ("bicubic", "bilinear")
-
-
-def _check_share(transform: str, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"transform '{transform}': {name} is {value}, expected a number from 0 to 1.")
-
-
-def _check_range(transform: str, name: str, values, least: float, most: float = math.inf) -> None:
-    low, high = values
-    if not least < low <= high <= most:
-        limit = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(
-            f"transform '{transform}': {name} is {list(values)}, expected [low, high] above {least:g}{limit}."
-        )
 
 
 # ---- geometry: one uint8 image ----
@@ -55,12 +43,10 @@ class RandomResizedCrop:
         self,
         size: int,
         /,
-        area: tuple[float, float] = (0.08, 1.0),
-        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        area: Annotated[tuple[PositiveShare, PositiveShare], Ascending] = (0.08, 1.0),
+        aspect: Annotated[tuple[Positive, Positive], Ascending] = (3 / 4, 4 / 3),
         interpolation: str = "bicubic",
     ):
-        _check_range("random_resized_crop", "area", area, 0, 1)
-        _check_range("random_resized_crop", "aspect", aspect, 0)
         if interpolation not in INTERPOLATION:
             raise ValueError(
                 f"transform 'random_resized_crop': interpolation is '{interpolation}', expected"
@@ -99,8 +85,7 @@ class RandomResizedCrop:
 class HorizontalFlip:
     """Left and right change places with probability `p`."""
 
-    def __init__(self, size: int, /, p: float = 0.5):
-        _check_share("horizontal_flip", p=p)
+    def __init__(self, size: int, /, p: Share = 0.5):
         self.p = p
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -165,17 +150,12 @@ class ColourJitter:
         self,
         size: int,
         /,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.2,
-        hue: float = 0.1,
-        p: float = 0.8,
+        brightness: Share = 0.4,
+        contrast: Share = 0.4,
+        saturation: Share = 0.2,
+        hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+        p: Share = 0.8,
     ):
-        _check_share("colour_jitter", p=p, brightness=brightness, contrast=contrast, saturation=saturation)
-        if not 0 <= hue <= 0.5:
-            raise ValueError(
-                f"transform 'colour_jitter': hue is {hue}, expected a number from 0 to 0.5 (half the circle)."
-            )
         self.reach, self.p = (brightness, contrast, saturation, hue), p
 
     def draw(self, rng: np.random.Generator) -> list[float]:
@@ -196,8 +176,7 @@ class Greyscale:
 
     count = 1
 
-    def __init__(self, size: int, /, p: float = 0.2):
-        _check_share("greyscale", p=p)
+    def __init__(self, size: int, /, p: Share = 0.2):
         self.p = p
 
     def draw(self, rng: np.random.Generator) -> list[float]:
@@ -213,9 +192,18 @@ class GaussianBlur:
 
     count = 2
 
-    def __init__(self, size: int, /, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)):
-        _check_share("gaussian_blur", p=p)
-        _check_range("gaussian_blur", "sigma", sigma, 0, size)
+    def __init__(
+        self,
+        size: int,
+        /,
+        p: Share = 0.5,
+        sigma: Annotated[tuple[Positive, Positive], Ascending] = (0.1, 2.0),
+    ):
+        if sigma[1] > size:
+            raise ValueError(
+                f"transform 'gaussian_blur': sigma is {list(sigma)}, expected at most {size}, the view's"
+                " size."
+            )
         self.p, self.sigma = p, sigma
 
     def draw(self, rng: np.random.Generator) -> list[float]:
@@ -233,8 +221,7 @@ class Solarize:
 
     count = 1
 
-    def __init__(self, size: int, /, p: float = 0.2, threshold: float = 128):
-        _check_share("solarize", p=p)
+    def __init__(self, size: int, /, p: Share = 0.2, threshold: float = 128):
         self.p, self.limit = p, (threshold - 0.5) / 255  # values lie between the 8-bit levels
 
     def draw(self, rng: np.random.Generator) -> list[float]:

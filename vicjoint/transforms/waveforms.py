@@ -13,20 +13,25 @@ encoders on the log-mel, `mask_bands` and `mask_frames`.
 # T samples, F frequencies
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from vicjoint.options import Ascending, Count, NotNegative, Share
 from vicjoint.registry import register
+
+Tilt = Annotated[float, Field(ge=-4, le=4)]
+Echo = Annotated[float, Field(ge=0.01, le=10)]  # seconds
+Factor = Annotated[float, Field(ge=0.5, le=2)]
 
 
 class SoundTransform:
-    """What all of them share: the chance `p` in [0, 1], and checks that name the transform."""
+    """What all of them share: the chance `p`."""
 
     def __init__(self, rate_hz: int, p: float):
-        if not 0 <= p <= 1:
-            self.refuse("p", p, "a number from 0 to 1")
         self.rate_hz, self.p = rate_hz, p
 
     def __call__(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
@@ -35,31 +40,20 @@ class SoundTransform:
     def change(self, wave: Tensor, rng: np.random.Generator) -> Tensor:
         raise NotImplementedError
 
-    def check_range(
-        self, name: str, values, least: float = -math.inf, most: float = math.inf
-    ) -> tuple[float, float]:
-        low, high = values
-        if not least <= low <= high <= most:
-            limit = (
-                ""
-                if least == -math.inf
-                else f", {least:g} or more" + ("" if most == math.inf else f" and at most {most:g}")
-            )
-            self.refuse(name, list(values), f"[low, high]{limit}")
-        return low, high
-
-    def refuse(self, option: str, value, expected: str):
-        name = next(key for key, known in TRANSFORMS.items() if isinstance(self, known))
-        raise ValueError(f"transform '{name}': {option} is {value}, expected {expected}.")
-
 
 @register("transform", "audio/gain")
 class Gain(SoundTransform):
     """Louder or softer by a number of decibels, uniform in `decibels`."""
 
-    def __init__(self, rate_hz: int, /, decibels: tuple[float, float] = (-6.0, 6.0), p: float = 1.0):
+    def __init__(
+        self,
+        rate_hz: int,
+        /,
+        decibels: Annotated[tuple[float, float], Ascending] = (-6.0, 6.0),
+        p: Share = 1.0,
+    ):
         super().__init__(rate_hz, p)
-        self.decibels = self.check_range("decibels", decibels)
+        self.decibels = decibels
 
     def change(self, wave, rng):
         return wave * 10 ** (rng.uniform(*self.decibels) / 20)
@@ -69,7 +63,7 @@ class Gain(SoundTransform):
 class Polarity(SoundTransform):
     """Upside down: nothing that an ear hears, but another waveform."""
 
-    def __init__(self, rate_hz: int, /, p: float = 0.5):
+    def __init__(self, rate_hz: int, /, p: Share = 0.5):
         super().__init__(rate_hz, p)
 
     def change(self, wave, rng):
@@ -86,12 +80,12 @@ class Noise(SoundTransform):
         self,
         rate_hz: int,
         /,
-        snr: tuple[float, float] = (10.0, 40.0),
-        tilt: tuple[float, float] = (0.0, 2.0),
-        p: float = 0.5,
+        snr: Annotated[tuple[float, float], Ascending] = (10.0, 40.0),
+        tilt: Annotated[tuple[Tilt, Tilt], Ascending] = (0.0, 2.0),
+        p: Share = 0.5,
     ):
         super().__init__(rate_hz, p)
-        self.snr, self.tilt = self.check_range("snr", snr), self.check_range("tilt", tilt, -4, 4)
+        self.snr, self.tilt = snr, tilt
 
     def change(self, wave, rng):
         snr, tilt = rng.uniform(*self.snr), rng.uniform(*self.tilt)
@@ -107,10 +101,8 @@ class Equalise(SoundTransform):
     """Another microphone or room: each octave is raised or lowered by up to `decibels`, smoothly in
     between."""
 
-    def __init__(self, rate_hz: int, /, decibels: float = 6.0, p: float = 0.5):
+    def __init__(self, rate_hz: int, /, decibels: NotNegative = 6.0, p: Share = 0.5):
         super().__init__(rate_hz, p)
-        if decibels < 0:
-            self.refuse("decibels", decibels, "0 or more")
         self.decibels = decibels
 
     def change(self, wave, rng):
@@ -130,15 +122,12 @@ class Reverb(SoundTransform):
         self,
         rate_hz: int,
         /,
-        seconds: tuple[float, float] = (0.1, 0.5),
-        wet: tuple[float, float] = (0.1, 0.5),
-        p: float = 0.3,
+        seconds: Annotated[tuple[Echo, Echo], Ascending] = (0.1, 0.5),
+        wet: Annotated[tuple[Share, Share], Ascending] = (0.1, 0.5),
+        p: Share = 0.3,
     ):
         super().__init__(rate_hz, p)
-        self.seconds, self.wet = (
-            self.check_range("seconds", seconds, 0.01, 10),
-            self.check_range("wet", wet, 0, 1),
-        )
+        self.seconds, self.wet = seconds, wet
 
     def change(self, wave, rng):
         seconds, wet = rng.uniform(*self.seconds), rng.uniform(*self.wet)
@@ -158,9 +147,15 @@ class Speed(SoundTransform):
     """Faster and higher, or slower and lower, by a factor uniform in `factor`; the middle is kept, silence
     fills what is missing."""
 
-    def __init__(self, rate_hz: int, /, factor: tuple[float, float] = (0.9, 1.1), p: float = 0.5):
+    def __init__(
+        self,
+        rate_hz: int,
+        /,
+        factor: Annotated[tuple[Factor, Factor], Ascending] = (0.9, 1.1),
+        p: Share = 0.5,
+    ):
         super().__init__(rate_hz, p)
-        self.factor = self.check_range("factor", factor, 0.5, 2)
+        self.factor = factor
 
     def change(self, wave, rng):
         size = max(1, round(len(wave) / rng.uniform(*self.factor)))
@@ -176,10 +171,8 @@ class TimeShift(SoundTransform):
     """Earlier or later by up to `seconds`; silence comes in. For windows that a pair cuts at the same seconds
     for both of its halves."""
 
-    def __init__(self, rate_hz: int, /, seconds: float = 0.1, p: float = 1.0):
+    def __init__(self, rate_hz: int, /, seconds: NotNegative = 0.1, p: Share = 1.0):
         super().__init__(rate_hz, p)
-        if seconds < 0:
-            self.refuse("seconds", seconds, "0 or more")
         self.seconds = seconds
 
     def change(self, wave, rng):
@@ -194,12 +187,8 @@ class TimeShift(SoundTransform):
 class TimeMask(SoundTransform):
     """`count` stretches of up to `seconds` each, anywhere, become silent."""
 
-    def __init__(self, rate_hz: int, /, seconds: float = 0.1, count: int = 1, p: float = 0.5):
+    def __init__(self, rate_hz: int, /, seconds: NotNegative = 0.1, count: Count = 1, p: Share = 0.5):
         super().__init__(rate_hz, p)
-        if seconds < 0:
-            self.refuse("seconds", seconds, "0 or more")
-        if count < 1:
-            self.refuse("count", count, "1 or more")
         self.seconds, self.count = seconds, count
 
     def change(self, wave, rng):
