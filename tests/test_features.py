@@ -235,16 +235,37 @@ def test_a_bar_counts_the_samples(monkeypatch):
     assert (bars[1].n, bars[1].total) == (180, 180), "two of the rows are kept"
 
 
-def test_workers_change_nothing(monkeypatch):
-    source = records()
-    probes = lambda: {"knn": PROBES["knn"](), "crops": Linear(rates=[0.1, 1.0], epochs=2, holdout=0.3)}
-    results = []
+class Draws(Probe):
+    """Two epochs of random crops, as the model sees them."""
+
+    def wants(self, data):
+        return [Want("a", "train", rows=("model",), epochs=2)]
+
+    def measure(self, features):
+        order = lambda epoch: np.random.default_rng(epoch).permutation(40)
+        found = list(features.crops(self.wants(features.data)[0], order, 16))
+        yield (
+            "model/crops",
+            [(epoch, places.tolist(), rows["model"].tolist()) for epoch, rows, places in found],
+        )
+
+
+def test_workers_change_nothing_and_crops_are_drawn_by_epoch_and_record(monkeypatch):
+    source, results = records(), []
     monkeypatch.setattr(features, "WORTH_WORKERS", 0)
     for workers in (0, 1):
         pair = bound(Numbers(), source)
-        results.append(evaluation_of(probes(), data_of(source, pair), workers)(model(), model(0.1)))
+        evaluation = evaluation_of({"knn": PROBES["knn"](), "draws": Draws()}, data_of(source, pair), workers)
+        results.append(evaluation(model(), model(0.1)))
         assert bool(pair.read) == (workers == 0), "another process reads"
     assert results[0] == results[1]
+    crops = results[0][0]["draws"]["model"]["crops"]
+    assert [epoch for epoch, *_ in crops] == [0, 0, 0, 1, 1, 1]
+    first, second = (
+        {place: x for epoch, places, xs in crops if epoch == e for place, x in zip(places, xs)}
+        for e in (0, 1)
+    )
+    assert first.keys() == second.keys() and not any(first[place] == second[place] for place in first)
 
 
 # ---- a user's probe, from vicjoint/parts.py alone ----
