@@ -1,6 +1,7 @@
 """A discrete latent: which prediction is chosen, what its gradient reaches, and that parts and processes
 choose as one."""
 
+import copy
 import os
 import socket
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
-from vicjoint.model import MLP, Branch, JointModel
+from vicjoint.model import MLP, Branch, Model
 from vicjoint.objectives import VICReg
+from vicjoint.parts import Predictor
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import register
 from vicjoint.training import loop
@@ -180,11 +182,11 @@ class Linear(nn.Module):
 def joint(weights="own", layers=1, dropout=0.0, predictor=None):
     """Without batch norm where layers is 1, so that parts of a batch embed like the whole."""
     torch.manual_seed(0)
-    branch = lambda: Branch(nn.Identity(), Linear(dropout), [E])
-    model = JointModel(
-        branch(), branch(), weights, predictor=predictor or MLP(E, hidden=7, layers=layers, latents=K)
-    ).double()
-    return model
+    a, b = (Branch(nn.Identity(), Linear(dropout), [E]) for _ in "ab")
+    branches = {"a": a, "b": {"own": b, "same": a, "ema": copy.deepcopy(a)}[weights]}
+    ema = {"b": ("a", 0.996)} if weights == "ema" else None
+    predictor = predictor or MLP(E, hidden=7, layers=layers, latents=K)
+    return Model(branches, [("a", "b")], ema, predictor).double()
 
 
 def batch():
@@ -192,11 +194,8 @@ def batch():
     return Batch(views[0], views[1], torch.arange(4).repeat_interleave(3), ["x"] * B)
 
 
-def recipe(accumulate, weights="own"):
-    return SimpleNamespace(
-        train=SimpleNamespace(accumulate=accumulate, exact=True, precision="fp32"),
-        b=SimpleNamespace(weights=weights),
-    )
+def train(accumulate):
+    return SimpleNamespace(accumulate=accumulate, exact=True, precision="fp32")
 
 
 def test_each_latent_joins_its_vector_to_z_a_by_one_matrix():
@@ -233,17 +232,17 @@ def test_one_latent_is_none():
 def test_the_model_chooses_with_the_target_in_sight_and_guesses_without(weights):
     model, pair = joint(weights), batch()
     z_a, z_b = model(pair.a, pair.b)
-    predictions = model.predictions(model.a(pair.a))
+    predictions = model.predictions(model.branches["a"](pair.a))
     found = nearest(predictions, z_b)
     assert predictions.shape == (B, K, E) and torch.equal(
         z_a, predictions[torch.arange(B), torch.tensor(found)]
     )
     assert len(set(found)) > 1 and z_b.requires_grad == (weights != "ema")
-    assert torch.equal(model.predict(model.a(pair.a)), model.choice.guess(predictions))
+    assert torch.equal(model.predict(model.branches["a"](pair.a)), model.choice.guess(predictions))
     VICReg()(z_a, z_b)[0].backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
     assert got == {
-        name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("b.")
+        name for name, _ in model.named_parameters() if weights != "ema" or not name.startswith("branches.b.")
     }
     assert [bool(row.any()) for row in model.predictor.values.grad] == [k in found for k in range(K)]
 
@@ -252,7 +251,7 @@ def test_parts_give_the_gradient_of_the_whole_batch():
     found = []
     for accumulate in (1, 4):
         model = joint()
-        loss, _, (z_a, _) = backward(model, VICReg(statistics="both"), batch(), recipe(accumulate))
+        loss, _, (z_a, _) = backward(model, VICReg(statistics="both"), batch(), train(accumulate))
         assert model.choice.counts.sum() == B  # two passes, counted once
         found.append((loss, z_a, model.choice.counts.clone(), [p.grad for p in model.parameters()]))
     whole, parts = found
@@ -266,12 +265,12 @@ def test_both_passes_choose_the_same_with_dropout_and_batch_norm():
     model, choices = joint(layers=2, dropout=0.5), []
     original = model.choice.forward
     model.choice.forward = lambda p, z: choices.append(nearest(p, z)) or original(p, z)
-    backward(model, VICReg(), batch(), recipe(3))
+    backward(model, VICReg(), batch(), train(3))
     assert choices[:3] == choices[3:] and len({tuple(c) for c in choices[:3]}) > 1
 
 
 @register("predictor", "test_two_ways")
-class TwoWays(nn.Module):
+class TwoWays(Predictor):
     def __init__(self, dim: int, /, wrong: bool = False):
         super().__init__()
         self.latents, self.wrong = 2, wrong
@@ -282,10 +281,14 @@ class TwoWays(nn.Module):
         return found.transpose(0, 1) if self.wrong else found
 
 
+class Straight(Predictor):
+    def forward(self, z_a):
+        return 2 * z_a
+
+
 def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "write_report", lambda folder: folder)
-    plain = joint(predictor=nn.Linear(E, E))
-    plain.predictor.latents = nn.Parameter(torch.ones(3))  # a word of theirs for something else
+    plain = joint(predictor=Straight())
     assert plain.latents == 1 and plain(batch().a, batch().b)[0].shape == (B, E)
     folder = vicjoint.train(
         tiny.recipe(predictor={"name": "test_two_ways"}),
@@ -364,7 +367,7 @@ def three_steps(accumulate, wrap, split):
     optimizer = torch.optim.SGD([*model.parameters()], 0.05)
     forward = wrap(model)
     for _ in range(3):
-        backward(forward, VICReg(statistics="both"), split(batch()), recipe(accumulate))
+        backward(forward, VICReg(statistics="both"), split(batch()), train(accumulate))
         gradients = [p.grad.clone() for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
