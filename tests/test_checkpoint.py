@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vicjoint import stopping
-from vicjoint.training import checkpoint
+from vicjoint.training import checkpoint, stopping
 from vicjoint.training.checkpoint import CheckpointError
 
 

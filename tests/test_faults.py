@@ -78,7 +78,7 @@ def world():
 
 def pair_of(modality: str) -> CrossModal:
     pair = CrossModal("cell", "word")
-    pair.modalities = READERS[modality], Text()
+    pair.readers = READERS[modality], Text()
     return pair
 
 

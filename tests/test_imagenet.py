@@ -26,7 +26,7 @@ def published():
 def test_every_number_is_that_of_the_published_code():
     """Defaults of main_vicreg.py and its README's commands, augmentations.py, evaluate.py and resnet.py's
     zero_init_residual=True."""
-    recipe = published()
+    recipe = published().written
     assert recipe.announcement is None
     assert (recipe.a.encoder.name, recipe.a.encoder.zero_init_residual, recipe.a.expander) == (
         "resnet50",
@@ -145,7 +145,7 @@ def loss_by_hand(z_a, z_b):
 def test_steps_of_the_whole_set_up_against_a_reference(parts):
     """Three steps from one start: loss, and every parameter after momentum, trust ratios, exclusions and the
     schedule."""
-    branch = copy.deepcopy(parts.model.a)
+    branch = copy.deepcopy(parts.model.branches["a"])
     blocks = [m for m in branch.encoder.modules() if isinstance(m, type(branch.encoder.layer1[0]))]
     assert len(blocks) == 8 and not any(block.bn2.weight.any() for block in blocks)
     velocity = {name: torch.zeros_like(p) for name, p in branch.named_parameters()}
@@ -156,13 +156,11 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
             torch.rand(8, 3, 40, 40, generator=generator, dtype=torch.float64) for _ in range(2)
         )
         # ours
-        lr = set_learning_rate(
-            parts.optimizer, dict(parts.recipe.optim.schedule), step, total, float(steps_per_epoch)
-        )
+        lr = set_learning_rate(parts.optimizer, parts.recipe.schedule, step, total, float(steps_per_epoch))
         pair = Batch(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
         parts.optimizer.zero_grad()
-        double_input(parts.model.a.modality)
-        loss, terms, _ = loop.backward(parts.model, parts.pairs[0].objective, pair, parts.recipe)
+        double_input(parts.model.branches["a"].modality)
+        loss, terms, _ = loop.backward(parts.model, parts.tasks[0].objective, pair, parts.recipe.train)
         parts.optimizer.step()
         # by hand
         mean, std = (
@@ -183,7 +181,9 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
                 velocity[name] = 0.9 * velocity[name] + gradient
                 p -= rate * velocity[name]
         assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
-        for (name, ours), (_, by_hand) in zip(parts.model.a.named_parameters(), branch.named_parameters()):
+        for (name, ours), (_, by_hand) in zip(
+            parts.model.branches["a"].named_parameters(), branch.named_parameters()
+        ):
             assert torch.allclose(ours, by_hand, rtol=1e-6, atol=1e-9), name
     assert max(float(v.abs().max()) for v in velocity.values()) > 0
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import vicjoint
+from vicjoint.parts import Pair
 from vicjoint.recipe import RecipeError
 from vicjoint.samples.videos import make_videos
 from vicjoint.training import checkpoint
@@ -86,7 +87,7 @@ def test_a_run_leaves_its_folder(videos, tmp_path, capsys):
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(videos, tmp_path, monkeypatch):
     whole = vicjoint.train(recipe(videos), [f"out={tmp_path / 'whole'}"])
-    from vicjoint import loop
+    from vicjoint.training import loop
 
     take, calls = loop.backward, []
 
@@ -327,10 +328,8 @@ def test_a_method_is_a_row_of_options(videos, tmp_path, objective, capsys):
 
 
 @vicjoint.register("pair", "two_frames")
-class TwoFrames:
+class TwoFrames(Pair):
     """Two random frames of a video, as they are."""
-
-    samples_per_record, backend = 1, "auto"
 
     def sample(self, record, rng):
         with Video(record["path"], "pyav") as video:
@@ -370,5 +369,6 @@ def test_moco_with_its_ema_branch_and_queue_is_resumed_exactly(videos, tmp_path)
         and int(ends[0]["objective"]["place"]) == 48 % 20
     )
     assert not torch.equal(
-        ends[0]["model"]["a.encoder.project.weight"], ends[0]["model"]["b.encoder.project.weight"]
+        ends[0]["model"]["branches.a.encoder.project.weight"],
+        ends[0]["model"]["branches.b.encoder.project.weight"],
     )

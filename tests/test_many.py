@@ -16,6 +16,7 @@ import vicjoint
 from vicjoint import data
 from vicjoint.evaluate import main as evaluate_command
 from vicjoint.export import main as export_command
+from vicjoint.model import build_model
 from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.run import main as run_command
 from vicjoint.training import checkpoint
@@ -29,12 +30,12 @@ PARTS = '''
 import numpy as np
 import torch
 from torch import nn
-from vicjoint.parts import Modality
+from vicjoint.parts import Modality, Pair, Probe, Source
 from vicjoint.registry import register, register_encoder
 
 
 @register("source", "many_rows")
-class Rows:
+class Rows(Source):
     """Columns x, y, z: three linear functions of one hidden vector.
 
     `broken`: so many rows whose x cannot be read."""
@@ -86,21 +87,19 @@ class Line(nn.Module):
 
 
 @register("pair", "many_columns")
-class Columns:
-    modalities, samples_per_record = None, 1
+class Columns(Pair):
+    uses_readers = True
 
     def __init__(self, a: str, b: str, key: str | None = None):
         self.a, self.b, self.key = a, b, key
 
     def sample(self, record, rng):
-        return self.modalities[0].read(record[self.a], rng), self.modalities[1].read(record[self.b], rng)
+        return self.readers[0].read(record[self.a], rng), self.readers[1].read(record[self.b], rng)
 
 
 @register("pair", "many_itself")
-class Itself:
+class Itself(Pair):
     """Reads without the modality."""
-
-    samples_per_record = 1
 
     def __init__(self, size: int = 6):
         self.size = size
@@ -110,44 +109,47 @@ class Itself:
         return one, one + 0.1 * torch.from_numpy(rng.normal(size=one.shape)).float()
 
 
-class Probe:
-    def __call__(self, model, untrained, source, pair, device):
+class Nearest(Probe):
+    def measure(self, features):
         """Share of test rows whose embedding by b is nearest to that by a; and where the columns begin."""
-        read = [pair.sample(record, np.random.default_rng(0)) for record in source.test]
-        a, b = (torch.cat(views).to(device) for views in zip(*read))
-        for row, m in (("model", model), ("random_init", untrained)):
-            with torch.no_grad():
-                nearest = torch.cdist(m.predict(m.a(a)), m.b(b)).argmin(1)
+        data = features.data
+        read = [data.pair.sample(record, np.random.default_rng(0)) for record in data.records("test")]
+        a, b = (torch.cat(views) for views in zip(*read))
+        for row in ("model", "random_init"):
+            z_a, z_b = (features.encode(row, side, x, "embedding") for side, x in (("a", a), ("b", b)))
+            nearest = torch.cdist(z_a, z_b).argmin(1)
             yield f"{row}/a_to_b_r1", float((nearest == torch.arange(len(nearest))).double().mean())
         yield "model/a0", float(a[0, 0])
         yield "model/b0", float(b[0, 0])
 
 
 @register("probe", "many_retrieval")
-class Retrieval(Probe):
-    all_pairs = True
+class Retrieval(Nearest):
+    scope = "every_two"
 
 
 @register("probe", "many_first")
-class First(Probe):
+class First(Nearest):
     pass
 
 
 @register("probe", "many_look")
-class Look:
+class Look(Probe):
+    scope = "branch"
+
     """Where the test rows of one branch begin, and the first weight of the encoder that sees them."""
 
     def __init__(self, branch: str = "a", scale: float = 1.0):
         self.branch, self.scale = branch, scale
 
-    def misses(self, source, pair):
+    def misses(self, data):
         return "negative" if self.scale < 0 else None
 
-    def __call__(self, model, untrained, source, pair, device):
-        side = "ab".index(self.branch)
-        cell = source.test[0][getattr(pair, self.branch)]
-        yield "model/begins", float(pair.modalities[side].read(cell)[0, 0])
-        yield "model/weight", next(getattr(model, self.branch).encoder.parameters()).flatten()[0].item()
+    def measure(self, features):
+        pair, side = features.data.pair, self.branch
+        raw = pair.readers["ab".index(side)].read(features.data.records("test")[0][getattr(pair, side)])
+        yield "model/begins", float(raw[0, 0])
+        yield "model/first", float(features.encode("model", side, raw, "representation")[0, 0])
 '''
 
 
@@ -274,7 +276,7 @@ def test_probes_look_at_any_branch_under_names_of_their_own(tmp_path, capsys):
         {"name": "many_look", "branch": "text", "scale": -1, "as": "nothing"},
     ]
     parts = build_parts(load_recipe(recipe(evaluate={"probes": probes})))
-    assert [m.name for m in parts.measures] == [
+    assert [m.name for m in parts.evaluation.measures] == [
         "many_look video-audio",
         "words",
         "sounds",
@@ -283,17 +285,17 @@ def test_probes_look_at_any_branch_under_names_of_their_own(tmp_path, capsys):
         "found audio-text",
     ]
     assert capsys.readouterr().out.strip() == "probe nothing is left out: negative"
-    row = parts.pairs[0].source.test[0]
-    for m, branch_name, column in zip(parts.measures, ("video", "text", "audio"), "xzy"):
-        seen = dict(m.probe(parts.model.between(*m.branches), None, m.source, m.pair, "cpu"))
-        assert seen["model/begins"] == pytest.approx(float(row[column].split()[0]), abs=1e-6), branch_name
-        assert (
-            seen["model/weight"]
-            == next(parts.model.branches[branch_name].encoder.parameters()).flatten()[0].item()
-        ), branch_name
+    row = parts.tasks[0].source.test[0]
+    results, _ = parts.evaluation(parts.model, parts.untrained)
+    looks = ("many_look video-audio", "words", "sounds")
+    for name, branch_name, column in zip(looks, ("video", "text", "audio"), "xzy"):
+        seen, raw = results[name]["model"], torch.tensor([[float(v) for v in row[column].split()]])
+        assert seen["begins"] == pytest.approx(raw[0, 0].item(), abs=1e-6), branch_name
+        y = parts.model.branches[branch_name].represent(raw)
+        assert seen["first"] == pytest.approx(y[0, 0].item(), rel=1e-5), branch_name
 
     unnamed = build_parts(load_recipe(recipe(evaluate={"probes": [{"name": "many_look", "branch": "text"}]})))
-    assert [m.name for m in unnamed.measures] == ["many_look text"]
+    assert [m.name for m in unnamed.evaluation.measures] == ["many_look text"]
     with pytest.raises(
         RecipeError,
         match="evaluate.probes.0.branch: no branch 'txt'. Did you mean 'text'. Branches: video, audio, text.",
@@ -382,7 +384,7 @@ def test_each_pair_has_its_own_order_whatever_the_workers():
     assert [s for s, *_ in everything[::2]] != [s for s, *_ in everything[1::2]]
     assert same(everything[3:], [(batch.samples, batch.a, batch.b) for batch, _ in parts.batches(2, 3, 8)])
     # equal records of two streams have crops of their own
-    streams = parts.streams()
+    streams = [parts.stream(task) for task in parts.tasks]
     assert not torch.equal(
         streams[0].pair.sample(streams[0].records[0], streams[0].generator(0, 0, 1))[0],
         streams[1].pair.sample(streams[0].records[0], streams[1].generator(0, 0, 1))[0],
@@ -432,20 +434,27 @@ def test_two_processes_with_different_data_do_what_one_does(user_folder, tmp_pat
         assert moved > 0 and float((weights[1][name] - value).norm()) < 1e-4 * moved, name
 
 
-def test_a_pair_gets_copies_of_its_branches_modalities_and_the_source():
+def test_readers_are_shared_by_the_pairs_of_a_branch_and_no_part_of_the_model():
     made = recipe()
     made["branches"]["audio"]["modality"] = {"name": "many_numbers", "scale": 7.0}
     parts = build_parts(load_recipe(made))
-    first, second = (p.pair for p in parts.pairs)
-    assert [m.scale for m in first.modalities] == [1.0, 7.0] and [m.scale for m in second.modalities] == [
-        1.0,
-        1.0,
-    ]
-    assert first.source is second.source is parts.pairs[0].source
+    first, second = (task.pair for task in parts.tasks)
+    assert [m.scale for m in first.readers] == [1.0, 7.0] and [m.scale for m in second.readers] == [1.0, 1.0]
+    assert first.readers[0] is second.readers[0], "both tasks train video"
+    assert parts.tasks[0].source is parts.tasks[1].source
+    assert not {id(m) for pair in (first, second) for m in pair.readers} & set(map(id, parts.model.modules()))
     own = parts.model.branches["audio"].modality
-    assert first.modalities[1] is not own and not first.modalities[1].training and own.training
+    assert not first.readers[1].training and own.training
     own.mean.add_(1)
-    assert not first.modalities[1].mean.any() and first.modalities[1].mean.device.type == "cpu"
+    assert not first.readers[1].mean.any() and first.readers[1].mean.device.type == "cpu"
+
+
+def test_building_the_readers_does_not_move_the_weights():
+    made = load_recipe(recipe())
+    torch.manual_seed(made.train.seed)
+    alone = build_model(made).state_dict()
+    built = build_parts(made).model.state_dict()
+    assert alone.keys() == built.keys() and all(torch.equal(alone[name], built[name]) for name in alone)
 
 
 def test_reading_options_with_a_pair_that_reads_for_itself():
@@ -528,28 +537,22 @@ def test_branches_that_were_never_paired_are_read_from_the_columns_of_their_pair
     made = recipe()
     made["pairs"][1] = {"a": "text", "b": "video", "pair": columns("z", "x", key="digit")}
     parts = build_parts(load_recipe(made))
-    assert [(m.name, m.pair.a, m.pair.b, m.pair.key) for m in parts.measures] == [
+    assert [(m.name, m.data.pair.a, m.data.pair.b, m.data.pair.key) for m in parts.evaluation.measures] == [
         ("many_retrieval video-audio", "x", "y", None),
         ("many_retrieval text-video", "z", "x", "digit"),
         ("many_retrieval audio-text", "y", "z", "digit"),
         ("many_first video-audio", "x", "y", None),
     ]
-    model = parts.model.between("audio", "text")
-    assert model.a is parts.model.branches["audio"] and model.b is parts.model.branches["text"]
-    last = parts.measures[2]
-    values = dict(
-        last.probe(model, parts.untrained.between("audio", "text"), last.source, last.pair, parts.device)
-    )
-    first_row = parts.pairs[0].source.test[0]
-    assert values["model/a0"] == pytest.approx(float(first_row["y"].split()[0]), abs=0.6)
-    assert values["model/b0"] == pytest.approx(float(first_row["z"].split()[0]), abs=0.6)
-    assert len({id(m.probe) for m in parts.measures}) == 4, "a probe remembers what it has read"
+    values = parts.evaluation(parts.model, parts.untrained)[0]["many_retrieval audio-text"]["model"]
+    first_row = parts.tasks[0].source.test[0]
+    assert values["a0"] == pytest.approx(float(first_row["y"].split()[0]), abs=0.6)
+    assert values["b0"] == pytest.approx(float(first_row["z"].split()[0]), abs=0.6)
 
 
 def test_what_cannot_be_measured_is_left_out_with_the_reason(capsys):
     made = recipe(evaluate={"probes": [{"name": "many_retrieval"}]})
     made["pairs"][1]["source"] = {"name": "many_rows", "rows": 30}
-    assert [m.name for m in build_parts(load_recipe(made)).measures] == [
+    assert [m.name for m in build_parts(load_recipe(made)).evaluation.measures] == [
         "many_retrieval video-audio",
         "many_retrieval video-text",
     ]
@@ -570,7 +573,7 @@ def test_one_pair_keeps_its_plain_names(tmp_path):
     assert {s["pair"] for s in lines(folder)} == {"a-b"} and "<h3>a-b</h3>" not in (
         folder / "report.html"
     ).read_text()
-    assert {name.split(".")[0] for name in state(folder)["model"]} == {"a", "b"}
+    assert {name.split(".")[1] for name in state(folder)["model"]} == {"a", "b"}
     assert list(json.loads((folder / "spectrum.json").read_text())) == ["a", "b"]
 
 

@@ -1,11 +1,13 @@
 """Branches and weight sharing."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from vicjoint.modalities.image import Pixels
-from vicjoint.model import MLP, Branch, JointModel, SharedBranches, make_expander
+from vicjoint.model import MLP, Branch, Model, make_expander
 
 
 class Mean(nn.Module):
@@ -41,29 +43,31 @@ def test_pixels_are_normalised_the_same_from_bytes_and_floats():
 @pytest.mark.parametrize("weights", ["own", "same", "ema"])
 def test_weights_of_branch_b(weights):
     torch.manual_seed(0)
-    model = JointModel(branch(), branch(), weights, momentum=0.9)
+    a = branch()
+    b = {"own": branch, "same": lambda: a, "ema": lambda: copy.deepcopy(a)}[weights]()
+    model = Model({"a": a, "b": b}, [("a", "b")], {"b": ("a", 0.9)} if weights == "ema" else None)
     views = torch.rand(6, 3, 4, 4)
     z_a, z_b = model(views, views)
     assert z_a.shape == z_b.shape == (6, 4)
     assert z_b.requires_grad == (weights != "ema")
     assert torch.equal(z_a, z_b) == (weights != "own")
-    before = model.a.expander[0].weight.clone()
+    before = a.expander[0].weight.clone()
     with torch.no_grad():
-        model.a.expander[0].weight.add_(1)
-    b_before = model.b.expander[0].weight.clone()
+        a.expander[0].weight.add_(1)
+    b_before = b.expander[0].weight.clone()
     model.after_step()
     expected = {"own": b_before, "same": before + 1, "ema": before + 0.1}[weights]
-    assert torch.allclose(model.b.expander[0].weight, expected)
+    assert torch.allclose(b.expander[0].weight, expected)
 
 
 def test_predictor_keeps_the_width():
     assert MLP(6, hidden=10)(torch.rand(4, 6)).shape == (4, 6)
 
 
-def test_shared_branches_register_each_weight_once_and_go_by_the_number_of_the_pair():
+def test_branches_register_each_weight_once_and_go_by_the_number_of_the_task():
     torch.manual_seed(0)
     branches = {name: branch() for name in ("x", "y", "z")}
-    model = SharedBranches(branches, [("x", "y"), ("z", "x"), ("y", "y")]).eval()
+    model = Model(branches, [("x", "y"), ("z", "x"), ("y", "y")]).eval()
     assert (
         len(list(model.parameters()))
         == len(set(model.parameters()))
@@ -74,9 +78,8 @@ def test_shared_branches_register_each_weight_once_and_go_by_the_number_of_the_p
     for number, two in enumerate([("x", "y"), ("z", "x"), ("y", "y")]):
         z_a, z_b = model(views[0], views[1], number)
         assert torch.equal(z_a, branches[two[0]](views[0])) and torch.equal(z_b, branches[two[1]](views[1]))
-    untrained_together = model.between("y", "z")
-    assert untrained_together.b is branches["z"] and torch.equal(
-        untrained_together(*views)[0], branches["y"](views[0])
-    )
-    joint = JointModel(branches["x"], branches["y"])
-    assert joint.between("a", "b") is joint and joint.branches == {"a": branches["x"], "b": branches["y"]}
+    two = model.between("y", "z")
+    assert two.side("a") is branches["y"] and two.side("b") is branches["z"]
+    for side, name in (("a", "y"), ("b", "z")):
+        y = two.represent(side, views[0])
+        assert torch.equal(two.embed(side, y), branches[name](views[0]))

@@ -125,7 +125,7 @@ class Steps(Sequence):
         return self.end - self.start
 
     def __getitem__(self, i: int) -> list[tuple[int, int]]:
-        batch, number = divmod(self.start + i, len(self.records_per_batch))
+        batch, number = divmod(range(self.start, self.end)[i], len(self.records_per_batch))
         records, rank, world = self.records_per_batch[number], distributed.rank(), distributed.world_size()
         first, last = (batch * records + records * r // world for r in (rank, rank + 1))
         return [(number, position) for position in range(first, last)]

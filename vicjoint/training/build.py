@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from vicjoint.probes.evaluation import Evaluation, Measure
 
 from vicjoint import distributed
 from vicjoint.data.readers import Readers
@@ -17,6 +16,7 @@ from vicjoint.data.time_limit import TimeLimit
 from vicjoint.model import Model, build_model
 from vicjoint.objectives.multicrop import MultiCrop
 from vicjoint.parts import EvaluationData, Modality, Objective, Pair, Probe
+from vicjoint.probes.evaluation import Evaluation, Measure
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.registry import build, find, nearest
 
