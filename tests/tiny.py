@@ -113,11 +113,8 @@ class Distance(Probe):
     def measure(self, features):
         time.sleep(self.seconds)
         x = torch.tensor([record["x"] for record in features.data.records("test")])
-        views = {"a": x + 0.1 * torch.rand_like(x), "b": x}
-        a, b = (
-            features.embed("model", side, features.represent("model", side, [view]))
-            for side, view in views.items()
-        )
+        z = lambda side, raw: features.embed("model", side, features.represent("model", side, [raw]))
+        a, b = z("a", x + 0.1 * torch.rand_like(x)), z("b", x)
         yield "model/distance", float(torch.cdist(a, b).mean())
         yield "model/accuracy", float((torch.cdist(a, b).argmin(1) == torch.arange(len(x))).double().mean())
 
