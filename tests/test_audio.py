@@ -465,7 +465,10 @@ def test_the_encoder_takes_the_rate_of_its_modality():
     from encoders.audio import LogMel
 
     model = build_model(load_recipe(RECIPE, ["b.encoder={name: transformer_mel, width: 16, layers: 1}"]))
-    assert torch.equal(model.branches["a"].encoder.mel.filters, LogMel(8000).filters) and model.branches["a"].encoder.mel.hop == 80
+    assert (
+        torch.equal(model.branches["a"].encoder.mel.filters, LogMel(8000).filters)
+        and model.branches["a"].encoder.mel.hop == 80
+    )
     assert torch.equal(model.branches["b"].encoder.mel.filters, LogMel(16000).filters)
     build_model(
         load_recipe(RECIPE, ["a.encoder.rate_hz=8000"])

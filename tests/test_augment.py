@@ -83,7 +83,9 @@ def test_colour_on_the_device_is_colour_in_the_worker(folder):
 
 def test_views_survive_spawned_workers(folder):
     stream = data.Stream(records(folder), Augment(size=16, colour="device"), seed=0)
-    alone, spawned = ([p.to("cpu") for p, _ in data.batches([stream], [8], workers, 0, 3)] for workers in (0, 1))
+    alone, spawned = (
+        [p.to("cpu") for p, _ in data.batches([stream], [8], workers, 0, 3)] for workers in (0, 1)
+    )
     assert (
         all(torch.equal(x.a, y.a) and torch.equal(x.b, y.b) for x, y in zip(alone, spawned))
         and len(alone) == 3

@@ -105,8 +105,8 @@ def test_cells_of_one_row_and_a_sample_follows_its_generator(tmp_path):
             and torch.equal(again[1], b)
             and not torch.equal(pair.sample(record, rng(2))[0], a)
         )
-    assert first(pair, source.test[1]).tolist() == [[5.0, 0.0]] and first(pair, 
-        source.test[1], "b"
+    assert first(pair, source.test[1]).tolist() == [[5.0, 0.0]] and first(
+        pair, source.test[1], "b"
     ).tolist() == [[105.0, 0.0]]
     assert key(pair, source.test[0]) is None and pair.samples_per_record == 1
 
@@ -239,7 +239,9 @@ def test_both_see_the_same_seconds(tapes):
         starts.append(a[0, 0].item())
     assert 0 <= min(starts) < 0.05 and 1.45 < max(starts) <= 1.5
     assert (
-        first(pair, tapes.train[0], "a").tolist() == first(pair, tapes.train[0], "b").tolist() == [[0.75, 1.0]]
+        first(pair, tapes.train[0], "a").tolist()
+        == first(pair, tapes.train[0], "b").tolist()
+        == [[0.75, 1.0]]
     )
     apart = build(tapes, Tape(), Tape(), a="a", b="b")
     assert apart.sample(tapes.train[0], rng())[0].tolist() == [[-1.0, -1.0]]

@@ -32,7 +32,8 @@ RECORDS = [{"id": f"r{i}", "number": i} for i in range(10)]
 def read(workers, start, end, pair=None, per_batch=4):
     stream = data.Stream(RECORDS, pair or NumberPair(), seed=5)
     return [
-        (b.a, b.b, b.group, b.samples, bad) for b, bad in data.batches([stream], [per_batch], workers, start, end)
+        (b.a, b.b, b.group, b.samples, bad)
+        for b, bad in data.batches([stream], [per_batch], workers, start, end)
     ]
 
 

@@ -147,7 +147,11 @@ def imported(path: Path) -> set[str]:
 
 def test_reading_and_learning_know_nothing_of_each_other():
     half = {
-        side: {name.rstrip("/").removesuffix(".py"): name for name, words in rooms().items() if words.startswith(side)}
+        side: {
+            name.rstrip("/").removesuffix(".py"): name
+            for name, words in rooms().items()
+            if words.startswith(side)
+        }
         for side in ("reading", "learning")
     }
     assert len(half["reading"]) > 6 and len(half["learning"]) > 4

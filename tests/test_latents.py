@@ -308,7 +308,10 @@ def test_predictors_of_users_with_and_without_a_latent(tmp_path, monkeypatch):
 def test_a_number_of_latents_that_makes_no_sense(latents):
     with pytest.raises(
         RecipeError,
-        match=f"predictor.latents: {latents} is not a number of predictions. Expected 1 .no latent. to 64",
+        match=(
+            f"predictor.latents: (expected a number at least 1, got {latents}|{latents} is not a number of"
+            " predictions)"
+        ),
     ):
         vicjoint.train(tiny.recipe(predictor={"name": "mlp", "latents": latents}))
 

@@ -231,7 +231,11 @@ MISTAKES = {
         ["table.yaml", "objective={name: vicreg, invariance: {a: 25}}"],
         "objective.invariance: {'a': 25.0} has the branches ['a']. Expected",
     ),
-    "a view too small": (None, ["folder.yaml", "pair.size=2"], "pair.size: 2 is too small"),
+    "a view too small": (
+        None,
+        ["folder.yaml", "pair.size=2"],
+        "pair.size: expected a number at least 8, got 2.",
+    ),
 }
 
 

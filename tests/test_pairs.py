@@ -85,9 +85,9 @@ def test_windows_of_a_stretch_start_close_together(memory):
         .int()
     )
     assert starts.diff().tolist() == [1, 1, 1]
-    whole = bound(frames=3, size=12, windows=4, stretch=400).sample(
-        {"path": "x"}, np.random.default_rng(0)
-    )[0]
+    whole = bound(frames=3, size=12, windows=4, stretch=400).sample({"path": "x"}, np.random.default_rng(0))[
+        0
+    ]
     assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(
         whole[:, 0, 0, 0, 0].int().tolist()
     )  # a video shorter than the stretch is used whole
@@ -136,8 +136,7 @@ def test_centre_is_what_training_and_evaluation_look_at():
     assert (half.transform(frames) == 255).all()
     for seed in range(5):
         assert (
-            bound(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed))
-            == 255
+            bound(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed)) == 255
         ).all()
     frames[..., 10, :] = 0  # and not less than that square
     assert (half.transform(frames)[..., 0, :] == 0).all() and (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vicjoint.report import page, plots
 from vicjoint.report.page import main, write_report
-from vicjoint.training.folder import table
+from vicjoint.report.tables import table
 
 R1 = ["R@1: share of queries of which a right answer ranks first", "higher"]
 OFFSET = ["mean distance in <i>frames</i>", "lower"]
