@@ -11,8 +11,8 @@ from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Pair, Predictor
 from vicjoint.probes.many_futures import ManyFutures, of_query
 from vicjoint.probes.next_frame import NextFrameRetrieval
+from vicjoint.registry import ComponentError, build
 from vicjoint.samples.futures import SampleFutures, TurningSprite, turning_scene, turns
-from vicjoint.sources.base import SourceError
 from vicjoint.video import Video
 from vicjoint.video.write import write_mp4
 
@@ -104,17 +104,17 @@ def test_no_more_looks_than_asked_for_and_all_other_factors_as_many_as_scenes():
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"looks": 0}, "looks is 0, expected 1 or more, or null"),
-        ({"futures": 1}, "futures is 1, expected 2 to 5"),
-        ({"futures": 6}, "futures is 6, expected 2 to 5"),
-        ({"frames": 3}, "frames is 3, expected 4 or more"),
-        ({"size": 33}, "size is 33, expected an even number"),
-        ({"test": 0}, "test is 0, expected 1 or more"),
+        ({"looks": 0}, "looks: expected a number at least 1, got 0"),
+        ({"futures": 1}, "futures: expected a number at least 2, got 1"),
+        ({"futures": 6}, "futures: expected a number at most 5, got 6"),
+        ({"frames": 3}, "frames: expected a number at least 4, got 3"),
+        ({"size": 33}, "size: expected a number that is a multiple of 2, got 33"),
+        ({"test": 0}, "test: expected a number at least 1, got 0"),
     ],
 )
 def test_wrong_parameters(wrong, said):
-    with pytest.raises(SourceError, match=f"sample futures: {said}"):
-        SampleFutures(**wrong)
+    with pytest.raises(ComponentError, match=f"source.{said}"):
+        build("source", {"name": "sample_futures", **wrong})
 
 
 # ---- many_futures ----
