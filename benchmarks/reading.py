@@ -17,6 +17,8 @@ import time
 import torch
 
 from benchmarks.measure import table, write
+from vicjoint.modalities.audio import Audio
+from vicjoint.modalities.image import Clip
 from vicjoint.recipe import load_recipe
 from vicjoint.training.build import build_parts
 
@@ -26,8 +28,9 @@ EPOCHS = 2
 def read(recipe: str, overrides: list[str], keep: bool) -> dict:
     """{CPU_ms, wall_ms: of a sample, [epoch 1, epoch 2]; kept_mb}."""
     parts = build_parts(load_recipe(recipe, overrides))
-    streams = parts.streams()
-    modalities = {id(m.kept): m for s in streams for m in s.pair.modalities if hasattr(m, "kept")}.values()
+    streams = [parts.stream(task) for task in parts.tasks]
+    readers = {id(reader): reader for s in streams for reader in s.pair.readers}.values()
+    modalities = [reader for reader in readers if isinstance(reader, Audio | Clip)]
     for modality in () if keep else modalities:
         modality.cache_mb, modality.kept.room = 0, 0
     room = sum(m.kept.room for m in modalities)

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from encoders.clip import OverTime, over_time
 from encoders.image import ConvTrunk, remove_head
-from vicjoint.modalities.audio import RateHz
-from vicjoint.options import Count, Natural, NotNegative, Positive, ShareBelowOne, options_of
+from vicjoint.options import Count, Natural, NotNegative, Positive, RateHz, ShareBelowOne, options_of
 from vicjoint.registry import ComponentError, register_encoder
 
 RANGE_DB = 80.0  # what lies further below the loudest cell of a sound is as good as silence

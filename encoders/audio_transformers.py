@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from encoders.audio import scaled
 from encoders.image import load_transformer, random_transformer
-from vicjoint.modalities.audio import RateHz
+from vicjoint.options import RateHz
 from vicjoint.registry import ComponentError, register_encoder
 
 AST_MEAN, AST_SPREAD = (

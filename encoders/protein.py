@@ -39,7 +39,7 @@ SMALL_ESM = {
 
 @register_encoder("protein", "cnn")
 def protein_cnn(
-    width: Count = 64, layers: Count = 5, kernel: Count = 5, dim: Count = 256, ends: Natural = 32
+    width: Count = 64, layers: Natural = 5, kernel: Count = 5, dim: Count = 256, ends: Natural = 32
 ) -> SequenceCNN:
     """Dilated convolutions over residues: at the default size a position sees 125 of them, a small domain.
     ends: the first and the last so many positions are averaged by themselves too, where signals of the place

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from wrong import refused
 
 from vicjoint import registry
 from vicjoint.model import build_model
@@ -241,8 +242,7 @@ def test_simple_features_tell_a_low_tone_from_a_high_one():
     ],
 )
 def test_wrong_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        audio(**options)
+    refused("modality", "audio", options, message)
 
 
 @pytest.mark.parametrize("missing", ["soundfile", "torchaudio"])
@@ -389,24 +389,16 @@ def test_the_audio_spectrogram_transformer_sees_what_its_extractor_gives():
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("conv_mel", {"mel": {"n_mel": 40}}, r"log-mel: no option 'n_mel' in mel. Did you mean 'n_mels'"),
-        (
-            "conv_mel",
-            {"mel": {"rate_hz": 8000}},
-            r"no option 'rate_hz' in mel. It is the encoder's own option",
-        ),
+        ("conv_mel", {"mel": {"n_mel": 40}}, r"log-mel takes no option 'n_mel'. Did you mean 'n_mels'"),
+        ("conv_mel", {"mel": {"rate_hz": 8000}}, r"log-mel takes no option 'rate_hz'"),
         ("conv_mel", {"mel": {"n_mels": "many"}}, r"log-mel: wrong type among the options"),
         (
             "conv_mel",
             {"mel": {"high_hz": 9000}},
-            r"low_hz 0.0 and high_hz 9000, expected 0 <= low_hz < high_hz <= 8000",
+            r"low_hz 0.0 and high_hz 9000.0, expected 0 <= low_hz < high_hz <= 8000",
         ),
         ("conv_mel", {"mel": {"normalise": "batch"}}, r"normalise is 'batch', expected 'sample' or 'fixed'"),
-        (
-            "conv_mel",
-            {"mel": {"mask_bands": 99}},
-            r"mask_bands 99 and mask_frames 0, expected 0 to n_mels \(64\)",
-        ),
+        ("conv_mel", {"mel": {"mask_bands": 99}}, r"mask_bands is 99, expected at most n_mels \(64\)"),
         ("conv_mel", {"mel": {"hop_ms": 0}}, r"hop_ms 0 give a window of 400 and a hop of 0 samples"),
         (
             "conv_mel",
@@ -436,8 +428,7 @@ def test_the_audio_spectrogram_transformer_sees_what_its_extractor_gives():
     ],
 )
 def test_wrong_encoder_options_are_named(name, options, message):
-    with pytest.raises(ComponentError, match=message):
-        build_encoder("audio", name, **options)
+    refused("encoder", f"audio/{name}", options, message)
 
 
 def test_views_that_are_too_short_are_named():

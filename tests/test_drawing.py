@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from wrong import refused
 
 from vicjoint import registry
 
@@ -80,8 +81,7 @@ def test_bad_smiles_name_their_cause(smiles, cause, capfd):
     ],
 )
 def test_wrong_options(options, cause):
-    with pytest.raises(ValueError, match=cause):
-        Drawing(**options)
+    refused("modality", "drawing", options, cause)
 
 
 def test_encoders_of_images_take_drawings():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torchvision.models.regnet import BlockParams
+from wrong import refused
 
 from vicjoint import registry
 from vicjoint.registry import ComponentError
@@ -216,11 +217,10 @@ def test_frame_and_motion_starts_as_a_copy_of_the_last_frame_and_moves_on():
 
 
 def test_frame_and_motion_serves_both_branches():
-    from vicjoint.model import Branch, JointModel
+    from vicjoint.model import Branch, Model
 
-    model = JointModel(
-        Branch(torch.nn.Identity(), make("clip/frame_and_motion"), [8, 4]), None, "same"
-    ).eval()
+    branch = Branch(torch.nn.Identity(), make("clip/frame_and_motion"), [8, 4])
+    model = Model({"a": branch, "b": branch}, [("a", "b")]).eval()
     view = torch.randn(2, 3, 4, 32, 32)
     z_a, z_b = model(view, view[:, :, -1])
     assert torch.equal(
@@ -326,8 +326,7 @@ def test_residual_options():
     ],
 )
 def test_wrong_options_are_named(key, options, message):
-    with pytest.raises(ComponentError, match=message):
-        make(key, **options)
+    refused("encoder", key, options, message)
 
 
 @pytest.mark.parametrize(

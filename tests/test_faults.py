@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faults import FAULTS, GOOD, table
@@ -83,7 +84,7 @@ def pair_of(modality: str) -> CrossModal:
 
 
 def sample(pair, record):
-    return pair.sample(record, data.np.random.default_rng(0))
+    return pair.sample(record, np.random.default_rng(0))
 
 
 def record_of(world, modality, name):
@@ -143,7 +144,7 @@ def streams(world) -> list[data.Stream]:
 def epoch(world, workers: int) -> list:
     """Every record of every modality once: (samples, views, bad) of each batch."""
     longest = max(len(records) for records in world.values())
-    loader = data.in_turn(streams(world), [6] * len(world), workers, 0, len(world) * (longest // 6 + 1))
+    loader = data.batches(streams(world), [6] * len(world), workers, 0, len(world) * (longest // 6 + 1))
     return [(pair.samples, pair.a, pair.b, bad) for pair, bad in loader]
 
 

@@ -6,6 +6,7 @@ import pickle
 import time
 
 import pytest
+from wrong import refused
 
 from vicjoint.files import images
 from vicjoint.samples import world
@@ -145,8 +146,7 @@ def test_wrong_roots(tmp_path):
         ImageFolder(str(tmp_path / "absent"))
     with pytest.raises(SourceError, match="f.jpg is a file, expected a folder"):
         ImageFolder(str(tmp_path / "f.jpg"))
-    with pytest.raises(SourceError, match="image_folder: test_fraction is 2"):
-        ImageFolder(str(tmp_path), test_fraction=2)
+    refused("source", "image_folder", {"root": str(tmp_path), "test_fraction": 2})
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -175,5 +175,4 @@ def test_sample_images():
     assert images.read(record["path"]).shape == (3, 32, 32)
     assert SampleImages(train=24, test=12, size=32).root == source.root
     assert {r["id"] for r in source.train}.isdisjoint(r["id"] for r in source.test)
-    with pytest.raises(SourceError, match="sample images: size is 8, expected 16 or more"):
-        SampleImages(size=8)
+    refused("source", "sample_images", {"size": 8})

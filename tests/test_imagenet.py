@@ -60,7 +60,10 @@ def test_every_number_is_that_of_the_published_code():
         "hue": 0.1,
         "p": 0.8,
     }
-    for view, blur, solarize in ((recipe.pair.a, 1.0, 0.0), (recipe.pair.b, 0.1, 0.2)):
+    for view, blur, solarize in (
+        (recipe.dump()["pair"]["a"], 1.0, 0.0),
+        (recipe.dump()["pair"]["b"], 0.1, 0.2),
+    ):
         assert [dict(t) for t in view] == [
             {"name": "random_resized_crop", "area": [0.08, 1.0], "interpolation": "bicubic"},
             {"name": "horizontal_flip", "p": 0.5},
@@ -89,7 +92,7 @@ def rate_by_hand(step: int, epochs: int, steps_per_epoch: int, base: float, batc
 
 
 def test_the_schedule_of_the_whole_run():
-    schedule = dict(published().optim.schedule)
+    schedule = dict(published().schedule)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.3 * 2048 / 256)
     steps_per_epoch = 1_281_167 // 2048
     for step in (0, 1, 3000, 6249, 6250, 6251, 30_000, 62_499):

@@ -116,7 +116,8 @@ class Nearest(Probe):
         read = [data.pair.sample(record, np.random.default_rng(0)) for record in data.records("test")]
         a, b = (torch.cat(views) for views in zip(*read))
         for row in ("model", "random_init"):
-            z_a, z_b = (features.encode(row, side, x, "embedding") for side, x in (("a", a), ("b", b)))
+            z = lambda side, x: features.embed(row, side, features.represent(row, side, [x]))
+            z_a, z_b = z("a", a), z("b", b)
             nearest = torch.cdist(z_a, z_b).argmin(1)
             yield f"{row}/a_to_b_r1", float((nearest == torch.arange(len(nearest))).double().mean())
         yield "model/a0", float(a[0, 0])
@@ -149,7 +150,7 @@ class Look(Probe):
         pair, side = features.data.pair, self.branch
         raw = pair.readers["ab".index(side)].read(features.data.records("test")[0][getattr(pair, side)])
         yield "model/begins", float(raw[0, 0])
-        yield "model/first", float(features.encode("model", side, raw, "representation")[0, 0])
+        yield "model/first", float(features.represent("model", side, [raw])[0][0, 0])
 '''
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+from wrong import refused
 
 from vicjoint.files.kept import Kept
 from vicjoint.modalities import image
@@ -78,8 +79,7 @@ def test_image_training_and_evaluation_views(tmp_path):
     ],
 )
 def test_wrong_image_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        Image(**options)
+    refused("modality", "image", options, message)
 
 
 def test_common_window_of_a_clip(counting):
@@ -271,8 +271,7 @@ def test_copies_share_what_is_kept_and_other_processes_begin_with_nothing(counti
     ],
 )
 def test_wrong_clip_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        Clip(**options)
+    refused("modality", "clip", options, message)
 
 
 def test_simple_features_are_coarse_pixels():

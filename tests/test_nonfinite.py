@@ -169,7 +169,7 @@ def test_a_run_stops_and_its_step_can_be_played_again(pictures, tmp_path, capsys
         and played["began"] == written["began"]
     )
     if encoder.get("where"):
-        assert played["gradients_not_finite"] and "gradients that are not finite: b." in said
+        assert played["gradients_not_finite"] and "gradients that are not finite: branches.b." in said
 
 
 def test_a_healthy_step_can_be_looked_into_and_its_numbers_are_those_of_the_run(pictures, tmp_path, capsys):
@@ -302,7 +302,7 @@ def test_a_queue_is_as_before_the_step_that_is_left_out():
     objective = InfoNCE(form="moco", queue=4)
     parts = SimpleNamespace(
         model=torch.nn.BatchNorm1d(3),
-        pairs=[SimpleNamespace(objective=objective)],
+        tasks=[SimpleNamespace(objective=objective)],
         recipe=SimpleNamespace(train=None),
     )
     watch = nonfinite.Watch(parts, Path("."), 0)

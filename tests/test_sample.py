@@ -7,6 +7,7 @@ import threading
 import av
 import numpy as np
 import pytest
+from wrong import refused
 
 from vicjoint.files.cache import cache_root
 from vicjoint.samples import videos, world
@@ -237,9 +238,8 @@ def test_damaged_folder_is_named_not_used(tmp_path, damage):
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_wrong_numbers(tmp_path, change, message):
-    with pytest.raises(world.SampleError, match=message):
-        make(tmp_path / "videos", **change)
+def test_wrong_numbers(change, message):
+    refused("source", "sample_videos", change, message)
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from wrong import refused
 
 from vicjoint import registry
 from vicjoint.registry import ComponentError
@@ -61,12 +62,8 @@ def test_every_place_of_a_ring_system_is_one_of_its_own(ring):
 
 
 def test_impossible_numbers():
-    with pytest.raises(SourceError, match="sample molecules: train is 0, expected 1 or more"):
-        SampleMolecules(0, 5)
-    with pytest.raises(SourceError, match="seed is -1, expected 0 or more"):
-        SampleMolecules(5, 5, seed=-1)
-    with pytest.raises(SourceError, match="groups is 99, expected 1 to 14"):
-        make_molecules(5, 5, 0, groups=99)
+    refused("source", "sample_molecules", {"train": 0})
+    refused("source", "sample_molecules", {"seed": -1})
     with pytest.raises(
         SourceError,
         match="7 for training and 4 for testing are more than the 8 that 1 rings and 2 groups make",

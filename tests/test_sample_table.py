@@ -6,13 +6,13 @@ import wave
 import av
 import numpy as np
 import pytest
+from wrong import refused
 
 from vicjoint import video
 from vicjoint.files import images
 from vicjoint.files.cells import file_path
 from vicjoint.samples import table
 from vicjoint.samples.table import MOTIONS, RATE_HZ, SampleTable
-from vicjoint.sources.base import SourceError
 from vicjoint.sources.table import Table
 
 
@@ -110,5 +110,4 @@ def test_factors_are_heard():
     ],
 )
 def test_wrong_numbers(options, message):
-    with pytest.raises(SourceError, match=f"sample table: {message}"):
-        SampleTable(**options)
+    refused("source", "sample_table", options, message)

@@ -4,6 +4,7 @@ import gzip
 from collections import Counter
 
 import pytest
+from wrong import refused
 
 from vicjoint.modalities.protein import Protein
 from vicjoint.registry import build
@@ -114,8 +115,7 @@ def test_files_that_cannot_be_read(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(SourceError, match=f"cannot read .*{name}: .*plain or compressed by gzip"):
             Fasta(str(tmp_path / name))
-    with pytest.raises(SourceError, match="test_fraction is 2, expected"):
-        Fasta(fasta(tmp_path, made(range(3))), test_fraction=2)
+    refused("source", "fasta", {"root": fasta(tmp_path, made(range(3))), "test_fraction": 2})
 
 
 def test_sample_proteins():
@@ -149,5 +149,4 @@ def test_sample_molecules_are_molecules():
     [({"train": 1}, "train is 1, expected 2 or more"), ({"seed": -1}, "seed is -1, expected 0 or more")],
 )
 def test_wrong_sample_numbers(options, message):
-    with pytest.raises(SourceError, match=message):
-        SampleProteins(**options)
+    refused("source", "sample_proteins", options, message)

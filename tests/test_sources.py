@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from wrong import refused
 
 from vicjoint.samples.videos import SampleVideos
 from vicjoint.sources.base import SourceError
@@ -47,8 +48,7 @@ def test_sample_videos(tmp_path, monkeypatch):
 
 
 def test_sample_videos_with_wrong_numbers():
-    with pytest.raises(SourceError, match="size is 33, expected an even number"):
-        SampleVideos(size=33)
+    refused("source", "sample_videos", {"size": 33})
 
 
 # ---- video folder ----
@@ -160,8 +160,8 @@ def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", [VideoFolder, Table])
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 15])
 def test_wrong_fraction(tmp_path, source, fraction):
-    with pytest.raises(SourceError, match=f"test_fraction is {fraction}, expected a number between 0 and 1"):
-        source(str(tmp_path), test_fraction=fraction)
+    name = {VideoFolder: "video_folder", Table: "table"}[source]
+    refused("source", name, {"root": str(tmp_path), "test_fraction": fraction})
 
 
 # ---- table ----

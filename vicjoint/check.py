@@ -104,13 +104,24 @@ def check(recipe: Recipe) -> dict:
     batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
     began, bad = time.monotonic(), [[] for _ in tasks]
     bar = tqdm(total=len(places), unit="record", desc="check", mininterval=0.5, dynamic_ncols=True)
-    with bar, Readers(records, batches, list, workers) as readers:
-        for batch, causes in zip(batches, readers):
-            for place, cause in zip(batch, causes):
-                if cause is not None:
-                    bad[place[0]].append({"part": place[1], "sample": records.id_of(place), "cause": cause})
-            bar.update(len(batch))
-            bar.set_postfix({"bad": sum(map(len, bad))})
+    done = 0
+    try:
+        with bar, Readers(records, batches, list, workers) as readers:
+            for batch, causes in zip(batches, readers):
+                for place, cause in zip(batch, causes):
+                    if cause is not None:
+                        bad[place[0]].append(
+                            {"part": place[1], "sample": records.id_of(place), "cause": cause}
+                        )
+                done += 1
+                bar.update(len(batch))
+                bar.set_postfix({"bad": sum(map(len, bad))})
+    except RuntimeError as error:  # a ReaderError too
+        tried = [place for batch in batches[done : done + max(1, workers)] for place in batch]
+        raise ReaderError(
+            f"a process that reads data died or stopped answering ({str(error).splitlines()[0]}), on one of"
+            f" these samples: {', '.join(printable(records.id_of(place)) for place in tried)}"
+        ) from error
     seconds = time.monotonic() - began
     return {
         "records": len(places),

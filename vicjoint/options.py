@@ -31,6 +31,7 @@ from pydantic_core import PydanticCustomError
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=8)]
+RateHz = Annotated[int, Field(ge=1000)]
 """Side of an image."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

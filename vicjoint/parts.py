@@ -166,7 +166,7 @@ class Pair:
     """Keys of a record, one of which holds the file that the pair reads; (): it reads no file of its own."""
 
     readers: tuple[Modality, Modality]
-    video_backend: str
+    video_backend: str = "auto"
 
     def bind(self, reading: Reading) -> None:
         """Take what the recipe knows, once, before anything is read. The source's records come one by one,

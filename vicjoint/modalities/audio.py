@@ -16,19 +16,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from vicjoint.files.kept import Kept
 from vicjoint.files.sound import Sound
-from vicjoint.options import ComponentOf, Natural, Positive
+from vicjoint.options import ComponentOf, Natural, Positive, RateHz
 from vicjoint.parts import Modality
 from vicjoint.registry import build, need, register
 
 BANDS, SLOTS = 40, 8  # of the simple features
-
-
-RateHz = Annotated[int, Field(ge=1000)]
 
 
 @register("modality", "audio")
