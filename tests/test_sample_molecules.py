@@ -69,8 +69,7 @@ def test_impossible_numbers():
         match="7 for training and 4 for testing are more than the 8 that 1 rings and 2 groups make",
     ):
         make_molecules(7, 4, 0, rings=1, groups=2)
-    with pytest.raises(SourceError, match="sample cells: wells is 0, expected 1 or more"):
-        SampleCells(3, 1, wells=0)
+    refused("source", "sample_cells", {"wells": 0})
 
 
 @pytest.mark.parametrize(
