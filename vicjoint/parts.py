@@ -289,12 +289,15 @@ class Items:
 
     def only(self, kept: Tensor) -> "Items":
         """Those that `kept` bool [N] marks."""
-        lists = (
-            [value for value, yes in zip(values, kept.tolist()) if yes]
-            for values in (self.contents, self.keys, self.titles)
+        chosen = [i for i, yes in enumerate(kept.tolist()) if yes]
+        return Items(
+            rows={row: x[kept.to(x.device)] for row, x in self.rows.items()},
+            places=self.places[kept],
+            numbers=self.numbers[kept],
+            contents=[self.contents[i] for i in chosen],
+            keys=[self.keys[i] for i in chosen],
+            titles=[self.titles[i] for i in chosen],
         )
-        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
-        return Items(rows, self.places[kept], self.numbers[kept], *lists)
 
 
 class Features(Protocol):
