@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from probing import Bare, Listed, bound, data_of, evaluation_of, measured, model_of
 from torch import nn
@@ -17,6 +18,8 @@ from vicjoint.probes import features
 from vicjoint.probes.classify import KNN, Linear
 from vicjoint.probes.regression import Regression
 from vicjoint.probes.retrieval import Retrieval
+from vicjoint.recipe import load_recipe
+from vicjoint.training.build import build_parts
 
 
 class Vector(Modality):
@@ -336,3 +339,13 @@ def test_a_record_that_can_be_read_no_more_takes_its_kept_features_along(monkeyp
     fewer.train.pop(3), fewer.test.pop(7)
     found = evaluation(model(), model(0.1))[0]["knn"]
     assert found == measured(PROBES["knn"](), model(), model(0.1), fewer, bound(Numbers(), fewer))
+
+
+def test_training_keeps_the_watch_on_its_own_readers():
+    """A time limit knows the processes of one reading: an evaluation that reads with others must not take its
+    place."""
+    parts = build_parts(load_recipe(tiny.recipe()))
+    parts.limit.watch(2)
+    rows = parts.limit.rows
+    parts.evaluation.reader.limit.watch(1)
+    assert parts.limit.rows is rows and parts.evaluation.reader.limit.seconds == parts.limit.seconds

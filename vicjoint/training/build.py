@@ -99,8 +99,9 @@ def build_parts(recipe: Recipe) -> Parts:
         optimizer = build("optimizer", recipe.optimizer, trained, recipe.train.batch_size)
         measures = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)
+        # a limit of its own: each watches the processes that read for it
+        evaluation = Evaluation(measures, recipe.data.workers, TimeLimit(recipe.data.timeout), device)
         limit = TimeLimit(recipe.data.timeout)
-        evaluation = Evaluation(measures, recipe.data.workers, limit, device)
         parts = Parts(
             recipe, tasks, model, untrained, optimizer, evaluation, *length(recipe, tasks), device, limit
         )
