@@ -309,6 +309,8 @@ class Features(Protocol):
     """
 
     data: EvaluationData
+    wants: list[Want]
+    """What the probe said that it will ask for."""
     device: torch.device
     latents: int
     """Predictions for one z_a; 1: there is no latent."""

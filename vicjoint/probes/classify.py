@@ -67,7 +67,7 @@ class Classification(Probe):
         ]
 
     def frozen(self, features: Features, labels: Labels) -> Frozen:
-        train, test = (features.items(want) for want in self.wants(features.data)[:2])
+        train, test = (features.items(want) for want in features.wants[:2])
         rows = []
         for items in (train, test):
             baseline = {"simple": features.baseline(self.branch)}
@@ -106,7 +106,7 @@ class KNN(Classification):
         self.explains = ACCURACY | others
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
-        labels = labels_of(features.data, self.label, self.branch)
+        labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
         frozen = self.frozen(features, labels)
         classes = len(labels.classes)
         for row, bank in frozen.train.items():
@@ -250,7 +250,7 @@ class Linear(Classification):
         return [train, test, Want(self.branch, "train", used, epochs=self.epochs)]
 
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
-        labels = labels_of(features.data, self.label, self.branch)
+        labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
         frozen = self.frozen(features, labels)
         held = held_out(len(frozen.labels), self.holdout)
         if self.solver == "ridge":
@@ -302,7 +302,7 @@ class Linear(Classification):
         order: Callable[[int], np.ndarray] = lambda epoch: np.random.default_rng([0, epoch]).permutation(
             np.flatnonzero(used)
         )
-        of_crops = [want for want in self.wants(features.data) if want.epochs]
+        of_crops = [want for want in features.wants if want.epochs]
         if of_crops:
             places = frozen.train_places.numpy()
             for epoch, rows, where in features.crops(of_crops[0], lambda e: places[order(e)], self.BATCH):

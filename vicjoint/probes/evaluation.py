@@ -15,10 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from vicjoint.batch import to_device
-from vicjoint.data import READ_ERRORS, TimeLimit
+from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
 from vicjoint.parts import EvaluationData, Side, Split
-from vicjoint.probes.features import EVALUATION, FeaturesOf, Measure, Part, Reader, Views, collate, encoded
+from vicjoint.probes.features import FeaturesOf, Measure, Own, Part, Reader, Views, collate, encoded
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
@@ -52,7 +52,7 @@ class Evaluation:
         self.measures, self.reader = measures, Reader(workers, limit, device)
         self._parts: dict[tuple, Part] = {}
         for measure in measures:
-            for want in measure.probe.wants(measure.data):
+            for want in measure.wants:
                 self._part(measure.data, want.side, want.split).add(want)
 
     def _part(self, data: EvaluationData, side: Side, split: Split) -> Part:
@@ -94,8 +94,7 @@ class Evaluation:
         self.reader.bar = None
 
     def _features(self, measure: Measure, model: Model, untrained: Model) -> FeaturesOf:
-        wants = measure.probe.wants(measure.data)
-        parts = {(w.side, w.split): self._part(measure.data, w.side, w.split) for w in wants}
+        parts = {(w.side, w.split): self._part(measure.data, w.side, w.split) for w in measure.wants}
         models = models_between(measure.data, model, untrained)
         return FeaturesOf(measure, self.reader, parts, models)
 
@@ -110,7 +109,8 @@ class Evaluation:
                 cost.samples += len(part.places)
                 cost.epochs, cost.crops = cost.epochs + part.epochs, cost.crops + part.crops
                 if part.cost + part.crops > least:
-                    reading, encoding = self._try(part, models_between(part.data, model, untrained))
+                    part.speed = part.speed or self._try(part, models_between(part.data, model, untrained))
+                    reading, encoding = part.speed
                     views = len(part.places) if part.kept is None else 0
                     cost.seconds += (views + part.crops) * reading + (part.cost + 2 * part.crops) * encoding
         for measure in self._to_read():
@@ -146,13 +146,9 @@ class Evaluation:
 
 def seconds_to_read(measure: Measure, limit: TimeLimit) -> float:
     """Of one test record, by the probe itself; 0 where the first cannot be read."""
-    record, began = measure.data.records("test")[0], time.perf_counter()
-    try:
-        with limit.reading(EVALUATION, 0, record["id"]):
-            measure.probe.read(record, measure.data.pair)
-    except READ_ERRORS:
-        return 0.0
-    return time.perf_counter() - began
+    began = time.perf_counter()
+    cause = Own(measure, limit)[0, -1].cause
+    return 0.0 if cause else time.perf_counter() - began
 
 
 def models_between(data: EvaluationData, model: Model, untrained: Model) -> dict[str, Two]:

@@ -12,7 +12,7 @@ import contextlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,31 +29,60 @@ AT_ONCE = 64  # records in one forward pass
 KEPT_BYTES = 2**29  # raw views of a part that are kept for the next evaluation
 FIXED_BYTES = 2**30  # features of a part that are kept for the run
 WORTH_WORKERS = 20_000  # views from which starting worker processes pays
-EVALUATION = -1  # the number by which a time limit knows what evaluations read
 
 
-class Views(Reads):
-    """(record's number, epoch) -> (its views, number), or (why it cannot be read, number). Epoch -1: as in
-    evaluation, else a random crop."""
+class Found(NamedTuple):
+    """What was read of the record with this number, or why it cannot be read."""
 
-    def __init__(self, part: "Part", limit: TimeLimit):
-        self.pair, self.records, self.side, self.limit = part.data.pair, part.records, part.side, limit
-        self.every = part.every
+    number: int
+    value: Any
+    cause: str | None
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[list[View] | str, int]:
+
+class OfRecords(Reads):
+    """(record's number, epoch) -> Found. Epoch -1: as in evaluation."""
+
+    def __init__(self, records: Sequence[Record], limit: TimeLimit):
+        self.records, self.limit = records, limit
+
+    def of(self, number: int, epoch: int) -> Any:
+        """Raises as a pair's `sample` does."""
+        raise NotImplementedError
+
+    def __getitem__(self, place: tuple[int, int]) -> Found:
         number, epoch = place
-        record, rng = self.records[number], None
-        if epoch >= 0:
-            rng = np.random.default_rng([epoch, number, 2])
         try:
-            with self.limit.reading(EVALUATION, number, record["id"]):
-                views = self.pair.views(record, self.side, rng)
+            with self.limit.reading(0, number, self.records[number]["id"]):
+                return Found(number, self.of(number, epoch), None)
         except READ_ERRORS as error:
-            return cause_of(error), number
-        return views if self.every else views[:1], number
+            return Found(number, None, cause_of(error))
 
     def name(self, number: int, index: int) -> str:
         return self.records[index]["id"]
+
+
+class Views(OfRecords):
+    """The views of a part's records; from epoch 0 on one that is cropped at random."""
+
+    def __init__(self, part: "Part", limit: TimeLimit):
+        super().__init__(part.records, limit)
+        self.pair, self.side, self.every = part.data.pair, part.side, part.every
+
+    def of(self, number: int, epoch: int) -> list[View]:
+        rng = np.random.default_rng([epoch, number, 2]) if epoch >= 0 else None
+        views = self.pair.views(self.records[number], self.side, rng)
+        return views if self.every else views[:1]
+
+
+class Own(OfRecords):
+    """What a probe reads by itself, of test records."""
+
+    def __init__(self, measure: "Measure", limit: TimeLimit):
+        super().__init__(measure.data.records("test"), limit)
+        self.probe, self.pair = measure.probe, measure.data.pair
+
+    def of(self, number: int, epoch: int) -> Any:
+        return self.probe.read(self.records[number], self.pair)
 
 
 @dataclass
@@ -68,17 +97,16 @@ class Chunk:
     bad: list[tuple[int, str]]
 
 
-def collate(read: list[tuple[list[View] | str, int]]) -> Chunk:
-    bad = [(place, found) for found, place in read if isinstance(found, str)]
-    good = [
-        (view, place, n)
-        for found, place in read
-        if not isinstance(found, str)
-        for n, view in enumerate(found)
-    ]
+def collate(read: list[Found]) -> Chunk:
+    bad = [(found.number, found.cause) for found in read if found.cause]
+    good = [(view, found.number, n) for found in read for n, view in enumerate(found.value or ())]
     raw = concatenate([view.raw for view, _, _ in good]) if good else None
     places, numbers = torch.tensor([place for _, place, _ in good]), torch.tensor([n for _, _, n in good])
     return Chunk(raw, places, numbers, [view._replace(raw=None) for view, _, _ in good], bad)
+
+
+def say_left_out(record: Record, cause: str) -> None:
+    tqdm.write(f"evaluation leaves out {printable(record['id'])}: {printable(cause)}")
 
 
 @dataclass(eq=False)
@@ -100,6 +128,7 @@ class Part:
     features: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
     seen: list[Chunk] = field(default_factory=list)  # without their raw views
     named: set[int] = field(default_factory=set)  # bad records that the terminal has named
+    speed: tuple[float, float] | None = None  # seconds to read a view, and to encode one by one model
 
     def add(self, want: Want) -> None:
         if want.epochs:
@@ -131,27 +160,30 @@ class Reader:
         self.workers, self.limit, self.device = workers, limit, device
         self.bar: tqdm | None = None
 
+    def processes(self, views: int) -> int:
+        """How many processes read so many views: none beside this one where there are few."""
+        return self.workers if views > WORTH_WORKERS else 0
+
     def chunks(self, part: Part) -> Iterator[Chunk]:
         """The evaluation views of a part, read or kept. Bad records are named once."""
         if part.kept is not None:
             yield from part.kept
             return
         batches = [[(int(p), -1) for p in some] for some in split(part.places, AT_ONCE)]
-        workers = self.workers if len(part.places) > WORTH_WORKERS else 0
         kept, size = [], 0
-        with Readers(Views(part, self.limit), batches, collate, workers) as readers:
+        with Readers(Views(part, self.limit), batches, collate, self.processes(len(part.places))) as readers:
             for chunk in readers:
                 for place, cause in chunk.bad:
                     if place not in part.named:
                         part.named.add(place)
-                        tqdm.write(
-                            f"evaluation leaves out {printable(part.records[place]['id'])}:"
-                            f" {printable(cause)}"
-                        )
+                        say_left_out(part.records[place], cause)
                 if chunk.raw is None:
                     continue
                 size += size_in_bytes(chunk.raw)
-                kept = None if kept is None or size > KEPT_BYTES else [*kept, chunk]
+                if size > KEPT_BYTES:
+                    kept = None
+                if kept is not None:
+                    kept.append(chunk)
                 yield chunk
         part.kept = kept
 
@@ -162,10 +194,11 @@ class Reader:
         if not wanted:
             return
         before, part.seen = part.seen, []
+        spaces = {row: {space for r, space in wanted if r == row} for row, _ in sorted(wanted)}
         for chunk in self.chunks(part):
             raw = to_device(chunk.raw, self.device)
-            for row in dict.fromkeys(row for row, _ in sorted(wanted)):
-                for space, x in encoded(models, row, part.side, raw, {s for r, s in wanted if r == row}):
+            for row in spaces:
+                for space, x in encoded(models, row, part.side, raw, spaces[row]):
                     part.features[row, space].append(x)
                 self.advance(len(chunk.places))
             part.seen.append(Chunk(None, chunk.places, chunk.numbers, chunk.views, chunk.bad))
@@ -205,12 +238,16 @@ def encoded(
 
 @dataclass
 class Measure:
-    """A probe on two branches, and the name of its results. `kept`: what it remembers for the run."""
+    """A probe on two branches, and the name of its results. `kept`: what it remembers for the run; `wants`:
+    what it asks for."""
 
     name: str
     probe: Probe
     data: EvaluationData
     kept: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.wants = self.probe.wants(self.data)
 
 
 class FeaturesOf:
@@ -220,8 +257,8 @@ class FeaturesOf:
         self, measure: Measure, reader: Reader, parts: dict[tuple[Side, Split], Part], models: dict[str, Two]
     ):
         self.data, self.device, self.latents = measure.data, reader.device, models["model"].latents
-        self._probe, self._kept = measure.probe, measure.kept
-        self._reader, self._parts, self._models = reader, parts, models
+        self.wants = measure.wants
+        self._measure, self._reader, self._parts, self._models = measure, reader, parts, models
 
     def items(self, want: Want) -> Items:
         part = self._parts[want.side, want.split]
@@ -249,8 +286,8 @@ class FeaturesOf:
         batches = [
             [(int(p), epoch) for p in some] for epoch, of in enumerate(epochs) for some in split(of, at_once)
         ]
-        workers = self._reader.workers if sum(map(len, epochs)) > WORTH_WORKERS else 0
-        with Readers(Views(part, self._reader.limit), batches, collate, workers) as readers:
+        processes = self._reader.processes(sum(map(len, epochs)))
+        with Readers(Views(part, self._reader.limit), batches, collate, processes) as readers:
             for batch, chunk in zip(batches, readers):
                 self._reader.advance(len(batch))
                 if chunk.raw is None:
@@ -268,15 +305,16 @@ class FeaturesOf:
         return self.once("read", self._read_all)
 
     def _read_all(self) -> list[Any]:
-        found = []
-        for number, record in enumerate(self.data.records("test")):
-            self._reader.advance(1)
-            try:
-                with self._reader.limit.reading(EVALUATION, number, record["id"]):
-                    found.append(self._probe.read(record, self.data.pair))
-            except READ_ERRORS as error:
-                tqdm.write(f"evaluation leaves out {printable(record['id'])}: {printable(cause_of(error))}")
-        return [x for x in found if x is not None]
+        own, values = Own(self._measure, self._reader.limit), []
+        batches = [[(number, -1)] for number in range(len(own.records))]
+        with Readers(own, batches, list, self._reader.processes(len(batches))) as readers:
+            for (found,) in readers:
+                self._reader.advance(1)
+                if found.cause:
+                    say_left_out(own.records[found.number], found.cause)
+                elif found.value is not None:
+                    values.append(found.value)
+        return values
 
     @torch.no_grad()
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
@@ -289,9 +327,10 @@ class FeaturesOf:
         return torch.cat([of(some).float() for some in y])
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        if name not in self._kept:
-            self._kept[name] = compute()
-        return self._kept[name]
+        kept = self._measure.kept
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
 
     def picture(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:
         views = self.data.pair.views(self.data.records(split, side)[place], side)

@@ -76,7 +76,7 @@ class PairMatch(Probe):
 
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
         data = features.data
-        (a, b), *fitted = by_two([features.items(want) for want in self.wants(data)])
+        (a, b), *fitted = by_two([features.items(want) for want in features.wants])
         z = {row: (x, b.rows[row]) for row, x in a.rows.items() if row in b.rows}
         if simple := z.pop("simple", None):
             known = fitted[0]

@@ -108,8 +108,9 @@ class Regression(Probe):
         return [Want(self.branch, split, of) for split, of in zip(("train", "test"), places)]
 
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
-        train, test = (features.items(want) for want in self.wants(features.data))
-        values, truth = (of[items.places] for of, items in zip(self._values(features.data), (train, test)))
+        both = features.once("values", lambda: self._values(features.data))
+        train, test = (features.items(want) for want in features.wants)
+        values, truth = (of[items.places] for of, items in zip(both, (train, test)))
         y, truth = values.to(features.device), truth.numpy()
         held = torch.from_numpy(held_out(len(y), self.holdout)).to(features.device)
         metrics = binary_metrics if self.kind == "binary" else number_metrics

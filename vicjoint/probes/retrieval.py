@@ -146,8 +146,8 @@ class Retrieval(Probe):
         """Both branches' test items, of the records that both can read; one numbering of classes for both."""
         classes: dict = {}
         groups = []
-        for side in "ab":
-            items = features.items(self._want(features.data, side, "test"))
+        for want in features.wants[:2]:
+            items = features.items(want)
             contents, keys = ranking.numbered(items.contents, {}), ranking.numbered(items.keys, classes)
             groups.append(Group(items, contents, keys))
         a, b = groups
@@ -176,7 +176,7 @@ class Retrieval(Probe):
     def _fit_linear_map(self, features: Features) -> LinearMap:
         """Fitted on training records that both branches can read; with a key, on a random b of equal key for
         every a."""
-        a, b = (features.items(self._want(features.data, side, "train")) for side in "ab")
+        a, b = (features.items(want) for want in features.wants[2:])
         classes: dict = {}
         (contents_a, classes_a), (contents_b, classes_b) = (
             (ranking.numbered(of.contents, {}), ranking.numbered(of.keys, classes)) for of in (a, b)

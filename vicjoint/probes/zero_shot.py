@@ -71,8 +71,8 @@ class ZeroShot(Probe):
         return wants
 
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
-        labels = labels_of(features.data, self.label, self.branch)
-        queries = features.items(self.wants(features.data)[0])
+        labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
+        queries = features.items(features.wants[0])
         points, kinds = (self._of_prompts if self.prompts else self._of_samples)(features, labels.classes)
         truth = labels.test[queries.places]
         # a class of which the other branch has no training sample cannot be named
@@ -97,8 +97,8 @@ class ZeroShot(Probe):
         return found, torch.arange(len(classes))
 
     def _of_samples(self, features: Features, classes: list) -> tuple[dict[str, Tensor], Tensor]:
-        of_other = labels_of(features.data, self.label, self.other)
-        items = features.items(self.wants(features.data)[1])
+        of_other = features.once("others", lambda: labels_of(features.data, self.label, self.other))
+        items = features.items(features.wants[1])
         number = {name: i for i, name in enumerate(classes)}
         names = [of_other.classes[label] for label in of_other.train[items.places].tolist()]
         labels = torch.tensor([number.get(name, -1) for name in names])
