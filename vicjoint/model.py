@@ -210,7 +210,6 @@ def build_model(recipe: Recipe) -> Model:
         branches[name] = branches["a"] if spec.weights == "same" else copy.deepcopy(branches["a"])
         if spec.weights == "ema":
             ema[name] = "a", spec.momentum
-    # as on b of the only task: what a predictor maps to has the width of what it maps
     predictor = None
     if recipe.predictor:
         predictor = build("predictor", recipe.predictor, recipe.branches[recipe.tasks[0].a].expander[-1])

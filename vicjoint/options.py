@@ -1,8 +1,7 @@
 """The options of components: their bounds, written into annotations, and what messages say about a wrong one.
 
     class Blur:
-        def __init__(self, size: Size = 64, p: Share = 0.5, sigma: Annotated[tuple[Positive, Positive],
-            Ascending] = (0.1, 2.0)): ...
+        def __init__(self, size: Size = 64, p: Share = 0.5): ...
 
     spec = {"size": 4, "p": 1}
     options_of(Blur).check(spec, "transform 'blur'")   # {"size": "expected a number at least 8, got 4."}
@@ -31,8 +30,8 @@ from pydantic_core import PydanticCustomError
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=8)]
-RateHz = Annotated[int, Field(ge=1000)]
 """Side of an image."""
+RateHz = Annotated[int, Field(ge=1000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,8 +1,10 @@
 """The reading half of a recipe, built: for each task its source and its pair, bound to the readers of its
 branches.
 
-tasks, readers = build_reading(load_recipe("image_text"))      # no model, no device: what `check` and
-embeddings need tasks[0].pair.sample(tasks[0].source.train[0], rng)
+No model, no device: what `check` and embeddings need.
+
+    tasks, readers = build_reading(load_recipe("image_text"))
+    tasks[0].pair.sample(tasks[0].source.train[0], rng)
 """
 
 import itertools

@@ -1,9 +1,9 @@
 """What pydantic cannot see in a recipe: components, their options, and keys that depend on each other; and
 all messages in words.
 
-    mistakes = load_imports(data.get("imports")) + check_components(data) + check_form(data, Recipe) +
-    check_together(data, follows=False)
-    in_words(("train", "steps"), pydantic_error, Recipe)      # "expected a whole number, got 'many'."
+    mistakes = load_imports(data.get("imports")) + check_components(data) + check_form(data, Written)
+    mistakes += check_together(data, follows=False)
+    in_words(("train", "steps"), pydantic_error, Written)  # "expected a whole number, got 'many'."
 
 Components and their options are the registry's: `vicjoint.registry.check`.
 """

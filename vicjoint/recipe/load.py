@@ -2,8 +2,8 @@
 once, before anything is built.
 
     recipe = load_recipe("recipes/video_next_frame.yaml", ["train.steps=100", "source.name=video_folder"])
-    recipe.train.steps, recipe.tasks[0].source, recipe.announcement print(to_yaml(recipe))          # the
-    resolved recipe as written; load_recipe reads it back to the same thing
+    recipe.train.steps, recipe.tasks[0].source, recipe.announcement
+    print(to_yaml(recipe))  # the resolved recipe as written; load_recipe reads it back to the same thing
 """
 
 import sys

@@ -91,9 +91,9 @@ def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exc
             f"{folder} cannot be written: {error.strerror}. Its checkpoints are as they were. Make room, then"
             f" give the same command again (out={folder}) to go on."
         )
-    if str(error).startswith("DataLoader worker"):  # while evaluating: training has readers that are watched
+    if str(error).startswith("DataLoader worker"):  # one whose end the readers did not see in time
         return TrainingError(
-            f"a process that read data for an evaluation ended unexpectedly ({error}). Where memory is short,"
+            f"a process that read data ended unexpectedly ({error}). Where memory is short,"
             f" lower data.workers. The same command with out={folder} goes on."
         )
     if distributed.is_lost(error):
