@@ -152,9 +152,8 @@ def main() -> None:
     )
     contents = [p.read_bytes() for p in files] or [photo(seed) for seed in range(8)]
     took = rates(contents, options.rounds)
-    mean = {
-        name: statistics.mean(times) for name, times in took.items()
-    }  # the pipelines' cost varies with their draws: the mean counts
+    # the pipelines' cost varies with their draws: the mean counts
+    mean = {name: statistics.mean(times) for name, times in took.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {
         "file_kb": statistics.mean(map(len, contents)) / 1000,

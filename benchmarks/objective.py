@@ -117,9 +117,8 @@ def hard_cases() -> dict[str, torch.Tensor]:
     heavy = normal.clone()
     heavy[:, 7] *= 1e4
     few = torch.randn(256, 128, generator=generator, dtype=torch.float64)
-    orthogonal, _ = torch.linalg.qr(
-        few - few.mean(0)
-    )  # uncorrelated to the last digit: only the small rest is off the diagonal
+    # uncorrelated to the last digit: only the small rest is off the diagonal
+    orthogonal, _ = torch.linalg.qr(few - few.mean(0))
     live = lambda rest: torch.cat([orthogonal * 16, rest * normal[:, 128:]], 1)
     line = torch.randn(256, 1, generator=generator, dtype=torch.float64) @ torch.randn(
         1, 2048, generator=generator, dtype=torch.float64

@@ -15,10 +15,8 @@ from encoders.image import load_transformer, random_transformer
 from vicjoint.options import RateHz
 from vicjoint.registry import ComponentError, register_encoder
 
-AST_MEAN, AST_SPREAD = (
-    -4.2677393,
-    4.5689974,
-)  # of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
+# of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
+AST_MEAN, AST_SPREAD = (-4.2677393, 4.5689974)
 # for random weights: the objective's two branches are augmented already, and parameters that are used only
 # now and then stop training on several processes
 PLAIN = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
@@ -65,9 +63,8 @@ class AudioTransformer(nn.Module):
             )
         self.dim, self.rate_hz = self.model.config.hidden_size, rate_hz
         if hasattr(self.model, "masked_spec_embed"):
-            self.model.masked_spec_embed.requires_grad_(
-                False
-            )  # only for masks that are drawn inside the model
+            # only for masks that are drawn inside the model
+            self.model.masked_spec_embed.requires_grad_(False)
 
     def forward(self, view: Tensor) -> Tensor:
         if self.spectrogram:

@@ -187,9 +187,8 @@ def read_state(name: str, path: Path) -> dict[str, Tensor]:
             f"encoder '{name}': cannot read weights from {path}: {cause}. "
             "Expected a state_dict in a .pth, .pt or .safetensors file."
         ) from None
-    if isinstance(state, dict) and isinstance(
-        state.get("model"), dict
-    ):  # VICReg's full checkpoint: the distributed model with its projector
+    # VICReg's full checkpoint: the distributed model with its projector
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
         backbone = {
             key.removeprefix("module.backbone."): value
             for key, value in state["model"].items()

@@ -37,9 +37,8 @@ class Tokens(nn.Module):
 
 
 def check_vocabulary(ids_BL: Tensor, vocabulary: int, option: str) -> None:
-    if (
-        not ids_BL.is_cuda and ids_BL.numel() and ids_BL.max() >= vocabulary
-    ):  # on a GPU the look would cost a wait in every step
+    # on a GPU the look would cost a wait in every step
+    if not ids_BL.is_cuda and ids_BL.numel() and ids_BL.max() >= vocabulary:
         raise ValueError(
             f"token id {int(ids_BL.max())} is outside a vocabulary of {vocabulary}. "
             f"Set {option} to the number of tokens that the modality's tokenizer has."

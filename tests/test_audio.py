@@ -99,9 +99,8 @@ def test_a_short_sound_lies_in_silence_or_is_repeated(tmp_path):
         repeated.read(path)[0].numpy(), np.resize(np.arange(1, 101) / 200, 320), atol=1e-6
     )
     assert len({repeated.read(path, rng(seed))[0, 0].item() for seed in range(20)}) > 10
-    window = audio(seconds=0.02, short="repeat").read(path, None, (0.0, 0.02))[
-        0
-    ]  # time has to agree with the pair's other half
+    # time has to agree with the pair's other half
+    window = audio(seconds=0.02, short="repeat").read(path, None, (0.0, 0.02))[0]
     assert not window[100:].any()
 
 
@@ -314,9 +313,8 @@ def test_masks_hide_stretches_in_training_only():
     masked = mel.train()(wave)
     hidden = (masked - plain).abs() > 1e-6
     bands, frames = hidden.all(2).sum(1), hidden.all(1).sum(1)
-    assert (
-        0 < bands.max() <= 32 and 0 < frames.max() <= 40 and len(bands.unique()) > 2
-    )  # two stretches each, of each sound its own
+    # two stretches each, of each sound its own
+    assert 0 < bands.max() <= 32 and 0 < frames.max() <= 40 and len(bands.unique()) > 2
     assert torch.allclose(
         masked[hidden], plain.mean((1, 2))[:, None, None].expand_as(plain)[hidden], atol=1e-5
     )
@@ -461,9 +459,8 @@ def test_the_encoder_takes_the_rate_of_its_modality():
         and model.branches["a"].encoder.mel.hop == 80
     )
     assert torch.equal(model.branches["b"].encoder.mel.filters, LogMel(16000).filters)
-    build_model(
-        load_recipe(RECIPE, ["a.encoder.rate_hz=8000"])
-    )  # one on the waveform has no such option, and agreeing is no mistake
+    # one on the waveform has no such option, and agreeing is no mistake
+    build_model(load_recipe(RECIPE, ["a.encoder.rate_hz=8000"]))
 
 
 @pytest.mark.parametrize(

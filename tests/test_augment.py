@@ -172,9 +172,8 @@ def test_a_run_on_images(folder, tmp_path, overrides):
         ],
     )
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 7 and all(
-        np.isfinite(s["loss"]) for s in steps
-    )  # 17 images in batches of 8, three times
+    # 17 images in batches of 8, three times
+    assert len(steps) == 7 and all(np.isfinite(s["loss"]) for s in steps)
     assert steps[0]["lr"] == pytest.approx(0.3 * 8 / 256 / 2)  # the warm-up is one epoch: two steps
     results = json.loads((run / "evaluation.json").read_text())
     assert set(results) == {"knn", "linear"} and set(results["knn"]) == {

@@ -36,9 +36,8 @@ def test_ids_and_masks_of_different_lengths_are_padded():
     assert (
         mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]] and mask.dtype == torch.bool
     )
-    more = concatenate(
-        [(torch.ones(1, n, 4), *tokens(*range(n))) for n in (2, 5)]
-    )  # features beside them, too
+    # features beside them, too
+    more = concatenate([(torch.ones(1, n, 4), *tokens(*range(n))) for n in (2, 5)])
     assert more[0].shape == (2, 5, 4) and more[0][0, 2:].abs().sum() == 0 and isinstance(more, tuple)
 
 
@@ -46,9 +45,8 @@ def test_tensors_must_have_one_shape():
     assert concatenate([torch.zeros(2, 3), torch.ones(1, 3)]).shape == (3, 3)
     with pytest.raises(ValueError, match=r"views of shapes \[1, 7\] and \[1, 9\] cannot be in one batch"):
         concatenate([torch.zeros(1, 1, 9), torch.zeros(1, 1, 7)])
-    with pytest.raises(
-        ValueError, match="cannot be in one batch"
-    ):  # without a mask, zeros would look like data
+    # without a mask, zeros would look like data
+    with pytest.raises(ValueError, match="cannot be in one batch"):
         concatenate([(torch.zeros(1, 3), torch.zeros(1, 3)), (torch.zeros(1, 4), torch.zeros(1, 4))])
 
 

@@ -360,9 +360,8 @@ def test_a_new_component_name_drops_the_old_options(good, tmp_path, order):
     )
     assert recipe.written.source.model_dump() == {"name": "video_folder", "root": str(tmp_path)}
     assert recipe.written.optim.lr == 0.2 and recipe.written.optim.schedule.name == "cosine"
-    assert (
-        load_recipe(good, ["source.name=sample_videos"]).written.source.train == 512
-    )  # the same name: nothing is dropped
+    # the same name: nothing is dropped
+    assert load_recipe(good, ["source.name=sample_videos"]).written.source.train == 512
     assert "takes no option 'train'" in message(
         good, ["source.name=video_folder", f"source.root={tmp_path}", "source.train=3"][::order]
     )

@@ -167,12 +167,10 @@ def test_key_pairs_rows_of_the_same_split(tmp_path):
                 a, b = (int(v[0, 0]) for v in pair.sample(record, rng(seed)))
                 assert a % 7 == (b - 100) % 7 and ((b - 100) % 5 == 0) == (split == "test")
                 met[split].add((a, b - 100))
-    assert len({b for a, b in met["train"] if a == 1}) == sum(
-        i % 5 != 0 and i % 7 == 1 for i in range(60)
-    )  # every partner is met
-    assert (
-        key(pair, source.train[0]) == "1" and first(pair, source.train[0], "b")[0, 0] == 101
-    )  # evaluation: its own cell
+    # every partner is met
+    assert len({b for a, b in met["train"] if a == 1}) == sum(i % 5 != 0 and i % 7 == 1 for i in range(60))
+    # evaluation: its own cell
+    assert key(pair, source.train[0]) == "1" and first(pair, source.train[0], "b")[0, 0] == 101
 
 
 def test_key_with_a_second_table(tmp_path):

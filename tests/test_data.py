@@ -156,9 +156,8 @@ def test_no_value_twice_in_a_batch_and_as_many_batches_as_there_can_be(values, p
         placed = [
             stream.locate(p) for p in range(epoch * batches * per_batch, (epoch + 1) * batches * per_batch)
         ]
-        assert all(e == epoch for e, _ in placed) and len({n for _, n in placed}) == len(
-            placed
-        )  # no record twice in an epoch
+        # no record twice in an epoch
+        assert all(e == epoch for e, _ in placed) and len({n for _, n in placed}) == len(placed)
         seen |= {n for _, n in placed}
     assert stream.epoch_length == batches * per_batch
     counts = [values.count(v) if v is not None else 1 for v in set(values)] + [1] * max(
@@ -166,9 +165,8 @@ def test_no_value_twice_in_a_batch_and_as_many_batches_as_there_can_be(values, p
     )
     assert sum(min(c, batches + 1) for c in counts) < (batches + 1) * per_batch  # one more would not do
     if len(values) < 100:
-        assert (
-            len(seen) > stream.epoch_length or len(values) == stream.epoch_length
-        )  # the left-over records change
+        # the left-over records change
+        assert len(seen) > stream.epoch_length or len(values) == stream.epoch_length
 
 
 def test_distinct_epochs_are_shuffled_and_pure():
@@ -190,9 +188,8 @@ def test_replacements_keep_values_distinct():
         assert len(set(drawn)) == 10
         met += len(bad)
     assert met > 50
-    full = distinct_stream(
-        list(range(10)), broken=[3]
-    )  # nothing else to put there: a value comes twice rather than none
+    # nothing else to put there: a value comes twice rather than none
+    full = distinct_stream(list(range(10)), broken=[3])
     batch, bad = next(data.batches([full], [10], 0, 0, 1))
     assert len(batch) == 10 and bad[0] == ("r3", "broken on purpose")
 

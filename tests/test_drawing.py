@@ -34,9 +34,8 @@ def test_training_turns_and_mirrors_the_structure():
     assert all(not torch.equal(seen[0], other) for other in seen[1:])
     still = Drawing(size=128, rotate=0, flip=0)
     assert torch.equal(still.read(ALANINE, np.random.default_rng(0)), still.read(ALANINE))
-    benzene = Drawing(
-        size=128, rotate=0, flip=1.0
-    )  # a plain hexagon with one methyl group: its mirror image in pixels
+    # a plain hexagon with one methyl group: its mirror image in pixels
+    benzene = Drawing(size=128, rotate=0, flip=1.0)
     mirrored, plain = (
         benzene.read("Cc1ccccc1", np.random.default_rng(0)).float(),
         benzene.read("Cc1ccccc1").float(),

@@ -137,9 +137,8 @@ def test_library_models_state_the_width_their_head_took(key, monkeypatch):
     kept = dict(encoder.named_parameters())
     lost = {n: p for n, p in complete.named_parameters() if n not in kept}
     classes = 400 if key.startswith("clip/") else 1000
-    assert (
-        sum(p.ndim > 1 for p in lost.values()) == 1 and len(lost) <= 2
-    )  # the classifier's weight, and mostly a bias
+    # the classifier's weight, and mostly a bias
+    assert sum(p.ndim > 1 for p in lost.values()) == 1 and len(lost) <= 2
     weight = max(lost.values(), key=lambda p: p.ndim)
     assert weight.shape[:2] == (classes, encoder.dim)
 
@@ -223,9 +222,8 @@ def test_frame_and_motion_serves_both_branches():
     model = Model({"a": branch, "b": branch}, [("a", "b")]).eval()
     view = torch.randn(2, 3, 4, 32, 32)
     z_a, z_b = model(view, view[:, :, -1])
-    assert torch.equal(
-        z_a, z_b
-    )  # before training the prediction is the last frame, whichever frame comes next
+    # before training the prediction is the last frame, whichever frame comes next
+    assert torch.equal(z_a, z_b)
     assert not torch.allclose(model(view, view[:, :, 0])[1], z_b)
 
 

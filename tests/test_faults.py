@@ -70,9 +70,8 @@ def world():
             {"id": name, "folder": str(place), "cell": cell, "path": cell, "word": name}
             for name, cell in cells.items()
         ]
-        sample(
-            pair_of(modality), records[modality][0]
-        )  # what a reader imports late, it has to import before the user changes
+        # what a reader imports late, it has to import before the user changes
+        sample(pair_of(modality), records[modality][0])
     yield records
     shutil.rmtree(folder)
 
@@ -172,9 +171,8 @@ def test_an_epoch_is_the_same_on_two_processes_and_names_every_fault(world, monk
         batches = alone[number :: len(FAULTS)]
         for batch in batches:
             quarantine.add(batch[3])
-        assert set(quarantine.causes) == {
-            name for name, fault in faults.items() if fault.cause
-        }  # each named, and no good one lost
+        # each named, and no good one lost
+        assert set(quarantine.causes) == {name for name, fault in faults.items() if fault.cause}
         assert all(re.search(faults[name].cause, cause) for name, cause in quarantine.causes.items())
         assert all(len(batch[0]) == 6 for batch in batches)  # every place is filled
         in_first = [s.rsplit("@", 1)[0] for batch in batches for s in batch[0] if s.endswith("@0")]

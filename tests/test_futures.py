@@ -95,9 +95,8 @@ def test_no_more_looks_than_asked_for_and_all_other_factors_as_many_as_scenes():
         )
 
     assert len({look(s) for s in scenes(2)}) == 2 and len({look(s) for s in scenes(None)}) == 12
-    assert (
-        look(scenes(2)[0]) == look(scenes(2)[2]) == look(scenes(2)[6]) != look(scenes(2)[1])
-    )  # the same in train and test
+    # the same in train and test
+    assert look(scenes(2)[0]) == look(scenes(2)[2]) == look(scenes(2)[6]) != look(scenes(2)[1])
     assert len({s.sprites[0].vx for s in scenes(2)}) == 12
 
 
@@ -215,9 +214,8 @@ def test_without_a_latent_the_guesses_are_the_nearest_candidates(source):
 
 
 def test_ties_are_no_retrieval():
-    assert (
-        of_query(torch.zeros(2, 4), torch.zeros(9, 4), 3, 1)[0].tolist() == [False] * 3
-    )  # a collapsed model finds nothing
+    # a collapsed model finds nothing
+    assert of_query(torch.zeros(2, 4), torch.zeros(9, 4), 3, 1)[0].tolist() == [False] * 3
     candidates = torch.tensor([[1.0], [1.0], [5.0], [2.0]])
     hit, share = of_query(torch.tensor([[0.9], [0.8]]), candidates, 2, 1)
     assert hit.tolist() == [True, False] and share == 1  # equal futures: one of them
@@ -296,9 +294,8 @@ def test_best_of_k_looks_at_the_target_and_the_guess_does_not(tmp_path):
         }
 
     found = rows([-1.0, 1.0, -0.2, 0.1])
-    assert (
-        found["model/r1"] == 0 and found["model/copy_rate"] == 1 and found["best_of_4/r1"] == 1
-    )  # the guess is the last: between the others
+    # the guess is the last: between the others
+    assert found["model/r1"] == 0 and found["model/copy_rate"] == 1 and found["best_of_4/r1"] == 1
     assert (
         found["nearest_4/r1"] == 1
         and rows([-1.0, 1.0, -0.2, 0.1], guesses=1).keys().isdisjoint({"nearest_4/r1", "nearest_1/r1"})

@@ -46,11 +46,8 @@ def test_every_number_is_that_of_the_published_code():
         0.001,
         None,
     )
-    assert (optim.lr, recipe.train.epochs, recipe.train.batch_size) == (
-        0.3,
-        100,
-        2048,
-    )  # 0.2 for 1000 epochs, as the header says
+    # 0.2 for 1000 epochs, as the header says
+    assert (optim.lr, recipe.train.epochs, recipe.train.batch_size) == (0.3, 100, 2048)
     assert dict(optim.schedule) == {"name": "cosine", "warmup_epochs": 10, "end": 0.001, "zero_first": True}
     jitter = {
         "name": "colour_jitter",
@@ -74,11 +71,8 @@ def test_every_number_is_that_of_the_published_code():
         ]
     knn, linear = recipe.evaluate.probes
     assert (knn.name, knn.k, knn.temperature) == ("knn", [20, 200], 0.07)
-    assert (linear.name, linear.rates, linear.epochs) == (
-        "linear",
-        [0.02],
-        100,
-    )  # README: --lr-head 0.02; evaluate.py: 100 epochs
+    # README: --lr-head 0.02; evaluate.py: 100 epochs
+    assert (linear.name, linear.rates, linear.epochs) == ("linear", [0.02], 100)
 
 
 def rate_by_hand(step: int, epochs: int, steps_per_epoch: int, base: float, batch: int) -> float:

@@ -67,10 +67,8 @@ def test_one_pixel(tmp_path):
 
 def test_transparency_lies_on_white(tmp_path):
     array = np.zeros((4, 4, 4), np.uint8)
-    array[..., 0], array[:2, :, 3] = (
-        200,
-        255,
-    )  # the upper half opaque red, the lower one clear with hidden red
+    # the upper half opaque red, the lower one clear with hidden red
+    array[..., 0], array[:2, :, 3] = (200, 255)
     array[0, 0, 3] = 128
     found = pixels(save(tmp_path / "a.png", array))
     assert found[1, 1].tolist() == [200, 0, 0] and found[3, 3].tolist() == [255, 255, 255]

@@ -78,9 +78,8 @@ def test_in_training_a_latent_in_much_use_has_to_be_nearer_by_more():
     found = nearest(predictions, z_b)
     assert expected != found and expected.count(3) < found.count(3) and expected.count(0) > found.count(0)
     assert torch.equal(choice(predictions, z_b), predictions[torch.arange(B), torch.tensor(expected)])
-    assert torch.equal(
-        choice.eval()(predictions, z_b), predictions[torch.arange(B), torch.tensor(found)]
-    )  # outside of training there is no conscience
+    # outside of training there is no conscience
+    assert torch.equal(choice.eval()(predictions, z_b), predictions[torch.arange(B), torch.tensor(found)])
 
 
 def test_no_latent_dies_where_one_is_nearest_to_everything():

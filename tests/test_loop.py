@@ -354,9 +354,8 @@ def test_moco_with_its_ema_branch_and_queue_is_resumed_exactly(videos, tmp_path)
         vicjoint.train(moco, ["b={weights: own, momentum: 0.996}"])
     whole = vicjoint.train(moco, [f"out={tmp_path / 'whole'}"])
     first = vicjoint.train(moco, [f"out={tmp_path / 'stopped'}"])
-    shutil.rmtree(
-        first / "checkpoints" / "step_00000006"
-    )  # as if it had been killed after its checkpoint at step 3
+    # as if it had been killed after its checkpoint at step 3
+    shutil.rmtree(first / "checkpoints" / "step_00000006")
     again = vicjoint.train(moco, [f"out={first}"])
     ends = [checkpoint.load(f / "checkpoints" / "step_00000006") for f in (whole, again)]
     assert all(

@@ -350,9 +350,8 @@ def test_a_stopped_run_of_several_pairs_is_resumed_exactly(tmp_path):
     )
     whole = vicjoint.train(learnt, [f"out={tmp_path / 'whole'}"])
     stopped = vicjoint.train(learnt, [f"out={tmp_path / 'stopped'}"])
-    shutil.rmtree(
-        stopped / "checkpoints" / "step_00000006"
-    )  # as if it had been killed after its checkpoint at step 3, in the middle of a round
+    # as if it had been killed after its checkpoint at step 3, in the middle of a round
+    shutil.rmtree(stopped / "checkpoints" / "step_00000006")
     assert vicjoint.train(learnt, [f"out={stopped}"]) == stopped
     ends = [state(folder) for folder in (whole, stopped)]
     assert all(torch.equal(a, b) for a, b in zip(ends[0]["model"].values(), ends[1]["model"].values()))

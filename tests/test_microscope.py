@@ -117,9 +117,8 @@ def test_the_square_that_is_looked_at(tmp_path):
         str(tmp_path / "f.tif"),
         torch.from_numpy(np.stack([stretch(c, 1, 99.9, "x") for c in PIXELS])).half(),
     )
-    assert torch.equal(
-        Microscope(size=60).read(path)[0], stretched[:, :, 10:70]
-    )  # the largest square, in the middle
+    # the largest square, in the middle
+    assert torch.equal(Microscope(size=60).read(path)[0], stretched[:, :, 10:70])
     assert torch.equal(Microscope(size=20, crop=20).read(path)[0], stretched[:, 20:40, 30:50])
     plain = Microscope(size=16, crop=16, flip=False, brightness=0, contrast=0)
     places = set()
@@ -322,9 +321,8 @@ def test_a_real_field_as_16_bit_tiff(shared_data, tmp_path):
     whole = Microscope(channels=2, size=128).read(str(tmp_path / "field.tif"))
     alone = Microscope(channels=1, size=128).read(str(folder / row["image"]))
     torch.testing.assert_close(whole[:, :1], alone, atol=2e-3, rtol=0)
-    assert (
-        np.corrcoef(whole[0, 0].numpy().ravel(), whole[0, 1].numpy().ravel())[0, 1] > 0.5
-    )  # nuclei are bright where the mask is
+    # nuclei are bright where the mask is
+    assert np.corrcoef(whole[0, 0].numpy().ravel(), whole[0, 1].numpy().ravel())[0, 1] > 0.5
     crop = Microscope(channels=2, size=96, crop=200).read(
         str(tmp_path / "field.tif"), np.random.default_rng(0)
     )

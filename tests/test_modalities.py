@@ -89,21 +89,11 @@ def test_common_window_of_a_clip(counting):
     assert clip.seconds(counting) == pytest.approx(2.0)
     for start in (0.5, 0.51, 0.53):
         assert frame_numbers(clip.read(counting, None, (start, 1.0))) == [15, 21, 27, 33]
-    assert frame_numbers(Clip(frames=4, size=16, window=1.0).read(counting)) == [
-        15,
-        21,
-        27,
-        33,
-    ]  # evaluation: the middle
+    # evaluation: the middle
+    assert frame_numbers(Clip(frames=4, size=16, window=1.0).read(counting)) == [15, 21, 27, 33]
     assert frame_numbers(Clip(frames=24, size=16).read(counting, None, (0.0, 1.0))) == list(range(24))
-    assert frame_numbers(Clip(frames=6, size=16).read(counting, None, (0.0, 3 / 24))) == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-    ]  # more than there are
+    # more than there are
+    assert frame_numbers(Clip(frames=6, size=16).read(counting, None, (0.0, 3 / 24))) == [0, 0, 1, 1, 2, 2]
 
 
 def test_clip_by_stride(counting):
@@ -123,9 +113,8 @@ def test_window_counts_from_the_start_of_the_file_and_by_timestamps():
     times = 10.0 + np.array([0.2, 0.3, 0.35, 0.8, 0.9, 1.2])
     info = VideoInfo(6, 5.0, 8, 8, times, start_seconds=10.0)
     assert duration(info) == pytest.approx(1.4)
-    assert Clip(frames=1)._numbers(info, None, (0.65, 0.4), "x") == [
-        3
-    ]  # its middle, 10.85: the frame from 10.8 on
+    # its middle, 10.85: the frame from 10.8 on
+    assert Clip(frames=1)._numbers(info, None, (0.65, 0.4), "x") == [3]
     late = VideoInfo(6, 5.0, 8, 8, times, start_seconds=9.5)
     assert Clip(frames=1)._numbers(late, None, (0.65, 0.4), "x") == [2]
 

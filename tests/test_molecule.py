@@ -204,9 +204,8 @@ def test_a_batch_is_joined_cut_and_becomes_a_view():
 
 def test_masked_atoms_and_dropped_bonds():
     plain = Molecule().read(CYCLOSPORIN)
-    assert torch.equal(
-        Molecule().read(CYCLOSPORIN, np.random.default_rng(0)).atoms, plain.atoms
-    )  # none by default
+    # none by default
+    assert torch.equal(Molecule().read(CYCLOSPORIN, np.random.default_rng(0)).atoms, plain.atoms)
     changed = [
         Molecule(mask_atoms=0.25, drop_bonds=0.25).read(CYCLOSPORIN, np.random.default_rng(seed))
         for seed in range(40)
@@ -219,9 +218,8 @@ def test_masked_atoms_and_dropped_bonds():
     kept = sum(len(g.bonds) for g in changed) / (40 * len(plain.bonds))
     assert 0.72 < kept < 0.78
     for g in changed:
-        assert torch.equal(g.bonds[::2], g.bonds[1::2].flip(1)) and g.bond_counts.item() == len(
-            g.bonds
-        )  # both directions go together
+        # both directions go together
+        assert torch.equal(g.bonds[::2], g.bonds[1::2].flip(1)) and g.bond_counts.item() == len(g.bonds)
         assert Molecule()(g).edge_index.max() < len(g.atoms)
     again = Molecule(mask_atoms=0.25, drop_bonds=0.25).read(CYCLOSPORIN, np.random.default_rng(7))
     assert torch.equal(again.atoms, changed[7].atoms) and torch.equal(again.bonds, changed[7].bonds)

@@ -40,9 +40,8 @@ class BreaksOnWhite(torch.nn.Module):
         y = self.net(view)
         white = (view.flatten(1).amin(1) > 2.2).float()[:, None]
         if self.where == "gradient":
-            return (
-                y + (y * (1 - white)).pow(2).sum(1, keepdim=True).sqrt() * white
-            )  # 0, with a gradient of 0 / 0
+            # 0, with a gradient of 0 / 0
+            return y + (y * (1 - white)).pow(2).sum(1, keepdim=True).sqrt() * white
         return torch.where(white.bool(), torch.full_like(y, self.value), y)
 
 
@@ -115,9 +114,8 @@ def test_the_limit_counts_the_steps_of_the_whole_run(pictures, tmp_path):
         match=r"step \d: .* 2 steps were left out, train.nonfinite_limit=1 allows no more. Lower optim.lr",
     ):
         vicjoint.train(recipe(pictures), [f"out={tmp_path / 'run'}", "train.nonfinite_limit=1"])
-    with pytest.raises(
-        TrainingError, match="2 steps were left out"
-    ):  # the one before the checkpoint is counted on going on
+    # the one before the checkpoint is counted on going on
+    with pytest.raises(TrainingError, match="2 steps were left out"):
         vicjoint.train(recipe(pictures), [f"out={tmp_path / 'run'}", "train.nonfinite_limit=1"])
 
 

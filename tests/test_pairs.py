@@ -77,9 +77,8 @@ def test_windows_of_a_stretch_start_close_together(memory):
         assert starts[-1] - starts[0] < 8 and (starts.diff() > 0).all()
         first.add(int(starts[0]))
         apart.add(int(starts[-1] - starts[0]))
-    assert (
-        first == set(range(29)) and 7 in apart
-    )  # 35 starts are possible, so 28 stretches; the first window is one of the first two
+    # 35 starts are possible, so 28 stretches; the first window is one of the first two
+    assert first == set(range(29)) and 7 in apart
     starts = (
         bound(frames=3, size=12, windows=4, stretch=4)
         .sample({"path": "x"}, np.random.default_rng(0))[0][:, 0, 0, 0, 0]
@@ -89,9 +88,8 @@ def test_windows_of_a_stretch_start_close_together(memory):
     whole = bound(frames=3, size=12, windows=4, stretch=400).sample({"path": "x"}, np.random.default_rng(0))[
         0
     ]
-    assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(
-        whole[:, 0, 0, 0, 0].int().tolist()
-    )  # a video shorter than the stretch is used whole
+    # a video shorter than the stretch is used whole
+    assert whole[:, 0, 0, 0, 0].int().tolist() == sorted(whole[:, 0, 0, 0, 0].int().tolist())
 
 
 def test_windows_by_time_on_a_variable_frame_rate():

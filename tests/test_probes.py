@@ -52,9 +52,8 @@ def rows(ahead, source, **options):
 def test_a_model_that_knows_the_future_is_perfect_and_baselines_are_not(source):
     found = rows(1.0, source)
     assert found["model"]["r1"] == 1 and found["model"]["copy_rate"] == 0 and found["model"]["offset"] == 0
-    assert (
-        found["model"]["skill"] > 0.9 and found["model"]["open_r1"] == 0.5
-    )  # brightness of other videos' frames gets in between
+    # brightness of other videos' frames gets in between
+    assert found["model"]["skill"] > 0.9 and found["model"]["open_r1"] == 0.5
     assert found["copy_last"]["open_r1"] == 0 and found["chance"]["open_r1"] < 1 / 72
     assert (
         found["copy_last"]["r1"] == 0
@@ -63,12 +62,10 @@ def test_a_model_that_knows_the_future_is_perfect_and_baselines_are_not(source):
     )
     assert found["copy_last"]["offset"] == 1
     assert found["pixels"]["copy_rate"] == 1
-    assert (
-        found["extrapolation"]["r1"] > 0.9
-    )  # brightness grows evenly, so moving on by the last change is right
-    assert (
-        found["random_init"]["r1"] <= 0.25
-    )  # it looks nine frames ahead: right only where that is beyond the end
+    # brightness grows evenly, so moving on by the last change is right
+    assert found["extrapolation"]["r1"] > 0.9
+    # it looks nine frames ahead: right only where that is beyond the end
+    assert found["random_init"]["r1"] <= 0.25
     assert found["chance"]["r1"] == pytest.approx(1 / 24) and found["chance"]["all_r1"] == pytest.approx(
         1 / 4
     )

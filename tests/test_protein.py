@@ -83,10 +83,8 @@ def test_unknown_residues():
     ):
         with pytest.raises(ValueError, match=message):
             Protein(unknown="error").read(text)
-    assert Protein(unknown="error").read("MUOK")[0].shape == (
-        1,
-        6,
-    )  # selenocysteine and pyrrolysine are known
+    # selenocysteine and pyrrolysine are known
+    assert Protein(unknown="error").read("MUOK")[0].shape == (1, 6)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +160,10 @@ def test_wrong_options(options, message):
 
 def test_composition():
     modality = Protein(length=6, crop="ends")
+    # 4 is L
     features = modality.simple_features(
         padded([modality.read(s) for s in ("LLAX", "W" * 10)], extra=3, filler=4)
-    )  # 4 is L
+    )
     assert features.shape == (2, 64)
     assert features[0, [0, 1, 20]].tolist() == [0.5, 0.25, 0.25] and features[0, :21].sum() == 1
     assert features[1, ALPHABET.index("W") - 4] == 1 and features[:, 63].tolist() == pytest.approx(

@@ -55,9 +55,8 @@ def test_equal_similarities_get_the_middle_rank():
     own = torch.eye(5, dtype=torch.bool)
     assert ranks(collapsed, collapsed, lambda part: own[part]).tolist() == [3.0] * 5
     two = own | own.roll(1, 1)
-    assert (
-        ranks(collapsed, collapsed, lambda part: two[part]).tolist() == [2.5] * 5
-    )  # half of the three wrong ones stand before
+    # half of the three wrong ones stand before
+    assert ranks(collapsed, collapsed, lambda part: two[part]).tolist() == [2.5] * 5
     candidates = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     assert (
         ranks(candidates, candidates, lambda part: torch.eye(4, dtype=torch.bool)[part]).tolist() == [1.5] * 4

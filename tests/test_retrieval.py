@@ -346,9 +346,8 @@ def test_pictures_show_what_was_found_first():
     assert shown["right"].tolist() == [[True] + [False] * 4] * 4
     assert shown["neighbours"][0, 0, 0, 0].tolist() == [float(v) for v in source.test[0]["a"].split()]
     assert shown["title"][0].startswith(f"test0: {source.test[0]['a']}; first: test0: ")
-    for record in source.test[
-        1:10
-    ]:  # ten queries of one picture: it is shown once, and the other places show others
+    # ten queries of one picture: it is shown once, and the other places show others
+    for record in source.test[1:10]:
         record["a"], record["b"] = source.test[0]["a"], source.test[0]["b"]
     again = measured(Retrieval(linear_map=0, pictures=4), sees, sees, source, pair)["pictures"]
     assert again["right"].tolist() == [[True] + [False] * 4] * 4 and again["title"][-1].startswith(
@@ -422,9 +421,8 @@ def test_zero_shot_by_prompts():
     found = rows(ZeroShot(label="direction", prompts=["{}"]), source)
     assert found["model"]["accuracy"] > 0.9 and found["chance"]["accuracy"] == pytest.approx(1 / 3)
     assert rows(ZeroShot(label="direction", prompts=["minus {}"]), source)["model"]["accuracy"] < 0.3
-    both = rows(
-        ZeroShot(label="direction", prompts=["{}", "{}", "minus {}"]), source
-    )  # the mean still points their way
+    # the mean still points their way
+    both = rows(ZeroShot(label="direction", prompts=["{}", "{}", "minus {}"]), source)
     assert both["model"] == found["model"]
 
 

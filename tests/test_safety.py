@@ -276,9 +276,8 @@ def test_imports_hidden_in_without_data_are_refused_too(tmp_path):
         load_recipe(tmp_path / "recipe.yaml", imports=())
     with pytest.raises(RecipeError, match="cannot import 'this_is_not_there'"):
         load_recipe(tmp_path / "recipe.yaml")
-    assert load_recipe(RECIPE | {"imports": ["json"]}, imports=(), check_paths=False).imports == [
-        "json"
-    ]  # imported already: runs nothing
+    # imported already: runs nothing
+    assert load_recipe(RECIPE | {"imports": ["json"]}, imports=(), check_paths=False).imports == ["json"]
 
 
 # ---- paths ----
@@ -352,9 +351,8 @@ def test_what_the_paths_of_a_table_mean(tmp_path, monkeypatch):
     for written, file in meant.items():
         record = found.pop(os.path.normpath(folder / written))
         if file is None:
-            assert record["path"].startswith(
-                str(folder)
-            )  # a name below the folder: nothing is fetched, no variable is filled in
+            # a name below the folder: nothing is fetched, no variable is filled in
+            assert record["path"].startswith(str(folder))
             with pytest.raises(images.ImageError, match="no such file"):
                 images.read_record(record)
         else:

@@ -46,9 +46,8 @@ def test_records_and_headers(tmp_path):
         "split_hint": "x",
         "sequence": "",
     }
-    with pytest.raises(
-        ValueError, match="protein sequence is empty"
-    ):  # when read: one bad sample does not stop the source
+    # when read: one bad sample does not stop the source
+    with pytest.raises(ValueError, match="protein sequence is empty"):
         Protein().read(records["P3"]["sequence"])
 
 

@@ -73,9 +73,8 @@ def test_id_columns(tmp_path):
     records = lambda source: sorted(source.train + source.test, key=lambda r: r["name"])
     plain = records(Table(write(tmp_path / "t.jsonl", rows)))
     assert ids(plain) == ["m0", "m1", "m2", "m3"]
-    assert plain[0]["table_folder"] == "x" and plain[0]["folder"] == str(
-        tmp_path
-    )  # the table's, whatever its columns are called
+    # the table's, whatever its columns are called
+    assert plain[0]["table_folder"] == "x" and plain[0]["folder"] == str(tmp_path)
     named = records(Table(str(tmp_path / "t.jsonl"), id="name"))
     assert ids(named) == ["n0", "n1", "n2", "n3"] and named[0]["table_id"] == "m0"
 
@@ -98,9 +97,8 @@ def test_equal_cells_are_on_one_side(tmp_path):
     train, test = ({r["smiles"] for r in part} for part in (source.train, source.test))
     assert not train & test and len(test) == 5 and len(source.train) == 150
     by_row = Table(str(tmp_path / "t.jsonl"), test_fraction=0.25)
-    assert {r["smiles"] for r in by_row.train} & {
-        r["smiles"] for r in by_row.test
-    }  # without split_by they are on both
+    # without split_by they are on both
+    assert {r["smiles"] for r in by_row.train} & {r["smiles"] for r in by_row.test}
 
 
 def test_split_null_divides_anew(tmp_path):

@@ -76,9 +76,8 @@ def test_blur(image, sigma, size):
     exact = torch.nn.functional.conv2d(padded[0][:, None], (taps[:, None] * taps)[None, None])
     assert torch.allclose(x[0].double(), exact[:, 0], atol=2e-6)
     mean, most = difference(x[0], pil(small).filter(ImageFilter.GaussianBlur(sigma)))
-    assert (
-        mean < 1.5 and most < 25
-    )  # PIL's is three box filters, and the border of a small image differs most
+    # PIL's is three box filters, and the border of a small image differs most
+    assert mean < 1.5 and most < 25
 
 
 def test_greyscale_and_solarize_are_pils(image):

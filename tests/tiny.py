@@ -230,9 +230,8 @@ def _run(recipe: dict, overrides: list[str], kill, place: tuple[int, int, int], 
     said = os.open(stdout or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1), os.dup2(said, 2)
     if not (kill and "report" in kill[0]):
-        loop.write_report = lambda folder: (
-            folder / "report.html"
-        )  # a second of plots, which no test here looks at
+        # a second of plots, which no test here looks at
+        loop.write_report = lambda folder: folder / "report.html"
     if kill:
         name, times = kill
         module, function = name.rsplit(".", 1)

@@ -253,9 +253,8 @@ def load_encoder_folders() -> None:
     import sys
 
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(
-            str(Path.cwd())
-        )  # `python script.py` and pytest do not put the working folder on the path
+        # `python script.py` and pytest do not put the working folder on the path
+        sys.path.append(str(Path.cwd()))
     package = importlib.import_module("encoders")
     if getattr(package, "__file__", None):
         raise ComponentError(
@@ -281,9 +280,8 @@ def need(modules: list[str], user: str, extra: str) -> list:
     for module in modules:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # what libraries say about each other while they load is not for our users
+                # what libraries say about each other while they load is not for our users
+                warnings.simplefilter("ignore")
                 found.append(importlib.import_module(module))
         except (
             ImportError,

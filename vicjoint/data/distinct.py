@@ -48,13 +48,11 @@ class Distinct:
         shuffled."""
         values = self.values[order]
         _, first, which = np.unique(values, return_index=True, return_inverse=True)
-        by_value = np.lexsort(
-            (np.arange(len(order)), first[which])
-        )  # values by first appearance, the records of a value in order
+        # values by first appearance, the records of a value in order
+        by_value = np.lexsort((np.arange(len(order)), first[which]))
         starts = first_of_run(first[which][by_value])
-        kept = np.sort(
-            by_value[np.arange(len(order)) - starts < self.batches]
-        )  # at most one per batch, in the permutation's order
+        # at most one per batch, in the permutation's order
+        kept = np.sort(by_value[np.arange(len(order)) - starts < self.batches])
         kept = kept[: self.batches * self.per_batch]
         dealt = kept[np.argsort(first[which][kept], kind="stable")]
         table = rng.permutation(order[dealt].reshape(self.per_batch, self.batches).T)

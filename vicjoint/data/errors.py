@@ -2,11 +2,8 @@
 
 from vicjoint.files.guard import printable
 
-READ_ERRORS = (
-    ValueError,
-    OSError,
-    MemoryError,
-)  # what a modality raises on bad input: its own messages, the file system's, or too much of it
+# what a modality raises on bad input: its own messages, the file system's, or too much of it
+READ_ERRORS = (ValueError, OSError, MemoryError)
 CAUSE = 500  # characters of a cause that are kept
 
 

@@ -147,9 +147,8 @@ class Readers:
                     raise  # a fault in the reader's code, passed on by a living process
 
     def _check_dead(self, wait: bool) -> None:
-        patience = time.monotonic() + (
-            0.5 if wait else 0
-        )  # a connection breaks a moment before its process is gone
+        # a connection breaks a moment before its process is gone
+        patience = time.monotonic() + (0.5 if wait else 0)
         while all(process.is_alive() for process in self._processes):
             if time.monotonic() >= patience:
                 return
@@ -175,9 +174,8 @@ class Readers:
             if process.pid in {int(row[0]) for row in late}:
                 process.kill()
                 process.join(5)
-        still = [
-            row for row in late if row in self.limit.rows.tolist()
-        ]  # it may have gone on just before it was killed
+        # it may have gone on just before it was killed
+        still = [row for row in late if row in self.limit.rows.tolist()]
         for _, _, number, index in still:
             self.limit.late.add((int(number), self.reads.name(int(number), int(index))))
         raise _Restart(

@@ -28,9 +28,8 @@ class TimeLimit:
 
     def __init__(self, seconds: float | None = None):
         self.seconds = seconds
-        self.late: set[tuple[int, str]] = (
-            set()
-        )  # (number of the pair, record's id): known ones are not tried again
+        # (number of the pair, record's id): known ones are not tried again
+        self.late: set[tuple[int, str]] = set()
         self._row, self.rows = None, None
         self._expired = False
 

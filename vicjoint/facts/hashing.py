@@ -13,9 +13,8 @@ from torch import Tensor
 BYTE_OFFSET = 3  # ByT5: ids 0, 1, 2 are pad, eos, unk; byte b is id b + 3
 BYTE_VOCABULARY = 384  # ByT5: 3 special ids, 256 bytes, 125 sentinels that its pretraining used
 _FACTOR = 1_000_003
-_LETTERS = [
-    chr(b).isalnum() or b >= 128 or b == ord("'") for b in range(256)
-]  # bytes of characters beyond ASCII belong to words
+# bytes of characters beyond ASCII belong to words
+_LETTERS = [chr(b).isalnum() or b >= 128 or b == ord("'") for b in range(256)]
 
 
 def word_codes(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:

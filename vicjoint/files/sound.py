@@ -46,36 +46,22 @@ FILM_SUFFIXES = (
     ".wma",
     ".wmv",
 )
-SILENT_SUFFIXES = (
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".aif",
-    ".aiff",
-)  # opened a hundred thousand times, and never by mpg123
+# opened a hundred thousand times, and never by mpg123
+SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")
 RUN_UP_SECONDS = (
     0.3  # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
 )
 # samples, ten frames: after a seek libsndfile decodes without the bits that mp3 keeps in the frames before
 MP3_RUN_UP = 11520
-LOSSLESS = (
-    "pcm",
-    "flac",
-    "alac",
-)  # codecs in films; what others give depends a little on where decoding begins
+# codecs in films; what others give depends a little on where decoding begins
+LOSSLESS = ("pcm", "flac", "alac")
 # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
 ADRIFT_SECONDS = 0.02
 LOUDEST = 2.0  # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
-MOST_WEIGHTS = (
-    1 << 25
-)  # of a filter that resamples: one for rates without a common divisor would fill the memory
-UNKNOWN_SIZES = (
-    0,
-    0xFFFFFFFF,
-    0x7FFFFFFF,
-    0x7FFFF000,
-    0xFFFFF000,
-)  # what programs write into a wav's header when they write to a pipe
+# of a filter that resamples: one for rates without a common divisor would fill the memory
+MOST_WEIGHTS = 1 << 25
+# what programs write into a wav's header when they write to a pipe
+UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000)
 
 
 class SoundError(ValueError):
@@ -114,9 +100,8 @@ class Sound:
                 " be made of it. Write the file anew."
             )
         resample, block_in, block_out = _resampler(source, rate_hz)
-        blocks = (
-            math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1
-        )  # the filter looks beyond both ends
+        # the filter looks beyond both ends
+        blocks = math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1
         wave = self._samples(
             first - blocks * block_in, math.ceil(count * source / rate_hz) + 2 * blocks * block_in
         )
@@ -207,9 +192,8 @@ class _File:
         import soundfile
 
         self.path = path
-        with (
-            contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet()
-        ):  # mpg123 prints a line for each damaged frame
+        # mpg123 prints a line for each damaged frame
+        with contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet():
             self._file = soundfile.SoundFile(path)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         self.seconds, self.exact = self.frames / self.rate, self._file.format != "MP3"
@@ -316,9 +300,8 @@ class _Film:
                 "mp4" in container.format.name,
             )
         ends: list[float] = []
-        if (
-            container.duration
-        ):  # some containers count it from 0, some from their start: look at the last packets
+        # some containers count it from 0, some from their start: look at the last packets
+        if container.duration:
             try:
                 ends = self._packet_ends(((container.start_time or 0) + container.duration) / av.time_base)
             except av.FFmpegError:  # no way to start in the middle

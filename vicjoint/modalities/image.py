@@ -49,9 +49,8 @@ class Pixels(Modality):
             )
         shape = (1, -1) + (1,) * (pixels.ndim - 2)
         scale = 1 / (255 * self.std) if pixels.dtype == torch.uint8 else 1 / self.std
-        return (pixels * scale.view(shape)).sub_(
-            (self.mean / self.std).view(shape)
-        )  # the product of bytes and floats is float
+        # the product of bytes and floats is float
+        return (pixels * scale.view(shape)).sub_((self.mean / self.std).view(shape))
 
     def simple_features(self, raw: Tensor) -> Tensor:
         """The pixels [B, K] in [0, 1], averaged to at most 32 x 32, clips to 8 x 16 x 16."""

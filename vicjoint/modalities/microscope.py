@@ -215,10 +215,8 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
     import tifffile
 
     logger = logging.getLogger("tifffile")
-    disabled, logger.disabled = (
-        logger.disabled,
-        True,
-    )  # what matters of it is raised here, with the file's name
+    # what matters of it is raised here, with the file's name
+    disabled, logger.disabled = (logger.disabled, True)
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series

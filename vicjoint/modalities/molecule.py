@@ -25,20 +25,8 @@ from vicjoint.options import Count, ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 
-COUNTED = (
-    1,
-    5,
-    6,
-    7,
-    8,
-    9,
-    14,
-    15,
-    16,
-    17,
-    35,
-    53,
-)  # H B C N O F Si P S Cl Br I; the other elements together are one more count
+# H B C N O F Si P S Cl Br I; the other elements together are one more count
+COUNTED = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)
 HYBRIDISATIONS = ("S", "SP", "SP2", "SP3", "SP3D", "SP3D2")
 BOND_KINDS = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")
 RING = list(ATOM_CATEGORIES).index("in_ring")
@@ -116,9 +104,8 @@ def parse(smiles: str, max_atoms: int | None = None):
         )
     if not text:
         raise ValueError("the SMILES string is empty, expected at least one atom")
-    if wrong := re.search(
-        r"[^!-~]", text
-    ):  # rdkit drops a line break and all behind it, or a letter beyond ASCII at the end, without a word
+    # rdkit drops a line break and all behind it, or a letter beyond ASCII at the end, without a word
+    if wrong := re.search(r"[^!-~]", text):
         raise ValueError(
             f"'{shortened(text)}' is not a valid SMILES: syntax error around position {wrong.start() + 1}:"
             f" {wrong.group()!r} is no sign of SMILES"
@@ -144,9 +131,8 @@ def _reason(text: str, parameters) -> str:
 
     lines: list[str] = []
     keep = logging.Handler()
-    keep.emit = lambda record: (
-        len(lines) < 3 and lines.append(record.getMessage().split("] ", 1)[-1])
-    )  # without the time of day
+    # without the time of day
+    keep.emit = lambda record: len(lines) < 3 and lines.append(record.getMessage().split("] ", 1)[-1])
     logger = logging.getLogger("rdkit")
     rdBase.LogToPythonLogger()
     handlers, propagate = logger.handlers, logger.propagate
@@ -221,9 +207,10 @@ class Molecule(Modality):
             hidden = torch.from_numpy(rng.random(len(graphs.atoms)) < self.mask_atoms)
             graphs.atoms[hidden] = torch.tensor([n - 1 for n in ATOM_CATEGORIES.values()], dtype=torch.uint8)
         if self.drop_bonds:
+            # both directions
             kept = torch.from_numpy(rng.random(len(graphs.bonds) // 2) >= self.drop_bonds).repeat_interleave(
                 2
-            )  # both directions
+            )
             graphs.bonds, graphs.kinds = graphs.bonds[kept], graphs.kinds[kept]
             graphs.bond_counts = kept.sum().view(1)
         return graphs
@@ -252,6 +239,7 @@ class Molecule(Modality):
             ],
             1,
         )
+        # a bond stands twice
         return torch.cat(
             [
                 torch.zeros(len(raw), part.shape[1], device=part.device).index_add_(
@@ -260,7 +248,7 @@ class Molecule(Modality):
                 for part, owner, weight in ((atoms, of_atom, 1), (bonds, of_bond, 0.5))
             ],
             1,
-        )  # a bond stands twice
+        )
 
 
 def to_graphs(molecule) -> Graphs:

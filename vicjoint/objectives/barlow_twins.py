@@ -64,9 +64,8 @@ class BarlowTwins(Objective):
             "invariance": self.weight * (1 - diagonal).square().sum(),
             "redundancy": self.weight * self.redundancy * off,
         }
-        factor = (
-            self.weight * distributed.world_size()
-        )  # DistributedDataParallel averages, the union batch's gradient is the sum
+        # DistributedDataParallel averages, the union batch's gradient is the sum
+        factor = self.weight * distributed.world_size()
         gradients = [
             None if gradient is None else through_norm(gradient, z, scale * factor, rows)
             for gradient, z, scale in ((grad_a, a, scale_a), (grad_b, b, scale_b))

@@ -45,9 +45,8 @@ class InfoNCE(Objective):
         self.form, self.temperature, self.has_memory = form, temperature, queue > 0
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
         if queue:
-            self.register_buffer(
-                "queue", torch.zeros(queue, 0)
-            )  # takes the embeddings' width with the first batch
+            # takes the embeddings' width with the first batch
+            self.register_buffer("queue", torch.zeros(queue, 0))
             self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     @classmethod
@@ -107,9 +106,8 @@ class InfoNCE(Objective):
             of_scale = (distributed.total(both / 2) * (self.log_scale.exp() <= MOST_SCALE)).to(
                 self.log_scale.dtype
             )
-        world = (
-            distributed.world_size()
-        )  # DistributedDataParallel averages, the union batch's gradient is the sum
+        # DistributedDataParallel averages, the union batch's gradient is the sum
+        world = distributed.world_size()
         gradients = [
             None if not want else through_unit(of, z, norm).mul_(world)
             for want, of, z, norm in zip(wanted, (of_a, of_b), (a, b), (norm_a, norm_b))
@@ -132,9 +130,8 @@ class InfoNCE(Objective):
 
     def _load_from_state_dict(self, state_dict, prefix, *given):
         if f"{prefix}queue" in state_dict and self.form == "moco":
-            self.queue = self.queue.new_zeros(
-                state_dict[f"{prefix}queue"].shape
-            )  # its width comes with the first batch
+            # its width comes with the first batch
+            self.queue = self.queue.new_zeros(state_dict[f"{prefix}queue"].shape)
         super()._load_from_state_dict(state_dict, prefix, *given)
 
 

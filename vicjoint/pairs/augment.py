@@ -38,10 +38,8 @@ VIEW_B = (
     {"name": "gaussian_blur", "p": 0.1, "sigma": (0.1, 2.0)},
     {"name": "solarize", "p": 0.2},
 )
-LOCAL_AREA, GLOBAL_AREA = (
-    (0.05, 0.4),
-    (0.4, 1.0),
-)  # the multi-crop of SwAV and DINO: small crops see parts, large ones most of it
+# the multi-crop of SwAV and DINO: small crops see parts, large ones most of it
+LOCAL_AREA, GLOBAL_AREA = ((0.05, 0.4), (0.4, 1.0))
 
 
 @register("pair", "augment")

@@ -129,9 +129,8 @@ class NextFrame(Pair):
         if asked[-1] > times[-1] + self.seconds / 2:
             return None
         numbers = nearest_frames(times, asked)
-        if np.any(
-            np.diff(numbers) < 1
-        ):  # frames further apart than `seconds`: the same one would be used twice
+        # frames further apart than `seconds`: the same one would be used twice
+        if np.any(np.diff(numbers) < 1):
             return None
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 

@@ -69,9 +69,8 @@ class PrincipalComponents:
         wide = x.shape[1] > len(x)
         values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
         values, vectors = values.flip(0)[:COMPONENTS], vectors.flip(1)[:, :COMPONENTS]
-        vectors = vectors[
-            :, values > 1e-10 * values[0]
-        ]  # beyond: directions without any variance, made of rounding
+        # beyond: directions without any variance, made of rounding
+        vectors = vectors[:, values > 1e-10 * values[0]]
         self.directions = torch.nn.functional.normalize(x.T @ vectors, dim=0) if wide else vectors
 
     def __call__(self, x: Tensor) -> Tensor:

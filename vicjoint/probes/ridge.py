@@ -33,9 +33,8 @@ class Ridge:
             spread = (
                 sum((part.double() - self.mean).square().sum(0) for part in x.split(ROWS_AT_ONCE)) / len(x)
             ).sqrt()
-            self.scale = torch.where(
-                spread > CONSTANT * self.mean.abs(), spread, torch.inf
-            )  # a constant feature says nothing: 0
+            # a constant feature says nothing: 0
+            self.scale = torch.where(spread > CONSTANT * self.mean.abs(), spread, torch.inf)
         y = y - self.offset
         if x.shape[1] <= len(x):
             gram = sum(part.T @ part for part in self._parts(x))

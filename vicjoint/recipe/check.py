@@ -110,10 +110,8 @@ def _check_branches(branches: dict, pairs: list) -> list[str]:
             )
         elif pairs and name not in used:
             found.append(f"branches.{name}: no pair uses it. Leave it out, or add a pair with it.")
-        for key, default in (
-            ("weights", "own"),
-            ("momentum", 0.996),
-        ):  # a resolved recipe carries the default
+        # a resolved recipe carries the default
+        for key, default in (("weights", "own"), ("momentum", 0.996)):
             if isinstance(branch, dict) and branch.get(key, default) != default:
                 found.append(
                     f"branches.{name}.{key}: only for branch b of a recipe with one pair. Leave it out; a"

@@ -35,10 +35,8 @@ FAMILY = {
     "optim.schedule": "schedule",
     "evaluate.probes.*": "probe",
 }
-OWN_KEYS = {
-    "optim": ("schedule", "clip"),
-    "evaluate.probes.*": ("as",),
-}  # keys inside a component that are the recipe's
+# keys inside a component that are the recipe's
+OWN_KEYS = {"optim": ("schedule", "clip"), "evaluate.probes.*": ("as",)}
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -55,9 +53,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         event = self.peek_event()
-        if getattr(
-            event, "anchor", None
-        ):  # a few lines of nested aliases stand for more values than memory holds
+        # a few lines of nested aliases stand for more values than memory holds
+        if getattr(event, "anchor", None):
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
             raise yaml.composer.ComposerError(
                 None,
@@ -147,9 +144,8 @@ def plain(value):
 def find_recipe(recipe: str | Path) -> Path:
     """The file `recipe`, or `recipe`.yaml, or the shipped recipe of that bare name."""
     beside = [Path(__file__).resolve().parents[2] / "recipes"]
-    package = importlib.util.find_spec(
-        "recipes"
-    )  # in a checkout, an installation, and the user's own ./recipes
+    # in a checkout, an installation, and the user's own ./recipes
+    package = importlib.util.find_spec("recipes")
     folders = beside + [Path(p) for p in (package.submodule_search_locations or [] if package else [])]
     tried = [Path(recipe), Path(f"{recipe}.yaml")]
     if Path(recipe).name == str(recipe):

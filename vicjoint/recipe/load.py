@@ -64,9 +64,8 @@ def load_recipe(
     chosen = any(keys in (["source"], ["source", "name"]) for keys, _ in changes)
     block = data.get("without_data")
     if isinstance(block, dict) and block and not chosen and _root(changed) is None:
-        del data[
-            "without_data"
-        ]  # used up: a resolved recipe must not apply it over the command line's values again
+        # used up: a resolved recipe must not apply it over the command line's values again
+        del data["without_data"]
         data = apply(data, [(str(key).split("."), value) for key, value in block.items()], mistakes)
         changed = apply(data, changes, [])
         changed["announcement"] = (

@@ -24,12 +24,13 @@ from vicjoint.samples.world import SPLITS
 
 Several = Annotated[int, Field(ge=2)]  # one protein has no other to be told from
 ORDER = "ACDEFGHIKLMNPQRSTVWY"
+# percent, UniProt
 COMMON = dict(
     zip(
         ORDER,
         (8.3, 1.4, 5.5, 6.7, 3.9, 7.1, 2.3, 5.9, 5.8, 9.7, 2.4, 4.1, 4.7, 3.9, 5.5, 6.6, 5.3, 6.9, 1.1, 2.9),
     )
-)  # percent, UniProt
+)
 PLACES = {  # place -> residues that are half as frequent again in the body
     "cytoplasm": "EQ",
     "nucleus": "KSP",

@@ -56,12 +56,8 @@ ENVELOPES = {  # loudness over the time in seconds, in [0, 1]
     "checker": lambda t: (np.sin(2 * np.pi * 4 * t) > 0).astype(float),
     "dots": lambda t: np.exp(-12 * ((8 * t) % 1)),
 }
-NOISE = {
-    "stripes": 1,
-    "checker": 4,
-    "waves": 16,
-    "rings": 64,
-}  # samples that the background's noise is averaged over
+# samples that the background's noise is averaged over
+NOISE = {"stripes": 1, "checker": 4, "waves": 16, "rings": 64}
 LOWEST_HZ, STEP = 220.0, 2 ** (1 / 6)
 WORDS = {
     "ground": {"stripes": "stripes", "checker": "checks", "waves": "waves", "rings": "rings"},

@@ -15,13 +15,11 @@ from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, split_by_hash
 
-MOST_BYTES = (
-    1 << 33
-)  # of a compressed file, unpacked: UniRef50 has three times as much, and would not fit either
+# of a compressed file, unpacked: UniRef50 has three times as much, and would not fit either
+MOST_BYTES = 1 << 33
 OWN = ("id", "sequence", "description")
-PAIR = re.compile(
-    r"(?:^|\s)([A-Za-z_]\w*)=(.*?)(?=\s+[A-Za-z_]\w*=|$)"
-)  # values go on to the next key, as in UniProt's `OS=Homo sapiens OX=9606`
+# values go on to the next key, as in UniProt's `OS=Homo sapiens OX=9606`
+PAIR = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=(.*?)(?=\s+[A-Za-z_]\w*=|$)")
 
 
 @register("source", "fasta")

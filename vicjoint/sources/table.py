@@ -149,10 +149,8 @@ class _Rows:
                     f"{self._where(line)}: column '{self.name}' is empty, expected what names the row."
                 )
             own["id"] = as_text(row, self.name) if self.name is not None else f"row {number + 1}"
-        meant = {
-            "path": self.column,
-            "id": self.column or self.name,
-        }  # a column that a record's key is made from is not kept twice
+        # a column that a record's key is made from is not kept twice
+        meant = {"path": self.column, "id": self.column or self.name}
         others = {f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in row.items()}
         return {**others, **own}
 

@@ -135,6 +135,5 @@ def _tensorboard(folder: Path, start: int):
     need(["tensorboard"], "train.tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(
-        str(folder / "tensorboard"), purge_step=start + 1
-    )  # a killed run's later points are not shown
+    # a killed run's later points are not shown
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

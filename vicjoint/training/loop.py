@@ -103,9 +103,8 @@ def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exc
             f" s ({str(error).splitlines()[0]}). The same command with out={folder} goes on from the last"
             " checkpoint; torchrun --max-restarts=N does so by itself."
         )
-        return (
-            Stopped(said) if asked and distributed.rank() > 0 else TrainingError(said)
-        )  # the first process has saved before it left
+        # the first process has saved before it left
+        return Stopped(said) if asked and distributed.rank() > 0 else TrainingError(said)
     return error
 
 
@@ -272,9 +271,8 @@ def wrap(parts: Parts) -> nn.Module:
 
 def evaluate(parts: Parts) -> tuple[dict, dict]:
     """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is, on the first process."""
-    seed_everything(
-        parts.recipe.train.seed, EVALUATION
-    )  # the same model gives the same numbers, whenever asked
+    # the same model gives the same numbers, whenever asked
+    seed_everything(parts.recipe.train.seed, EVALUATION)
     found = parts.evaluation(parts.model, parts.untrained) if distributed.rank() == 0 else ({}, {})
     distributed.barrier()
     return found

@@ -92,8 +92,7 @@ class TransformList:
             return Uncoloured(pixels, numbers, self.colour)
         if not self.colour:
             return pixels
-        x = torch.div(
-            pixels, 255, out=torch.empty(pixels.shape)
-        )  # planes, whatever the order of the crop's memory
+        # planes, whatever the order of the crop's memory
+        x = torch.div(pixels, 255, out=torch.empty(pixels.shape))
         apply_colour(x, numbers, self.colour)
         return x.mul_(255).add_(0.5).to(torch.uint8)  # rounds; values are in [0, 1]

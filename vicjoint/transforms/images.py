@@ -73,9 +73,8 @@ class RandomResizedCrop:
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         top, left, h, w = self.box(*pixels.shape[-2:], rng)
-        part = pixels[None, :, top : top + h, left : left + w].contiguous(
-            memory_format=torch.channels_last
-        )  # twice as quick as planes
+        # twice as quick as planes
+        part = pixels[None, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)
         return nn.functional.interpolate(
             part, (self.size, self.size), mode=self.interpolation, antialias=True
         )[0]
@@ -283,14 +282,12 @@ def hue(x: Tensor, turn: Tensor) -> None:
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     sixth = (1 / 6) / chroma.clamp_min(1e-6)  # grey: any hue will do, its chroma is 0
-    largest = lambda channel: (
-        (channel - value).sign_().add_(1)
-    )  # 1 where it is, else 0; quicker than comparing and choosing
+    # 1 where it is, else 0; quicker than comparing and choosing
+    largest = lambda channel: (channel - value).sign_().add_(1)
     angle = torch.lerp((r - g).mul_(sixth).add_(2 / 3), (b - r).mul_(sixth).add_(1 / 3), largest(g))
     angle.lerp_((g - b).mul_(sixth), largest(r)).add_(turn)  # in circles; red 0, green 1/3, blue 2/3
-    for channel in range(
-        3
-    ):  # a channel has the full value within 1/6 of its own hue, and lost its chroma beyond 1/3
+    # a channel has the full value within 1/6 of its own hue, and lost its chroma beyond 1/3
+    for channel in range(3):
         away = angle - channel / 3
         away = away.sub_(away.round()).abs_()
         torch.addcmul(

@@ -15,9 +15,8 @@ from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
 
-MOST_PIXELS = (
-    1 << 26
-)  # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
+# of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
+MOST_PIXELS = 1 << 26
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
@@ -51,9 +50,8 @@ class PyAV:
 
     def __init__(self, path: str):
         self.path = path
-        self._convert = (
-            VideoReformatter()
-        )  # one for all frames: making its tables anew costs more than the conversion
+        # one for all frames: making its tables anew costs more than the conversion
+        self._convert = VideoReformatter()
         self._container = _open(path)
         try:
             self._use_stream()
@@ -69,10 +67,8 @@ class PyAV:
         self._stream = self._container.streams.video[0]
         self._context = self._stream.codec_context
         self._context.thread_count = 1
-        self._context.options = {
-            "err_detect": "explode",
-            "max_pixels": str(MOST_PIXELS),
-        }  # damaged data is an error, not a grey patch
+        # damaged data is an error, not a grey patch
+        self._context.options = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}
         if self._context.width * self._context.height > MOST_PIXELS:
             raise VideoError(
                 f"{self.path}: claims frames of {self._context.width} x {self._context.height} pixels, more"
@@ -224,9 +220,8 @@ def _shown(packets: list, container: str, codec: str) -> list[int] | None:
         return None
     if None in times or len(set(times)) < len(times) or not packets[0].is_keyframe:
         return None
-    shown = sorted(
-        p.pts for p in packets if not p.is_discard
-    )  # an edit list discards frames that are only decoded
+    # an edit list discards frames that are only decoded
+    shown = sorted(p.pts for p in packets if not p.is_discard)
     # frames before the first key frame lack what they refer to; decoders differ in showing them
     return shown if shown and shown[0] >= packets[0].pts else None
 
