@@ -142,6 +142,28 @@ def test_fixed_features_that_do_not_fit_are_computed_again(monkeypatch):
     assert encoded(untrained) == {"a": 120, "b": 0}
 
 
+@pytest.mark.parametrize("probe", ["knn", "linear", "ridge", "crops"])
+def test_rows_that_training_does_not_change_are_settled_once(probe):
+    """The first evaluation settles them; a later one, of a model that has learnt, costs the model alone."""
+    make = {
+        **PROBES,
+        "ridge": lambda: Linear(solver="ridge", crops=False),
+        "crops": lambda: Linear(rates=[0.1], epochs=3),
+    }[probe]
+    source, untrained, trained = records(), model(0.1), model(0.0)
+    evaluation = evaluation_of({probe: make()}, data_of(source, bound(Numbers(), source)))
+    first, _ = evaluation(model(), untrained)
+    encoded(untrained)
+    later, _ = evaluation(trained, untrained)
+    assert encoded(untrained) == {"a": 0, "b": 0} and encoded(trained)["a"] == 60 + 40 * 3 * (
+        probe == "crops"
+    )
+    assert later[probe] == measured(make(), model(0.0), model(0.1), source, bound(Numbers(), source))
+    assert {row: later[probe][row] == first[probe][row] for row in first[probe]} == {
+        row: row != "model" for row in ("model", "random_init", "numbers", "chance")
+    }
+
+
 class Asks(Probe):
     """The numbers of the records that it gets of those that it asks for, and what the model makes of them."""
 

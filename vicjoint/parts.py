@@ -344,7 +344,8 @@ class Features(Protocol):
         ...
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """`compute()`, remembered for the rest of the run: what training does not change."""
+        """`compute()`, remembered for the rest of the run: what training does not change. Ask for items
+        before: if other records of them can be read than the last time, nothing is remembered."""
         ...
 
     def picture(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:

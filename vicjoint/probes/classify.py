@@ -13,7 +13,7 @@ another column).
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -46,6 +46,10 @@ class Frozen:
     truth: Tensor
     train_places: Tensor
     test_places: Tensor
+
+    def new(self, known: dict) -> list[str]:
+        """The rows that an earlier evaluation of the run did not settle: all, or only the model."""
+        return [row for row in self.train if row == "model" or row not in known]
 
 
 class Classification(Probe):
@@ -109,11 +113,15 @@ class KNN(Classification):
         labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
         frozen = self.frozen(features, labels)
         classes = len(labels.classes)
-        for row, bank in frozen.train.items():
-            scored = votes(bank, frozen.labels, frozen.test[row], self.k, self.temperature, classes)
-            for k, scores in scored.items():
-                found = top_shares(scores, frozen.truth)
-                yield from named(row, found if k == self.k[0] else {f"accuracy_k{k}": found["accuracy"]})
+        known = features.once("fixed rows", dict)
+        for row in frozen.new(known):
+            bank, y = frozen.train[row], frozen.test[row]
+            scored = votes(bank, frozen.labels, y, self.k, self.temperature, classes)
+            shares = {k: top_shares(scores, frozen.truth) for k, scores in scored.items()}
+            others = {f"accuracy_k{k}": shares[k]["accuracy"] for k in self.k[1:]}
+            known[row] = shares[self.k[0]] | others
+        for row in frozen.train:
+            yield from named(row, known[row])
         yield from named("chance", chance(classes))
         if self.pictures and (pictures := self._pictures(features, labels, frozen)):
             yield "pictures", pictures
@@ -252,43 +260,49 @@ class Linear(Classification):
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
         labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
         frozen = self.frozen(features, labels)
-        held = held_out(len(frozen.labels), self.holdout)
+        held, classes = held_out(len(frozen.labels), self.holdout), len(labels.classes)
+        known = features.once("fixed rows", dict)
+        rows = frozen.new(known)
         if self.solver == "ridge":
-            found = self._ridge(frozen, torch.from_numpy(held).to(features.device), len(labels.classes))
+            known |= self._ridge(frozen, rows, torch.from_numpy(held).to(features.device), classes)
         else:
-            found = self._sgd(
-                frozen, held, len(labels.classes), self._batches(features, labels, frozen, ~held)
-            )
-        for row, (scores, setting) in found.items():
+            batches = self._batches(features, labels, frozen, rows, ~held)
+            known |= self._sgd(frozen, rows, held, classes, batches)
+        for row in frozen.train:
+            scores, setting = known[row]
             yield from named(row, top_shares(scores, frozen.truth))
             yield f"{row}/{'penalty' if self.solver == 'ridge' else 'rate'}", setting
-        yield from named("chance", chance(len(labels.classes)))
+        yield from named("chance", chance(classes))
 
-    def _ridge(self, frozen: Frozen, held: Tensor, classes: int) -> dict[str, tuple[Tensor, float]]:
+    def _ridge(
+        self, frozen: Frozen, rows: list[str], held: Tensor, classes: int
+    ) -> dict[str, tuple[Tensor, float]]:
         """{row: (test scores [N, C], penalty)}."""
         found, y = {}, nn.functional.one_hot(frozen.labels, classes)
         wrong = lambda scores: float((scores.argmax(1) != frozen.labels[held]).double().mean())
-        for row, x in frozen.train.items():
-            fit, penalty = fit_chosen(x, y, held, wrong)
+        for row in rows:
+            fit, penalty = fit_chosen(frozen.train[row], y, held, wrong)
             found[row] = fit.predict(frozen.test[row], penalty), penalty
         return found
 
     def _sgd(
         self,
         frozen: Frozen,
+        rows: list[str],
         held: np.ndarray,
         classes: int,
         batches: Iterator[tuple[int, dict[str, Tensor], Tensor]],
     ) -> dict[str, tuple[Tensor, float]]:
         """{row: (test scores [N, C], learning rate)}; batches: (epoch, {row: features [B, D]}, labels
         [B])."""
-        heads = {row: Heads(x.shape[1], classes, self.rates, x.device) for row, x in frozen.train.items()}
+        train = {row: frozen.train[row] for row in rows}
+        heads = {row: Heads(x.shape[1], classes, self.rates, x.device) for row, x in train.items()}
         for epoch, batch, labels in batches:
             share = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
             for row, head in heads.items():
                 head.step(batch[row], labels, share)
         best = {
-            row: head.best(frozen.train[row][held], frozen.labels[held]) if held.any() else 0
+            row: head.best(train[row][held], frozen.labels[held]) if held.any() else 0
             for row, head in heads.items()
         }
         return {
@@ -296,7 +310,7 @@ class Linear(Classification):
         }
 
     def _batches(
-        self, features: Features, labels: Labels, frozen: Frozen, used: np.ndarray
+        self, features: Features, labels: Labels, frozen: Frozen, rows: list[str], used: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
         """(epoch, {row: features [B, D]}, labels [B]) over all epochs, each in a random order."""
         order: Callable[[int], np.ndarray] = lambda epoch: np.random.default_rng([0, epoch]).permutation(
@@ -304,17 +318,16 @@ class Linear(Classification):
         )
         of_crops = [want for want in features.wants if want.epochs]
         if of_crops:
-            places = frozen.train_places.numpy()
-            for epoch, rows, where in features.crops(of_crops[0], lambda e: places[order(e)], self.BATCH):
-                rows = {
-                    features.baseline(self.branch) if row == "simple" else row: x for row, x in rows.items()
-                }
-                yield epoch, rows, labels.train[where].to(features.device)
+            places, name = frozen.train_places.numpy(), {"simple": features.baseline(self.branch)}
+            want = replace(of_crops[0], rows=tuple(r for r in of_crops[0].rows if name.get(r, r) in rows))
+            for epoch, found, where in features.crops(want, lambda e: places[order(e)], self.BATCH):
+                found = {name.get(row, row): x for row, x in found.items()}
+                yield epoch, found, labels.train[where].to(features.device)
             return
         with features.progress(self.epochs * int(used.sum()), "linear classifiers") as done:
             for epoch in range(self.epochs):
                 for part in torch.from_numpy(order(epoch)).to(features.device).split(self.BATCH):
-                    yield epoch, {row: y[part] for row, y in frozen.train.items()}, frozen.labels[part]
+                    yield epoch, {row: frozen.train[row][part] for row in rows}, frozen.labels[part]
                     done(len(part))
 
 

@@ -112,7 +112,9 @@ class Evaluation:
                     part.speed = part.speed or self._try(part, models_between(part.data, model, untrained))
                     reading, encoding = part.speed
                     views = len(part.places) if part.kept is None else 0
-                    cost.seconds += (views + part.crops) * reading + (part.cost + 2 * part.crops) * encoding
+                    models = 1 if part.fixed else 2
+                    cost.seconds += (views + part.crops) * reading
+                    cost.seconds += (part.cost + models * part.crops) * encoding
         for measure in self._to_read():
             records = measure.data.records("test")
             cost.samples += len(records)
@@ -121,7 +123,7 @@ class Evaluation:
 
     def _to_read(self) -> list[Measure]:
         """The probes that have yet to read by themselves."""
-        return [m for m in self.measures if m.probe.reads and "read" not in m.kept]
+        return [m for m in self.measures if m.probe.reads and m.values is None]
 
     def _try(self, part: Part, models: dict[str, Two]) -> tuple[float, float]:
         """Seconds for a view: to read it, and to encode it by one model."""

@@ -125,6 +125,7 @@ class Part:
     crops: int = 0  # of all epochs
     kept: list[Chunk] | None = None
     fixed: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
+    version: int = 0  # how often other records could be read than before, which ends what was fixed
     features: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
     seen: list[Chunk] = field(default_factory=list)  # without their raw views
     named: set[int] = field(default_factory=set)  # bad records that the terminal has named
@@ -205,7 +206,7 @@ class Reader:
         if not part.seen:
             raise ValueError(f"evaluation: none of the {len(part.places)} samples can be read.")
         if part.fixed and any(not torch.equal(*two) for two in zip(places_of(before), places_of(part.seen))):
-            part.fixed = {}  # other records can be read than when it was computed
+            part.fixed, part.version = {}, part.version + 1
             self.encode(part, models)
             return
         for key in wanted:
@@ -238,13 +239,14 @@ def encoded(
 
 @dataclass
 class Measure:
-    """A probe on two branches, and the name of its results. `kept`: what it remembers for the run; `wants`:
-    what it asks for."""
+    """A probe on two branches, and the name of its results. `kept`: what it remembers for the run; `values`:
+    what it has read by itself; `wants`: what it asks for."""
 
     name: str
     probe: Probe
     data: EvaluationData
-    kept: dict[str, Any] = field(default_factory=dict)
+    kept: dict[tuple, Any] = field(default_factory=dict)
+    values: list[Any] | None = None
 
     def __post_init__(self):
         self.wants = self.probe.wants(self.data)
@@ -302,7 +304,10 @@ class FeaturesOf:
         return self._models["model"].baseline(side)
 
     def read(self) -> list[Any]:
-        return self.once("read", self._read_all)
+        measure = self._measure
+        if measure.values is None:
+            measure.values = self._read_all()
+        return measure.values
 
     def _read_all(self) -> list[Any]:
         own, values = Own(self._measure, self._reader.limit), []
@@ -327,10 +332,10 @@ class FeaturesOf:
         return torch.cat([of(some).float() for some in y])
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        kept = self._measure.kept
-        if name not in kept:
-            kept[name] = compute()
-        return kept[name]
+        kept, key = self._measure.kept, (name, *(part.version for part in self._parts.values()))
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
 
     def picture(self, side: Side, split: Split, place: int, number: int = 0) -> np.ndarray | None:
         views = self.data.pair.views(self.data.records(split, side)[place], side)
