@@ -1,8 +1,8 @@
 """Audio models of the transformers library: view [B, T] float in [-1, 1] -> y [B, dim].
 
-encoder: {name: transformers, model: wav2vec2, config: {hidden_size: 128, num_hidden_layers: 4}}      # random
-weights encoder: {name: transformers, weights: FOLDER}
-# wav2vec2, hubert, wavlm, AST, ...
+# random weights
+encoder: {name: transformers, model: wav2vec2, config: {hidden_size: 128, num_hidden_layers: 4}}
+encoder: {name: transformers, weights: FOLDER}  # wav2vec2, hubert, wavlm, AST, ...
 """
 
 # B batch, T samples, F frames, N tokens, D representation

@@ -1,14 +1,14 @@
 """Encoders of clips: view [B, C, T, H, W] float, normalised -> y [B, dim].
 
-encoder: {name: conv_gru, width: 32}                              # small CNN per frame, then a GRU: quick on
-a CPU encoder: {name: conv_stack, width: 32, frames: 8}                 # all frames as channels of one CNN:
-quicker still encoder: {name: conv_time, width: 16, slots: 12}                  # a CNN per frame, parts of
-time kept apart: a sentence, a gesture encoder: {name: frame_and_motion, frames: 4}                      # the
-last frame's y moved on; takes single frames too encoder: {name: r3d_18}
-# torchvision's video models, random weights encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size:
-8}
-encoder: {name: frames_transformer, image: {name: resnet18}}      # any image encoder + a transformer over
-time
+encoder: {name: conv_gru, width: 32}  # small CNN per frame, then a GRU: quick on a CPU
+encoder: {name: conv_stack, width: 32, frames: 8}  # all frames as channels of one CNN: quicker still
+# a CNN per frame, parts of time kept apart: a sentence, a gesture
+encoder: {name: conv_time, width: 16, slots: 12}
+encoder: {name: frame_and_motion, frames: 4}  # the last frame's y moved on; takes single frames too
+encoder: {name: r3d_18}  # torchvision's video models, random weights
+encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
+# any image encoder + a transformer over time
+encoder: {name: frames_transformer, image: {name: resnet18}}
 """
 
 # B batch, C channels, T frames, H height, W width, D representation

@@ -1,13 +1,15 @@
 """Encoders of images (and of next frames, which are images): view [B, C, H, W] float, normalised -> y [B,
 dim].
 
-encoder: {name: conv, width: 32}                                  # small, quick on a CPU, any size encoder:
-{name: pooled_conv, strides: [2, 2, 2, 1]}               # the same without a linear layer, for classes of
-small pictures encoder: {name: resnet18, stem: small}                            # any torchvision classifier
-by name, random weights encoder: {name: resnet18, channels: 5}                            # a ResNet for other
-images than RGB encoder: {name: resnet50, weights: IMAGENET1K_V2}                 # the library's pretrained
-name (online), or a local file encoder: {name: transformers, model: vit, config: {image_size: 64, patch_size:
-8}} encoder: {name: transformers, weights: facebook/dinov2-small}     # a hub id (online), or a local folder
+    encoder: {name: conv, width: 32}                                  # small, quick on a CPU, any size
+    # the same without a linear layer, for classes of small pictures
+    encoder: {name: pooled_conv, strides: [2, 2, 2, 1]}
+    encoder: {name: resnet18, stem: small}  # any torchvision classifier by name, random weights
+    encoder: {name: resnet18, channels: 5}                            # a ResNet for other images than RGB
+    # the library's pretrained name (online), or a local file
+    encoder: {name: resnet50, weights: IMAGENET1K_V2}
+    encoder: {name: transformers, model: vit, config: {image_size: 64, patch_size: 8}}
+    encoder: {name: transformers, weights: facebook/dinov2-small}     # a hub id (online), or a local folder
 """
 
 # B batch, C channels, H height, W width, D representation

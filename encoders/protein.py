@@ -1,11 +1,10 @@
 """Encoders of proteins: view (ids [B, L] int64 of ESM-2's alphabet, mask [B, L] bool) -> y [B, dim]; padding
 is masked everywhere.
 
-encoder: {name: cnn, width: 64}                                   # dilated convolutions: quick on a CPU
-encoder: {name: transformer, width: 128, layers: 2}
-encoder: {name: esm, config: {num_hidden_layers: 4}}              # ESM-2's architecture, small, random
-weights encoder: {name: esm, weights: /models/esm2_t6_8M_UR50D}           # ESM-2: a local folder, or a hub id
-(online)
+    encoder: {name: cnn, width: 64}                                   # dilated convolutions: quick on a CPU
+    encoder: {name: transformer, width: 128, layers: 2}
+    encoder: {name: esm, config: {num_hidden_layers: 4}}  # ESM-2's architecture, small, random weights
+    encoder: {name: esm, weights: /models/esm2_t6_8M_UR50D}  # ESM-2: a local folder, or a hub id (online)
 """
 
 # B batch, L tokens, C channels, D representation

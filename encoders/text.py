@@ -1,13 +1,13 @@
 """Encoders of text: view (ids [B, L] int64, mask [B, L] bool) -> y [B, dim]. Padding is masked everywhere: y
 depends on the tokens alone.
 
-encoder: {name: bytes_cnn, width: 64}                             # convolutions over bytes: quick on a CPU
-encoder: {name: transformer, width: 128, layers: 2}               # a small transformer, of bytes or of any
-tokens encoder: {name: words}                                            # hashed bag of words: what a simple
-method reaches encoder: {name: word_gru}                                         # the same words in their
-order encoder: {name: transformers, model: bert, config: {vocab_size: 384, hidden_size: 64,
-num_attention_heads: 4}} encoder: {name: transformers, weights: sentence-transformers/all-MiniLM-L6-v2}      #
-a hub id (online), or a local folder
+    encoder: {name: bytes_cnn, width: 64}  # convolutions over bytes: quick on a CPU
+    encoder: {name: transformer, width: 128, layers: 2}  # a small transformer, of bytes or of any tokens
+    encoder: {name: words}  # hashed bag of words: what a simple method reaches
+    encoder: {name: word_gru}                                         # the same words in their order
+    encoder: {name: transformers, model: bert, config: {vocab_size: 384, hidden_size: 64}}
+    # a hub id (online), or a local folder
+    encoder: {name: transformers, weights: sentence-transformers/all-MiniLM-L6-v2}
 """
 
 # B batch, L tokens, C channels, D representation

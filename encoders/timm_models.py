@@ -1,7 +1,8 @@
 """The timm library's image models, where it is installed: view [B, 3, H, W] -> y [B, dim].
 
-encoder: {name: timm, model: vit_small_patch16_224}                                  # random weights encoder:
-{name: timm, model: resnet50, weights: /path/to/resnet50.safetensors}       # a local file in timm's keys
+encoder: {name: timm, model: vit_small_patch16_224}                                  # random weights
+# a local file in timm's keys
+encoder: {name: timm, model: resnet50, weights: /path/to/resnet50.safetensors}
 encoder: {name: timm, model: vit_small_patch16_224, options: {img_size: 96, dynamic_img_size: true}}
 """
 

@@ -128,15 +128,47 @@ def test_both_views_get_one_transform(memory):
     assert len(seen) > 5  # and it does change from draw to draw
 
 
+OWN = [
+    {"name": "random_resized_crop", "area": [0.5, 0.9]},
+    {"name": "colour_jitter", "brightness": 0.5, "contrast": 0.5, "hue": 0.1, "p": 1.0},
+]
+
+
+@pytest.mark.parametrize("b", [OWN, None, "same"])
+def test_views_of_their_own_are_drawn_once_for_a_window(memory, b):
+    """On a still video: the frames of a clip are alike, and the frame after it is as `b` says."""
+    memory.frames_THWC = np.broadcast_to(memory.frames_THWC[:1], memory.frames_THWC.shape).copy()
+    pair = bound(size=12, windows=3, flip=0.0, a=OWN, b=b)
+    clips, frames = pair.sample({"path": "x"}, np.random.default_rng(0))
+    assert (clips == clips[:, :, :1]).all(), "one transform for all frames of a clip"
+    assert len({clip.numpy().tobytes() for clip in clips}) == 3, "each window draws anew"
+    alike = [bool(torch.equal(clip[:, 0], frame)) for clip, frame in zip(clips, frames)]
+    assert alike == [b == "same"] * 3
+    plain = pair.transform(torch.from_numpy(memory.frames_THWC[:1]).permute(0, 3, 1, 2))
+    assert all(torch.equal(frame, plain[0]) for frame in frames) == (b is None)
+
+
+def test_a_flip_is_common_to_views_of_their_own(memory):
+    memory.frames_THWC = np.zeros_like(memory.frames_THWC)
+    memory.frames_THWC[:, :, memory.frames_THWC.shape[2] // 2 :] = 255  # the right half is white
+    own = [{"name": "random_resized_crop", "area": [0.9, 1.0]}]
+    pair = bound(size=12, windows=2, flip=0.5, a=own, b=own)
+    sides = set()
+    for seed in range(12):
+        clips, frames = pair.sample({"path": "x"}, np.random.default_rng(seed))
+        seen = {bool(view[..., -1].float().mean() > 128) for view in (*clips, *frames)}
+        assert len(seen) == 1
+        sides |= seen
+    assert sides == {True, False}
+
+
 def test_centre_is_what_training_and_evaluation_look_at():
     frames = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
     frames[..., 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
     half = bound(size=20, centre=0.5)
     assert (half.transform(frames) == 255).all()
-    for seed in range(5):
-        assert (
-            bound(size=20, centre=0.5, area=(0.2, 1.0)).transform(frames, np.random.default_rng(seed)) == 255
-        ).all()
+    corner = torch.roll(frames, (-10, -20), (2, 3))
+    assert (bound(size=20, centre=0.5, at=(0.0, 0.0)).transform(corner) == 255).all()
     frames[..., 10, :] = 0  # and not less than that square
     assert (half.transform(frames)[..., 0, :] == 0).all() and (
         half.transform(frames)[..., 1:, :] == 255

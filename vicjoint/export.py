@@ -1,10 +1,9 @@
 """Trained encoders out of a run: `vicjoint.load_encoder(folder, branch)`, and
 
-python -m vicjoint.export RUN --to FOLDER              # safetensors weights and the recipe, without optimizer
-state python -m vicjoint.export RUN --to resnet50.pth        # one encoder's state_dict in its library's own
-keys (--branch b: the other's);
-                                                       # of a torchvision ResNet this is the layout of
-                                                       VICReg's published weights
+python -m vicjoint.export RUN --to FOLDER  # safetensors weights and the recipe, without optimizer state
+# one encoder's state_dict in its library's own keys (--branch b: the other's);
+# of a torchvision ResNet this is the layout of VICReg's published weights
+python -m vicjoint.export RUN --to resnet50.pth
 """
 
 import argparse

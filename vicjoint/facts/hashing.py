@@ -1,8 +1,8 @@
 """Words and neighbours in batches of token ids as hashed numbers: no vocabulary, no training, the same on
 every machine.
 
-codes, valid = word_codes(ids, mask)              # one number per word of a batch of byte ids
-features = counts(codes, valid, buckets=1024)     # [B, 1024]: how often each bucket occurs
+    codes, valid = word_codes(ids, mask)              # one number per word of a batch of byte ids
+    features = counts(codes, valid, buckets=1024)     # [B, 1024]: how often each bucket occurs
 """
 
 # B batch, L tokens

@@ -1,8 +1,8 @@
 """Text: a string -> token ids and their mask.
 
-a: {modality: text, encoder: {name: bytes_cnn}}                                      # bytes, nothing to
-download a: {modality: {name: text, length: 256, lower: true, drop: 0.1}, encoder: {name: words}} a:
-{modality: {name: text, tokenizer: /models/bert}, encoder: {name: transformers, weights: /models/bert}}
+a: {modality: text, encoder: {name: bytes_cnn}}  # bytes, nothing to download
+a: {modality: {name: text, length: 256, lower: true, drop: 0.1}, encoder: {name: words}}
+a: {modality: {name: text, tokenizer: /models/bert}, encoder: {name: transformers, weights: /models/bert}}
 """
 
 # B batch, L tokens

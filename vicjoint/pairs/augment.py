@@ -1,10 +1,9 @@
 """The pair `augment`: two differently augmented views of one image, after VICReg's recipe by default.
 
-pair: {name: augment, size: 224}                                        # the paper's two views pair: {name:
-augment, size: 32, b: [{name: random_resized_crop}, {name: colour_jitter, p: 0.8}, {name: gaussian_blur, p:
-0.1}]} pair: {name: augment, size: 224, colour: device}                        # colour and blur batched on
-the training device pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}      #
-multi-crop
+pair: {name: augment, size: 224}  # the paper's two views
+pair: {name: augment, size: 32, b: [{name: random_resized_crop}, {name: gaussian_blur, p: 0.1}]}
+pair: {name: augment, size: 224, colour: device}  # colour and blur batched on the training device
+pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}      # multi-crop
 """
 
 # C = 3 channels, K crops of one image

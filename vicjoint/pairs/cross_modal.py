@@ -1,9 +1,9 @@
 """The pair `cross_modal`: two columns of a table, each read by the modality of its branch.
 
-pair: {name: cross_modal, a: picture, b: caption, choose: [caption], separator: "|"}      # one of several
-captions pair: {name: cross_modal, a: video, b: sound, seconds: 1.0}                                # the
-same second of both pair: {name: cross_modal, a: path, b: path, key: digit}
-# spoken seven, any written seven
+# one of several captions
+pair: {name: cross_modal, a: picture, b: caption, choose: [caption], separator: "|"}
+pair: {name: cross_modal, a: video, b: sound, seconds: 1.0}  # the same second of both
+pair: {name: cross_modal, a: path, b: path, key: digit}  # spoken seven, any written seven
 """
 
 import hashlib

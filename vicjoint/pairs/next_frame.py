@@ -6,7 +6,7 @@ pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
 # W windows, T context frames, F frames of a video
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from vicjoint.files.cells import path_of
-from vicjoint.options import Ascending, Count, Positive, PositiveShare, Share
+from vicjoint.options import Ascending, ComponentOf, Count, Positive, PositiveShare, Share
 from vicjoint.parts import Pair, Record
 from vicjoint.registry import register
-from vicjoint.transforms.images import middle_square, square_frames
+from vicjoint.transforms.compose import TransformList
+from vicjoint.transforms.images import cut, middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
 
 
@@ -42,10 +43,14 @@ class NextFrame(Pair):
     time, which have to differ by what moves: over a whole video, a slow change of light or the noise that a
     codec keeps from one key frame to the next is enough to tell windows apart, and is easy to predict.
 
-    centre: side of the square in the middle of each frame that training and evaluation look at, as a share of
-    the frame's shorter side (1: the largest square). One spatial transform is drawn per video and used for
-    every frame of both views: a crop of `area` (share of that square: [least, most]; 1 is the whole square),
-    and a horizontal flip with probability `flip`.
+    centre: side of the square of each frame that training and evaluation look at, as a share of the frame's
+    shorter side (1: the largest square); at: where its middle is, as shares of the frame's width and height.
+    area, flip: a crop (share of that square: [least, most]; 1 is the whole square) and a horizontal flip with
+    this probability, drawn once per video for every frame of both views.
+    a, b: transforms of the clip and of the frame, as in the pair augment, random_resized_crop first; null:
+    none. Each view draws its own once per window, the same for all frames of a clip; b: same draws once for
+    clip and frame together. Where both see one transform, the place of things in the picture is the easiest
+    to predict, and a representation learns little else (docs/results.md).
     """
 
     gives = frozenset({"windows"})
@@ -63,6 +68,9 @@ class NextFrame(Pair):
         centre: PositiveShare = 1.0,
         area: Annotated[tuple[PositiveShare, PositiveShare], Ascending] = (1.0, 1.0),
         flip: Share = 0.5,
+        at: tuple[Share, Share] = (0.5, 0.5),
+        a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
+        b: list[Annotated[dict, ComponentOf("transform")]] | Literal["same"] | None = None,
     ):
         if stretch is not None and stretch < windows:
             raise ValueError(
@@ -70,7 +78,10 @@ class NextFrame(Pair):
                 f" (pair.windows). Expected {windows} or more, or null for the whole video."
             )
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
-        self.size, self.centre, self.area, self.flip = size, centre, area, flip
+        self.size, self.centre, self.at, self.area, self.flip = size, centre, at, area, flip
+        self.a = TransformList("pair.a", a, size) if a else None
+        self.together = b == "same"
+        self.b = TransformList("pair.b", b, size) if b and not self.together else None
         self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
 
@@ -81,10 +92,28 @@ class NextFrame(Pair):
         with self.open(path_of(record)) as video:
             windows = self.draw(video.info, rng, record["path"])
             wanted = sorted({n for w in windows for n in [*w.context, w.target]})
-            frames = self.transform(to_channels_first(video.read(wanted)), rng)
+            squares = self.squares(to_channels_first(video.read(wanted)))
+        frames, mirrored = cut(squares, rng, self.area, self.flip)
         place = {n: i for i, n in enumerate(wanted)}
-        clips = torch.stack([frames[[place[n] for n in w.context]] for w in windows])
-        return clips.transpose(1, 2).contiguous(), frames[[place[w.target] for w in windows]]
+        if self.a is None and self.b is None:
+            frames = square_frames(frames, self.size)
+        frames = frames.flip(-1) if mirrored else frames
+        views = [
+            self.own_views(frames[[place[n] for n in w.context]], frames[[place[w.target]]], rng)
+            for w in windows
+        ]
+        clips, targets = (torch.stack(of_side) for of_side in zip(*views))
+        return clips.transpose(1, 2).contiguous(), targets.flatten(0, 1)
+
+    def own_views(self, clip: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """uint8 [T, 3, size, size] and [1, 3, size, size] of a window's frames [T or 1, 3, S, S]."""
+        if self.together and self.a is not None:
+            both = self.a(torch.cat([clip, target]), rng)
+            return both[:-1], both[-1:]
+        return tuple(
+            square_frames(frames, self.size) if own is None else own(frames, rng)
+            for own, frames in ((self.a, clip), (self.b, target))
+        )
 
     def open(self, path: str) -> Video:
         """A video file, by the recipe's backend. Raises VideoError."""
@@ -134,10 +163,13 @@ class NextFrame(Pair):
             return None
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 
-    def transform(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """uint8 [F, 3, H, W] -> [F, 3, size, size]: one crop and flip for all frames; without rng the centre
-        square alone."""
-        return square_frames(middle_square(frames, self.centre), self.size, rng, self.area, self.flip)
+    def squares(self, frames: Tensor) -> Tensor:
+        """uint8 [F, 3, H, W] -> the squares that are looked at, [F, 3, S, S]."""
+        return middle_square(frames, self.centre, self.at)
+
+    def transform(self, frames: Tensor) -> Tensor:
+        """uint8 [F, 3, H, W] -> [F, 3, size, size]: the squares, as in evaluation."""
+        return square_frames(self.squares(frames), self.size)
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The floor of retrieval between two modalities: a ridge regression between the first principal components of
 their simple features.
 
-floor = LinearMap(train_a_NK, train_b_NL, right)
-queries, candidates = floor.a_to_b(test_a_MK, test_b_CL)      # to be compared by vicjoint.probes.ranking
+    floor = LinearMap(train_a_NK, train_b_NL, right)
+    queries, candidates = floor.a_to_b(test_a_MK, test_b_CL)      # to be compared by vicjoint.probes.ranking
 """
 
 # N training pairs, M and C test samples, K and L features, P components

@@ -1,10 +1,9 @@
 """Ranks of right answers, their metrics, and what both are by chance. Nothing here knows where embeddings
 come from.
 
-right = Right((a_contents, b_contents), together)                                            # which
-candidates answer which query ranks_Q = ranks(queries_QE, items_NE[right.candidates(1)], right.direction(0))
-# 1 is best metrics(ranks_Q)                                                                             # r1,
-r5, r10, median_rank, mrr
+    right = Right((a_contents, b_contents), together)  # which candidates answer which query
+    ranks_Q = ranks(queries_QE, items_NE[right.candidates(1)], right.direction(0))               # 1 is best
+    metrics(ranks_Q)  # r1, r5, r10, median_rank, mrr
 """
 
 # N items, Q queries, C candidates, E embedding, K classes

@@ -1,7 +1,9 @@
 """Ridge regression in closed form, float64: what probes and baselines fit on frozen features.
 
-fit = Ridge(x_ND[~held], y_NT[~held]) penalty = fit.choose(x_ND[held], lambda predicted: ...)       # the
-lowest error on samples held out of training predicted_MT = Ridge(x_ND, y_NT).predict(x_MD, penalty)
+fit = Ridge(x_ND[~held], y_NT[~held])
+# the lowest error on samples held out of training
+penalty = fit.choose(x_ND[held], lambda predicted: ...)
+predicted_MT = Ridge(x_ND, y_NT).predict(x_MD, penalty)
 """
 
 # N samples, D features, T targets

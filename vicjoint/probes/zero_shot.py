@@ -1,9 +1,10 @@
 """Classification without a trained classifier: probe `zero_shot`. Classes are points of the other branch's
 embedding space.
 
-evaluate: {probes: [{name: zero_shot, label: group, prompts: ["a picture of {}", "{}"]}]}       # class names,
-as text evaluate: {probes: [{name: zero_shot, label: digit, branch: b}]}                                 #
-mean of the other branch's training samples
+    # class names, as text
+    evaluate: {probes: [{name: zero_shot, label: group, prompts: ["a picture of {}", "{}"]}]}
+    # mean of the other branch's training samples
+    evaluate: {probes: [{name: zero_shot, label: digit, branch: b}]}
 """
 
 # N samples, C classes, E embedding

@@ -1,9 +1,9 @@
 """Recipe files and key=value arguments as plain mappings: finding, reading, overriding, writing. Only the
 form is checked here.
 
-data = read_recipe(find_recipe("video_next_frame"))           # a path, or the bare name of a shipped recipe
-changes, mistakes = parse_overrides(["optim.lr=1e-3", "train.steps=100"])
-text = dump_yaml(apply(data, changes, mistakes))              # parse_yaml reads it back to the same mapping
+    data = read_recipe(find_recipe("video_next_frame"))  # a path, or the bare name of a shipped recipe
+    changes, mistakes = parse_overrides(["optim.lr=1e-3", "train.steps=100"])
+    text = dump_yaml(apply(data, changes, mistakes))  # parse_yaml reads it back to the same mapping
 """
 
 import enum

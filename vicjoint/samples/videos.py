@@ -1,8 +1,8 @@
 """The sample world as videos: mp4 files of moving textured sprites, made once into a cache folder.
 
-folder = cached_videos(train=512, test=96, frames=32, size=64, seed=0)   # builds on first use, some seconds
-records = read_factors(folder)                                     # one dict per video: id, path, split,
-sprites, ...
+# builds on first use, some seconds
+folder = cached_videos(train=512, test=96, frames=32, size=64, seed=0)
+records = read_factors(folder)  # one dict per video: id, path, split, sprites, ...
 """
 
 from dataclasses import asdict

@@ -1,9 +1,9 @@
 """A list of transforms, as recipes write it, made into one augmented view of an image.
 
-view = TransformList("pair.a", [{"name": "random_resized_crop"}, {"name": "colour_jitter", "p": 0.8}],
-size=224) view_1CHW = view(pixels_CHW, rng)                       # uint8 in, uint8 out view =
-view(pixels_CHW, rng, deferred=True)             # Uncoloured: batches of it are coloured on the training
-device
+view = TransformList("pair.a", [{"name": "random_resized_crop"}, {"name": "colour_jitter"}], size=224)
+view_1CHW = view(pixels_CHW, rng)               # uint8 in, uint8 out
+view = view(pixels_CHW, rng, deferred=True)     # Uncoloured: coloured in batches on the training device
+view_FCHW = view.of_frames(frames_FCHW, rng)    # all frames of a clip alike
 """
 
 # B images, H height, W width, N numbers of the colour transforms
@@ -67,7 +67,7 @@ class TransformList:
 
     def __init__(self, path: str, specs: list[dict], size: int):
         self.steps = [build("transform", spec, size) for spec in specs]
-        is_colour = [hasattr(step, "apply") for step in self.steps]
+        is_colour = [isinstance(step, images.Colour) for step in self.steps]
         if is_colour != sorted(is_colour):
             raise ValueError(
                 f"{path}: {specs[is_colour.index(True)]['name']} stands before a crop or flip. "
@@ -84,10 +84,11 @@ class TransformList:
         return pixels
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator, deferred: bool = False):
-        """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or
-        Uncoloured."""
-        pixels = self.crop(pixels, rng)[None]
-        numbers = np.array([[n for t in self.colour for n in t.draw(rng)]])
+        """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or Uncoloured;
+        frames [F, 3, H, W], all changed alike -> [F, 3, size, size]."""
+        pixels = self.crop(pixels, rng)
+        pixels = pixels if pixels.ndim == 4 else pixels[None]
+        numbers = np.array([[n for t in self.colour for n in t.draw(rng)]]).repeat(len(pixels), 0)
         if deferred:
             return Uncoloured(pixels, numbers, self.colour)
         if not self.colour:

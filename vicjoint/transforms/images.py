@@ -30,11 +30,32 @@ RGB_TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL
 INTERPOLATION = ("bicubic", "bilinear")
 
 
-# ---- geometry: one uint8 image ----
+class Geometry:
+    """Where a view looks: uint8 [3, H, W], or frames [F, 3, H, W] which all see the same, and the generator
+    -> uint8 pixels."""
+
+    def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        raise NotImplementedError
+
+
+class Colour:
+    """What becomes of its values, in two steps. `count`: numbers that an image draws."""
+
+    count: int
+
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        raise NotImplementedError
+
+    def apply(self, x: Tensor, numbers: np.ndarray) -> None:
+        """x [B, 3, H, W] in [0, 1], changed in place with the numbers [B, count] of each image."""
+        raise NotImplementedError
+
+
+# ---- geometry ----
 
 
 @register("transform", "random_resized_crop")
-class RandomResizedCrop:
+class RandomResizedCrop(Geometry):
     """A crop whose share of the area is in `area` and whose width / height is in `aspect` (log-uniform),
     resized to the pair's size with antialiasing; after ten tries that do not fit, the largest centre crop
     (torchvision's rule)."""
@@ -73,15 +94,17 @@ class RandomResizedCrop:
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         top, left, h, w = self.box(*pixels.shape[-2:], rng)
+        part = pixels[..., top : top + h, left : left + w]
         # twice as quick as planes
-        part = pixels[None, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)
-        return nn.functional.interpolate(
+        part = part.view(-1, *part.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        view = nn.functional.interpolate(
             part, (self.size, self.size), mode=self.interpolation, antialias=True
-        )[0]
+        )
+        return view.view(*pixels.shape[:-2], self.size, self.size)
 
 
 @register("transform", "horizontal_flip")
-class HorizontalFlip:
+class HorizontalFlip(Geometry):
     """Left and right change places with probability `p`."""
 
     def __init__(self, size: int, /, p: Share = 0.5):
@@ -114,6 +137,19 @@ def middle_square(frames: Tensor, centre: float, at: tuple[float, float] = (0.5,
     return frames[..., top : top + side, left : left + side]
 
 
+def cut(
+    squares: Tensor, rng: np.random.Generator | None, area: tuple[float, float], flip: float
+) -> tuple[Tensor, bool]:
+    """One crop [F, 3, S', S'] of squares [F, 3, S, S], a random `area` (share: least, most) of them, for all
+    frames, and whether to mirror them, which has probability `flip`. Without rng the whole square."""
+    if rng is None:
+        return squares, False
+    square = squares.shape[-1]
+    side = max(1, round(square * rng.uniform(*area) ** 0.5))
+    top, left = (int(rng.integers(0, square - side + 1)) for _ in range(2))
+    return squares[..., top : top + side, left : left + side], bool(rng.random() < flip)
+
+
 def square_frames(
     squares: Tensor,
     size: int,
@@ -121,16 +157,9 @@ def square_frames(
     area: tuple[float, float] = (1.0, 1.0),
     flip: float = 0.0,
 ) -> Tensor:
-    """uint8 [F, 3, S, S] -> [F, 3, size, size]: one crop, a random `area` (share: least, most) of the square,
-    for all frames, mirrored with probability `flip`. Without rng the whole square."""
-    side, top, left, mirrored = squares.shape[-1], 0, 0, False
-    if rng is not None:
-        square = side
-        side = max(1, round(square * rng.uniform(*area) ** 0.5))
-        top, left = (int(rng.integers(0, square - side + 1)) for _ in range(2))
-        mirrored = bool(rng.random() < flip)
-    frames = squares[..., top : top + side, left : left + side]
-    if side != size:
+    """uint8 [F, 3, S, S] -> [F, 3, size, size]: cut, and brought to size."""
+    frames, mirrored = cut(squares, rng, area, flip)
+    if frames.shape[-1] != size:
         frames = F.resize(frames, [size, size], antialias=True)
     return frames.flip(-1) if mirrored else frames
 
@@ -139,7 +168,7 @@ def square_frames(
 
 
 @register("transform", "colour_jitter")
-class ColourJitter:
+class ColourJitter(Colour):
     """With probability `p`: brightness, contrast and saturation times a factor within 1 +- their value, hue
     turned by up to `hue` of the circle either way, in random order."""
 
@@ -170,7 +199,7 @@ class ColourJitter:
 
 
 @register("transform", "greyscale")
-class Greyscale:
+class Greyscale(Colour):
     """All three channels become the luminance, with probability `p`."""
 
     count = 1
@@ -186,7 +215,7 @@ class Greyscale:
 
 
 @register("transform", "gaussian_blur")
-class GaussianBlur:
+class GaussianBlur(Colour):
     """With probability `p`, a Gaussian blur whose standard deviation in pixels is uniform in `sigma`."""
 
     count = 2
@@ -215,7 +244,7 @@ class GaussianBlur:
 
 
 @register("transform", "solarize")
-class Solarize:
+class Solarize(Colour):
     """Values of `threshold` (of 255) and above are inverted, with probability `p`."""
 
     count = 1

@@ -1,9 +1,9 @@
 """The decoders behind `vicjoint.video`, which is the module to use; a decoder gives frames of increasing,
 distinct numbers.
 
-decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
-decoder.read([3, 5, 7]), decoder.close()
+    decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
+    decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
+    decoder.read([3, 5, 7]), decoder.close()
 """
 
 import importlib
