@@ -11,7 +11,7 @@ from torch import nn
 from vicjoint.modalities.image import Pixels
 from vicjoint.parts import Modality, Pair, View
 from vicjoint.probes.classify import KNN, Heads, Linear, votes
-from vicjoint.probes.labels import chance, held_out, top_shares
+from vicjoint.probes.labels import chance, held_out, interval, top_shares
 
 
 def test_votes_by_hand():
@@ -39,6 +39,15 @@ def test_shares():
     assert found == {"accuracy": 0.5, "top5": 0.75}
     assert top_shares(torch.eye(3), torch.arange(3)) == {"accuracy": 1.0}  # five of three classes say nothing
     assert chance(10) == {"accuracy": 0.1, "top5": 0.5} and chance(4) == {"accuracy": 0.25}
+
+
+def test_an_interval_is_that_of_a_mean():
+    """Half of 400 answers are right: 0.5 +- 1.96 standard errors of a binomial share; the same each time."""
+    right = np.arange(400) % 2
+    low, high = interval(400, lambda drawn: right[drawn].mean())
+    reach = 1.96 * (0.25 / 400) ** 0.5
+    assert (low, high) == (pytest.approx(0.5 - reach, abs=0.006), pytest.approx(0.5 + reach, abs=0.006))
+    assert interval(400, lambda drawn: right[drawn].mean()) == (low, high)
 
 
 def test_heads_are_independent_sgd_runs():
@@ -130,7 +139,8 @@ def rows(probe, source=None, pair=None):
 
 def test_knn_tells_what_the_representation_knows(capsys):
     found, pictures = rows(KNN(k=[5, 20], pictures=4))
-    assert found["model"] == {"accuracy": 1.0, "accuracy_k20": pytest.approx(1.0, abs=0.1)}
+    sure = {"accuracy": 1.0, "accuracy_low": 1.0, "accuracy_high": 1.0}
+    assert found["model"] == sure | {"accuracy_k20": pytest.approx(1.0, abs=0.1)}
     assert (
         found["random_init"]["accuracy"] < 0.5
         and found["pixels"]["accuracy"] == 1.0
@@ -153,7 +163,12 @@ def test_knn_tells_what_the_representation_knows(capsys):
 def test_linear_sweeps_its_rates(crops):
     found, _ = rows(Linear(rates=[1e-9, 0.01, 0.1], epochs=30, crops=crops, holdout=0.3))
     assert found["model"]["accuracy"] == 1.0 and found["model"]["rate"] > 1e-9
-    assert found["random_init"]["accuracy"] < 0.5 and set(found["pixels"]) == {"accuracy", "rate"}
+    assert found["random_init"]["accuracy"] < 0.5 and set(found["pixels"]) == {
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "rate",
+    }
 
 
 def test_the_rate_is_chosen_without_the_test_split():
@@ -223,7 +238,8 @@ def test_ridge_classifies_and_does_not_look_at_the_test_split():
         straight["model"]["accuracy"] == straight["pixels"]["accuracy"] == 1
         and straight["random_init"]["accuracy"] < 0.5
     )
-    assert contradicted["model"] == {"accuracy": 0.0, "penalty": straight["model"]["penalty"]}
+    assert contradicted["model"]["accuracy"] == contradicted["model"]["accuracy_high"] == 0
+    assert contradicted["model"]["penalty"] == straight["model"]["penalty"]
 
 
 def test_branch_b_is_looked_at_where_asked():

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from probing import Bare, Listed, bound, data_of, evaluation_of, measured, model_of
+from probing import Bare, Listed, bound, data_of, evaluation_of, measured, missing, model_of
 from torch import nn
 
 from vicjoint.data import Readers, TimeLimit
 from vicjoint.parts import Modality, Pair, Probe, View, Want
+from vicjoint.parts import Spread as Along
 from vicjoint.probes import evaluation as evaluations
 from vicjoint.probes import features
 from vicjoint.probes.classify import KNN, Linear
@@ -164,19 +165,96 @@ def test_rows_that_training_does_not_change_are_settled_once(probe):
     }
 
 
+class Flashes(Pair):
+    """Ten seconds, one of which is bright; a view tells the second and its brightness."""
+
+    gives = frozenset({"views", "spread"})
+
+    def views(self, record, side, rng=None, read=True):
+        return self.spread(record, side, 1)
+
+    def spread(self, record, side, number, between=None):
+        low, high = between or (0, 10)
+        times = [low + (i + 0.5) * (high - low) / number for i in range(number)]
+        raw = [torch.tensor([[float(int(t) == record["second"]), 0.0, 1.0]]) for t in times]
+        return [View(x, f"{record['id']} {t}", None, record["id"]) for x, t in zip(raw, times)]
+
+
+def flashing():
+    def make(split, i):
+        early = i % 2 == 0
+        return {
+            "id": f"{split}{i}", "label": "early" if early else "late", "second": i % 5 + 5 * (not early),
+            "from": 0 if early else 5, "to": "5" if early else "10",
+        }  # fmt: skip
+
+    return Listed(*([make(split, i) for i in range(40)] for split in ("train", "test")))
+
+
+@pytest.mark.parametrize(
+    "options, right", [({"windows": 10}, True), ({"windows": 10, "pool": "mean"}, False), ({}, False)]
+)
+def test_slots_keep_what_was_when(options, right):
+    source = flashing()
+    found = measured(
+        Linear(solver="ridge", **options), model(), model(0.1), source, bound(Flashes(), source)
+    )["model"]
+    assert found["accuracy"] == 1 if right else found["accuracy"] < 0.7
+
+
+def test_windows_lie_between_the_seconds_of_a_label():
+    source, trained = flashing(), model()
+    data = data_of(source, bound(Flashes(), source))
+    probe = Asks(np.arange(40), Along(5, "slots", ("from", "to")))
+    results, _ = evaluation_of({"asks": probe}, data)(trained, model(0.1))
+    x = torch.tensor(results["asks"]["model"]["all"])
+    assert x.shape == (40, 15) and encoded(trained)["a"] == 200
+    assert x.view(40, 5, 3)[..., 0].argmax(1).tolist() == [record["second"] % 5 for record in source.test]
+
+
+@pytest.mark.parametrize(
+    "options, pair, message",
+    [
+        ({"between": ["from", "to"]}, Flashes, "knn: between says where in time to look, which windows do"),
+        ({"windows": 4}, Numbers, "'knn' has windows: 4, but this pair has no windows along time"),
+        (
+            {"windows": 4, "between": ["form", "to"]},
+            Flashes,
+            "between names form, which records do not have. Did you mean 'from'?",
+        ),
+    ],
+)
+def test_wrong_windows_are_named(options, pair, message):
+    source = flashing()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        missing(KNN(**options), source, bound(pair(), source))
+
+
+def test_a_record_without_its_seconds_is_left_out(capsys):
+    source = flashing()
+    source.test[3] |= {"from": 7, "to": ""}
+    probe = KNN(k=[3], windows=5, between=["from", "to"], pictures=0)
+    measured(probe, model(), model(0.1), source, bound(Flashes(), source))
+    assert (
+        "test3: from and to are 7 and '', expected seconds, the start before the end"
+        in capsys.readouterr().out
+    )
+
+
 class Asks(Probe):
     """The numbers of the records that it gets of those that it asks for, and what the model makes of them."""
 
-    def __init__(self, places):
-        self.places = np.array(places)
+    def __init__(self, places, spread=None):
+        self.places, self.spread = np.array(places), spread
 
     def wants(self, data):
-        return [Want("a", "test", self.places, ("model",))]
+        return [Want("a", "test", self.places, ("model",), spread=self.spread)]
 
     def measure(self, features):
         items = features.items(self.wants(features.data)[0])
         yield "model/places", items.places.tolist()
         yield "model/first", items.rows["model"][:, 0].tolist()
+        yield "model/all", items.rows["model"].tolist()
 
 
 def test_probes_that_want_different_records_get_their_own_of_one_reading():

@@ -162,6 +162,30 @@ def test_a_flip_is_common_to_views_of_their_own(memory):
     assert sides == {True, False}
 
 
+@pytest.mark.parametrize("frames, gap", [(1, 0), (1, 2)])
+def test_a_clip_of_one_frame_is_a_picture(memory, frames, gap):
+    memory.frames_THWC = numbered(40)
+    a, b = bound(frames=frames, gap=gap, size=12, windows=3).sample({"path": "x"}, np.random.default_rng(0))
+    assert a.shape == b.shape == (3, 3, 12, 12) and (b.int() - a.int() == gap).all()
+
+
+def test_views_spread_over_a_video_and_over_seconds_of_it(memory):
+    memory.frames_THWC = numbered(40)  # at 25 frames a second
+    pair = bound(frames=3, stride=1, gap=2, size=12)
+    record = {"id": "x", "path": "x"}
+    firsts = lambda views: [int(view.raw[0, 0].flatten()[0]) for view in views]
+    clips = pair.spread(record, "a", 4)
+    assert [view.raw.shape for view in clips] == [(1, 3, 3, 12, 12)] * 4
+    assert firsts(clips) == [4, 13, 22, 31]  # the middles of four parts of 36 windows
+    assert firsts(pair.spread(record, "b", 4)) == [8, 17, 26, 35] and clips[0].content == "x frames 4-6"
+    assert firsts(pair.views(record, "a")) == [18] and firsts(pair.views(record, "b")) == [22]
+    # whole clips within the frames 10 to 14: three of them
+    assert firsts(pair.spread(record, "a", 3, (0.4, 0.6))) == [10, 11, 12]
+    assert firsts(pair.spread(record, "a", 6, (0.4, 0.6))) == [10, 10, 11, 11, 12, 12]
+    with pytest.raises(VideoError, match="x: no clip lies between 0.4 and 0.45 s"):
+        pair.spread(record, "a", 3, (0.4, 0.45))
+
+
 def test_centre_is_what_training_and_evaluation_look_at():
     frames = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
     frames[..., 10:30, 20:40] = 255  # the square of half the shorter side, in the middle

@@ -73,7 +73,8 @@ class Records(Reads):
     def _read(self, number: int, part: str, index: int, record: Record) -> None:
         """As evaluation reads it and, in training, as the first epoch does."""
         pair, two_tables = self.pairs[number], "second train" in self.parts[number]
-        if "views" in pair.gives:
+        single = "views" in pair.gives and "windows" not in pair.gives
+        if single:
             # the views of b may be those of a, or come from the other table, which is read there
             sides = (
                 "b" if part.startswith("second") else "a" if two_tables or "both" not in pair.gives else "ab"
@@ -81,9 +82,7 @@ class Records(Reads):
             for side in sides:
                 pair.views(record, side)
         # with a key, a sample's b is any row's
-        if "views" not in pair.gives or (
-            part == "train" and ("both" not in pair.gives or "rows" in pair.gives)
-        ):
+        if not single or (part == "train" and ("both" not in pair.gives or "rows" in pair.gives)):
             pair.sample(record, self.streams[number].generator(0, index, 1))
 
 

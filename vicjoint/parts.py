@@ -139,7 +139,7 @@ class View(NamedTuple):
     title: str = ""
 
 
-Gives = Literal["views", "both", "rows", "crops", "windows"]
+Gives = Literal["views", "both", "rows", "crops", "windows", "spread"]
 
 
 class Pair:
@@ -157,7 +157,8 @@ class Pair:
     gives: frozenset[Gives] = frozenset()
     """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
     different modalities that belong together; rows: and stand in one record; crops: `views` with rng draws
-    random crops; windows: clips of videos and what follows them (`vicjoint.pairs.next_frame`)."""
+    random crops; windows: clips of videos and what follows them (`vicjoint.pairs.next_frame`); spread: views
+    along the time of a record."""
 
     uses_readers: ClassVar[bool] = False
     """Whether it reads through the modalities of its branches, rather than by itself."""
@@ -188,6 +189,15 @@ class Pair:
         see and opens no file for it: `raw` is None. Raises as `sample` does."""
         raise NotImplementedError(
             f"pair '{type(self).__name__}' has no method views(record, side, rng, read)"
+        )
+
+    def spread(
+        self, record: Record, side: Side, number: int, between: tuple[float, float] | None = None
+    ) -> list[View]:
+        """`number` views of one branch in order of time, as in evaluation: in the middles of as many equal
+        parts of the record, or of the seconds `between` (start, end). Raises as `sample` does."""
+        raise NotImplementedError(
+            f"pair '{type(self).__name__}' has no method spread(record, side, number, between)"
         )
 
     def group_of(self, record: Record, number: int) -> int:
@@ -259,6 +269,17 @@ Space = Literal["representation", "embedding"]
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Several views along the time of a record, made into one row of features. windows: how many. pool:
+    slots: their features side by side, which keep what was when; mean: their average. between: columns of the
+    record with the seconds of its start and end; None: all of it."""
+
+    windows: int
+    pool: Literal["slots", "mean"] = "slots"
+    between: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Want:
     """What a probe will ask of one branch in one split. It is said before anything is read, so that each view
     is read once and encoded once per row whatever the number of probes, and the cost is known."""
@@ -273,6 +294,8 @@ class Want:
     """Every view of a record, where it has several; else the first."""
     epochs: int = 0
     """Above 0: random crops, drawn anew in each epoch, instead of the evaluation views."""
+    spread: Spread | None = None
+    """Views along time instead of the evaluation views; features then have one item a record."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from vicjoint.files.cells import path_of
-from vicjoint.options import Ascending, ComponentOf, Count, Positive, PositiveShare, Share
-from vicjoint.parts import Pair, Record
+from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
+from vicjoint.parts import Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import cut, middle_square, square_frames
@@ -53,15 +52,15 @@ class NextFrame(Pair):
     to predict, and a representation learns little else (docs/results.md).
     """
 
-    gives = frozenset({"windows"})
+    gives = frozenset({"views", "both", "rows", "windows", "spread"})
     reads = ("path",)
 
     def __init__(
         self,
-        frames: Annotated[int, Field(ge=2)] = 8,
+        frames: Count = 8,
         stride: Count = 2,
         seconds: Positive | None = None,
-        gap: Count = 1,
+        gap: Natural = 1,
         size: Count = 64,
         windows: Count = 8,
         stretch: int | None = None,
@@ -103,7 +102,7 @@ class NextFrame(Pair):
             for w in windows
         ]
         clips, targets = (torch.stack(of_side) for of_side in zip(*views))
-        return clips.transpose(1, 2).contiguous(), targets.flatten(0, 1)
+        return as_view(clips), targets.flatten(0, 1)
 
     def own_views(self, clip: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """uint8 [T, 3, size, size] and [1, 3, size, size] of a window's frames [T or 1, 3, S, S]."""
@@ -114,6 +113,45 @@ class NextFrame(Pair):
             square_frames(frames, self.size) if own is None else own(frames, rng)
             for own, frames in ((self.a, clip), (self.b, target))
         )
+
+    def views(
+        self, record: Record, side: Side, rng: np.random.Generator | None = None, read: bool = True
+    ) -> list[View]:
+        """The window in the middle of the video: its clip for a, the frame after it for b."""
+        return self.spread(record, side, 1) if read else [self._view(record, None, "in the middle")]
+
+    def spread(
+        self, record: Record, side: Side, number: int, between: tuple[float, float] | None = None
+    ) -> list[View]:
+        """Clips for a, the frames after them for b; windows are repeated where the video has fewer. Raises
+        VideoError, too, where none lies `between` the seconds."""
+        with self.open(path_of(record)) as video:
+            possible = self.possible_windows(video.info, record["path"])
+            if between is not None:
+                times = video.info.timestamps_seconds - video.info.start_seconds
+                inside = lambda n: between[0] <= times[n] < between[1]
+                possible = [w for w in possible if inside(w.context[0]) and inside(w.context[-1])]
+            if not possible:
+                raise VideoError(
+                    f"{record['path']}: no clip lies between {between[0]:g} and {between[1]:g} s"
+                    " (pair.frames, stride or seconds)"
+                )
+            chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
+            shown = [w.context if side == "a" else [w.target] for w in chosen]
+            wanted = sorted({n for numbers in shown for n in numbers})
+            frames = self.transform(to_channels_first(video.read(wanted)))
+        place = {n: i for i, n in enumerate(wanted)}
+        return [
+            self._view(
+                record,
+                as_view(frames[[place[n] for n in numbers]][None]),
+                f"frames {numbers[0]}-{numbers[-1]}",
+            )
+            for numbers in shown
+        ]
+
+    def _view(self, record: Record, raw: Tensor | None, what: str) -> View:
+        return View(raw, f"{path_of(record)} {what}", title=record["id"])
 
     def open(self, path: str) -> Video:
         """A video file, by the recipe's backend. Raises VideoError."""
@@ -170,6 +208,11 @@ class NextFrame(Pair):
     def transform(self, frames: Tensor) -> Tensor:
         """uint8 [F, 3, H, W] -> [F, 3, size, size]: the squares, as in evaluation."""
         return square_frames(self.squares(frames), self.size)
+
+
+def as_view(clips: Tensor) -> Tensor:
+    """[W, T, 3, H, W] -> clips [W, 3, T, H, W], or of one frame pictures [W, 3, H, W]."""
+    return clips[:, 0] if clips.shape[1] == 1 else clips.transpose(1, 2).contiguous()
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:

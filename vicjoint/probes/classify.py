@@ -22,9 +22,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vicjoint.data import READ_ERRORS
-from vicjoint.parts import EvaluationData, Features, Metric, Pair, Probe, Side, Want
+from vicjoint.options import Count
+from vicjoint.parts import EvaluationData, Features, Metric, Pair, Probe, Side, Spread, Want
 from vicjoint.probes.features import as_picture
-from vicjoint.probes.labels import Labels, chance, held_out, known, labels_of, named, top_shares
+from vicjoint.probes.labels import (
+    Labels,
+    chance,
+    check_spread,
+    classified,
+    explained_interval,
+    held_out,
+    known,
+    labels_of,
+    named,
+    spread_of,
+    top_shares,
+)
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.registry import register
 
@@ -32,6 +45,7 @@ REFUSAL = "evaluate.probes: '{}' classifies single views, which this pair does n
 ACCURACY = {
     "accuracy": Metric("share of right answers (knn: with the first k of the recipe)"),
     "top5": Metric("share of samples whose class is among the five of highest score"),
+    **explained_interval("accuracy"),
 }
 
 
@@ -53,21 +67,26 @@ class Frozen:
 
 
 class Classification(Probe):
-    """What both probes share; `branch` is whose representation they look at."""
+    """What both probes share. branch: whose representation they look at. windows: of a pair that has a time,
+    as many views evenly spread over each record, instead of the one in its middle; pool: slots: their
+    representations side by side, which keep what was when, or mean: averaged. between: two columns with the
+    seconds of the start and the end of what the label speaks of; null: the whole record."""
 
     needs = frozenset({"views"})
     scope = "branch"
     label: str
     branch: Side
+    spread: Spread | None
 
     def misses(self, data: EvaluationData) -> str | None:
+        check_spread(type(self).__name__.lower(), self.spread, data, self.branch)
         return labels_of(data, self.label, self.branch).missing(self.label)
 
     def wants(self, data: EvaluationData) -> list[Want]:
         labels = labels_of(data, self.label, self.branch)
         return [
-            Want(self.branch, "train", known(labels.train)),
-            Want(self.branch, "test", known(labels.test)),
+            Want(self.branch, "train", known(labels.train), spread=self.spread),
+            Want(self.branch, "test", known(labels.test), spread=self.spread),
         ]
 
     def frozen(self, features: Features, labels: Labels) -> Frozen:
@@ -103,9 +122,12 @@ class KNN(Classification):
         label: str = "label",
         pictures: int = 8,
         branch: str = "a",
+        windows: Count | None = None,
+        pool: Literal["slots", "mean"] = "slots",
+        between: tuple[str, str] | None = None,
     ):
         self.k, self.temperature, self.label, self.pictures = list(k), temperature, label, pictures
-        self.branch = branch
+        self.branch, self.spread = branch, spread_of("knn", windows, pool, between)
         others = {f"accuracy_k{n}": Metric(f"the same with {n} neighbours") for n in self.k[1:]}
         self.explains = ACCURACY | others
 
@@ -117,9 +139,8 @@ class KNN(Classification):
         for row in frozen.new(known):
             bank, y = frozen.train[row], frozen.test[row]
             scored = votes(bank, frozen.labels, y, self.k, self.temperature, classes)
-            shares = {k: top_shares(scores, frozen.truth) for k, scores in scored.items()}
-            others = {f"accuracy_k{k}": shares[k]["accuracy"] for k in self.k[1:]}
-            known[row] = shares[self.k[0]] | others
+            others = {f"accuracy_k{k}": top_shares(scored[k], frozen.truth)["accuracy"] for k in self.k[1:]}
+            known[row] = classified(scored[self.k[0]], frozen.truth) | others
         for row in frozen.train:
             yield from named(row, known[row])
         yield from named("chance", chance(classes))
@@ -229,6 +250,9 @@ class Linear(Classification):
         label: str = "label",
         branch: str = "a",
         solver: Literal["sgd", "ridge"] = "sgd",
+        windows: Count | None = None,
+        pool: Literal["slots", "mean"] = "slots",
+        between: tuple[str, str] | None = None,
     ):
         chooses = (
             "penalties" if solver == "ridge" else f"{len(rates)} learning rates" if len(rates) > 1 else None
@@ -239,7 +263,7 @@ class Linear(Classification):
                 f" to choose among {chooses}."
             )
         self.rates, self.epochs, self.crops, self.label = list(rates), epochs, crops, label
-        self.branch, self.solver = branch, solver
+        self.branch, self.solver, self.spread = branch, solver, spread_of("linear", windows, pool, between)
         self.holdout = holdout if chooses else 0.0
 
     def misses(self, data: EvaluationData) -> str | None:
@@ -264,14 +288,15 @@ class Linear(Classification):
         known = features.once("fixed rows", dict)
         rows = frozen.new(known)
         if self.solver == "ridge":
-            known |= self._ridge(frozen, rows, torch.from_numpy(held).to(features.device), classes)
+            found = self._ridge(frozen, rows, torch.from_numpy(held).to(features.device), classes)
         else:
             batches = self._batches(features, labels, frozen, rows, ~held)
-            known |= self._sgd(frozen, rows, held, classes, batches)
+            found = self._sgd(frozen, rows, held, classes, batches)
+        setting = "penalty" if self.solver == "ridge" else "rate"
+        for row, (scores, value) in found.items():
+            known[row] = classified(scores, frozen.truth) | {setting: value}
         for row in frozen.train:
-            scores, setting = known[row]
-            yield from named(row, top_shares(scores, frozen.truth))
-            yield f"{row}/{'penalty' if self.solver == 'ridge' else 'rate'}", setting
+            yield from named(row, known[row])
         yield from named("chance", chance(classes))
 
     def _ridge(

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from vicjoint.batch import to_device
 from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
-from vicjoint.parts import EvaluationData, Side, Split
-from vicjoint.probes.features import FeaturesOf, Measure, Own, Part, Reader, Views, collate, encoded
+from vicjoint.parts import EvaluationData, Want
+from vicjoint.probes.features import FeaturesOf, Measure, Own, Part, Reader, Views, collate, encoded, part_of
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
@@ -53,12 +53,13 @@ class Evaluation:
         self._parts: dict[tuple, Part] = {}
         for measure in measures:
             for want in measure.wants:
-                self._part(measure.data, want.side, want.split).add(want)
+                self._part(measure.data, want).add(want)
 
-    def _part(self, data: EvaluationData, side: Side, split: Split) -> Part:
-        key = (id(data.source), id(data.pair), data.branches, side, split)
+    def _part(self, data: EvaluationData, want: Want) -> Part:
+        key = (id(data.source), id(data.pair), data.branches, *part_of(want))
         if key not in self._parts:
-            self._parts[key] = Part(data, side, split, data.records(split, side))
+            records = data.records(want.split, want.side)
+            self._parts[key] = Part(data, want.side, want.split, records, want.spread)
         return self._parts[key]
 
     def __call__(self, model: Model, untrained: Model) -> tuple[dict[str, dict], dict[str, dict]]:
@@ -94,7 +95,7 @@ class Evaluation:
         self.reader.bar = None
 
     def _features(self, measure: Measure, model: Model, untrained: Model) -> FeaturesOf:
-        parts = {(w.side, w.split): self._part(measure.data, w.side, w.split) for w in measure.wants}
+        parts = {part_of(want): self._part(measure.data, want) for want in measure.wants}
         models = models_between(measure.data, model, untrained)
         return FeaturesOf(measure, self.reader, parts, models)
 
@@ -106,12 +107,12 @@ class Evaluation:
         cost = Cost([m.name for m in self.measures], 0, 0, 0, 0.0)
         with evaluating(model, untrained):
             for part in self._parts.values():
-                cost.samples += len(part.places)
+                cost.samples += part.views
                 cost.epochs, cost.crops = cost.epochs + part.epochs, cost.crops + part.crops
                 if part.cost + part.crops > least:
                     part.speed = part.speed or self._try(part, models_between(part.data, model, untrained))
                     reading, encoding = part.speed
-                    views = len(part.places) if part.kept is None else 0
+                    views = part.views if part.kept is None else 0
                     models = 1 if part.fixed else 2
                     cost.seconds += (views + part.crops) * reading
                     cost.seconds += (part.cost + models * part.crops) * encoding
@@ -137,7 +138,8 @@ class Evaluation:
         for _ in range(2):  # the first is a warm-up
             began = time.perf_counter()
             list(encoded(models, "model", part.side, raw, {"representation"}))
-        return reading / TRIED, (time.perf_counter() - began) / len(chunk.places)
+        each = part.spread.windows if part.spread else 1
+        return reading / (TRIED * each), (time.perf_counter() - began) / len(chunk.places)
 
     def explained(self) -> dict[str, dict[str, list]]:
         """{probe: {metric: [words, which values are better]}}, for the report."""

@@ -23,9 +23,9 @@ from vicjoint.batch import concatenate, to_device
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
 from vicjoint.files.guard import printable
 from vicjoint.model import Two
-from vicjoint.parts import EvaluationData, Items, Probe, Raw, Record, Side, Space, Split, View, Want
+from vicjoint.parts import EvaluationData, Items, Probe, Raw, Record, Side, Space, Split, Spread, View, Want
 
-AT_ONCE = 64  # records in one forward pass
+AT_ONCE = 64  # views in one forward pass
 KEPT_BYTES = 2**29  # raw views of a part that are kept for the next evaluation
 FIXED_BYTES = 2**30  # features of a part that are kept for the run
 WORTH_WORKERS = 20_000  # views from which starting worker processes pays
@@ -66,12 +66,32 @@ class Views(OfRecords):
 
     def __init__(self, part: "Part", limit: TimeLimit):
         super().__init__(part.records, limit)
-        self.pair, self.side, self.every = part.data.pair, part.side, part.every
+        self.pair, self.side, self.every, self.spread = part.data.pair, part.side, part.every, part.spread
 
     def of(self, number: int, epoch: int) -> list[View]:
+        if self.spread is not None:
+            record = self.records[number]
+            return self.pair.spread(record, self.side, self.spread.windows, seconds_of(record, self.spread))
         rng = np.random.default_rng([epoch, number, 2]) if epoch >= 0 else None
         views = self.pair.views(self.records[number], self.side, rng)
         return views if self.every else views[:1]
+
+
+def seconds_of(record: Record, spread: Spread) -> tuple[float, float] | None:
+    """The part of a record's time that its views are spread over. Raises ValueError."""
+    if spread.between is None:
+        return None
+    found = [record.get(column) for column in spread.between]
+    try:
+        start, end = map(float, found)
+    except (TypeError, ValueError):
+        start, end = 0.0, 0.0
+    if not 0 <= start < end:
+        raise ValueError(
+            f"{' and '.join(spread.between)} are {found[0]!r:.40} and {found[1]!r:.40}, expected seconds, the"
+            " start before the end."
+        )
+    return start, end
 
 
 class Own(OfRecords):
@@ -118,6 +138,7 @@ class Part:
     side: Side
     split: Split
     records: Sequence[Record]
+    spread: Spread | None = None
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     wanted: set[tuple[str, Space]] = field(default_factory=set)
     every: bool = False
@@ -144,9 +165,25 @@ class Part:
         return np.arange(len(self.records)) if places is None else places
 
     @property
+    def views(self) -> int:
+        """Views to read."""
+        return len(self.places) * (self.spread.windows if self.spread else 1)
+
+    @property
     def cost(self) -> int:
         """Views to encode, each for one row, in the next evaluation."""
-        return len(self.places) * len({row for row, space in self.wanted if (row, space) not in self.fixed})
+        return self.views * len({row for row, space in self.wanted if (row, space) not in self.fixed})
+
+
+def part_of(want: Want) -> tuple[Side, Split, tuple | None]:
+    """Wants of one part are read together: the same windows, however they are pooled."""
+    return want.side, want.split, want.spread and (want.spread.windows, want.spread.between)
+
+
+def pooled(x: Tensor, spread: Spread) -> Tensor:
+    """Features [N W, D] of the windows of N records, in order -> [N, D], or [N, W D] of slots."""
+    of_record = x.view(-1, spread.windows, x.shape[1])
+    return of_record.mean(1) if spread.pool == "mean" else of_record.flatten(1)
 
 
 def key_of(row: str, space: Space) -> tuple[str, Space]:
@@ -170,7 +207,8 @@ class Reader:
         if part.kept is not None:
             yield from part.kept
             return
-        batches = [[(int(p), -1) for p in some] for some in split(part.places, AT_ONCE)]
+        at_once = max(1, AT_ONCE * len(part.places) // max(1, part.views))
+        batches = [[(int(p), -1) for p in some] for some in split(part.places, at_once)]
         kept, size = [], 0
         with Readers(Views(part, self.limit), batches, collate, self.processes(len(part.places))) as readers:
             for chunk in readers:
@@ -255,21 +293,22 @@ class Measure:
 class FeaturesOf:
     """What one probe sees: `vicjoint.parts.Features`."""
 
-    def __init__(
-        self, measure: Measure, reader: Reader, parts: dict[tuple[Side, Split], Part], models: dict[str, Two]
-    ):
+    def __init__(self, measure: Measure, reader: Reader, parts: dict[tuple, Part], models: dict[str, Two]):
         self.data, self.device, self.latents = measure.data, reader.device, models["model"].latents
         self.wants = measure.wants
         self._measure, self._reader, self._parts, self._models = measure, reader, parts, models
 
     def items(self, want: Want) -> Items:
-        part = self._parts[want.side, want.split]
+        part = self._parts[part_of(want)]
         if not part.features:
             self._reader.encode(part, self._models)
         places, numbers = places_of(part.seen)
         views = [view for chunk in part.seen for view in chunk.views]
         found = {row: part.features[key_of(row, want.space)] for row in want.rows}
         rows = {row: torch.cat(chunks) for row, chunks in found.items() if chunks}
+        if want.spread is not None:
+            rows = {row: pooled(x, want.spread) for row, x in rows.items()}
+            places, numbers, views = (each[:: want.spread.windows] for each in (places, numbers, views))
         chosen = torch.isin(places, torch.from_numpy(part.all_or(want.places)))
         if not want.every:
             chosen &= numbers == 0
@@ -283,7 +322,7 @@ class FeaturesOf:
     def crops(
         self, want: Want, order: Callable[[int], np.ndarray], at_once: int
     ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
-        part = self._parts[want.side, want.split]
+        part = self._parts[part_of(want)]
         epochs = [order(epoch) for epoch in range(want.epochs)]
         batches = [
             [(int(p), epoch) for p in some] for epoch, of in enumerate(epochs) for some in split(of, at_once)

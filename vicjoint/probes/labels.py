@@ -1,15 +1,18 @@
 """Targets of probes: which records of a split have one, and what it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.parts import EvaluationData, Record, Side
+from vicjoint.options import nearest
+from vicjoint.parts import EvaluationData, Metric, Record, Side, Spread
 
 TOP = 5
+DRAWS, SEED, LOW_HIGH = 1000, 0, (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,62 @@ def top_shares(scores: Tensor, labels: Tensor) -> dict[str, float]:
     best = scores.topk(min(TOP, scores.shape[1]), 1).indices == labels[:, None]
     found = {"accuracy": float(best[:, 0].float().mean())}
     return found | ({"top5": float(best.any(1).float().mean())} if scores.shape[1] > TOP else {})
+
+
+def interval(n: int, metric: Callable[[np.ndarray], float]) -> tuple[float, float]:
+    """Ends of the 95 % interval of a metric over n test samples: percentiles of 1,000 bootstrap draws, seed 0
+    (Efron 1979). `metric` takes the numbers [n] of the samples drawn; a draw without a value is left
+    out."""
+    rng = np.random.default_rng(SEED)
+    low, high = np.nanpercentile([metric(rng.integers(n, size=n)) for _ in range(DRAWS)], LOW_HIGH)
+    return float(low), float(high)
+
+
+def with_interval(
+    name: str, metrics: dict[str, float], n: int, metric: Callable[[np.ndarray], float]
+) -> dict[str, float]:
+    low, high = interval(n, metric)
+    return metrics | {f"{name}_low": low, f"{name}_high": high}
+
+
+def explained_interval(name: str) -> dict[str, Metric]:
+    ends = {"low": "lower", "high": "upper"}
+    words = "{} end of the 95 % interval of {}: bootstrap over test samples, 1,000 draws"
+    return {f"{name}_{end}": Metric(words.format(which, name), None) for end, which in ends.items()}
+
+
+def classified(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """accuracy with its interval and, with more than TOP classes, top5 of scores [N, C]."""
+    right = (scores.argmax(1) == labels).cpu().numpy()
+    return with_interval("accuracy", top_shares(scores, labels), len(right), lambda n: right[n].mean())
+
+
+def spread_of(
+    probe: str, windows: int | None, pool: Literal["slots", "mean"], between: tuple[str, str] | None
+) -> Spread | None:
+    """What a probe's options say of windows along time."""
+    if windows is None and between is not None:
+        raise ValueError(
+            f"{probe}: between says where in time to look, which windows do. Set windows, such as 4."
+        )
+    return None if windows is None else Spread(windows, pool, between and tuple(between))
+
+
+def check_spread(probe: str, spread: Spread | None, data: EvaluationData, side: Side) -> None:
+    """Raises ValueError for windows along a time that the pair does not have, and for unknown columns."""
+    if spread is None:
+        return
+    if "spread" not in data.pair.gives:
+        raise ValueError(
+            f"evaluate.probes: '{probe}' has windows: {spread.windows}, but this pair has no windows along"
+            " time. Leave windows out, or use pair: {name: next_frame}."
+        )
+    for column in spread.between or ():
+        if column not in (columns := data.records("train", side)[0]):
+            raise ValueError(
+                f"evaluate.probes: {probe}: between names {column}, which records do not have."
+                f"{nearest(column, columns)} They have {', '.join(map(str, columns))}."
+            )
 
 
 def chance(classes: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vicjoint.files.cells import path_of
 from vicjoint.pairs.next_frame import NextFrame, Window, to_channels_first
-from vicjoint.parts import Features, Metric, Probe, Record
+from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.labels import named
 from vicjoint.registry import register
 
@@ -111,6 +111,11 @@ class NextFrameRetrieval(Probe):
         guesses: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.queries, self.candidates, self.pictures, self.guesses = queries, candidates, pictures, guesses
+
+    def misses(self, data: EvaluationData) -> str | None:
+        if data.pair.frames < 2 or not data.pair.gap:
+            return "it needs two context frames or more, and a frame after them (pair.frames, pair.gap)"
+        return None
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where no test video can be read."""

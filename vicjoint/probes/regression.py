@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
-from vicjoint.probes.labels import held_out, named
+from vicjoint.probes.labels import check_spread, explained_interval, held_out, named, spread_of, with_interval
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.registry import register
 
@@ -31,7 +32,8 @@ class Regression(Probe):
     kind: number: metrics rmse, r2 (1 - squared error / squared distance from the test mean), spearman,
     pearson; a constant prediction has correlation 0. kind: binary: the column holds 0 and 1; metrics auc and
     accuracy (prediction above 0.5). standardize: every feature is divided by its standard deviation on the
-    training split first. Samples without a value are left out.
+    training split first. Samples without a value are left out. windows, pool, between: as in
+    linear.
 
     Rows: model; random_init: the same encoder before training; the modality's simple features, under the name
     it gives them; mean: the mean of the training values.
@@ -49,6 +51,8 @@ class Regression(Probe):
         "pearson": Metric("linear correlation of prediction and truth"),
         "auc": Metric("area under the ROC curve (0.5: chance)"),
         "accuracy": Metric("share of right answers (knn: with the first k of the recipe)"),
+        **explained_interval("r2"),
+        **explained_interval("auc"),
         "penalty": Metric("ridge penalty that was best on the held-out training samples", None),
     }
 
@@ -59,12 +63,17 @@ class Regression(Probe):
         kind: Literal["number", "binary"] = "number",
         standardize: bool = True,
         holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+        windows: Count | None = None,
+        pool: Literal["slots", "mean"] = "slots",
+        between: tuple[str, str] | None = None,
     ):
         self.label, self.branch, self.kind = label, branch, kind
+        self.spread = spread_of("regression", windows, pool, between)
         self.standardize, self.holdout = standardize, holdout
 
     def misses(self, data: EvaluationData) -> str | None:
         """Raises ValueError for values of the wrong kind."""
+        check_spread("regression", self.spread, data, self.branch)
         both = self._values(data)
         counts = [int(of.isfinite().sum()) for of in both]
         if min(counts) < 2:
@@ -105,7 +114,9 @@ class Regression(Probe):
 
     def wants(self, data: EvaluationData) -> list[Want]:
         places = [np.flatnonzero(of.isfinite().numpy()) for of in self._values(data)]
-        return [Want(self.branch, split, of) for split, of in zip(("train", "test"), places)]
+        return [
+            Want(self.branch, split, of, spread=self.spread) for split, of in zip(("train", "test"), places)
+        ]
 
     def measure(self, features: Features) -> Iterator[tuple[str, float]]:
         both = features.once("values", lambda: self._values(features.data))
@@ -114,12 +125,14 @@ class Regression(Probe):
         y, truth = values.to(features.device), truth.numpy()
         held = torch.from_numpy(held_out(len(y), self.holdout)).to(features.device)
         metrics = binary_metrics if self.kind == "binary" else number_metrics
+        main, metric = ("auc", auc) if self.kind == "binary" else ("r2", r2)
         error = lambda found: float((found[:, 0] - y[held]).square().mean())
         for row, x in train.rows.items():
             fit, penalty = fit_chosen(x, y[:, None], held, error, self.standardize)
             predicted = fit.predict(test.rows[row], penalty)[:, 0].cpu().numpy()
             row = features.baseline(self.branch) if row == "simple" else row
-            yield from named(row, metrics(predicted, truth))
+            of_draw = lambda n: metric(predicted[n], truth[n])
+            yield from named(row, with_interval(main, metrics(predicted, truth), len(truth), of_draw))
             yield f"{row}/penalty", penalty
         yield from named("mean", metrics(np.full(len(truth), float(y.mean())), truth))
 
@@ -128,14 +141,18 @@ class Regression(Probe):
 
 
 def number_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    error = float(np.square(predicted - truth).mean())
-    variance = float(np.square(truth - truth.mean()).mean())
     return {
-        "rmse": error**0.5,
-        "r2": 1 - error / variance if variance else 0.0,
+        "rmse": float(np.square(predicted - truth).mean()) ** 0.5,
+        "r2": r2(predicted, truth),
         "spearman": pearson(mid_ranks(predicted), mid_ranks(truth)),
         "pearson": pearson(predicted, truth),
     }
+
+
+def r2(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """1 - squared error / squared distance from the mean; 0 where the truth is constant."""
+    variance = float(np.square(truth - truth.mean()).mean())
+    return 1 - float(np.square(predicted - truth).mean()) / variance if variance else 0.0
 
 
 def binary_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -157,7 +174,9 @@ def mid_ranks(x: np.ndarray) -> np.ndarray:
 
 def auc(score: np.ndarray, truth: np.ndarray) -> float:
     """Area under the ROC curve: the share of (one, zero) couples whose one has the higher score; equal scores
-    count half (Mann-Whitney)."""
+    count half (Mann-Whitney). Not a number where one of both is missing."""
     ones = truth == 1
     n, zeros = int(ones.sum()), int((~ones).sum())
+    if not n or not zeros:
+        return math.nan
     return float((mid_ranks(score)[ones].sum() - n * (n + 1) / 2) / (n * zeros))
