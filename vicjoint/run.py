@@ -1,8 +1,8 @@
-"""python -m vicjoint.run RECIPE [key=value ...] [--dry-run] [--list] [--schema] [--replay STEP]
+"""python -m vicjoint.run RECIPE [key=value ...] [--seeds 0-4] [--dry-run] [--list] [--schema] [--replay STEP]
 
-Trains what a recipe describes. Exit code 0: done (the last line on stdout is `run: FOLDER`); 2: a wrong
-recipe or arguments; 75: stopped by a signal with a checkpoint saved (the same command with out=FOLDER goes
-on); 1: anything else.
+Trains what a recipe describes; with --seeds once for each of them, one after another. Exit code 0: done (the
+last line on stdout is `run: FOLDER`); 2: a wrong recipe or arguments; 75: stopped by a signal with a
+checkpoint saved (the same command with out=FOLDER goes on); 1: anything else.
 """
 
 import argparse
@@ -37,9 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
 
             replay(recipe, options.replay)
             return DONE
-        from vicjoint.training.loop import train
+        if options.seeds is not None:
+            from vicjoint.training.seeds import parse_seeds, train_seeds
 
-        folder = train(recipe)
+            folder = train_seeds(options.recipe, options.overrides, parse_seeds(options.seeds))
+        else:
+            from vicjoint.training.loop import train
+
+            folder = train(recipe)
     except (RecipeError, ComponentError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG_RECIPE
@@ -74,6 +79,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--list", action="store_true", help="list every registered component with its options"
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="0-4",
+        help="train with each of these seeds (0-4, or 0,3,7), then show every row's mean and spread",
     )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     parser.add_argument(

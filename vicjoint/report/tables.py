@@ -24,23 +24,25 @@ def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) ->
     return found
 
 
-def table(rows: dict[str, dict[str, float]], branches: tuple[str, str] = ("a", "b")) -> str:
-    """{row: {metric: number}} as aligned text, retrieval in one block for each direction between the
+def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
+    """{row: {metric: number, or text}} as aligned text, retrieval in one block for each direction between the
     `branches`."""
     blocks = directions(rows, branches)
     width = max(map(len, (*rows, *blocks))) + 2
     lines = []
     for title, columns in blocks.items():
-        lines.append(
-            f"{title:<{width}}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns.values())
-        )
-        for row, values in rows.items():
-            cells = (number(values[c]) if c in values else "-" for c in columns)
-            lines.append(
-                f"{row:<{width}}"
-                + "".join(f"{cell:>{max(9, len(name) + 2)}}" for name, cell in zip(columns.values(), cells))
-            )
+        found = [[title, *columns.values()]]
+        found += [[row, *(shown(values.get(c, "-")) for c in columns)] for row, values in rows.items()]
+        widths = [max(9, *(len(cell) + 2 for cell in column)) for column in zip(*found)]
+        lines += [
+            f"{head:<{width}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths[1:]))
+            for head, *cells in found
+        ]
     return "\n".join(lines)
+
+
+def shown(value: float | str) -> str:
+    return value if isinstance(value, str) else number(value)
 
 
 def number(value: float) -> str:
