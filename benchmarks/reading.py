@@ -32,7 +32,7 @@ def read(recipe: str, overrides: list[str], keep: bool) -> dict:
     readers = {id(reader): reader for s in streams for reader in s.pair.readers}.values()
     modalities = [reader for reader in readers if isinstance(reader, Audio | Clip)]
     for modality in () if keep else modalities:
-        modality.cache_mb, modality.kept.room = 0, 0
+        modality.kept.room = 0
     room = sum(m.kept.room for m in modalities)
     found = {"cpu_ms": [], "wall_ms": []}
     samples = sum(s.epoch_length for s in streams)

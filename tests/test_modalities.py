@@ -13,9 +13,8 @@ from PIL import Image as Picture
 from wrong import refused
 
 from vicjoint.files.kept import Kept
-from vicjoint.modalities import image
 from vicjoint.modalities.image import Clip, Image, Pixels, duration
-from vicjoint.video import VideoError, VideoInfo
+from vicjoint.video import VideoError, VideoInfo, squares
 from vicjoint.video.write import write_mp4
 
 
@@ -167,6 +166,32 @@ def test_the_square_of_a_clip_lies_where_it_is_asked_for(tmp_path):
     assert read(None, at=(0.0, 1.0)).shape == (1, 3, 2, 8, 8)  # as near to the corner as the frame allows
 
 
+def test_transforms_of_a_clip_are_drawn_once_for_all_frames(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "still.mp4", np.repeat(picture, 12, 0))
+    own = [
+        {"name": "random_resized_crop", "area": [0.3, 0.6]},
+        {"name": "colour_jitter", "hue": 0.5, "p": 1.0},
+    ]
+    options = {"frames": 4, "stride": 2, "size": 16, "area": (1.0, 1.0)}
+    clip, plain = Clip(**options, transforms=own), Clip(**options)
+    path = str(tmp_path / "still.mp4")
+    one, other = (clip.read(path, rng(seed)).float() for seed in (1, 2))
+    assert (one - one[:, :, :1]).abs().max() < 12 and (one - other).abs().mean() > 20  # the codec's noise
+    assert torch.equal(clip.read(path), plain.read(path)) and not torch.equal(
+        one.byte(), plain.read(path, rng(1))
+    )
+
+
+def test_a_clip_is_decoded_by_the_backend_of_the_recipe(counting, monkeypatch):
+    asked, video = [], squares.Video
+    monkeypatch.setattr(squares, "Video", lambda path, backend: asked.append(backend) or video(path, backend))
+    clip = Clip(frames=2, size=16)
+    clip.video_backend = "pyav"
+    clip.read(counting)
+    assert asked == ["pyav"]
+
+
 @pytest.mark.parametrize(
     "options",
     [{"window": 0.5}, {"stride": 3}, {"window": 0.5, "reduce": 20}, {"stride": 2, "reduce": 16}],
@@ -193,39 +218,42 @@ def test_kept_squares_give_the_same_views_without_decoding(counting, tmp_path, m
     for value, seed, window in seeds:
         assert torch.equal(plain.read(value, rng(seed), window), keeping.read(value, rng(seed), window))
     expected = [plain.read(value, rng(seed + 9), window) for value, seed, window in seeds]
-    monkeypatch.setattr(image, "Video", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(squares, "Video", lambda *_: pytest.fail("decoded again"))
     for (value, seed, window), view in zip(seeds, expected):
         assert torch.equal(view, keeping.read(value, rng(seed + 9), window))
     assert not torch.equal(keeping.read(counting, rng(3)), keeping.read(counting, rng(4)))
     monkeypatch.undo()
-    of_one = keeping.kept.get(counting)[1]
+    of_one = keeping.squares.kept.get(counting)[1]
     assert (
-        of_one.untyped_storage().nbytes() == of_one.nbytes and 2**20 - keeping.kept.room == 2 * of_one.nbytes
+        of_one.untyped_storage().nbytes() == of_one.nbytes
+        and 2**20 - keeping.squares.kept.room == 2 * of_one.nbytes
     )
     assert "reduce" not in options or of_one.shape[-1] == options["reduce"]
-    keeping.kept = Kept(1)
-    keeping.kept.room = of_one.nbytes  # for one
+    keeping.squares.kept = Kept(1)
+    keeping.squares.kept.room = of_one.nbytes  # for one
     for value in (counting, second):
         assert torch.equal(plain.read(value, rng(5)), keeping.read(value, rng(5)))
-    assert keeping.kept.get(second) is None and keeping.kept.room == 0
+    assert keeping.squares.kept.get(second) is None and keeping.squares.kept.room == 0
 
 
 def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_path, monkeypatch):
     options = {"frames": 2, "stride": 1, "size": 16}
     expected = Clip(**options).read(counting)
-    asked, read = [], image.Video.read
+    asked, read = [], squares.Video.read
     monkeypatch.setattr(
-        image.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers)
+        squares.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers)
     )
     clip = Clip(**options, cache_mb=1)
-    clip.kept.room = 3 * 48 * 32 * 32 - 1
-    assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] and len(clip.kept) == 0
-    clip.kept.room += 1
-    monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48 - 1)
+    clip.squares.kept.room = 3 * 48 * 32 * 32 - 1
+    assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] and len(clip.squares.kept) == 0
+    clip.squares.kept.room += 1
+    monkeypatch.setattr(squares, "MOST_DECODED", 3 * 48 * 32 * 48 - 1)
     assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] * 2
-    monkeypatch.setattr(image, "MOST_DECODED", 3 * 48 * 32 * 48)
+    monkeypatch.setattr(squares, "MOST_DECODED", 3 * 48 * 32 * 48)
     assert (
-        torch.equal(clip.read(counting), expected) and asked[2:] == [list(range(48))] and clip.kept.room == 0
+        torch.equal(clip.read(counting), expected)
+        and asked[2:] == [list(range(48))]
+        and clip.squares.kept.room == 0
     )
 
     def damaged(self, numbers):
@@ -234,17 +262,21 @@ def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_pa
         return read(self, numbers)
 
     clip = Clip(**options, cache_mb=1)
-    monkeypatch.setattr(image.Video, "read", damaged)
-    assert torch.equal(clip.read(counting), expected) and len(clip.kept) == 0
+    monkeypatch.setattr(squares.Video, "read", damaged)
+    assert torch.equal(clip.read(counting), expected) and len(clip.squares.kept) == 0
 
 
 def test_copies_share_what_is_kept_and_other_processes_begin_with_nothing(counting):
     clip = Clip(frames=2, size=16, cache_mb=1)
     copied = copy.deepcopy(clip)
     copied.read(counting)
-    assert clip.kept is copied.kept and len(clip.kept) == 1
+    assert clip.squares.kept is copied.squares.kept and len(clip.squares.kept) == 1
     one, other = pickle.loads(pickle.dumps((clip, copied)))
-    assert one.kept is other.kept and len(one.kept) == 0 and one.kept.room == 2**20
+    assert (
+        one.squares.kept is other.squares.kept
+        and len(one.squares.kept) == 0
+        and one.squares.kept.room == 2**20
+    )
 
 
 @pytest.mark.parametrize(

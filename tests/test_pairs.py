@@ -9,7 +9,7 @@ from wrong import refused
 from vicjoint.pairs import next_frame
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Modality, Reading, Source
-from vicjoint.video import VideoError, VideoInfo
+from vicjoint.video import VideoError, VideoInfo, squares
 from vicjoint.video.write import write_mp4
 
 
@@ -46,6 +46,7 @@ def bound(backend="auto", **options) -> NextFrame:
 @pytest.fixture
 def memory(monkeypatch):
     monkeypatch.setattr(next_frame, "Video", Memory)
+    monkeypatch.setattr(squares, "Video", Memory)
     Memory.frames_THWC = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
     return Memory
 
@@ -144,7 +145,7 @@ def test_views_of_their_own_are_drawn_once_for_a_window(memory, b):
     assert len({clip.numpy().tobytes() for clip in clips}) == 3, "each window draws anew"
     alike = [bool(torch.equal(clip[:, 0], frame)) for clip, frame in zip(clips, frames)]
     assert alike == [b == "same"] * 3
-    plain = pair.transform(torch.from_numpy(memory.frames_THWC[:1]).permute(0, 3, 1, 2))
+    plain = pair.transform(memory.frames_THWC[:1])
     assert all(torch.equal(frame, plain[0]) for frame in frames) == (b is None)
 
 
@@ -187,13 +188,13 @@ def test_views_spread_over_a_video_and_over_seconds_of_it(memory):
 
 
 def test_centre_is_what_training_and_evaluation_look_at():
-    frames = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
-    frames[..., 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
+    frames = np.zeros((1, 40, 60, 3), np.uint8)
+    frames[:, 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
     half = bound(size=20, centre=0.5)
     assert (half.transform(frames) == 255).all()
-    corner = torch.roll(frames, (-10, -20), (2, 3))
+    corner = np.roll(frames, (-10, -20), (1, 2))
     assert (bound(size=20, centre=0.5, at=(0.0, 0.0)).transform(corner) == 255).all()
-    frames[..., 10, :] = 0  # and not less than that square
+    frames[:, 10] = 0  # and not less than that square
     assert (half.transform(frames)[..., 0, :] == 0).all() and (
         half.transform(frames)[..., 1:, :] == 255
     ).all()

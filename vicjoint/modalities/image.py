@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.files import images
-from vicjoint.files.kept import Kept
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share, Size
 from vicjoint.parts import Modality
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
-from vicjoint.transforms.images import centre_crop, middle_square, square_frames
+from vicjoint.transforms.images import centre_crop, cut, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
+from vicjoint.video.squares import Squares
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
-MOST_DECODED = 2**30  # bytes of all frames of a video at once, for their squares to be kept
 COARSE = 32, 16, 8  # what the pixels row compares: side of an image, side of a clip's frames, number of these
 
 
@@ -108,9 +107,9 @@ class Clip(Pixels):
     are spread evenly over that time: those on display at the middles of `frames` equal parts, by timestamps,
     one more than once where the video has fewer. Otherwise they are `stride` frames apart. Training starts
     anywhere, evaluation in the middle.
-    size, centre, area, flip: the spatial transform of a clip, as in the pair next_frame; no flip by default,
-    since left and right may be named. at: where the square has its centre, as shares of the frame's width and
-    height; the middle by default, elsewhere for a mouth or a lane. reduce: side that larger squares are
+    size, centre, at, area, flip: where a clip looks, as in the pair next_frame; no flip by default, since
+    left and right may be named. transforms: its own in training, after that, as the pair's `a`: drawn once
+    for all frames, random_resized_crop first; null: none. reduce: side that larger squares are
     brought to before anything else; null: as they are. Smaller ones are cut more quickly, and more fit into
     memory. cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that
     later epochs only cut and resize, whatever their windows; 0: none. The first videos that fit stay; the
@@ -119,7 +118,10 @@ class Clip(Pixels):
 
     accepts = ()
     timed = True
-    reading = ("frames", "stride", "window", "size", "centre", "area", "flip", "at", "reduce", "cache_mb")
+    reading = (
+        *("frames", "stride", "window", "size", "centre", "area", "flip"),
+        *("at", "reduce", "cache_mb", "transforms"),
+    )
 
     def __init__(
         self,
@@ -135,57 +137,32 @@ class Clip(Pixels):
         at: tuple[Share, Share] = (0.5, 0.5),
         reduce: int | None = None,
         cache_mb: Natural = 0,
+        transforms: list[Annotated[dict, ComponentOf("transform")]] | None = None,
     ):
         super().__init__(mean, std)
         if reduce is not None and reduce < size:
             raise ValueError(
                 f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null."
             )
-        self.frames, self.stride, self.window, self.at = frames, stride, window, at
-        self.reduce, self.cache_mb, self.kept = reduce, cache_mb, Kept(cache_mb)
-        self.size, self.centre, self.area, self.flip = size, centre, area, flip
-        self.backend = "auto"  # the pair sets it from the recipe's data.video_backend
+        self.frames, self.stride, self.window = frames, stride, window
+        self.squares = Squares(centre, at, reduce, cache_mb)
+        self.kept = self.squares.kept
+        self.size, self.area, self.flip = size, area, flip
+        self.transforms = TransformList("modality.transforms", transforms, size) if transforms else None
 
     def read(
         self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
     ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        if kept := self.kept.get(value):
-            info, squares = kept
-            squares = squares[self._numbers(info, rng, window, value)]
-        else:
-            with Video(value, self.backend) as video:
-                numbers = self._numbers(video.info, rng, window, value)
-                whole = self._keep(value, video)
-                squares = self._squares(video.read(numbers)) if whole is None else whole[numbers]
-        return square_frames(squares, self.size, rng, self.area, self.flip).transpose(0, 1)[None].contiguous()
-
-    def _squares(self, frames: np.ndarray) -> Tensor:
-        """[T, H, W, 3] -> the squares that crops are taken from, [T, 3, S, S]."""
-        squares = middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
-        return (
-            squares
-            if self.reduce is None or squares.shape[-1] <= self.reduce
-            else square_frames(squares, self.reduce)
+        squares = self.squares.read(
+            value, self.video_backend, lambda info: self._numbers(info, rng, window, value)
         )
-
-    def _keep(self, path: str, video: Video) -> Tensor | None:
-        """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be
-        decoded."""
-        info = video.info
-        shorter = min(info.height, info.width)
-        side = min(max(1, round(shorter * self.centre)), self.reduce or shorter)
-        size = 3 * info.frames * side**2
-        if size > self.kept.room or 3 * info.frames * info.height * info.width > MOST_DECODED:
-            return None
-        try:
-            squares = self._squares(
-                video.read(range(info.frames))
-            ).clone()  # of the square alone, not a view of the frames
-        except VideoError:  # the cause only of clips that hold that frame
-            return None
-        self.kept.add(path, (info, squares), size)
-        return squares
+        if rng is not None and self.transforms is not None:
+            frames, mirrored = cut(squares, rng, self.area, self.flip)
+            view = self.transforms(frames.flip(-1) if mirrored else frames, rng)
+        else:
+            view = square_frames(squares, self.size, rng, self.area, self.flip)
+        return view.transpose(0, 1)[None].contiguous()
 
     def seconds(self, value: str) -> float:
         """How long the file shows pictures, from its start to the end of its last frame. Raises

@@ -17,8 +17,9 @@ from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, P
 from vicjoint.parts import Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
-from vicjoint.transforms.images import cut, middle_square, square_frames
+from vicjoint.transforms.images import cut, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
+from vicjoint.video.squares import Squares
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class NextFrame(Pair):
     none. Each view draws its own once per window, the same for all frames of a clip; b: same draws once for
     clip and frame together. Where both see one transform, the place of things in the picture is the easiest
     to predict, and a representation learns little else (docs/results.md).
+    cache_mb: memory, in each process that reads, for the squares of videos decoded once; 0: none.
     """
 
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
@@ -70,6 +72,7 @@ class NextFrame(Pair):
         at: tuple[Share, Share] = (0.5, 0.5),
         a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         b: list[Annotated[dict, ComponentOf("transform")]] | Literal["same"] | None = None,
+        cache_mb: Natural = 0,
     ):
         if stretch is not None and stretch < windows:
             raise ValueError(
@@ -77,7 +80,8 @@ class NextFrame(Pair):
                 f" (pair.windows). Expected {windows} or more, or null for the whole video."
             )
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
-        self.size, self.centre, self.at, self.area, self.flip = size, centre, at, area, flip
+        self.size, self.area, self.flip = size, area, flip
+        self.squares = Squares(centre, at, cache_mb=cache_mb)
         self.a = TransformList("pair.a", a, size) if a else None
         self.together = b == "same"
         self.b = TransformList("pair.b", b, size) if b and not self.together else None
@@ -88,10 +92,14 @@ class NextFrame(Pair):
         """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without
         replacement where the video has enough. Raises VideoError where the video cannot be read or is too
         short."""
-        with self.open(path_of(record)) as video:
-            windows = self.draw(video.info, rng, record["path"])
-            wanted = sorted({n for w in windows for n in [*w.context, w.target]})
-            squares = self.squares(to_channels_first(video.read(wanted)))
+        windows, wanted = [], []
+
+        def choose(info: VideoInfo) -> list[int]:
+            windows.extend(self.draw(info, rng, record["path"]))
+            wanted.extend(sorted({n for w in windows for n in [*w.context, w.target]}))
+            return wanted
+
+        squares = self.squares.read(path_of(record), self.video_backend, choose)
         frames, mirrored = cut(squares, rng, self.area, self.flip)
         place = {n: i for i, n in enumerate(wanted)}
         if self.a is None and self.b is None:
@@ -139,7 +147,7 @@ class NextFrame(Pair):
             chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
             shown = [w.context if side == "a" else [w.target] for w in chosen]
             wanted = sorted({n for numbers in shown for n in numbers})
-            frames = self.transform(to_channels_first(video.read(wanted)))
+            frames = self.transform(video.read(wanted))
         place = {n: i for i, n in enumerate(wanted)}
         return [
             self._view(
@@ -201,13 +209,9 @@ class NextFrame(Pair):
             return None
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 
-    def squares(self, frames: Tensor) -> Tensor:
-        """uint8 [F, 3, H, W] -> the squares that are looked at, [F, 3, S, S]."""
-        return middle_square(frames, self.centre, self.at)
-
-    def transform(self, frames: Tensor) -> Tensor:
-        """uint8 [F, 3, H, W] -> [F, 3, size, size]: the squares, as in evaluation."""
-        return square_frames(self.squares(frames), self.size)
+    def transform(self, frames: np.ndarray) -> Tensor:
+        """uint8 [F, H, W, 3] -> [F, 3, size, size]: the squares, as in evaluation."""
+        return square_frames(self.squares.of(frames), self.size)
 
 
 def as_view(clips: Tensor) -> Tensor:
@@ -224,8 +228,3 @@ def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
     )
     left = np.maximum(right - 1, 0)
     return np.where(asked - times[left] <= times[right] - asked, left, right)
-
-
-def to_channels_first(frames: np.ndarray) -> Tensor:
-    """uint8 [F, H, W, 3] -> [F, 3, H, W] without a copy."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)

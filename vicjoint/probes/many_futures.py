@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vicjoint.pairs.next_frame import NextFrame, to_channels_first
+from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.registry import register
 
@@ -107,7 +107,7 @@ class ManyFutures(Probe):
                         f"{path}: no window of this pair ends at frame {moment}, where the futures part, with"
                         " its target in the video."
                     )
-                frames = pair.transform(to_channels_first(video.read(range(video.info.frames))))
+                frames = pair.transform(video.read(range(video.info.frames)))
             ahead = window.target - moment
             later = [
                 t

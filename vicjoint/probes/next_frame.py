@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vicjoint.files.cells import path_of
-from vicjoint.pairs.next_frame import NextFrame, Window, to_channels_first
+from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.labels import named
 from vicjoint.registry import register
@@ -142,7 +142,7 @@ class NextFrameRetrieval(Probe):
             windows = [possible[p] for p in picks]
             candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
             wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
-            frames = pair.transform(to_channels_first(video.read(wanted)))
+            frames = pair.transform(video.read(wanted))
         place = {n: i for i, n in enumerate(wanted)}
         queries = []
         for w, c in zip(windows, candidates):

@@ -194,6 +194,8 @@ class ColourJitter(Colour):
         operations = (brightness, contrast, saturation, hue)
         for place in range(4):
             for which, operation in enumerate(operations):
+                if not self.reach[which]:  # changes nothing, at the price of a conversion to HSV
+                    continue
                 chosen = (numbers[:, 0] > 0) & (numbers[:, 5 + place] == which)
                 on_some(x, chosen, operation, numbers[:, 1 + which])
 
