@@ -192,7 +192,13 @@ def flashing():
 
 
 @pytest.mark.parametrize(
-    "options, right", [({"windows": 10}, True), ({"windows": 10, "pool": "mean"}, False), ({}, False)]
+    "options, right",
+    [
+        ({"windows": 10}, True),
+        ({"windows": 10, "pool": 2}, True),
+        ({"windows": 10, "pool": "mean"}, False),
+        ({}, False),
+    ],
 )
 def test_slots_keep_what_was_when(options, right):
     source = flashing()
@@ -205,17 +211,18 @@ def test_slots_keep_what_was_when(options, right):
 def test_windows_lie_between_the_seconds_of_a_label():
     source, trained = flashing(), model()
     data = data_of(source, bound(Flashes(), source))
-    probe = Asks(np.arange(40), Along(5, "slots", ("from", "to")))
+    probe = Asks(np.arange(40), Along(5, 5, ("from", "to")))
     results, _ = evaluation_of({"asks": probe}, data)(trained, model(0.1))
     x = torch.tensor(results["asks"]["model"]["all"])
     assert x.shape == (40, 15) and encoded(trained)["a"] == 200
-    assert x.view(40, 5, 3)[..., 0].argmax(1).tolist() == [record["second"] % 5 for record in source.test]
+    assert x.view(40, 3, 5)[:, 0].argmax(1).tolist() == [record["second"] % 5 for record in source.test]
 
 
 @pytest.mark.parametrize(
     "options, pair, message",
     [
         ({"between": ["from", "to"]}, Flashes, "knn: between says where in time to look, which windows do"),
+        ({"windows": 4, "pool": 5}, Flashes, "knn: pool is 5, expected at most as many slots as windows (4)"),
         ({"windows": 4}, Numbers, "'knn' has windows: 4, but this pair has no windows along time"),
         (
             {"windows": 4, "between": ["form", "to"]},

@@ -270,12 +270,12 @@ Space = Literal["representation", "embedding"]
 
 @dataclass(frozen=True)
 class Spread:
-    """Several views along the time of a record, made into one row of features. windows: how many. pool:
-    slots: their features side by side, which keep what was when; mean: their average. between: columns of the
+    """Several views along the time of a record, made into one row of features. windows: how many. slots: of
+    so many equal parts of them the average, side by side, which keeps what was when. between: columns of the
     record with the seconds of its start and end; None: all of it."""
 
     windows: int
-    pool: Literal["slots", "mean"] = "slots"
+    slots: int
     between: tuple[str, str] | None = None
 
 

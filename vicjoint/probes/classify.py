@@ -27,6 +27,7 @@ from vicjoint.parts import EvaluationData, Features, Metric, Pair, Probe, Side, 
 from vicjoint.probes.features import as_picture
 from vicjoint.probes.labels import (
     Labels,
+    Pool,
     chance,
     check_spread,
     classified,
@@ -69,7 +70,8 @@ class Frozen:
 class Classification(Probe):
     """What both probes share. branch: whose representation they look at. windows: of a pair that has a time,
     as many views evenly spread over each record, instead of the one in its middle; pool: slots: their
-    representations side by side, which keep what was when, or mean: averaged. between: two columns with the
+    representations side by side, which keep what was when; a number: so many slots, each the average of the
+    windows in it; mean: one. between: two columns with the
     seconds of the start and the end of what the label speaks of; null: the whole record."""
 
     needs = frozenset({"views"})
@@ -123,7 +125,7 @@ class KNN(Classification):
         pictures: int = 8,
         branch: str = "a",
         windows: Count | None = None,
-        pool: Literal["slots", "mean"] = "slots",
+        pool: Pool = "slots",
         between: tuple[str, str] | None = None,
     ):
         self.k, self.temperature, self.label, self.pictures = list(k), temperature, label, pictures
@@ -251,7 +253,7 @@ class Linear(Classification):
         branch: str = "a",
         solver: Literal["sgd", "ridge"] = "sgd",
         windows: Count | None = None,
-        pool: Literal["slots", "mean"] = "slots",
+        pool: Pool = "slots",
         between: tuple[str, str] | None = None,
     ):
         chooses = (

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vicjoint.batch import concatenate, to_device
@@ -181,9 +181,9 @@ def part_of(want: Want) -> tuple[Side, Split, tuple | None]:
 
 
 def pooled(x: Tensor, spread: Spread) -> Tensor:
-    """Features [N W, D] of the windows of N records, in order -> [N, D], or [N, W D] of slots."""
-    of_record = x.view(-1, spread.windows, x.shape[1])
-    return of_record.mean(1) if spread.pool == "mean" else of_record.flatten(1)
+    """Features [N W, D] of the windows of N records, in order -> [N, D slots]."""
+    of_record = x.view(-1, spread.windows, x.shape[1]).transpose(1, 2)
+    return nn.functional.adaptive_avg_pool1d(of_record, spread.slots).flatten(1)
 
 
 def key_of(row: str, space: Space) -> tuple[str, Space]:

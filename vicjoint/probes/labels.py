@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.options import nearest
+from vicjoint.options import Count, nearest
 from vicjoint.parts import EvaluationData, Metric, Record, Side, Spread
 
 TOP = 5
@@ -110,15 +110,21 @@ def classified(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return with_interval("accuracy", top_shares(scores, labels), len(right), lambda n: right[n].mean())
 
 
-def spread_of(
-    probe: str, windows: int | None, pool: Literal["slots", "mean"], between: tuple[str, str] | None
-) -> Spread | None:
-    """What a probe's options say of windows along time."""
+Pool = Literal["slots", "mean"] | Count
+
+
+def spread_of(probe: str, windows: int | None, pool: Pool, between: tuple[str, str] | None) -> Spread | None:
+    """What a probe's options say of windows along time. Raises ValueError."""
     if windows is None and between is not None:
         raise ValueError(
             f"{probe}: between says where in time to look, which windows do. Set windows, such as 4."
         )
-    return None if windows is None else Spread(windows, pool, between and tuple(between))
+    if windows is None:
+        return None
+    slots = {"slots": windows, "mean": 1}.get(pool, pool)
+    if slots > windows:
+        raise ValueError(f"{probe}: pool is {pool}, expected at most as many slots as windows ({windows}).")
+    return Spread(windows, slots, between and tuple(between))
 
 
 def check_spread(probe: str, spread: Spread | None, data: EvaluationData, side: Side) -> None:

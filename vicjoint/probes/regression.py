@@ -18,7 +18,15 @@ from torch import Tensor
 
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
-from vicjoint.probes.labels import check_spread, explained_interval, held_out, named, spread_of, with_interval
+from vicjoint.probes.labels import (
+    Pool,
+    check_spread,
+    explained_interval,
+    held_out,
+    named,
+    spread_of,
+    with_interval,
+)
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.registry import register
 
@@ -64,7 +72,7 @@ class Regression(Probe):
         standardize: bool = True,
         holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2,
         windows: Count | None = None,
-        pool: Literal["slots", "mean"] = "slots",
+        pool: Pool = "slots",
         between: tuple[str, str] | None = None,
     ):
         self.label, self.branch, self.kind = label, branch, kind
