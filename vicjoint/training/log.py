@@ -19,7 +19,10 @@ class MetricsLog:
 
     def __init__(self, folder: Path, start: int, steps: int, options, branches: dict[str, tuple[str, str]]):
         self.folder, self.batch_size, self.branches = folder, options.batch_size, branches
-        self.verdicts, self.losses = {}, {}  # the last of each pair
+        self.losses = {}  # the last of each pair
+        self.verdicts: dict[str, tuple[str, int]] = {}  # of each pair: the kind, and the step it began at
+        self.early = max(1, steps // 10)  # by then a run should be healthy
+        self.looked_early: set[str] = set()  # pairs
         self.active = distributed.rank() == 0
         if not self.active:
             return
@@ -82,11 +85,20 @@ class MetricsLog:
         tqdm.write(printable(why))
 
     def _say(self, step: int, pair: str, verdict: str) -> None:
-        """A health line on the terminal, when the verdict's kind changes: every one is in metrics.jsonl."""
+        """A health line on the terminal when the verdict's kind changes, and once more where after a tenth of
+        the steps it still is not healthy: every one is in metrics.jsonl."""
         kind = verdict.split(":")[0]
-        if kind != self.verdicts.get(pair):
-            tqdm.write(f"step {step}: {pair + ': ' if len(self.losses) > 1 else ''}{verdict}")
-        self.verdicts[pair] = kind
+        before, began = self.verdicts.get(pair, ("", step))
+        due = step >= self.early and pair not in self.looked_early
+        if step >= self.early:
+            self.looked_early.add(pair)
+        if kind != before:
+            self.verdicts[pair] = kind, step
+        elif due and kind != "healthy":
+            verdict = f"{kind} since step {began}{verdict.removeprefix(kind)}"
+        else:
+            return
+        tqdm.write(f"step {step}: {pair + ': ' if len(self.losses) > 1 else ''}{verdict}")
 
     def _to_board(self, step: int, line: dict) -> None:
         flat = {k: v for k, v in line.items() if isinstance(v, float)}
