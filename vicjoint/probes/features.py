@@ -175,9 +175,9 @@ class Part:
         return self.views * len({row for row, space in self.wanted if (row, space) not in self.fixed})
 
 
-def part_of(want: Want) -> tuple[Side, Split, tuple | None]:
-    """Wants of one part are read together: the same windows, however they are pooled."""
-    return want.side, want.split, want.spread and (want.spread.windows, want.spread.between)
+def part_of(want: Want) -> tuple[Side, Split, Spread | None]:
+    """Wants of one part are read together."""
+    return want.side, want.split, want.spread
 
 
 def pooled(x: Tensor, spread: Spread) -> Tensor:
@@ -238,9 +238,12 @@ class Reader:
             raw = to_device(chunk.raw, self.device)
             for row in spaces:
                 for space, x in encoded(models, row, part.side, raw, spaces[row]):
-                    part.features[row, space].append(x)
+                    part.features[row, space].append(pooled(x, part.spread) if part.spread else x)
                 self.advance(len(chunk.places))
-            part.seen.append(Chunk(None, chunk.places, chunk.numbers, chunk.views, chunk.bad))
+            first = slice(None, None, part.spread.windows if part.spread else 1)  # of each record
+            part.seen.append(
+                Chunk(None, chunk.places[first], chunk.numbers[first], chunk.views[first], chunk.bad)
+            )
         if not part.seen:
             raise ValueError(f"evaluation: none of the {len(part.places)} samples can be read.")
         if part.fixed and any(not torch.equal(*two) for two in zip(places_of(before), places_of(part.seen))):
@@ -306,9 +309,6 @@ class FeaturesOf:
         views = [view for chunk in part.seen for view in chunk.views]
         found = {row: part.features[key_of(row, want.space)] for row in want.rows}
         rows = {row: torch.cat(chunks) for row, chunks in found.items() if chunks}
-        if want.spread is not None:
-            rows = {row: pooled(x, want.spread) for row, x in rows.items()}
-            places, numbers, views = (each[:: want.spread.windows] for each in (places, numbers, views))
         chosen = torch.isin(places, torch.from_numpy(part.all_or(want.places)))
         if not want.every:
             chosen &= numbers == 0
