@@ -109,6 +109,17 @@ def test_background_has_texture_and_drifts_only_when_told(pattern):
     assert np.abs(moved[8][:, 2:] - moved[0][:, :-2]).max() <= 1 and np.abs(moved[8] - moved[0]).max() > 20
 
 
+def test_labels_say_what_moves_and_how():
+    still = {"shape": "circle", "colour": "red", "texture": "plain", "angle": 0.0, "spin": 0.0}
+    sprite = lambda **where: Sprite(**still | {"x": 32.0, "y": 32.0, "size": 10.0, "vx": 0.0} | where)
+    found = videos.labels([sprite(vx=1.0, vy=0.5), sprite(size=20.0, vx=-0.3, vy=0.4, shape="cross")], 32)
+    assert found["number"] == 2 and found["shape"] == "cross" and found["direction"] == "down"
+    assert found["speed"] == pytest.approx((1.25**0.5 + 0.5) / 2)
+    # one that starts to the right and bounces off the edge before the middle
+    assert videos.labels([sprite(x=50.0, vx=1.0, vy=0.1)], 32)["direction"] == "left"
+    assert videos.labels([sprite(x=50.0, vx=1.0, vy=0.1)], 8)["direction"] == "right"
+
+
 def test_files_hold_the_rendered_frames(tmp_path):
     folder = tmp_path / "videos"
     make(folder, size=64, frames=20)

@@ -9,19 +9,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
-from vicjoint.samples.world import VERSION, EvenSide, cached_world, make_world, read_factors, render, scene
+from vicjoint.samples.world import (
+    VERSION,
+    EvenSide,
+    Sprite,
+    cached_world,
+    make_world,
+    read_factors,
+    render,
+    scene,
+)
 from vicjoint.video.write import write_mp4
 
 
 @register("source", "sample_videos")
 class SampleVideos(Source):
-    """The sample world as mp4 files in the cache folder; records carry the factors `background` and
-    `sprites`."""
+    """The sample world as mp4 files in the cache folder. Records carry the factors `background` and `sprites`,
+    and what probes ask for: the `number` of sprites, their mean `speed` (64ths of the frame's side per
+    frame), and of the largest one its `shape` and the `direction` in which it moves in the middle of the
+    video.
+    """
 
     def __init__(
         self,
@@ -32,12 +45,25 @@ class SampleVideos(Source):
         seed: Natural = 0,
     ):
         self.root = cached_videos(train, test, frames, size, seed)
-        records = read_factors(self.root)
+        records = [r | labels([Sprite(**s) for s in r["sprites"]], frames) for r in read_factors(self.root)]
         self.train = [r for r in records if r["split"] == "train"]
         self.test = [r for r in records if r["split"] == "test"]
 
     def describe(self) -> str:
         return f"sample_videos {self.root}: {len(self.train)} train, {len(self.test)} test videos"
+
+
+def labels(sprites: list[Sprite], frames: int) -> dict:
+    """{number, speed, shape, direction} of a video's sprites."""
+    largest = max(sprites, key=lambda sprite: sprite.size)
+    before, after = (np.array(largest.centre(np.float64(frames / 2 + step))) for step in (-1, 1))
+    x, y = after - before
+    return {
+        "number": len(sprites),
+        "speed": float(np.mean([np.hypot(sprite.vx, sprite.vy) for sprite in sprites])),
+        "shape": largest.shape,
+        "direction": ("right" if x > 0 else "left") if abs(x) > abs(y) else ("down" if y > 0 else "up"),
+    }
 
 
 def cached_videos(train: int, test: int, frames: int, size: int, seed: int) -> Path:
