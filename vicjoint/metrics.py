@@ -93,7 +93,11 @@ def verdict(
     troubles = []
     for branch, values in zip(names, (state["a"], state["b"])):
         flat = values["std"] < COLLAPSED_STD if hinge else values["varying"] < COLLAPSED_SHARE
-        cure = "raise the variance weight" if hinge else "lower the learning rate or enlarge the batch"
+        cure = (
+            "lower the learning rate or raise the variance weight"
+            if hinge
+            else "lower the learning rate or enlarge the batch"
+        )
         if flat or values["rank"] < 1.5:
             troubles.append(
                 f"collapsed: branch {branch} gives nearly the same embedding for different inputs "

@@ -30,9 +30,9 @@ from vicjoint.video.write import write_mp4
 
 @register("source", "sample_videos")
 class SampleVideos(Source):
-    """The sample world as mp4 files in the cache folder. Records carry the factors `background` and `sprites`,
-    and what probes ask for: the `number` of sprites, their mean `speed` (64ths of the frame's side per
-    frame), and of the largest one its `shape` and the `direction` in which it moves in the middle of the
+    """The sample world as mp4 files in the cache folder. Records carry the factors `background` and
+    `sprites`, and what probes ask for: the `number` of sprites, their mean `speed` (64ths of the frame's side
+    per frame), and of the largest one its `shape` and the `direction` in which it moves in the middle of the
     video.
     """
 
