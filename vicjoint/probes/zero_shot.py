@@ -11,13 +11,14 @@ embedding space.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vicjoint.batch import concatenate
 from vicjoint.parts import EvaluationData, Features, Probe, Side, Want
 from vicjoint.probes.classify import ACCURACY
-from vicjoint.probes.labels import TOP, chance, known, labels_of, named
+from vicjoint.probes.labels import TOP, chance, known, labels_of, named, with_interval
 from vicjoint.probes.ranking import prototypes, ranks
 from vicjoint.registry import register
 
@@ -81,9 +82,14 @@ class ZeroShot(Probe):
         own = truth[present][:, None] == kinds
         for row, z in queries.rows.items():
             rank = ranks(z[present.to(z.device)], points[row], lambda part: own[part])
-            yield f"{row}/accuracy", float((rank <= 1).sum()) / len(truth)
+            right = np.zeros(len(truth))
+            right[present.numpy()] = rank <= 1
+            found = {"accuracy": float(right.mean())}
             if len(kinds) > TOP:
-                yield f"{row}/top5", float((rank <= TOP).sum()) / len(truth)
+                found["top5"] = float((rank <= TOP).sum()) / len(truth)
+            yield from named(
+                row, with_interval("accuracy", found, len(truth), lambda drawn: right[drawn].mean())
+            )
         there = float(present.double().mean())
         yield from named("chance", {name: value * there for name, value in chance(len(kinds)).items()})
 
