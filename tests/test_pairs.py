@@ -168,6 +168,7 @@ def test_a_clip_of_one_frame_is_a_picture(memory, frames, gap):
     memory.frames_THWC = numbered(40)
     a, b = bound(frames=frames, gap=gap, size=12, windows=3).sample({"path": "x"}, np.random.default_rng(0))
     assert a.shape == b.shape == (3, 3, 12, 12) and (b.int() - a.int() == gap).all()
+    assert len(bound(frames=2, gap=0, seconds=0.1).possible_windows(info(np.arange(9) / 25), "x")) == 7
 
 
 def test_views_spread_over_a_video_and_over_seconds_of_it(memory):

@@ -205,7 +205,7 @@ class NextFrame(Pair):
             return None
         numbers = nearest_frames(times, asked)
         # frames further apart than `seconds`: the same one would be used twice
-        if np.any(np.diff(numbers) < 1):
+        if np.any(np.diff(numbers if self.gap else numbers[:-1]) < 1):
             return None
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
 
