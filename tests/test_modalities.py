@@ -14,7 +14,8 @@ from wrong import refused
 
 from vicjoint.files.kept import Kept
 from vicjoint.modalities.image import Clip, Image, Pixels, duration
-from vicjoint.video import VideoError, VideoInfo, squares
+from vicjoint.transforms import squares
+from vicjoint.video import VideoError, VideoInfo
 from vicjoint.video.write import write_mp4
 
 

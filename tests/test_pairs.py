@@ -9,7 +9,8 @@ from wrong import refused
 from vicjoint.pairs import next_frame
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Modality, Reading, Source
-from vicjoint.video import VideoError, VideoInfo, squares
+from vicjoint.transforms import squares
+from vicjoint.video import VideoError, VideoInfo
 from vicjoint.video.write import write_mp4
 
 

@@ -15,8 +15,8 @@ from vicjoint.parts import Modality
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, cut, square_frames
+from vicjoint.transforms.squares import Squares
 from vicjoint.video import Video, VideoError, VideoInfo
-from vicjoint.video.squares import Squares
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)

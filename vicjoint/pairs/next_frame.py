@@ -18,8 +18,8 @@ from vicjoint.parts import Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import cut, square_frames
+from vicjoint.transforms.squares import Squares
 from vicjoint.video import Video, VideoError, VideoInfo
-from vicjoint.video.squares import Squares
 
 
 @dataclass(frozen=True)
