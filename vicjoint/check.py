@@ -73,6 +73,7 @@ class Records(Reads):
     def _read(self, number: int, part: str, index: int, record: Record) -> None:
         """As evaluation reads it and, in training, as the first epoch does."""
         pair, two_tables = self.pairs[number], "second train" in self.parts[number]
+        # windows of a video are what `sample` reads of it
         single = "views" in pair.gives and "windows" not in pair.gives
         if single:
             # the views of b may be those of a, or come from the other table, which is read there

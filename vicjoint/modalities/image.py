@@ -158,8 +158,7 @@ class Clip(Pixels):
             value, self.video_backend, lambda info: self._numbers(info, rng, window, value)
         )
         if rng is not None and self.transforms is not None:
-            frames, mirrored = cut(squares, rng, self.area, self.flip)
-            view = self.transforms(frames.flip(-1) if mirrored else frames, rng)
+            view = self.transforms(cut(squares, rng, self.area, self.flip), rng)
         else:
             view = square_frames(squares, self.size, rng, self.area, self.flip)
         return view.transpose(0, 1)[None].contiguous()

@@ -100,11 +100,10 @@ class NextFrame(Pair):
             return wanted
 
         squares = self.squares.read(path_of(record), self.video_backend, choose)
-        frames, mirrored = cut(squares, rng, self.area, self.flip)
-        place = {n: i for i, n in enumerate(wanted)}
-        if self.a is None and self.b is None:
+        frames = cut(squares, rng, self.area, self.flip)
+        if self.a is None and self.b is None:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
-        frames = frames.flip(-1) if mirrored else frames
+        place = {n: i for i, n in enumerate(wanted)}
         views = [
             self.own_views(frames[[place[n] for n in w.context]], frames[[place[w.target]]], rng)
             for w in windows

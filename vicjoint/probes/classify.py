@@ -27,19 +27,17 @@ from vicjoint.parts import EvaluationData, Features, Metric, Pair, Probe, Side, 
 from vicjoint.probes.features import as_picture
 from vicjoint.probes.labels import (
     Labels,
-    Pool,
     chance,
-    check_spread,
     classified,
     explained_interval,
     held_out,
     known,
     labels_of,
     named,
-    spread_of,
     top_shares,
 )
 from vicjoint.probes.ridge import fit_chosen
+from vicjoint.probes.spread import Pool, check_spread, spread_of
 from vicjoint.registry import register
 
 REFUSAL = "evaluate.probes: '{}' classifies single views, which this pair does not give. Leave it out."

@@ -138,8 +138,7 @@ class Evaluation:
         for _ in range(2):  # the first is a warm-up
             began = time.perf_counter()
             list(encoded(models, "model", part.side, raw, {"representation"}))
-        each = part.spread.windows if part.spread else 1
-        return reading / (TRIED * each), (time.perf_counter() - began) / len(chunk.places)
+        return reading / (TRIED * part.windows), (time.perf_counter() - began) / len(chunk.places)
 
     def explained(self) -> dict[str, dict[str, list]]:
         """{probe: {metric: [words, which values are better]}}, for the report."""

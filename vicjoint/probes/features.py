@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from vicjoint.batch import concatenate, to_device
@@ -24,6 +24,7 @@ from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
 from vicjoint.files.guard import printable
 from vicjoint.model import Two
 from vicjoint.parts import EvaluationData, Items, Probe, Raw, Record, Side, Space, Split, Spread, View, Want
+from vicjoint.probes.spread import pooled, seconds_of
 
 AT_ONCE = 64  # views in one forward pass
 KEPT_BYTES = 2**29  # raw views of a part that are kept for the next evaluation
@@ -75,23 +76,6 @@ class Views(OfRecords):
         rng = np.random.default_rng([epoch, number, 2]) if epoch >= 0 else None
         views = self.pair.views(self.records[number], self.side, rng)
         return views if self.every else views[:1]
-
-
-def seconds_of(record: Record, spread: Spread) -> tuple[float, float] | None:
-    """The part of a record's time that its views are spread over. Raises ValueError."""
-    if spread.between is None:
-        return None
-    found = [record.get(column) for column in spread.between]
-    try:
-        start, end = map(float, found)
-    except (TypeError, ValueError):
-        start, end = 0.0, 0.0
-    if not 0 <= start < end:
-        raise ValueError(
-            f"{' and '.join(spread.between)} are {found[0]!r:.40} and {found[1]!r:.40}, expected seconds, the"
-            " start before the end."
-        )
-    return start, end
 
 
 class Own(OfRecords):
@@ -165,9 +149,14 @@ class Part:
         return np.arange(len(self.records)) if places is None else places
 
     @property
+    def windows(self) -> int:
+        """Views of a record along its time; 1: there is one."""
+        return self.spread.windows if self.spread else 1
+
+    @property
     def views(self) -> int:
         """Views to read."""
-        return len(self.places) * (self.spread.windows if self.spread else 1)
+        return len(self.places) * self.windows
 
     @property
     def cost(self) -> int:
@@ -178,12 +167,6 @@ class Part:
 def part_of(want: Want) -> tuple[Side, Split, Spread | None]:
     """Wants of one part are read together."""
     return want.side, want.split, want.spread
-
-
-def pooled(x: Tensor, spread: Spread) -> Tensor:
-    """Features [N W, D] of the windows of N records, in order -> [N, D slots]."""
-    of_record = x.view(-1, spread.windows, x.shape[1]).transpose(1, 2)
-    return nn.functional.adaptive_avg_pool1d(of_record, spread.slots).flatten(1)
 
 
 def key_of(row: str, space: Space) -> tuple[str, Space]:
@@ -207,8 +190,8 @@ class Reader:
         if part.kept is not None:
             yield from part.kept
             return
-        at_once = max(1, AT_ONCE * len(part.places) // max(1, part.views))
-        batches = [[(int(p), -1) for p in some] for some in split(part.places, at_once)]
+        at_once = split(part.places, max(1, AT_ONCE // part.windows))
+        batches = [[(int(p), -1) for p in some] for some in at_once]
         kept, size = [], 0
         with Readers(Views(part, self.limit), batches, collate, self.processes(len(part.places))) as readers:
             for chunk in readers:
@@ -240,7 +223,7 @@ class Reader:
                 for space, x in encoded(models, row, part.side, raw, spaces[row]):
                     part.features[row, space].append(pooled(x, part.spread) if part.spread else x)
                 self.advance(len(chunk.places))
-            first = slice(None, None, part.spread.windows if part.spread else 1)  # of each record
+            first = slice(None, None, part.windows)  # of each record
             part.seen.append(
                 Chunk(None, chunk.places[first], chunk.numbers[first], chunk.views[first], chunk.bad)
             )

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.options import Count, nearest
-from vicjoint.parts import EvaluationData, Metric, Record, Side, Spread
+from vicjoint.parts import EvaluationData, Metric, Record, Side
 
 TOP = 5
 DRAWS, SEED, LOW_HIGH = 1000, 0, (2.5, 97.5)
@@ -108,40 +106,6 @@ def classified(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """accuracy with its interval and, with more than TOP classes, top5 of scores [N, C]."""
     right = (scores.argmax(1) == labels).cpu().numpy()
     return with_interval("accuracy", top_shares(scores, labels), len(right), lambda n: right[n].mean())
-
-
-Pool = Literal["slots", "mean"] | Count
-
-
-def spread_of(probe: str, windows: int | None, pool: Pool, between: tuple[str, str] | None) -> Spread | None:
-    """What a probe's options say of windows along time. Raises ValueError."""
-    if windows is None and between is not None:
-        raise ValueError(
-            f"{probe}: between says where in time to look, which windows do. Set windows, such as 4."
-        )
-    if windows is None:
-        return None
-    slots = {"slots": windows, "mean": 1}.get(pool, pool)
-    if slots > windows:
-        raise ValueError(f"{probe}: pool is {pool}, expected at most as many slots as windows ({windows}).")
-    return Spread(windows, slots, between and tuple(between))
-
-
-def check_spread(probe: str, spread: Spread | None, data: EvaluationData, side: Side) -> None:
-    """Raises ValueError for windows along a time that the pair does not have, and for unknown columns."""
-    if spread is None:
-        return
-    if "spread" not in data.pair.gives:
-        raise ValueError(
-            f"evaluate.probes: '{probe}' has windows: {spread.windows}, but this pair has no windows along"
-            " time. Leave windows out, or use pair: {name: next_frame}."
-        )
-    for column in spread.between or ():
-        if column not in (columns := data.records("train", side)[0]):
-            raise ValueError(
-                f"evaluate.probes: {probe}: between names {column}, which records do not have."
-                f"{nearest(column, columns)} They have {', '.join(map(str, columns))}."
-            )
 
 
 def chance(classes: int) -> dict[str, float]:

@@ -18,16 +18,9 @@ from torch import Tensor
 
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
-from vicjoint.probes.labels import (
-    Pool,
-    check_spread,
-    explained_interval,
-    held_out,
-    named,
-    spread_of,
-    with_interval,
-)
+from vicjoint.probes.labels import explained_interval, held_out, named, with_interval
 from vicjoint.probes.ridge import fit_chosen
+from vicjoint.probes.spread import Pool, check_spread, spread_of
 from vicjoint.registry import register
 
 

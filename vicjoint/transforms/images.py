@@ -137,17 +137,16 @@ def middle_square(frames: Tensor, centre: float, at: tuple[float, float] = (0.5,
     return frames[..., top : top + side, left : left + side]
 
 
-def cut(
-    squares: Tensor, rng: np.random.Generator | None, area: tuple[float, float], flip: float
-) -> tuple[Tensor, bool]:
+def cut(squares: Tensor, rng: np.random.Generator | None, area: tuple[float, float], flip: float) -> Tensor:
     """One crop [F, 3, S', S'] of squares [F, 3, S, S], a random `area` (share: least, most) of them, for all
-    frames, and whether to mirror them, which has probability `flip`. Without rng the whole square."""
+    frames, mirrored with probability `flip`. Without rng the whole square."""
     if rng is None:
-        return squares, False
+        return squares
     square = squares.shape[-1]
     side = max(1, round(square * rng.uniform(*area) ** 0.5))
     top, left = (int(rng.integers(0, square - side + 1)) for _ in range(2))
-    return squares[..., top : top + side, left : left + side], bool(rng.random() < flip)
+    frames = squares[..., top : top + side, left : left + side]
+    return frames.flip(-1) if rng.random() < flip else frames
 
 
 def square_frames(
@@ -158,10 +157,8 @@ def square_frames(
     flip: float = 0.0,
 ) -> Tensor:
     """uint8 [F, 3, S, S] -> [F, 3, size, size]: cut, and brought to size."""
-    frames, mirrored = cut(squares, rng, area, flip)
-    if frames.shape[-1] != size:
-        frames = F.resize(frames, [size, size], antialias=True)
-    return frames.flip(-1) if mirrored else frames
+    frames = cut(squares, rng, area, flip)
+    return frames if frames.shape[-1] == size else F.resize(frames, [size, size], antialias=True)
 
 
 # ---- colour: a batch in [0, 1], changed in place ----
