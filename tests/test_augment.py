@@ -12,7 +12,7 @@ from wrong import refused
 
 import vicjoint
 from benchmarks.images import official, photo
-from vicjoint import data
+from vicjoint import data, registry
 from vicjoint.batch import Crops
 from vicjoint.files.images import decode
 from vicjoint.modalities.image import Pixels
@@ -20,7 +20,7 @@ from vicjoint.objectives import InfoNCE, VICReg
 from vicjoint.objectives.multicrop import MultiCrop
 from vicjoint.pairs.augment import Augment
 from vicjoint.sources.image_folder import ImageFolder
-from vicjoint.transforms.compose import Uncoloured
+from vicjoint.transforms.compose import TransformList, Uncoloured
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +307,22 @@ def statistics(view: torch.Tensor) -> list[float]:
 )
 def test_wrong_options_are_named(options, message):
     refused("pair", "augment", options, message)
+
+
+class Plain:
+    """A transform that inherits nothing."""
+
+    def __init__(self, size: int, /):
+        self.size = size
+
+    def __call__(self, pixels, rng):
+        return pixels
+
+
+def test_a_transform_says_what_it_is(monkeypatch):
+    registry.load_built_in()
+    monkeypatch.setitem(registry._components["transform"], "plain", Plain)
+    with pytest.raises(
+        ValueError, match="pair.a: transform 'plain' says neither .* Inherit .*Geometry or Colour"
+    ):
+        TransformList("pair.a", [{"name": "random_resized_crop"}, {"name": "plain"}], 16)

@@ -60,17 +60,17 @@ class Frozen:
     train_places: Tensor
     test_places: Tensor
 
-    def new(self, known: dict) -> list[str]:
+    def new(self, settled: dict) -> list[str]:
         """The rows that an earlier evaluation of the run did not settle: all, or only the model."""
-        return [row for row in self.train if row == "model" or row not in known]
+        return [row for row in self.train if row == "model" or row not in settled]
 
 
 class Classification(Probe):
     """What both probes share. branch: whose representation they look at. windows: of a pair that has a time,
     as many views evenly spread over each record, instead of the one in its middle; pool: slots: their
     representations side by side, which keep what was when; a number: so many slots, each the average of the
-    windows in it; mean: one. between: two columns with the
-    seconds of the start and the end of what the label speaks of; null: the whole record."""
+    windows in it; mean: one. between: two columns with the seconds of the start and the end of what the label
+    speaks of; null: the whole record."""
 
     needs = frozenset({"views"})
     scope = "branch"
@@ -135,14 +135,14 @@ class KNN(Classification):
         labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
         frozen = self.frozen(features, labels)
         classes = len(labels.classes)
-        known = features.once("fixed rows", dict)
-        for row in frozen.new(known):
+        settled = features.once("fixed rows", dict)
+        for row in frozen.new(settled):
             bank, y = frozen.train[row], frozen.test[row]
             scored = votes(bank, frozen.labels, y, self.k, self.temperature, classes)
             others = {f"accuracy_k{k}": top_shares(scored[k], frozen.truth)["accuracy"] for k in self.k[1:]}
-            known[row] = classified(scored[self.k[0]], frozen.truth) | others
+            settled[row] = classified(scored[self.k[0]], frozen.truth) | others
         for row in frozen.train:
-            yield from named(row, known[row])
+            yield from named(row, settled[row])
         yield from named("chance", chance(classes))
         if self.pictures and (pictures := self._pictures(features, labels, frozen)):
             yield "pictures", pictures
@@ -285,8 +285,8 @@ class Linear(Classification):
         labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
         frozen = self.frozen(features, labels)
         held, classes = held_out(len(frozen.labels), self.holdout), len(labels.classes)
-        known = features.once("fixed rows", dict)
-        rows = frozen.new(known)
+        settled = features.once("fixed rows", dict)
+        rows = frozen.new(settled)
         if self.solver == "ridge":
             found = self._ridge(frozen, rows, torch.from_numpy(held).to(features.device), classes)
         else:
@@ -294,9 +294,9 @@ class Linear(Classification):
             found = self._sgd(frozen, rows, held, classes, batches)
         setting = "penalty" if self.solver == "ridge" else "rate"
         for row, (scores, value) in found.items():
-            known[row] = classified(scores, frozen.truth) | {setting: value}
+            settled[row] = classified(scores, frozen.truth) | {setting: value}
         for row in frozen.train:
-            yield from named(row, known[row])
+            yield from named(row, settled[row])
         yield from named("chance", chance(classes))
 
     def _ridge(

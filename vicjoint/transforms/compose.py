@@ -3,7 +3,7 @@
 view = TransformList("pair.a", [{"name": "random_resized_crop"}, {"name": "colour_jitter"}], size=224)
 view_1CHW = view(pixels_CHW, rng)               # uint8 in, uint8 out
 view = view(pixels_CHW, rng, deferred=True)     # Uncoloured: coloured in batches on the training device
-view_FCHW = view.of_frames(frames_FCHW, rng)    # all frames of a clip alike
+view_FCHW = view(frames_FCHW, rng)              # all frames of a clip alike
 """
 
 # B images, H height, W width, N numbers of the colour transforms
@@ -67,6 +67,12 @@ class TransformList:
 
     def __init__(self, path: str, specs: list[dict], size: int):
         self.steps = [build("transform", spec, size) for spec in specs]
+        for spec, step in zip(specs, self.steps):
+            if not isinstance(step, images.Geometry | images.Colour):
+                raise ValueError(
+                    f"{path}: transform '{spec['name']}' says neither where a view looks nor what becomes of"
+                    " its colours. Inherit vicjoint.transforms.images.Geometry or Colour."
+                )
         is_colour = [isinstance(step, images.Colour) for step in self.steps]
         if is_colour != sorted(is_colour):
             raise ValueError(
