@@ -237,7 +237,7 @@ def test_a_recipe_of_a_checkpoint_is_compared_but_never_loaded(tmp_path, capsys)
     folder = vicjoint.train(tiny.recipe(), [f"out={tmp_path / 'run'}"])
     parts = build_parts(load_recipe(tiny.recipe()))
     state = checkpoint.load_last(folder / "checkpoints")
-    assert resuming.misfit(parts, state) is None
+    assert resuming.misfit(parts, state, parts.recipe) is None
     state["recipe"]["imports"] = ["this_would_fail"]
-    assert "differs in imports" in resuming.misfit(parts, state)
+    assert "differs in imports" in resuming.misfit(parts, state, parts.recipe)
     assert json.loads(json.dumps(state["recipe"]))["optim"]["lr"] == 0.01 and isinstance(folder, Path)

@@ -1,18 +1,27 @@
-"""python -m vicjoint.evaluate RUN [--allow-imports]: the recipe's probes on the trained model of a run
-folder; rewrites its evaluation.json and report."""
+"""Probes on a trained model.
+
+python -m vicjoint.evaluate RUN  # the recipe's own; writes the run's evaluation.json and report anew
+# others, on other data, at another step: the run stays as it is
+python -m vicjoint.evaluate RUN source.root=/data/others 'evaluate.probes=[{name: knn, label: breed}]' \\
+    --step 400 --json others.json
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from vicjoint.export import read_checkpoint, step_or_best
 from vicjoint.files.guard import printable_lines
-from vicjoint.recipe import RecipeError, load_recipe
+from vicjoint.files.write import write_json
+from vicjoint.recipe import Recipe, RecipeError, load_recipe
 from vicjoint.registry import ComponentError
-from vicjoint.training.build import build_parts
+from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import check_run
-from vicjoint.training.loop import finish
-from vicjoint.training.resuming import load_fitting, restore
+from vicjoint.training.loop import evaluate, finish, show
+from vicjoint.training.resuming import load_fitting, misfit, restore
+
+MAY_CHANGE = ("evaluate", "source", "data", "pair", "pairs", "a", "b", "branches", "train.device")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +30,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="other probes (evaluate.probes=[...]) or data (source.root=...): printed, the run stays as it"
+        " is",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=step_or_best,
+        help="a step that has a checkpoint, or best (with checkpoint.best); the run stays as it is",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write them into the run's evaluation.json and report after all"
+    )
+    parser.add_argument(
         "--allow-imports",
         action="store_true",
         help="import the modules that the run's recipe names: they run code",
@@ -28,20 +54,49 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_run(options.run)
-        parts = build_parts(
-            load_recipe(options.run / "recipe.yaml", imports=None if options.allow_imports else ())
-        )
-        state = load_fitting(parts, options.run)
-        if state is None:
-            raise RecipeError(
-                f"{options.run} has no checkpoint. Run its recipe with out={options.run} first."
-            )
-        restore(parts, state)
-        finish(parts, options.run)
-    except (RecipeError, ComponentError, CheckpointError, ValueError) as error:
+        check_overrides(options.overrides)
+        imports = None if options.allow_imports else ()
+        path = options.run / "recipe.yaml"
+        own = load_recipe(path, check_paths=False, imports=imports)
+        parts = build_parts(load_recipe(path, options.overrides, imports=imports))
+        step = load_state(parts, options.run, own, options.step)
+        as_it_is = options.overrides or options.step is not None
+        if as_it_is and not options.write:
+            results = evaluate(parts)[0]
+            show(parts, results, step)
+        else:
+            results = finish(parts, options.run)
+        if options.json:
+            write_json(options.json, results)
+            print(f"results: {options.json}")
+    except (RecipeError, ComponentError, CheckpointError, ValueError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return 2
     return 0
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Raises RecipeError for keys that an evaluation does not look at."""
+    for given in overrides:
+        key = given.partition("=")[0]
+        if not any(key == may or key.startswith(may + ".") for may in MAY_CHANGE):
+            raise RecipeError(
+                f"{key}: changes nothing in an evaluation. Expected a key of {', '.join(MAY_CHANGE)}."
+            )
+
+
+def load_state(parts: Parts, run: Path, own: Recipe, step: int | str | None) -> int:
+    """Load the checkpoint of a step of the run whose recipe is `own`, or the last one; returns its step."""
+    if step is None:
+        state = load_fitting(parts, run, own)
+        if state is None:
+            raise RecipeError(f"{run} has no checkpoint. Run its recipe with out={run} first.")
+    else:
+        state = read_checkpoint(run, own, step)
+        if reason := misfit(parts, state, own):
+            raise CheckpointError(f"step: the checkpoint of step {state['step']} cannot be used: {reason}")
+    restore(parts, state)
+    return state["step"]
 
 
 if __name__ == "__main__":

@@ -98,6 +98,11 @@ def read_checkpoint(run: Path, recipe: Recipe, step: int | str | None) -> dict:
         raise RecipeError(str(error)) from error
 
 
+def step_or_best(text: str) -> int | str:
+    """What a command's --step says; anything else is refused where checkpoints are read."""
+    return int(text) if text.isdigit() else text
+
+
 def export(run: Path, to: Path, step: int | str | None = None, imports: Collection[str] | None = ()) -> Path:
     """Write model.safetensors and recipe.yaml of a run into the folder `to`."""
     model, state = read_model(run, step, imports)
@@ -148,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--step",
         metavar="N",
-        type=lambda text: int(text) if text.isdigit() else text,
+        type=step_or_best,
         help="a step that has a checkpoint, or best (with checkpoint.best); the last one is the default",
     )
     parser.add_argument(

@@ -291,9 +291,9 @@ def evaluate(parts: Parts) -> tuple[dict, dict]:
     return found
 
 
-def finish(parts: Parts, folder: Path, last: bool = True) -> None:
-    """The last evaluation, its files, the report, and the table on the terminal. `last`: False leaves the
-    evaluation for later."""
+def finish(parts: Parts, folder: Path, last: bool = True) -> dict:
+    """The last evaluation, its files, the report, and the table on the terminal; returns its results. `last`:
+    False leaves the evaluation for later."""
     results, pictures = evaluate(parts) if last else ({}, {})
     if distributed.rank() == 0:
         write_json(folder / "spectrum.json", final_spectra(parts))
@@ -305,11 +305,17 @@ def finish(parts: Parts, folder: Path, last: bool = True) -> None:
             arrays = {f"{probe}/{name}": x for probe, shown in pictures.items() for name, x in shown.items()}
             with replaced(folder / "pictures.npz") as file:
                 np.savez_compressed(file, **arrays)
-        branches = branch_names(parts)["probes"]
-        for probe, rows in results.items():
-            print(f"\n{probe} after {parts.steps} steps\n{table(rows, branches[probe])}")
+        show(parts, results, parts.steps)
         print(f"report: {write_report(folder)}")
     distributed.barrier()
+    return results
+
+
+def show(parts: Parts, results: dict, step: int) -> None:
+    """Every probe's table on the terminal."""
+    branches = branch_names(parts)["probes"]
+    for probe, rows in results.items():
+        print(f"\n{probe} after {step} steps\n{table(rows, branches[probe])}")
 
 
 @torch.no_grad()

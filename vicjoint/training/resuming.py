@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vicjoint import distributed
 from vicjoint.model import current_names
-from vicjoint.recipe import differences_of
+from vicjoint.recipe import Recipe, differences_of
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts
 from vicjoint.training.checkpoint import CheckpointError
@@ -53,7 +53,7 @@ def resume(parts: Parts, folder: Path) -> int:
 
     def find() -> int | None:
         nonlocal state
-        state = load_fitting(parts, folder)
+        state = load_fitting(parts, folder, parts.recipe)
         checkpoint.tidy(folder / "checkpoints", state["step"] if state else 0)
         for name in APPENDED:
             cut_to(folder / name, state["bytes"][name] if state else 0)
@@ -76,9 +76,10 @@ def resume(parts: Parts, folder: Path) -> int:
     return step
 
 
-def load_fitting(parts: Parts, folder: Path) -> dict | None:
-    """The state of the newest checkpoint that is this run's, or None where there is none at all."""
-    return checkpoint.load_last(folder / "checkpoints", lambda state: misfit(parts, state))
+def load_fitting(parts: Parts, folder: Path, recipe: Recipe) -> dict | None:
+    """The state of the newest checkpoint that is this run's, whose recipe is given, or None where there is
+    none at all."""
+    return checkpoint.load_last(folder / "checkpoints", lambda state: misfit(parts, state, recipe))
 
 
 def restore(parts: Parts, state: dict) -> None:
@@ -88,10 +89,10 @@ def restore(parts: Parts, state: dict) -> None:
     parts.optimizer.load_state_dict(state["optimizer"])
 
 
-def misfit(parts: Parts, state: dict) -> str | None:
-    """Why a checkpoint is not one of this run, or None. Looked at before anything is loaded: half a state
-    would be worse than none."""
-    changed = differences_of(state["recipe"], parts.recipe.dump())
+def misfit(parts: Parts, state: dict, recipe: Recipe) -> str | None:
+    """Why a checkpoint is not one of the run of a recipe, or does not fit the parts, or None. Looked at
+    before anything is loaded: half a state would be worse than none."""
+    changed = differences_of(state["recipe"], recipe.dump())
     if changed:
         return "it is of another recipe, which differs in " + "; ".join(changed)
     own, given = parts.model.state_dict(), current_names(state["model"])
