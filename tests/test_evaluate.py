@@ -52,8 +52,7 @@ def test_the_same_probes_give_the_runs_own_numbers(run, tmp_path):
 
 def test_any_checkpoint_is_evaluated_as_it_was_then(run, tmp_path, capsys):
     made = tiny.recipe(
-        train={"steps": 8, "batch_size": 8},
-        evaluate={"every": 4, "probes": [{"name": "tiny_probe"}]},
+        train={"steps": 8, "batch_size": 8}, evaluate={"every": 4, "probes": [{"name": "tiny_probe"}]}
     )
     folder = vicjoint.train(made, [f"out={tmp_path / 'run'}"])
     assert main([str(folder), "--step", "4", "--json", str(tmp_path / "found.json")]) == 0
