@@ -7,12 +7,15 @@ encoder: {name: transformers, weights: FOLDER}  # wav2vec2, hubert, wavlm, AST, 
 
 # B batch, T samples, F frames, N tokens, D representation
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from encoders.audio import scaled
-from encoders.image import load_transformer, random_transformer
+from encoders.image import load_transformer, random_transformer, save_transformer
 from vicjoint.options import RateHz
+from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, register_encoder
 
 # of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
@@ -23,7 +26,7 @@ PLAIN = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob"
 
 
 @register_encoder("audio", "transformers")
-class AudioTransformer(nn.Module):
+class AudioTransformer(LibraryEncoder):
     """An audio model of the transformers library: `model`, a type such as 'wav2vec2', 'hubert', 'wavlm',
     'audio-spectrogram-transformer', with random weights and `config` overrides; or `weights`, a local folder
     or a hub id (online). y is the mean of its last hidden states; of the Audio Spectrogram Transformer its
@@ -101,6 +104,9 @@ class AudioTransformer(nn.Module):
             ]
             made = nn.functional.pad(made, (0, 0, 0, config.max_length - made.shape[1]))
             return (made - AST_MEAN) / (2 * AST_SPREAD)
+
+    def save(self, folder: Path) -> None:
+        save_transformer(self.model, folder)
 
 
 def _plain(model: str) -> dict:

@@ -42,7 +42,7 @@ class ConvGRU(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         frames = self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w")))
-        frames_BTD = rearrange(frames, "(b t) d -> b t d", b=len(view))
+        frames_BTD = rearrange(frames, "(b t) d -> b t d", b=view.shape[0])
         _, state = self.gru(frames_BTD)
         return self.join(torch.cat([state[-1], frames_BTD[:, -1]], 1))
 
@@ -101,7 +101,7 @@ class ConvTime(nn.Module):
 
     def forward(self, view: Tensor) -> Tensor:
         features = self.frame(self.trunk.after_first(self._of_differences(view)))
-        return self.slots(self.time(rearrange(features, "(b t) d -> b d t", b=len(view))))
+        return self.slots(self.time(rearrange(features, "(b t) d -> b d t", b=view.shape[0])))
 
     def _of_differences(self, view: Tensor) -> Tensor:
         """The first convolution over the channels [frame - mean frame, frame - frame before] (nothing before
@@ -116,8 +116,8 @@ class ConvTime(nn.Module):
             )
 
         frames = rearrange(view, "b c t h w -> (b t) c h w").contiguous(memory_format=torch.channels_last)
-        now = maps(frames, of_moving + of_change).unflatten(0, (len(view), -1))
-        change = maps(frames, of_change).unflatten(0, (len(view), -1))
+        now = maps(frames, of_moving + of_change).unflatten(0, (view.shape[0], -1))
+        change = maps(frames, of_change).unflatten(0, (view.shape[0], -1))
         before = torch.cat([change[:, :1], change[:, :-1]], 1)
         return (now - before - maps(view.mean(2), of_moving)[:, None]).flatten(0, 1)
 

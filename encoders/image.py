@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vicjoint.options import Count
+from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, nearest, register_encoder
 
 # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the
@@ -316,7 +317,7 @@ for _name in torchvision.models.list_models(module=torchvision.models):
 
 
 @register_encoder("image", "transformers")
-class TransformersEncoder(nn.Module):
+class TransformersEncoder(LibraryEncoder):
     """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet',
     'convnext', with random weights and `config` overrides; or `weights`, a local folder or a hub id (online).
     y is the pooled output where the model has one, else its first token, or the mean of its map.
@@ -354,6 +355,13 @@ class TransformersEncoder(nn.Module):
         hidden = out.last_hidden_state
         return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
 
+    def save(self, folder: Path) -> None:
+        """A pooler that nothing was read from stays out, so that it is not read from the folder either."""
+        state = self.model.state_dict()
+        save_transformer(
+            self.model, folder, {k: x for k, x in state.items() if self.pooled or "pooler" not in k}
+        )
+
 
 def random_transformer(model: str, config: dict, encoder: str = "transformers") -> nn.Module:
     """A model of the transformers library by its type, with random weights; `encoder` names the caller in
@@ -389,8 +397,9 @@ def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Mo
             "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'."
         )
     try:
+        # code that comes with weights is not run, nor does anybody get asked whether it shall
         model, info = AutoModel.from_pretrained(
-            str(folder) if folder.is_dir() else weights, output_loading_info=True
+            str(folder) if folder.is_dir() else weights, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ComponentError(
@@ -399,3 +408,9 @@ def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Mo
             " network give a local folder made by save_pretrained."
         ) from None
     return model, list(info["missing_keys"])
+
+
+def save_transformer(model: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write a model of the transformers library so that AutoModel.from_pretrained(folder) reads it. `state`:
+    its tensors, where they are not the model's own, or have other names."""
+    model.save_pretrained(folder, state_dict=model.state_dict() if state is None else state)

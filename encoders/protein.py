@@ -9,13 +9,15 @@ is masked everywhere.
 
 # B batch, L tokens, C channels, D representation
 
+from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from encoders.image import load_transformer, random_transformer
+from encoders.image import load_transformer, random_transformer, save_transformer
 from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, masked_mean, without_heads
 from vicjoint.options import Count, Natural
+from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, need, register_encoder
 
 VOCABULARY = 33  # of ESM-2; ids 0, 1, 2 are <cls>, <pad>, <eos>
@@ -64,7 +66,7 @@ class ProteinTransformer(SequenceTransformer):
 
 
 @register_encoder("protein", "esm")
-class ESM(nn.Module):
+class ESM(LibraryEncoder):
     """ESM-2 of the transformers library (Lin et al. 2023), mean over residues without <cls> and <eos>.
 
     config: overrides of a small random one (3 layers of 64); or weights: a folder made by save_pretrained, or
@@ -98,3 +100,6 @@ class ESM(nn.Module):
         check_vocabulary(ids_BL, self.model.config.vocab_size, "config.vocab_size")
         hidden_BLC = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
         return masked_mean(hidden_BLC, mask_BL & (ids_BL > LAST_SPECIAL))
+
+    def save(self, folder: Path) -> None:
+        save_transformer(self.model, folder)

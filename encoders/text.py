@@ -13,14 +13,16 @@ depends on the tokens alone.
 # B batch, L tokens, C channels, D representation
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from encoders.image import load_transformer, random_transformer
+from encoders.image import load_transformer, random_transformer, save_transformer
 from vicjoint.facts.hashing import BYTE_VOCABULARY, buckets_of, word_codes
 from vicjoint.options import Count
+from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, need, register_encoder
 
 
@@ -266,7 +268,7 @@ class WordGRU(nn.Module):
 
 
 @register_encoder("text", "transformers")
-class PretrainedText(nn.Module):
+class PretrainedText(LibraryEncoder):
     """A text model of the transformers library: `model`, a type such as 'bert', 'distilbert', 't5', with
     random weights and `config` overrides; or `weights`, a local folder or a hub id. Of an encoder-decoder
     model the encoder is taken. pool: `mean` over tokens, or `cls`, the first token.
@@ -304,6 +306,14 @@ class PretrainedText(nn.Module):
         check_vocabulary(ids_BL, self.model.config.vocab_size, "config.vocab_size")
         hidden_BLC = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
         return masked_mean(hidden_BLC, mask_BL) if self.pool == "mean" else hidden_BLC[:, 0]
+
+    def save(self, folder: Path) -> None:
+        """Of an encoder-decoder model its encoder, by the names that it has in the whole one."""
+        state = self.model.state_dict()
+        if self.model.config.is_encoder_decoder:
+            tokens = self.model.get_input_embeddings().weight
+            state = {"shared.weight": tokens.detach()} | {f"encoder.{name}": x for name, x in state.items()}
+        save_transformer(self.model, folder, state)
 
 
 def without_heads(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from vicjoint.registry import build_encoder, list_encoders, register, register_e
 
 if TYPE_CHECKING:
     from vicjoint.export import load_encoder
+    from vicjoint.hub import from_pretrained, push_to_hub
     from vicjoint.training.loop import train
 
 __version__ = "0.2.0.dev0"
@@ -24,15 +25,22 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Modality",
     "build_encoder",
+    "from_pretrained",
     "list_encoders",
     "load_encoder",
+    "push_to_hub",
     "register",
     "register_encoder",
     "train",
 ]
 
 # imported on first use: `import vicjoint` in an encoder file stays light and free of circles
-LATER = {"load_encoder": "vicjoint.export", "train": "vicjoint.training.loop"}
+LATER = {
+    "from_pretrained": "vicjoint.hub",
+    "load_encoder": "vicjoint.export",
+    "push_to_hub": "vicjoint.hub",
+    "train": "vicjoint.training.loop",
+}
 
 
 def __getattr__(name: str) -> Any:

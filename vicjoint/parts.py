@@ -21,6 +21,7 @@ and knows nothing of files. A probe sees what both of them give: arrays.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -94,6 +95,10 @@ class Modality(nn.Module):
     reading: ClassVar[tuple[str, ...]] = ()
     """Options that only `read` uses; a recipe whose pair reads for itself must not set them."""
 
+    saved: ClassVar[dict[str, str]] = {}
+    """Options that name files elsewhere, and of each the file by which a folder that `save` has written, and
+    which is then the option's value, is known."""
+
     video_backend: str = "auto"
     """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
 
@@ -117,6 +122,15 @@ class Modality(nn.Module):
         """Features [B, K] float of a raw batch that need no training, for the baseline row; None: there are
         none."""
         return None
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        """What another program has to do to a sample, as in evaluation, in plain values; `shape` and `dtype`
+        of a raw view, without its dimension of samples, where that is one tensor of one shape. seconds: of
+        the window that a pair cuts, for timed modalities; None: the modality's own."""
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """Write into an existing folder what the options in `saved` name."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,11 @@ class Pair:
             f"pair '{type(self).__name__}' has no method spread(record, side, number, between)"
         )
 
+    def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
+        """The modality's `preprocessing`, with what this pair does in its place. Asked of a pair that is not
+        bound."""
+        return modality.preprocessing()
+
     def group_of(self, record: Record, number: int) -> int:
         """The objective's group id of the record with this number: samples of one group share a source."""
         return number
@@ -210,6 +229,14 @@ class Pair:
 
 
 # ---- learning ----
+
+
+class LibraryEncoder(nn.Module):
+    """An encoder around a model of another library, which an export has in that library's form too."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model, with a config.json, into an existing folder: a value of the option `weights`."""
+        raise NotImplementedError(f"encoder '{type(self).__name__}' has no method save(folder)")
 
 
 class Objective(nn.Module):

@@ -12,7 +12,7 @@ device.
 
 import functools
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -95,6 +95,18 @@ class Audio(Modality):
 
     def seconds(self, value: str) -> float:
         return _seconds(value, self.stream)
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        length, short = (self.length, self.short) if seconds is None else (seconds, "zeros")
+        return {
+            "shape": [round(length * self.rate_hz)],
+            "dtype": "float32",
+            "sampling_rate": self.rate_hz,
+            "channels": 1,
+            "range": [-1.0, 1.0],
+            "seconds": length,
+            "short": short,
+        }
 
     def simple_features(self, raw: Tensor) -> Tensor:
         """Log energies of 40 mel bands in 8 equal slots of time, [B, 320]: what a ridge regression on a

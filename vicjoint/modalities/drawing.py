@@ -6,7 +6,7 @@ view = drawing(raw)                               # float, normalised
 """
 
 import io
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class Drawing(Pixels):
             else (rng.uniform(-self.rotate, self.rotate), rng.random() < self.flip)
         )
         return draw(place(molecule, turn, mirrored), self.size)[None]
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        drawn = {"drawing": "rdkit MolDraw2DCairo of the SMILES", "shape": [3, self.size, self.size]}
+        return super().preprocessing() | drawn
 
 
 def place(molecule, turn_degrees: float, mirrored: bool):

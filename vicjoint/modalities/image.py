@@ -3,7 +3,7 @@
 # B batch, C = 3 channels, T frames, H height, W width
 
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, P
 from vicjoint.parts import Modality
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
-from vicjoint.transforms.images import centre_crop, cut, square_frames
-from vicjoint.transforms.squares import Squares
+from vicjoint.transforms.images import centre_crop, cut, of_picture, square_frames
+from vicjoint.transforms.squares import Squares, of_clip
 from vicjoint.video import Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,6 +61,16 @@ class Pixels(Modality):
             x, [min(n, most) for n, most in zip(x.shape[-3:], (frames, frame, frame))]
         ).flatten(1)
 
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        return {
+            "dtype": "uint8",
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [round(x, 6) for x in self.mean.tolist()],
+            "image_std": [round(x, 6) for x in self.std.tolist()],
+        }
+
 
 @register("modality", "image")
 class Image(Pixels):
@@ -97,6 +107,9 @@ class Image(Pixels):
         if rng is None or self.transforms is None:
             return centre_crop(pixels, self.size, self.centre)[None]
         return self.transforms(pixels, rng)
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        return super().preprocessing() | of_picture(self.size, self.centre)
 
 
 @register("modality", "clip")
@@ -167,6 +180,11 @@ class Clip(Pixels):
         """How long the file shows pictures, from its start to the end of its last frame. Raises
         VideoError."""
         return _seconds(value)
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        window = self.window if seconds is None else seconds
+        stride = self.stride if window is None else None
+        return super().preprocessing() | of_clip(self.frames, stride, window, self.size, self.squares)
 
     def _numbers(self, info: VideoInfo, rng, window: tuple[float, float] | None, path: str) -> list[int]:
         if window is None and self.window is None:

@@ -16,7 +16,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -165,6 +165,18 @@ class Microscope(Modality):
         values = raw.float().flatten(2)
         at = torch.quantile(values, torch.tensor(QUANTILES, device=values.device), dim=2)
         return torch.cat([values.mean(2), values.std(2), *at], 1)
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        return {
+            "shape": [self.channels, self.size, self.size],
+            "dtype": "float16",
+            "channels": self.names or self.channels,
+            "crop": self.crop,
+            "size": {"height": self.size, "width": self.size},
+            "percentiles_to_0_and_1": [self.low, self.high],
+            "image_mean": 0.5,
+            "image_std": 0.5,
+        }
 
 
 def shape_of(channel) -> str:

@@ -15,6 +15,7 @@ the order of the atoms; chirality is R or S, double bonds are E or Z (rdkit's CI
 import logging
 import re
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,6 +227,9 @@ class Molecule(Modality):
         view = Batch(x=raw.atoms.long(), edge_index=edges, edge_attr=raw.kinds.long(), batch=of_atom, ptr=ptr)
         view._num_graphs = len(raw)  # known on the host; from ptr it would wait for the device
         return view
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        return {"largest_fragment": self.largest_fragment, "max_atoms": self.max_atoms}
 
     def simple_features(self, raw: Graphs) -> Tensor:
         """Counts [B, 19]: atoms by element and in rings, bonds by kind and in rings."""

@@ -8,7 +8,7 @@ a: {modality: {name: protein, length: 1022, crop: ends}, encoder: {name: esm, we
 # B batch, L tokens
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -102,6 +102,10 @@ class Protein(Modality):
         parts = [residue, residue & (place <= END), residue & (place > number - END)]
         shares = [(kind * part[..., None]).sum(1) / part.sum(1, keepdim=True).clamp(min=1) for part in parts]
         return torch.cat([*shares, number.clamp(min=1).log10()], 1)
+
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        crop = "middle" if self.crop == "random" else self.crop
+        return {"tokenizer": "ESM-2", "residues": self.length, "crop": crop, "pad_token_id": PAD}
 
 
 def clean(value: str, strict: bool = False) -> str:

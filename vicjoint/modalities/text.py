@@ -8,7 +8,7 @@ a: {modality: {name: text, tokenizer: /models/bert}, encoder: {name: transformer
 # B batch, L tokens
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Text(Modality):
     reads = "text"
     baseline = "word_counts"
     reading = ("tokenizer", "length", "lower", "drop")
+    saved = {"tokenizer": "tokenizer_config.json"}
 
     def __init__(
         self,
@@ -86,6 +87,19 @@ class Text(Modality):
         ]
         return torch.cat([torch.nn.functional.normalize(half) for half in halves], 1)
 
+    def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
+        bytes_ = f"UTF-8 bytes + {hashing.BYTE_OFFSET}, then {EOS}"
+        return {
+            "tokenizer": bytes_ if self.tokenizer is None else type(self.tokenizer).__name__,
+            "max_length": self.length,
+            "do_lower_case": self.lower,
+            "pad_token_id": self.padding,
+        }
+
+    def save(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
 
 def checked(value: str) -> str:
     """`value`, if it is text that can be encoded. Raises ValueError with the cause."""
@@ -127,7 +141,9 @@ def load_tokenizer(name: str):
             " bytes, a folder made by save_pretrained, or a hub id such as 'google-bert/bert-base-uncased'."
         )
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        return transformers.AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else name, trust_remote_code=False
+        )
     except ImportError as error:
         raise ComponentError(
             f"modality 'text': tokenizer '{name}' needs another package ({first_line(error)}): pip install"

@@ -8,14 +8,14 @@ pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}  
 
 # C = 3 channels, K crops of one image
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from vicjoint.batch import Crops
 from vicjoint.files.images import read_record
 from vicjoint.options import ComponentOf, PositiveShare, Size
-from vicjoint.parts import Pair, Record, Side, View
+from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms import images
 from vicjoint.transforms.compose import TransformList
@@ -105,6 +105,9 @@ class Augment(Pair):
                 pixels = step(pixels, rng)
             pixels = pixels[None]
         return [View(pixels, record["id"], title=record["id"])]
+
+    def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
+        return modality.preprocessing() | images.of_picture(self.size, self.centre)
 
 
 def _with_area(specs: list[dict], area: tuple[float, float]) -> list[dict]:

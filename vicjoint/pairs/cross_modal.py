@@ -8,6 +8,7 @@ pair: {name: cross_modal, a: path, b: path, key: digit}  # spoken seven, any wri
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
@@ -147,6 +148,9 @@ class CrossModal(Pair):
 
     def _some_keys(self, records: list[dict]) -> str:
         return ", ".join(f"'{key}'" for key in sorted({self._key(r) for r in records} - {None})[:3]) or "none"
+
+    def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
+        return modality.preprocessing(self.seconds)
 
     # ---- training ----
 

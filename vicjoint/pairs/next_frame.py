@@ -6,7 +6,7 @@ pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
 # W windows, T context frames, F frames of a video
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vicjoint.files.cells import path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
-from vicjoint.parts import Pair, Record, Side, View
+from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import cut, square_frames
-from vicjoint.transforms.squares import Squares
+from vicjoint.transforms.squares import Squares, of_clip
 from vicjoint.video import Video, VideoError, VideoInfo
 
 
@@ -207,6 +207,14 @@ class NextFrame(Pair):
         if np.any(np.diff(numbers if self.gap else numbers[:-1]) < 1):
             return None
         return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
+
+    def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
+        frames = self.frames if side == "a" else 1
+        step = self.stride if self.seconds is None else None
+        found = modality.preprocessing() | of_clip(frames, step, None, self.size, self.squares)
+        if frames == 1:
+            found["shape"] = [3, self.size, self.size]
+        return found | {"seconds_between": self.seconds, "gap": self.gap}
 
     def transform(self, frames: np.ndarray) -> Tensor:
         """uint8 [F, H, W, 3] -> [F, 3, size, size]: the squares, as in evaluation."""

@@ -15,7 +15,7 @@ approximation of a Gaussian with boxes (tests say how much).
 # B images, C = 3 channels, H height, W width, N numbers of one transform
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -123,6 +123,19 @@ def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
         shape = [max(size, round(height * scale)), max(size, round(width * scale))]
         pixels = F.resize(pixels, shape, interpolation=F.InterpolationMode.BILINEAR, antialias=True)
     return F.center_crop(pixels, [size, size])
+
+
+def of_picture(size: int, share: float) -> dict[str, Any]:
+    """`centre_crop` in the words of transformers' image processors, and the shape of what it gives."""
+    return {
+        "shape": [3, size, size],
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(size / share)},
+        "resample": 2,  # PIL's number of bilinear, with antialiasing
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+    }
 
 
 def middle_square(frames: Tensor, centre: float, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:

@@ -7,6 +7,7 @@ frames_TCSS = squares.read("clip.mp4", "auto", lambda info: [3, 5, 7])     # uin
 # T frames, H height, W width, S side of the squares
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,3 +66,21 @@ class Squares:
             return None
         self.kept.add(path, (info, squares), size)
         return squares
+
+
+def of_clip(
+    frames: int, stride: int | None, seconds: float | None, size: int, squares: Squares
+) -> dict[str, Any]:
+    """For preprocessor_config.json: which frames, either `stride` apart or over so many `seconds`, and of
+    each the square whose side is `centre` of its shorter side and whose middle is `at` (shares of width and
+    height), then brought to `size`."""
+    return {
+        "shape": [3, frames, size, size],
+        "frames": frames,
+        "stride": stride,
+        "seconds": seconds,
+        "size": {"height": size, "width": size},
+        "resample": 2,  # PIL's number of bilinear, with antialiasing
+        "centre": squares.centre,
+        "at": list(squares.at),
+    }

@@ -1,0 +1,75 @@
+"""The files of an export, written into a folder.
+
+README.md, config.json, preprocessor_config.json, evaluation.json, recipe.yaml
+model.safetensors        format safetensors: the whole model, and each branch's encoder in its library's
+a/                       own form, where it has one (libraries.py)
+a/model.onnx, .pt2       format onnx, pt2: branch a as a program (programs.py)
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import save_file
+from torch import nn
+
+from vicjoint.exporting import facts, libraries, programs
+from vicjoint.exporting.card import card
+from vicjoint.exporting.staging import CARD, checksum, of_same_model
+from vicjoint.files.write import write_json
+from vicjoint.model import Model
+from vicjoint.recipe import Recipe
+
+Format = Literal["safetensors", "onnx", "pt2"]
+
+
+@dataclass
+class Trained:
+    """A trained model of a run folder, or of an export. step: None where an export does not say it."""
+
+    folder: Path
+    recipe: Recipe
+    model: Model
+    step: int | None
+
+    def encoder_name(self, branch: str) -> str:
+        """For messages."""
+        spec = self.recipe.branches[branch]
+        return f"encoder '{spec.modality['name']}/{spec.encoder['name']}' of branch '{branch}'"
+
+
+def write_weights(trained: Trained, made: Path) -> None:
+    # `weights: same` makes b the same tensors as a; safetensors wants each tensor once, so they are written
+    # as copies
+    state = libraries.plain(trained.model.state_dict())
+    save_file(state, made / libraries.WEIGHTS, {"format": "pt"})
+    libraries.write(trained.model, trained.recipe, made)
+
+
+def write_program(
+    trained: Trained, encoder: nn.Module, branch: str, format: programs.Format, to: Path
+) -> str:
+    """Write a branch's encoder, modality included, and give a line about its check."""
+    view = facts.preprocessing(trained.recipe, trained.model)[branch]
+    return programs.write(encoder, to, format, view, trained.encoder_name(branch))
+
+
+def write_texts(trained: Trained, branch: str, made: Path, to: Path) -> None:
+    """All but the weights: of those in `made`, and of the same model's in `to`."""
+    recipe, model = trained.recipe, trained.model
+    config = facts.config(trained.folder, recipe, model, trained.step, branch)
+    evaluation = facts.evaluation(trained.folder, trained.step)
+    preprocessing = facts.preprocessing(recipe, model)
+    places = [made, to] if of_same_model(to, config["tensors"]) else [made]
+    exists = lambda file: any((place / file).is_file() for place in places)
+    models = libraries.written(model, recipe, exists)
+    files = [(name, f"{name}/model.{form}", form) for name in recipe.branches for form in ("onnx", "pt2")]
+    found = [program for program in files if exists(program[1])]
+    shutil.copyfile(trained.folder / "recipe.yaml", made / "recipe.yaml")
+    text = card(config, evaluation, preprocessing, recipe, models, found)
+    (made / CARD).write_text(text, encoding="utf-8")
+    write_json(made / facts.CONFIG, config | {"card": checksum(made / CARD)})
+    write_json(made / "preprocessor_config.json", preprocessing)
+    if evaluation:
+        write_json(made / facts.EVALUATION, evaluation)

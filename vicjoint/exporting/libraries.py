@@ -1,0 +1,131 @@
+"""Encoders and tokenizers of other libraries, in a folder of an export, in their libraries' own forms.
+
+EXPORT/a/            AutoModel.from_pretrained reads it; or model.safetensors, the state_dict of the
+                     torchvision or timm model without its classifier; and the files of a tokenizer
+EXPORT/a/image/      the same of an encoder inside of an encoder, where the recipe gives it weights
+
+    write(model, recipe, folder)
+    recipe = within(load_recipe(...), folder)    # weights and tokenizers from there, not from where they were
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vicjoint.model import Model
+from vicjoint.options import options_of
+from vicjoint.parts import LibraryEncoder
+from vicjoint.recipe import BranchSpec, Recipe, Spec
+from vicjoint.registry import find
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PLAIN = ("torchvision", "timm")  # libraries whose models are encoders as they are
+
+
+class Inside(NamedTuple):
+    """An encoder of a branch: the branch's own (keys ()) or one inside of it, by the options that lead to it,
+    which are also the names of the modules."""
+
+    keys: tuple[str, ...]
+    spec: Spec
+
+    def folder(self, branch: str) -> str:
+        return "/".join((branch, *self.keys))
+
+
+def encoders(branch: BranchSpec) -> Iterator[Inside]:
+    yield from inside((), branch.encoder, f"{branch.modality['name']}/")
+
+
+def inside(keys: tuple[str, ...], spec: Spec, prefix: str) -> Iterator[Inside]:
+    yield Inside(keys, spec)
+    for key, mark in options_of(find("encoder", prefix + spec["name"])).components.items():
+        if mark.family == "encoder" and isinstance(spec.get(key), dict):
+            yield from inside((*keys, key), spec[key], mark.prefix)
+
+
+def library(module: nn.Module | None) -> Literal["transformers", "torchvision", "timm"] | None:
+    """Whose model an encoder is."""
+    if isinstance(module, LibraryEncoder):
+        return "transformers"
+    name = type(module).__module__.split(".")[0]
+    return name if name in PLAIN else None
+
+
+def write(model: Model, recipe: Recipe, to: Path) -> None:
+    """Write the encoders of libraries, and tokenizers, below `to`. Of a branch with the weights of a nothing
+    is: they are a's."""
+    for name, spec in recipe.branches.items():
+        if spec.weights == "same":
+            continue
+        branch = model.branches[name]
+        modules = dict(branch.encoder.named_modules())
+        for found in encoders(spec):
+            module = modules.get(".".join(found.keys))
+            if library(module) and (not found.keys or found.spec.get("weights")):
+                folder = to / found.folder(name)
+                folder.mkdir(parents=True, exist_ok=True)
+                if isinstance(module, LibraryEncoder):
+                    module.save(folder)
+                else:
+                    save_file(plain(module.state_dict()), folder / WEIGHTS, {"format": "pt"})
+        if any(spec.modality.get(option) for option in branch.modality.saved):
+            (to / name).mkdir(exist_ok=True)
+            branch.modality.save(to / name)
+            if not any((to / name).iterdir()):
+                (to / name).rmdir()
+
+
+def written(model: Model, recipe: Recipe, exists: Callable[[str], bool]) -> list[tuple[str, str, Spec]]:
+    """(folder, library, component) of the encoders that `write` has written. exists: of a path in the
+    export."""
+    found = []
+    for name, spec in recipe.branches.items():
+        modules = dict(model.branches[name].encoder.named_modules())
+        for encoder in encoders(spec):
+            whose = library(modules.get(".".join(encoder.keys)))
+            if whose and exists(f"{encoder.folder(name)}/{WEIGHTS}"):
+                found.append((encoder.folder(name), whose, encoder.spec))
+    return found
+
+
+def plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share nothing, which safetensors would refuse."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+
+
+def within(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of an export, whose weights and tokenizers are in its folder where `write` put them."""
+    branches = {name: branch_within(spec, folder) for name, spec in recipe.branches.items()}
+    return dataclasses.replace(recipe, branches=branches)
+
+
+def branch_within(branch: BranchSpec, folder: Path) -> BranchSpec:
+    name = "a" if branch.weights == "same" else branch.name
+    modality = dict(branch.modality)
+    for option, file in find("modality", modality["name"]).saved.items():
+        if modality.get(option) and (folder / name / file).is_file():
+            modality[option] = str(folder / name)
+    return dataclasses.replace(branch, modality=modality, encoder=encoder_within(branch, name, folder))
+
+
+def encoder_within(branch: BranchSpec, name: str, folder: Path) -> Spec:
+    moved = {}
+    for found in encoders(branch):
+        there = folder / found.folder(name)
+        if found.spec.get("weights") and (there / WEIGHTS).is_file():
+            whole = (there / CONFIG).is_file()
+            moved[found.keys] = str(there if whole else there / WEIGHTS)
+    return with_weights(branch.encoder, moved)
+
+
+def with_weights(spec: Spec, moved: dict[tuple[str, ...], str], keys: tuple[str, ...] = ()) -> Spec:
+    spec = {
+        key: with_weights(value, moved, (*keys, key)) if isinstance(value, dict) else value
+        for key, value in spec.items()
+    }
+    return spec | ({"weights": moved[keys]} if keys in moved else {})

@@ -1,0 +1,141 @@
+"""An encoder as a program that needs no code of this project: ONNX, or PyTorch's own (torch.export). Raw view
+(uint8 pixels, ...) -> y, normalisation included, any number of samples.
+
+    view = {"shape": [3, 64, 64], "dtype": "uint8"}
+    print(write(encoder, Path("model.onnx"), "onnx", view, "encoder 'conv'"))
+
+What is written is run at once, and has to give what the encoder gives.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vicjoint.recipe import RecipeError
+from vicjoint.registry import need
+
+Format = Literal["onnx", "pt2"]
+ALLOWED = 1e-4  # largest difference of y, of its largest value where that is above 1
+TRACED = 2  # samples of the view that a program is made from
+TRIED = (1, 2, 5)  # samples that it is checked with
+MOST_WORDS = 300  # characters of a cause
+
+
+def write(encoder: nn.Module, to: Path, format: Format, view: dict[str, Any], what: str) -> str:
+    """Write the program and give a line about its check. view: `shape` and `dtype` of a raw view without the
+    dimension of samples. what: names the encoder in messages. Raises RecipeError where torch cannot, or
+    where the program gives something else."""
+    if "shape" not in view:
+        raise RecipeError(
+            f"--format {format}: {what}: its views are not one tensor of one shape. Expected an encoder of"
+            " images, clips or sounds; export this one in the default format."
+        )
+    need(["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else [], "--format onnx", "onnx")
+    try:
+        with quietly():
+            program = traced(encoder, view)
+            run = write_onnx(program, to, view) if format == "onnx" else write_pt2(program, to)
+            differences = [compare(encoder, run, sample(view, count)) for count in TRIED]
+    except Exception as error:  # torch and its libraries fail in many ways, and all mean the same to the user
+        raise RecipeError(
+            f"--format {format}: {what} cannot be written as a program: {cause(error)}. Export it in the"
+            " default format, or change what its forward does."
+        ) from error
+    worst, most = max(differences)
+    if not worst <= ALLOWED * max(1.0, most):
+        raise RecipeError(
+            f"--format {format}: {what}: the program gives another y, by {worst:.1e} where the largest value"
+            f" is {most:.3g}. Allowed is {ALLOWED:g} of it. Export it in the default format."
+        )
+    where = "onnxruntime" if format == "onnx" else "the loaded program"
+    return (
+        f"y is that of the encoder within {worst:.1e} (largest value {most:.3g}, allowed {ALLOWED:g} of it),"
+        f" batches of {', '.join(map(str, TRIED))} in {where}"
+    )
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what torch and its libraries say of themselves."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
+    before = [logger.level for logger in loggers]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        torch.backends.mha.set_fastpath_enabled(False)  # one operation of torch's own for a whole layer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+def sample(view: dict[str, Any], count: int) -> Tensor:
+    """Noise in the place of a raw view."""
+    generator = torch.Generator().manual_seed(count)
+    shape, dtype = (count, *view["shape"]), getattr(torch, view["dtype"])
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=dtype, generator=generator)
+    return (0.1 * torch.randn(shape, generator=generator)).to(dtype)
+
+
+def traced(encoder: nn.Module, view: dict[str, Any]) -> torch.export.ExportedProgram:
+    """With a free number of samples. Where Python's own steps fix that number, such as len(view), torch's
+    compiler looks through them."""
+    given, dynamic = (sample(view, TRACED),), ({0: torch.export.Dim("batch")},)
+    try:
+        return torch.export.export(encoder, given, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        try:
+            return torch.export.export(encoder, given, dynamic_shapes=dynamic, strict=True)
+        except Exception:
+            raise error from None  # it says more of the encoder than what stops the compiler
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+def write_pt2(program: torch.export.ExportedProgram, to: Path) -> Run:
+    torch.export.save(program, to)
+    return torch.export.load(to).module()
+
+
+def write_onnx(program: torch.export.ExportedProgram, to: Path, view: dict[str, Any]) -> Run:
+    import onnxruntime
+
+    names = {"input_names": ["view"], "output_names": ["y"]}
+    made = torch.onnx.export(
+        program, (sample(view, TRACED),), dynamo=True, verbose=False, dynamic_shapes=({0: "batch"},), **names
+    )
+    made.save(to)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(to, options, providers=["CPUExecutionProvider"])
+    return lambda raw: torch.from_numpy(session.run(["y"], {"view": raw.numpy()})[0])
+
+
+@torch.no_grad()
+def compare(encoder: nn.Module, run: Run, raw: Tensor) -> tuple[float, float]:
+    """(largest difference, largest value) of y; a value that is not finite counts as infinitely far."""
+    y, other = encoder(raw), run(raw)
+    if y.shape != other.shape:
+        raise ValueError(f"y has shape {list(y.shape)}, that of the program {list(other.shape)}")
+    far = (y - other).abs().nan_to_num(torch.inf)
+    return float(far.max()), float(y.abs().max())
+
+
+def cause(error: Exception) -> str:
+    """The first line of what is at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason is given'}"[:MOST_WORDS].rstrip(".")
