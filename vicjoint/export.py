@@ -8,7 +8,6 @@ python -m vicjoint.export RUN --to resnet50.pth
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from vicjoint.exporting import facts, libraries, programs
 from vicjoint.exporting.folder import Format, Trained, write_program, write_texts, write_weights
-from vicjoint.exporting.staging import CARD, check_place, settle, staged
+from vicjoint.exporting.staging import CARD, check_place, move, settle, staged
 from vicjoint.files.guard import printable_lines
 from vicjoint.model import Branch, Model, build_model, current_names
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
@@ -240,9 +239,8 @@ def export_encoder(
         else:
             format: programs.Format = "onnx" if to.suffix == ".onnx" else "pt2"
             print(f"{to.name}: {write_program(trained, encoder, branch, format, made)}")
-        to.parent.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():  # a large program has its numbers in a second file
-            os.replace(file, to.parent / file.name)
+            move(file, to.parent / file.name)
     return to
 
 

@@ -63,7 +63,7 @@ def push_to_hub(folder: str | Path, name: str, private: bool = False) -> str:
     except Exception as error:  # as above
         raise RecipeError(
             f"{name}: {folder} cannot be uploaded to the hub ({first_line(error)}). Log in with hf auth"
-            f" login, or set HF_TOKEN; without a network, copy the folder and there: hf upload {name} {folder}."
+            f" login, or set HF_TOKEN; without a network, copy the folder, then: hf upload {name} {folder}."
         ) from None
     return str(address)
 

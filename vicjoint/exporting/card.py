@@ -50,7 +50,7 @@ def card(
     """README.md. config, evaluation, preprocessing: the files of those names. models: (folder, library,
     encoder) of those in their library's form. programs: (branch, file, format) of ONNX and PyTorch."""
     trained = config["training"]
-    measured = results(evaluation, trained.get("probes", {}), trained.get("metrics", {}))
+    measured = results(evaluation, trained["probes"] or {}, trained["metrics"] or {})
     tags = [*TAGS, *dict.fromkeys(str(task.objective["name"]) for task in recipe.tasks)]
     tags += [name for spec in recipe.branches.values() if (name := spec.modality["name"]) not in tags]
     front = {"library_name": "vicjoint", "tags": list(dict.fromkeys(tags))}

@@ -17,7 +17,7 @@ from vicjoint.report.page import read_lines, verdict
 from vicjoint.training import checkpoint
 
 CONFIG, EVALUATION = "config.json", "evaluation.json"
-OF_RUN = ("source", "announcement", "started", "device", "torch", "python", "probes", "metrics")
+OF_RUN = ("source", "started", "device", "torch", "python", "probes", "metrics")
 """What environment.json says that has a meaning elsewhere."""
 
 
@@ -52,14 +52,14 @@ def config(run: Path, recipe: Recipe, model: Model, step: int | None, branch: st
         }
         for name, spec in recipe.branches.items()
     }
-    of_export = read_object(run / CONFIG)
+    trained = read_object(run / CONFIG)["training"] if is_export(run) else training(run, recipe, step)
     return {
         "library_name": "vicjoint",
         "vicjoint_version": vicjoint.__version__,
         "name": recipe.name,
         "branch": branch,
         "branches": branches,
-        "training": of_export["training"] if is_export(run) else training(run, recipe, step),
+        "training": trained,
         "tensors": digest(model),
     }
 
@@ -78,7 +78,7 @@ def training(run: Path, recipe: Recipe, step: int | None) -> dict[str, Any]:
         "announcement": recipe.announcement,
         "health": health,
         "bad_samples": len(read_lines(bad)) if bad.exists() else 0,
-    } | {key: environment[key] for key in OF_RUN if environment.get(key) is not None}
+    } | {key: environment.get(key) for key in OF_RUN}
 
 
 def evaluation(run: Path, step: int | None) -> dict[str, Any]:

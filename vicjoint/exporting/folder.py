@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jinja2 import TemplateError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,7 +20,7 @@ from vicjoint.exporting.card import card
 from vicjoint.exporting.staging import CARD, checksum, of_same_model
 from vicjoint.files.write import write_json
 from vicjoint.model import Model
-from vicjoint.recipe import Recipe
+from vicjoint.recipe import Recipe, RecipeError
 
 Format = Literal["safetensors", "onnx", "pt2"]
 
@@ -67,7 +68,13 @@ def write_texts(trained: Trained, branch: str, made: Path, to: Path) -> None:
     files = [(name, f"{name}/model.{form}", form) for name in recipe.branches for form in ("onnx", "pt2")]
     found = [program for program in files if exists(program[1])]
     shutil.copyfile(trained.folder / "recipe.yaml", made / "recipe.yaml")
-    text = card(config, evaluation, preprocessing, recipe, models, found)
+    try:
+        text = card(config, evaluation, preprocessing, recipe, models, found)
+    except (ValueError, TypeError, LookupError, AttributeError, TemplateError) as error:
+        raise RecipeError(
+            f"{trained.folder}: its {facts.CONFIG}, environment.json or {facts.EVALUATION} is of another form"
+            f" than this program writes ({error}). Mend it, or delete it to go without."
+        ) from error
     (made / CARD).write_text(text, encoding="utf-8")
     write_json(made / facts.CONFIG, config | {"card": checksum(made / CARD)})
     write_json(made / "preprocessor_config.json", preprocessing)

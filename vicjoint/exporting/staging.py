@@ -24,6 +24,15 @@ def staged(to: Path) -> Iterator[Path]:
         yield Path(made)
 
 
+def move(made: Path, to: Path) -> None:
+    """Put a file in its place, as readable as others: safetensors' files are their owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    made.chmod(0o666 & ~mask)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(made, to)
+
+
 def check_place(to: Path) -> None:
     """Raises RecipeError where a folder of exports would mix with other files."""
     if to.exists() and not to.is_dir():
@@ -64,8 +73,7 @@ def settle(made: Path, to: Path, tensors: str) -> Path:
         files = [Path(NEW_CARD) if file == Path(CARD) else file for file in files]
         card = to / NEW_CARD
     for file in sorted(files, key=lambda file: file == Path(CONFIG)):  # it says what the others are
-        (to / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(made / file, to / file)
+        move(made / file, to / file)
     return card
 
 

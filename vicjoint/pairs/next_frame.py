@@ -210,11 +210,13 @@ class NextFrame(Pair):
 
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
         frames = self.frames if side == "a" else 1
-        step = self.stride if self.seconds is None else None
-        found = modality.preprocessing() | of_clip(frames, step, None, self.size, self.squares)
-        if frames == 1:
+        many, apart = frames > 1, self.seconds is None
+        found = modality.preprocessing() | of_clip(
+            frames, self.stride if many and apart else None, None, self.size, self.squares
+        )
+        if not many:
             found["shape"] = [3, self.size, self.size]
-        return found | {"seconds_between": self.seconds, "gap": self.gap}
+        return found | {"seconds_between": self.seconds if many else None}
 
     def transform(self, frames: np.ndarray) -> Tensor:
         """uint8 [F, H, W, 3] -> [F, 3, size, size]: the squares, as in evaluation."""
