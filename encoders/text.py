@@ -311,8 +311,8 @@ class PretrainedText(LibraryEncoder):
         """Of an encoder-decoder model its encoder, by the names that it has in the whole one."""
         state = self.model.state_dict()
         if self.model.config.is_encoder_decoder:
-            tokens = self.model.get_input_embeddings().weight
-            state = {"shared.weight": tokens.detach()} | {f"encoder.{name}": x for name, x in state.items()}
+            tokens = self.model.get_input_embeddings().weight.detach().clone()
+            state = {"shared.weight": tokens} | {f"encoder.{name}": x for name, x in state.items()}
         save_transformer(self.model, folder, state)
 
 

@@ -211,7 +211,7 @@ def check_loads(made: Path, trained: Trained, imports: Collection[str] | None) -
             if "shape" in views[name]:
                 raw = programs.sample(views[name], programs.TRACED)
                 worst, most = programs.compare(encoder, again, raw)
-                if worst > programs.ALLOWED * max(1.0, most):
+                if worst > programs.ALLOWED * most:
                     raise RecipeError(
                         f"{trained.encoder_name(name)} gives another y when it is built from the export, by"
                         f" {worst:.1e}: more than its tensors depends on where its weights came from. Export"

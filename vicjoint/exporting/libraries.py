@@ -9,6 +9,7 @@ EXPORT/a/image/      the same of an encoder inside of an encoder, where the reci
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -66,18 +67,29 @@ def write(model: Model, recipe: Recipe, to: Path) -> None:
         modules = dict(branch.encoder.named_modules())
         for found in encoders(spec):
             module = modules.get(".".join(found.keys))
-            if library(module) and (not found.keys or found.spec.get("weights")):
-                folder = to / found.folder(name)
-                folder.mkdir(parents=True, exist_ok=True)
-                if isinstance(module, LibraryEncoder):
-                    module.save(folder)
-                else:
-                    save_file(plain(module.state_dict()), folder / WEIGHTS, {"format": "pt"})
+            if module is not None and (not found.keys or found.spec.get("weights")):
+                write_encoder(module, to / found.folder(name))
         if any(spec.modality.get(option) for option in branch.modality.saved):
             (to / name).mkdir(exist_ok=True)
             branch.modality.save(to / name)
             if not any((to / name).iterdir()):
                 (to / name).rmdir()
+
+
+def write_encoder(module: nn.Module, folder: Path) -> None:
+    """Write an encoder into a new folder, where it is a library's. One that its library cannot write is named
+    on the terminal: its tensors are in the export all the same."""
+    if library(module) is None:
+        return
+    folder.mkdir(parents=True)
+    try:
+        if isinstance(module, LibraryEncoder):
+            module.save(folder)
+        else:
+            save_file(plain(module.state_dict()), folder / WEIGHTS, {"format": "pt"})
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        shutil.rmtree(folder)
+        print(f"{folder.name}: not written in the form of {library(module)}: {str(error).splitlines()[0]}")
 
 
 def written(model: Model, recipe: Recipe, exists: Callable[[str], bool]) -> list[tuple[str, str, Spec]]:
