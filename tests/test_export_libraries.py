@@ -153,6 +153,18 @@ def test_code_in_a_folder_from_elsewhere_is_not_run(tmp_path, monkeypatch):
     assert not owned.exists()
 
 
+def test_a_model_that_its_library_cannot_write_is_named(tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("shared tensors\nand more")
+
+    monkeypatch.setattr(transformers.ViTModel, "save_pretrained", fails)
+    encoder = {"name": "transformers", "model": "vit", "config": TINY_VIT}
+    folder = exported(tmp_path, recipe(encoder))
+    assert "a: not written in the form of transformers: shared tensors\n" in capsys.readouterr().out
+    assert not (folder / "a").exists() and "AutoModel" not in (folder / "README.md").read_text()
+    assert vicjoint.from_pretrained(folder)(pixels()).shape == (3, 16)
+
+
 # ---- torchvision and timm ----
 
 

@@ -27,9 +27,8 @@ def from_pretrained(
     revision: of the repository: a branch, tag or commit. imports: as load_encoder. Raises RecipeError where
     neither is there, or it cannot be fetched."""
     folder = Path(name) if Path(name).is_dir() else fetched(str(name), revision)
-    if branch is None:
-        branch = facts.read_object(folder / facts.CONFIG).get("branch", "a")
-    return load_encoder(folder, branch, imports=imports)
+    first = facts.read_object(folder / facts.CONFIG).get("branch", "a")
+    return load_encoder(folder, branch or first, imports=imports)
 
 
 def fetched(name: str, revision: str | None) -> Path:

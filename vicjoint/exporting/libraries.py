@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vicjoint.files.guard import printable
 from vicjoint.model import Model
 from vicjoint.options import options_of
 from vicjoint.parts import LibraryEncoder
@@ -68,7 +69,7 @@ def write(model: Model, recipe: Recipe, to: Path) -> None:
         for found in encoders(spec):
             module = modules.get(".".join(found.keys))
             if module is not None and (not found.keys or found.spec.get("weights")):
-                write_encoder(module, to / found.folder(name))
+                write_encoder(module, to, found.folder(name))
         if any(spec.modality.get(option) for option in branch.modality.saved):
             (to / name).mkdir(exist_ok=True)
             branch.modality.save(to / name)
@@ -76,11 +77,12 @@ def write(model: Model, recipe: Recipe, to: Path) -> None:
                 (to / name).rmdir()
 
 
-def write_encoder(module: nn.Module, folder: Path) -> None:
-    """Write an encoder into a new folder, where it is a library's. One that its library cannot write is named
-    on the terminal: its tensors are in the export all the same."""
+def write_encoder(module: nn.Module, to: Path, place: str) -> None:
+    """Write an encoder into a new folder, to/place, where it is a library's. One that its library cannot
+    write is named on the terminal: its tensors are in the export all the same."""
     if library(module) is None:
         return
+    folder = to / place
     folder.mkdir(parents=True)
     try:
         if isinstance(module, LibraryEncoder):
@@ -89,7 +91,8 @@ def write_encoder(module: nn.Module, folder: Path) -> None:
             save_file(plain(module.state_dict()), folder / WEIGHTS, {"format": "pt"})
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         shutil.rmtree(folder)
-        print(f"{folder.name}: not written in the form of {library(module)}: {str(error).splitlines()[0]}")
+        cause = printable((str(error).splitlines() or [type(error).__name__])[0])
+        print(f"{place}: not written in the form of {library(module)}: {cause}")
 
 
 def written(model: Model, recipe: Recipe, exists: Callable[[str], bool]) -> list[tuple[str, str, Spec]]:

@@ -9,6 +9,7 @@ What is written is run at once, and has to give what the encoder gives.
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -26,6 +27,7 @@ ALLOWED = 1e-4  # largest difference of y, as a share of its largest value
 TRACED = 2  # samples of the view that a program is made from
 TRIED = (1, 2, 5)  # samples that it is checked with
 MOST_WORDS = 300  # characters of a cause
+HINT = re.compile(r"For more information, run with TORCH_LOGS=\S+\s*")  # no use to the reader of one line
 
 
 def write(encoder: nn.Module, to: Path, format: Format, view: dict[str, Any], what: str) -> str:
@@ -88,15 +90,15 @@ def sample(view: dict[str, Any], count: int) -> Tensor:
 
 def traced(encoder: nn.Module, view: dict[str, Any]) -> torch.export.ExportedProgram:
     """With a free number of samples. Where Python's own steps fix that number, such as len(view), torch's
-    compiler looks through them."""
+    compiler (strict) looks through them."""
     given, dynamic = (sample(view, TRACED),), ({0: torch.export.Dim("batch")},)
-    try:
-        return torch.export.export(encoder, given, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:
+    errors = []
+    for strict in (False, True):
         try:
-            return torch.export.export(encoder, given, dynamic_shapes=dynamic, strict=True)
-        except Exception:
-            raise error from None  # it says more of the encoder than what stops the compiler
+            return torch.export.export(encoder, given, dynamic_shapes=dynamic, strict=strict)
+        except Exception as error:  # as in write
+            errors.append(error)
+    raise errors[0]  # it says more of the encoder than what stops the compiler
 
 
 Run = Callable[[Tensor], Tensor]
@@ -110,10 +112,17 @@ def write_pt2(program: torch.export.ExportedProgram, to: Path) -> Run:
 def write_onnx(program: torch.export.ExportedProgram, to: Path, view: dict[str, Any]) -> Run:
     import onnxruntime
 
-    names = {"input_names": ["view"], "output_names": ["y"]}
+    given = (sample(view, TRACED),)
     made = torch.onnx.export(
-        program, (sample(view, TRACED),), dynamo=True, verbose=False, dynamic_shapes=({0: "batch"},), **names
+        program,
+        given,
+        dynamo=True,
+        verbose=False,
+        input_names=["view"],
+        output_names=["y"],
+        dynamic_shapes=({0: "batch"},),
     )
+    assert made is not None  # with dynamo
     made.save(to)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
@@ -131,9 +140,9 @@ def compare(encoder: nn.Module, run: Run, raw: Tensor) -> tuple[float, float]:
     return float(far.max()), float(y.abs().max())
 
 
-def cause(error: Exception) -> str:
-    """The first line of what is at the bottom of an error."""
+def cause(error: BaseException) -> str:
+    """The first two lines of what is at the bottom of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason is given'}"[:MOST_WORDS].rstrip(".")
+    lines = [line.strip(" -") for line in HINT.sub("", str(error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:MOST_WORDS].rstrip(".")
