@@ -176,7 +176,7 @@ def test_without_transformers(monkeypatch):
 def test_a_tokenizer_that_needs_another_package(monkeypatch, tmp_path):
     import transformers
 
-    def missing(name):
+    def missing(name, **options):
         raise ImportError("sentencepiece is required\nmore")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", missing)
