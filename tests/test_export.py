@@ -254,6 +254,10 @@ def test_from_pretrained_gives_the_branch_that_was_asked_for(tmp_path):
     a, b = (vicjoint.load_encoder(folder, name)(raw) for name in "ab")
     assert torch.equal(vicjoint.from_pretrained(folder)(raw), b) and not torch.equal(a, b)
     assert torch.equal(vicjoint.from_pretrained(folder, branch="a")(raw), a)
+    assert export.main([str(tmp_path / "from"), "--to", str(folder)]) == 0  # stays as it was set
+    assert export.main([str(folder), "--to", str(tmp_path / "again")]) == 0
+    for place in (folder, tmp_path / "again"):
+        assert torch.equal(vicjoint.from_pretrained(place)(raw), b)
 
 
 # ---- damaged, and from elsewhere ----

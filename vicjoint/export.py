@@ -167,8 +167,9 @@ def export(
 ) -> Path:
     """Write the trained model of a run into the folder `to`, for others: its weights in a `format`
     (safetensors: all branches; onnx, pt2: one, as a program), facts, and a model card. branch: that of a
-    program, and the one that from_pretrained gives by default; None: a, or the first one. Where something
-    fails, `to` is as it was: RecipeError."""
+    program; of weights, the one that from_pretrained then gives by default; None: the recipe's first. Where
+    something fails, `to` is as it was: RecipeError."""
+    first = branch if format == "safetensors" else None
     trained, branch = read_trained(run, step, imports, branch)
     check_place(to)
     with staged(to) as made:
@@ -179,7 +180,7 @@ def export(
             encoder = RepresentationModel(trained.model.branches[branch]).eval()
             file = f"{branch}/model.{format}"
             print(f"{file}: {write_program(trained, encoder, branch, format, made / file)}")
-        write_texts(trained, branch, made, to)
+        write_texts(trained, first, made, to)
         if format == "safetensors":
             check_loads(made, trained, imports)
         config = facts.read_object(made / facts.CONFIG)
@@ -194,7 +195,7 @@ def read_trained(
     """(trained model, the name of a branch of it)."""
     recipe, state, step = read_run(run, step, imports)
     model = build_in(run, recipe, state)
-    branch = branch or ("a" if "a" in model.branches else next(iter(model.branches)))
+    branch = branch or next(iter(model.branches))
     check_branch(branch, model)
     model.load_state_dict(state)
     return Trained(run, recipe, model.eval(), step), branch

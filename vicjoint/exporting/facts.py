@@ -38,9 +38,8 @@ def is_export(folder: Path) -> bool:
     return read_object(folder / CONFIG).get("library_name") == "vicjoint"
 
 
-def config(run: Path, recipe: Recipe, model: Model, step: int | None, branch: str) -> dict[str, Any]:
-    """config.json. run: a run folder, or an export whose own is handed on. branch: the one that
-    from_pretrained gives where none is named."""
+def config(run: Path, recipe: Recipe, model: Model, step: int | None) -> dict[str, Any]:
+    """config.json. run: a run folder, or an export whose own is handed on."""
     branches = {
         name: {
             "modality": spec.modality,
@@ -57,7 +56,6 @@ def config(run: Path, recipe: Recipe, model: Model, step: int | None, branch: st
         "library_name": "vicjoint",
         "vicjoint_version": vicjoint.__version__,
         "name": recipe.name,
-        "branch": branch,
         "branches": branches,
         "training": trained,
         "tensors": digest(model),

@@ -56,10 +56,14 @@ def write_program(
     return programs.write(encoder, to, format, view, trained.encoder_name(branch))
 
 
-def write_texts(trained: Trained, branch: str, made: Path, to: Path) -> None:
-    """All but the weights: of those in `made`, and of the same model's in `to`."""
+def write_texts(trained: Trained, first: str | None, made: Path, to: Path) -> None:
+    """All but the weights: of those in `made`, and of the same model's in `to`. first: the branch that
+    from_pretrained gives where none is named; None: as `to` says, or the recipe's first."""
     recipe, model = trained.recipe, trained.model
-    config = facts.config(trained.folder, recipe, model, trained.step, branch)
+    config = facts.config(trained.folder, recipe, model, trained.step)
+    known = [folder for folder in (to, trained.folder) if of_same_model(folder, config["tensors"])]
+    kept = facts.read_object(known[0] / facts.CONFIG)["branch"] if known else next(iter(recipe.branches))
+    config["branch"] = first or kept
     evaluation = facts.evaluation(trained.folder, trained.step)
     preprocessing = facts.preprocessing(recipe, model)
     places = [made, to] if of_same_model(to, config["tensors"]) else [made]
