@@ -34,7 +34,7 @@ def lines(path, rows):
 
 
 def health(step):
-    branch = {"std": 0.9 + step / 100, "dead": 0.1, "rank": 5.0 + step, "redundancy": 0.2}
+    branch = {"std": 0.9 + step / 100, "dead_share": 0.1, "rank": 5.0 + step, "redundancy": 0.2}
     return {"health": {"a": branch, "b": branch, "alignment": 0.3}, "verdict": f"healthy: <u>{step}</u>"}
 
 
@@ -274,7 +274,7 @@ def test_directions_and_curves_have_the_names_of_the_branches(tmp_path):
     )
     assert "</i>video to &lt;i&gt; r1</span>" in html and "</i>&lt;i&gt; to video r1</span>" in html
     assert html.count("</i>video</span>") == html.count("</i>&lt;i&gt;</span>") == 4, (
-        "std, dead, rank, redundancy"
+        "std, dead_share, rank, redundancy"
     )
     assert (
         "<figcaption>retrieved, video</figcaption>" in html

@@ -1,6 +1,6 @@
 """Numbers of an evaluation as a table: the names of its columns, and aligned text for the terminal."""
 
-DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}"}
+DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}", "a_": "{0}", "b_": "{1}"}
 
 
 def told_apart(a: str, b: str) -> tuple[str, str]:
