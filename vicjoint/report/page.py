@@ -22,7 +22,7 @@ from vicjoint.files.guard import printable, printable_lines
 from vicjoint.files.write import write_text
 from vicjoint.report.curves import by_pair, progress, spectrum, training
 from vicjoint.report.plots import is_number, pictures, series
-from vicjoint.report.tables import directions, number
+from vicjoint.report.tables import INTERVALS, directions, interval, number
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -111,14 +111,17 @@ def results(found: dict[str, dict], branches: dict, metrics: dict) -> list[tuple
 
 
 def metric_table(title: str, rows: dict[str, dict], columns: dict[str, str], known: dict[str, list]) -> dict:
-    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, whether it is
-    the best of its column)]), first the model and random_init. columns: {metric: its heading}."""
+    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, its interval,
+    whether it is the best of its column)]), first the model and random_init. columns: {metric: its
+    heading}."""
     names = sorted(rows, key=lambda name: (name != "model", name != "random_init"))
     heads, cells = [], []
     for metric, heading in columns.items():
         words, better = known.get(heading, ("", None))
         heads.append((heading, words, ARROWS[better]))
-        cells.append(column([rows[name].get(metric) for name in names], better))
+        texts = column([rows[name].get(metric) for name in names], better)
+        intervals = [interval(rows[name], metric) for name in names]
+        cells.append([(text, of, best) for (text, best), of in zip(texts, intervals)])
     return {"title": title, "heads": heads, "rows": list(zip(names, zip(*cells)))}
 
 
@@ -165,6 +168,7 @@ def page(folder: Path) -> str:
     html = TEMPLATES.get_template("page.html").render(
         name=name["shown"] or folder.name,
         announcement=environment.get("announcement"),
+        intervals=INTERVALS,
         health=part(folder / "metrics.jsonl", read_steps, health),
         results=part(folder / "evaluation.json", read_json, lambda found: results(found, probes, metrics)),
         progress=part(folder / "evaluation.jsonl", read_steps, lambda rows: progress(rows, probes)),

@@ -1,5 +1,11 @@
 """Numbers of an evaluation as a table: the names of its columns, and aligned text for the terminal."""
 
+FEW = 4  # columns of numbers that have room for their intervals on a terminal
+INTERVALS = (
+    "In brackets: 95 % interval over other test samples (bootstrap, percentiles of 1,000 draws, seed 0),"
+    " which says nothing of other training seeds."
+)
+ENDS = ("low", "high")  # NAME_low and NAME_high are the ends of the interval of NAME
 DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}", "a_": "{0}", "b_": "{1}"}
 
 
@@ -16,9 +22,11 @@ def of_direction(metric: str, branches: tuple[str, str]) -> tuple[str, str]:
 
 def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) -> dict[str, dict[str, str]]:
     """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read
-    one direction at a time."""
+    one direction at a time. The ends of an interval stand in their metric's cells."""
     found: dict[str, dict[str, str]] = {}
-    for metric in dict.fromkeys(metric for row in rows.values() for metric in row):
+    names = dict.fromkeys(metric for row in rows.values() for metric in row)
+    ends = {f"{name}_{end}" for name in names for end in ENDS}
+    for metric in (name for name in names if name not in ends):
         title, name = of_direction(metric, branches)
         found.setdefault(title, {})[metric] = name
     return found
@@ -26,13 +34,16 @@ def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) ->
 
 def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
     """{row: {metric: number, or text}} as aligned text, retrieval in one block for each direction between the
-    `branches`."""
+    `branches`. Intervals stand beside few columns; the report has all of them."""
     blocks = directions(rows, branches)
     width = max(map(len, (*rows, *blocks))) + 2
+    narrow = max(map(len, blocks.values())) <= FEW
     lines = []
     for title, columns in blocks.items():
         found = [[title, *columns.values()]]
-        found += [[row, *(shown(values.get(c, "-")) for c in columns)] for row, values in rows.items()]
+        for row, values in rows.items():
+            texts = [[cell(values.get(c, "-")), interval(values, c) if narrow else ""] for c in columns]
+            found.append([row, *(" ".join(filter(None, both)) for both in texts)])
         widths = [max(9, *(len(cell) + 2 for cell in column)) for column in zip(*found)]
         lines += [
             f"{head:<{width}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths[1:]))
@@ -41,8 +52,16 @@ def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = (
     return "\n".join(lines)
 
 
-def shown(value: float | str) -> str:
+def cell(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
+
+
+def interval(row: dict, metric: str) -> str:
+    """The interval of a row's metric, such as "[0.421, 0.563]"; "" where it has none, or a point."""
+    low, high = (row.get(f"{metric}_{end}") for end in ENDS)
+    if not (isinstance(low, float) and isinstance(high, float)) or low == high:
+        return ""
+    return f"[{number(low)}, {number(high)}]"
 
 
 def number(value: float) -> str:
