@@ -101,7 +101,8 @@ def verdict(
     for branch, values in zip(names, (state["a"], state["b"])):
         flat = values["std"] < COLLAPSED_STD if hinge else values["varying"] < COLLAPSED_SHARE
         cure = (
-            "lower the learning rate, limit its steps (adamw: optim.max_change=0.01) or raise the variance weight"
+            "lower the learning rate, limit its steps (adamw: optim.max_change=0.01) or raise the variance"
+            " weight"
             if hinge
             else "lower the learning rate or enlarge the batch"
         )
