@@ -1,4 +1,8 @@
-"""Numbers of an evaluation as a table: the names of its columns, and aligned text for the terminal."""
+"""Numbers of evaluations: tables with the names of their columns, as aligned text for the terminal; several
+evaluations together."""
+
+import math
+import statistics
 
 DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}"}
 
@@ -41,6 +45,12 @@ def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = (
     return "\n".join(lines)
 
 
+def aligned(rows: list[list[str]]) -> str:
+    """Cells of text in columns, each from its left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+
 def shown(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
 
@@ -48,3 +58,22 @@ def shown(value: float | str) -> str:
 def number(value: float) -> str:
     """Three decimals, or for a small setting such as a penalty its power of ten."""
     return f"{value:.0e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
+
+
+def together(found: list) -> dict[str, dict]:
+    """{probe: {row: {metric: {mean, spread, values}}}} of several evaluations, of what all of them have. The
+    spread is the standard deviation (n - 1); of values that are not all finite both are nan and 0."""
+    first, *others = found
+    if isinstance(first, dict):
+        return {
+            key: together([each[key] for each in found]) for key in first if all(key in o for o in others)
+        }
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
+        return {"mean": math.nan, "spread": 0.0, "values": found}
+    spread = statistics.stdev(found) if others else 0.0
+    return {"mean": statistics.fmean(found), "spread": spread, "values": found}
+
+
+def cell(of: dict) -> str:
+    """A mean with its spread, which a baseline that is the same for every seed does not have."""
+    return number(of["mean"]) + (f" ±{number(of['spread'])}" if of["spread"] else "")
