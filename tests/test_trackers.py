@@ -252,3 +252,13 @@ def test_a_tracker_that_cannot_begin_says_why(monkeypatch, tmp_path):
     ):
         Trackers(recipe("wandb"), tmp_path, 0)
     assert not (tmp_path / "trackers.json").exists()
+
+
+def test_those_that_have_begun_are_closed_where_another_cannot(recorder, monkeypatch, tmp_path):
+    def cannot(self, run):
+        raise RecipeError("no")
+
+    monkeypatch.setattr(trackers.Trackio, "__init__", cannot)
+    with pytest.raises(RecipeError, match="^no$"):
+        Trackers(recipe("wandb", "trackio"), tmp_path, 0)
+    assert len(recorder.begun) == 1 and recorder.open == 0

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from vicjoint.recipe import differing, read_written
 from vicjoint.report.curves import by_pair
@@ -82,7 +83,9 @@ def read_run(folder: Path, name: str, of_seeds: str | None = None) -> Run:
     """Raises RecipeError where its recipe cannot be read; what else is missing or broken is told."""
     parts = {key: part(folder / file, read) for key, (file, read) in FILES.items()}
     written = lambda file: (folder / file).exists() and (folder / file).stat().st_size > 0
-    shown = {key: found["shown"] or ([] if key in LINES else {}) for key, found in parts.items()}
+    shown: dict[str, Any] = {
+        key: found["shown"] or ([] if key in LINES else {}) for key, found in parts.items()
+    }
     return Run(
         name=name,
         folder=folder,

@@ -3,6 +3,8 @@ evaluations together."""
 
 import math
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 DIRECTIONS = {"a_to_b_": "{0} to {1}", "b_to_a_": "{1} to {0}"}
 
@@ -18,7 +20,9 @@ def of_direction(metric: str, branches: tuple[str, str]) -> tuple[str, str]:
     return DIRECTIONS.get(prefix, "").format(*branches), metric.removeprefix(prefix)
 
 
-def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) -> dict[str, dict[str, str]]:
+def directions(
+    rows: Mapping[str, Mapping], branches: tuple[str, str] = ("a", "b")
+) -> dict[str, dict[str, str]]:
     """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read
     one direction at a time."""
     found: dict[str, dict[str, str]] = {}
@@ -28,7 +32,7 @@ def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) ->
     return found
 
 
-def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
+def table(rows: Mapping[str, Mapping[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
     """{row: {metric: number, or text}} as aligned text, retrieval in one block for each direction between the
     `branches`."""
     blocks = directions(rows, branches)
@@ -60,7 +64,7 @@ def number(value: float) -> str:
     return f"{value:.0e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
 
 
-def together(found: list) -> dict[str, dict]:
+def together(found: list) -> dict[str, Any]:
     """{probe: {row: {metric: {mean, spread, values}}}} of several evaluations, of what all of them have. The
     spread is the standard deviation (n - 1); of values that are not all finite both are nan and 0."""
     first, *others = found

@@ -19,7 +19,7 @@ from vicjoint.recipe import Recipe, RecipeError, to_yaml
 from vicjoint.registry import need
 
 KNOWN_AS = "trackers.json"  # in the run folder: {tracker: the run's id in it}
-WRITTEN = METRICS, EVALUATIONS = "metrics.jsonl", "evaluation.jsonl"
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluation.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Tracker:
 
     modules: list[str]
     drops = False
+
+    def __init__(self, run: Beginning):
+        """Raises RecipeError where it cannot begin."""
+        raise NotImplementedError
 
     def step(self, step: int, values: dict[str, float]) -> None:
         """Numbers by name, after `step` steps."""
@@ -143,7 +147,11 @@ class Trackers:
 
     def __init__(self, recipe: Recipe, folder: Path, start: int):
         self.open: list[tuple[Tracker, dict[str, int]]] = []
-        distributed.from_first(lambda: self._begin(recipe, folder, start))
+        try:
+            distributed.from_first(lambda: self._begin(recipe, folder, start))
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, recipe: Recipe, folder: Path, start: int) -> None:
         names = list(dict.fromkeys(recipe.train.trackers))
@@ -156,7 +164,7 @@ class Trackers:
         for tracker in names:
             has = tracker in known
             opened = TRACKERS[tracker](Beginning(recipe, folder, start, name, ids[tracker], has))
-            shown = shown_before(folder) if has else dict.fromkeys(WRITTEN, 0)
+            shown = shown_before(folder) if has else {METRICS: 0, EVALUATIONS: 0}
             if opened.drops:
                 shown = {kind: min(step, start) for kind, step in shown.items()}
             self.open.append((opened, shown))
@@ -166,6 +174,9 @@ class Trackers:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
         for tracker, _ in self.open:
             tracker.close()
 
@@ -179,6 +190,7 @@ class Trackers:
             f"{probe}/{metric}": value
             for probe, rows in results.items()
             for metric, value in rows.get("model", {}).items()
+            if isinstance(value, (int, float))
         }
         self._give(EVALUATIONS, step, measured)
 
@@ -191,7 +203,7 @@ class Trackers:
 def shown_before(folder: Path) -> dict[str, int]:
     """{METRICS, EVALUATIONS: the last step of which a run wrote such lines before it was stopped}: also those
     that its checkpoint lacks."""
-    shown = {name: last_step(folder / name) for name in WRITTEN}
+    shown = {name: last_step(folder / name) for name in (METRICS, EVALUATIONS)}
     if (folder / "evaluation.json").exists():  # of the last step
         shown[EVALUATIONS] = shown[METRICS]
     return shown
