@@ -10,6 +10,7 @@ import tiny
 
 from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.recipe.compare import differences
+from vicjoint.registry import ComponentError
 from vicjoint.run import main
 from vicjoint.training import loop, trackers
 from vicjoint.training.stopping import Stopped
@@ -238,6 +239,16 @@ def test_what_is_not_installed_is_said_before_a_folder_is_made(monkeypatch, tmp_
         r"train.trackers: tensorboard needs no_such_board .*pip install 'vicjoint\[tensorboard\]'", said
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_its_name_is_not_the_library(monkeypatch, tmp_path):
+    (tmp_path / "only_a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(trackers.WandB, "modules", ["only_a_folder"])
+    with pytest.raises(
+        ComponentError, match="wandb is not installed, only a folder wandb/ is here: pip install"
+    ):
+        trackers.check_trackers(["wandb"])
 
 
 def test_a_tracker_that_cannot_begin_says_why(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from vicjoint import distributed
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError, to_yaml
-from vicjoint.registry import need
+from vicjoint.registry import ComponentError, need
 
 KNOWN_AS = "trackers.json"  # in the run folder: {tracker: the run's id in it}
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluation.jsonl"
@@ -133,7 +133,13 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 
 def load(name: str) -> list:
     """The modules of a tracker. Raises ComponentError where they are not installed."""
-    return need(TRACKERS[name].modules, f"train.trackers: {name}", name)
+    modules = need(TRACKERS[name].modules, f"train.trackers: {name}", name)
+    if any(module.__spec__.origin is None for module in modules):  # W&B leaves a folder wandb where it ran
+        raise ComponentError(
+            f"train.trackers: {name} is not installed, only a folder {name}/ is here: pip install"
+            f" 'vicjoint[{name}]'"
+        )
+    return modules
 
 
 def check_trackers(names: list[str]) -> None:
@@ -187,7 +193,7 @@ class Trackers:
     def evaluation(self, step: int, results: dict[str, dict]) -> None:
         """What the probes measured of the model after `step` steps; their other rows are in the report."""
         measured = {
-            f"{probe}/{metric}": value
+            f"{probe}/{metric}": float(value)
             for probe, rows in results.items()
             for metric, value in rows.get("model", {}).items()
             if isinstance(value, (int, float))
