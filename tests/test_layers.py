@@ -20,7 +20,7 @@ LAYERS = [  # files and packages
     {"probes"},
     {"report"},
     {"training"},
-    {"run", "evaluate", "export", "check"},
+    {"run", "evaluate", "export", "check", "compare"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))

@@ -29,7 +29,9 @@ BANDS, SLOTS = 40, 8  # of the simple features
 
 @register("modality", "audio")
 class Audio(Modality):
-    """rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut
+    """A sound as its waveform, mono, from sound files and from videos.
+
+    rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut
     at random in training and from the middle in evaluation, unless the pair asks for the same seconds of both
     of its halves. short: what a sound shorter than the window becomes: zeros: silence around it (at a random
     place in training, in the middle in evaluation); repeat: it is repeated (from a random place on, or from

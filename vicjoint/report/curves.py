@@ -95,6 +95,11 @@ def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> li
     ]
 
 
+def progress_metrics(measured: list[str]) -> list[str]:
+    """Of a probe's metrics those that are shown over training."""
+    return [metric for metric in measured if metric.endswith(PROGRESS_METRICS)] or measured[:1]
+
+
 def progress(rows: list[dict], branches: dict[str, tuple]) -> list[dict | None]:
     """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance."""
     probes = {probe: row["results"][probe] for row in rows for probe in row["results"]}
@@ -102,7 +107,7 @@ def progress(rows: list[dict], branches: dict[str, tuple]) -> list[dict | None]:
     for probe, results in probes.items():
         measured = list(results.get("model", {}))
         curves = []
-        for i, metric in enumerate([m for m in measured if m.endswith(PROGRESS_METRICS)] or measured[:1]):
+        for i, metric in enumerate(progress_metrics(measured)):
             label = " ".join(of_direction(metric, branches.get(probe, ("a", "b")))).strip()
             colour = MORE_COLOURS[i % len(MORE_COLOURS)]
             curves += [

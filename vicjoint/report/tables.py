@@ -1,4 +1,10 @@
-"""Numbers of an evaluation as a table: the names of its columns, and aligned text for the terminal."""
+"""Numbers of evaluations: tables with the names of their columns, as aligned text for the terminal; several
+evaluations together."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
 
 FEW = 4  # columns of numbers that have room for their intervals on a terminal
 INTERVALS = (
@@ -20,7 +26,9 @@ def of_direction(metric: str, branches: tuple[str, str]) -> tuple[str, str]:
     return DIRECTIONS.get(prefix, "").format(*branches), metric.removeprefix(prefix)
 
 
-def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) -> dict[str, dict[str, str]]:
+def directions(
+    rows: Mapping[str, Mapping], branches: tuple[str, str] = ("a", "b")
+) -> dict[str, dict[str, str]]:
     """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read
     one direction at a time. The ends of an interval stand in their metric's cells."""
     found: dict[str, dict[str, str]] = {}
@@ -32,7 +40,7 @@ def directions(rows: dict[str, dict], branches: tuple[str, str] = ("a", "b")) ->
     return found
 
 
-def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
+def table(rows: Mapping[str, Mapping[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
     """{row: {metric: number, or text}} as aligned text, retrieval in one block for each direction between the
     `branches`. Intervals stand beside few columns; the report has all of them."""
     blocks = directions(rows, branches)
@@ -42,7 +50,7 @@ def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = (
     for title, columns in blocks.items():
         found = [[title, *columns.values()]]
         for row, values in rows.items():
-            texts = [[cell(values.get(c, "-")), interval(values, c) if narrow else ""] for c in columns]
+            texts = [[shown(values.get(c, "-")), interval(values, c) if narrow else ""] for c in columns]
             found.append([row, *(" ".join(filter(None, both)) for both in texts)])
         widths = [max(9, *(len(cell) + 2 for cell in column)) for column in zip(*found)]
         lines += [
@@ -52,7 +60,13 @@ def table(rows: dict[str, dict[str, float | str]], branches: tuple[str, str] = (
     return "\n".join(lines)
 
 
-def cell(value: float | str) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """Cells of text in columns, each from its left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+
+def shown(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
 
 
@@ -67,3 +81,22 @@ def interval(row: dict, metric: str) -> str:
 def number(value: float) -> str:
     """Three decimals, or for a small setting such as a penalty its power of ten."""
     return f"{value:.0e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
+
+
+def together(found: list) -> dict[str, Any]:
+    """{probe: {row: {metric: {mean, spread, values}}}} of several evaluations, of what all of them have. The
+    spread is the standard deviation (n - 1); of values that are not all finite both are nan and 0."""
+    first, *others = found
+    if isinstance(first, dict):
+        return {
+            key: together([each[key] for each in found]) for key in first if all(key in o for o in others)
+        }
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
+        return {"mean": math.nan, "spread": 0.0, "values": found}
+    spread = statistics.stdev(found) if others else 0.0
+    return {"mean": statistics.fmean(found), "spread": spread, "values": found}
+
+
+def cell(of: dict) -> str:
+    """A mean with its spread, which a baseline that is the same for every seed does not have."""
+    return number(of["mean"]) + (f" ±{number(of['spread'])}" if of["spread"] else "")
