@@ -324,8 +324,8 @@ class Columns:
     def _look_at(self, rows: list[dict]) -> None:
         for name in dict.fromkeys(key for row in rows for key in row):
             try:
-                type = self.arrow.infer_type([row.get(name) for row in rows])
-            except (self.arrow.ArrowException, OverflowError, TypeError):
+                type = self.arrow.array([row.get(name) for row in rows]).type
+            except (self.arrow.ArrowException, OverflowError, TypeError, UnicodeEncodeError):
                 type = None
             if type is None or not self._plain(type):
                 self.json.add(own_name(name))
