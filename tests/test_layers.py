@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
+    {"sliding"},
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
@@ -20,7 +21,8 @@ LAYERS = [  # files and packages
     {"probes"},
     {"report"},
     {"training"},
-    {"run", "evaluate", "export", "check", "compare"},
+    {"embeddings"},
+    {"run", "evaluate", "export", "check", "compare", "embed"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
+from vicjoint.embeddings.encoder import Origin, RepresentationModel, hash_of
 from vicjoint.files.guard import printable_lines
-from vicjoint.model import Branch, build_model, current_names
+from vicjoint.model import Model, build_model, current_names
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
 from vicjoint.registry import nearest
 from vicjoint.training import checkpoint
@@ -25,38 +25,35 @@ from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import best_step, check_run
 
 
-class RepresentationModel(nn.Module):
-    """Raw view (uint8 pixels, ...) -> representation y [B, dim]: the modality's normalisation and the
-    encoder."""
-
-    def __init__(self, branch: Branch):
-        super().__init__()
-        self.modality, self.encoder, self.dim = branch.modality, branch.encoder, branch.encoder.dim
-
-    def forward(self, view):
-        return self.encoder(self.modality(view))
-
-
 def load_encoder(
     folder, branch: str = "a", step: int | str | None = None, imports: Collection[str] | None = ()
 ) -> RepresentationModel:
     """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name
-    of the recipe's `branches`. Its `dim` is the width of y. `step`: of a run's checkpoints the one of a step
-    or, with checkpoint.best, the "best"; None: the last. `imports`: modules that its recipe may import, for
-    encoders of your own; None: all that it names. Without them a folder from elsewhere runs no code: weights
-    are plain numbers. Raises RecipeError where the folder is neither, or has no such branch or checkpoint."""
-    model, state = read_model(Path(folder), step, imports)
+    of the recipe's `branches`. Its `dim` is the width of y; its `embed` reads files and texts. `step`: of a
+    run's checkpoints the one of a step or, with checkpoint.best, the "best"; None: the last. `imports`:
+    modules that its recipe may import, for encoders of your own; None: all that it names. Without them a
+    folder from elsewhere runs no code: weights are plain numbers. Raises RecipeError where the folder is
+    neither, or has no such branch or checkpoint."""
+    folder = Path(folder)
+    recipe, model, state, step = read_all(folder, step, imports)
     if branch not in model.branches:
         names = " or ".join(f"'{name}'" for name in model.branches)
         raise RecipeError(
             f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}."
         )
     model.load_state_dict(state)
-    return RepresentationModel(model.branches[branch]).eval()
+    return RepresentationModel(model, Origin(folder, recipe, branch, step, hash_of(model))).eval()
 
 
 def read_model(folder: Path, step: int | str | None, imports: Collection[str] | None):
     """(model as the recipe describes it, trained state) of a run folder or an export."""
+    return read_all(folder, step, imports)[1:3]
+
+
+def read_all(
+    folder: Path, step: int | str | None, imports: Collection[str] | None
+) -> tuple[Recipe, Model, dict[str, torch.Tensor], int | None]:
+    """(recipe, model as it describes it, trained state, its step or None for an export)."""
     check_run(folder, "run folder or an export")
     recipe = load_recipe(folder / "recipe.yaml", check_paths=False, imports=imports)
     if (folder / "model.safetensors").exists():
@@ -64,11 +61,12 @@ def read_model(folder: Path, step: int | str | None, imports: Collection[str] | 
             raise RecipeError(
                 f"step: {folder} is an export, which holds one model. Give step with a run folder."
             )
-        state = current_names(load_file(folder / "model.safetensors"))
+        state, at = load_file(folder / "model.safetensors"), None
     else:
-        state = current_names(read_checkpoint(folder, recipe, step)["model"])
+        saved = read_checkpoint(folder, recipe, step)
+        state, at = saved["model"], saved["step"]
     with torch.random.fork_rng(devices=[]):
-        return build_model(recipe), state
+        return recipe, build_model(recipe), current_names(state), at
 
 
 def read_checkpoint(run: Path, recipe: Recipe, step: int | str | None) -> dict:

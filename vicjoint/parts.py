@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vicjoint.sliding import Sliding, spans
+
 Record = dict[str, Any]
 """One sample of a source: its `id`, where it is (`path`, `bytes` or the cells of a table's row), and
 labels."""
@@ -72,8 +74,7 @@ class Modality(nn.Module):
     """How one sample is read, and how a batch of them becomes the view of an encoder.
 
     One class, two uses: a reader in the processes that read (`read`, `seconds`), and a module of the model on
-    the training device (`forward`). Options are the constructor's.
-    """
+    the training device (`forward`). Options are the constructor's."""
 
     reads: ClassVar[Literal["file", "text"]] = "file"
     """What a cell of a table is: a path, which the pair resolves against the table's folder, or the value."""
@@ -94,6 +95,9 @@ class Modality(nn.Module):
     reading: ClassVar[tuple[str, ...]] = ()
     """Options that only `read` uses; a recipe whose pair reads for itself must not set them."""
 
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; (): any."""
+
     video_backend: str = "auto"
     """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
 
@@ -108,6 +112,12 @@ class Modality(nn.Module):
     def seconds(self, value: Any) -> float:
         """Length of a sample in seconds, for timed modalities. Raises as `read` does."""
         raise NotImplementedError(f"modality '{type(self).__name__}' has no time axis")
+
+    def slide(self, value: Any, every: float, length: float | None = None) -> Sliding:
+        """Windows from 0, every, 2 every, ... seconds on, for timed modalities. `length`: theirs in seconds;
+        None: what the modality reads by itself. Raises as `read` does."""
+        found = spans(str(value), self.seconds(value), length, every)
+        return Sliding(found, lambda start: self.read(value, None, (start, length or 0.0)))
 
     def forward(self, raw: Raw) -> Any:
         """The view that encoders of this modality expect, of a raw batch on their device."""
@@ -166,14 +176,33 @@ class Pair:
     reads: ClassVar[tuple[str, ...]] = ()
     """Keys of a record, one of which holds the file that the pair reads; (): it reads no file of its own."""
 
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of such files."""
+
     readers: tuple[Modality, Modality]
     video_backend: str = "auto"
 
     def bind(self, reading: Reading) -> None:
-        """Take what the recipe knows, once, before anything is read. The source's records come one by one,
-        and are not kept: a pair travels to the processes that read. Raises ValueError where the parts do not
-        fit."""
-        self.readers, self.video_backend = reading.readers, reading.video_backend
+        """Take what the recipe knows, once, before anything is read. Records are not kept: a pair travels to
+        the processes that read. Raises ValueError where the parts do not fit."""
+        self.read_by(reading.readers, reading.video_backend)
+
+    def read_by(self, readers: tuple[Modality, Modality], video_backend: str = "auto") -> None:
+        """All that `read_item` and `slide` need: no source."""
+        self.readers, self.video_backend = readers, video_backend
+
+    def read_item(self, value: Any, side: Side) -> Raw:
+        """What `views` gives of a record with this path, or value of a cell; or the record of a file in a tar
+        file. Raises as `sample` does."""
+        if self.uses_readers:
+            return self.readers["ab".index(side)].read(value)
+        return self.views(value if isinstance(value, dict) else {"id": value, "path": value}, side)[0].raw
+
+    def slide(self, value: Any, side: Side, every: float) -> Sliding:
+        """Windows along the time of a file, as long as in training; see Modality."""
+        if self.uses_readers:
+            return self.readers["ab".index(side)].slide(value, every)
+        raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide(value, side, every)")
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
         """Raw views of both branches, each of `samples_per_record` samples. All randomness comes from `rng`,
