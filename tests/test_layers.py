@@ -20,7 +20,8 @@ LAYERS = [  # files and packages
     {"probes"},
     {"report"},
     {"training"},
-    {"run", "evaluate", "export", "check"},
+    {"embeddings"},
+    {"run", "evaluate", "export", "check", "search", "explore"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))
