@@ -35,7 +35,7 @@ from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_text
 
 MOST = 5000  # items of an index that are shown
-NEAREST = 12  # neighbours of an item in each index
+NEAREST = 9  # neighbours of an item in each index
 AT_ONCE = 16  # items that a thread is given: windows of one film come one after the other
 PAGE = Path(__file__).parent / "page"
 STYLE = Path(__file__).parents[1] / "report" / "report.css"

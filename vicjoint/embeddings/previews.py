@@ -220,14 +220,16 @@ def channels_as_colours(path: str) -> np.ndarray:
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: time to the right, frequency upwards, 60 dB from dark to bright."""
+    """uint8 [H, W, 3]: time to the right, frequency upwards, from dark to bright what is louder than a fifth of
+    it."""
     columns, bins = 160, 256
     wave_T = torch.from_numpy(np.pad(sound, (0, max(0, bins - len(sound)))))
     power = torch.stft(
         wave_T, bins, max(1, len(wave_T) // columns), window=torch.hann_window(bins), return_complex=True
     )
     level = 20 * power.abs().clamp_min(1e-8).log10()
-    shade = ((level - level.max() + 60) / 60).clamp(0, 1).flip(0).numpy()
+    low = level.quantile(0.2)
+    shade = ((level - low) / (level.max() - low).clamp_min(1e-3)).clamp(0, 1).flip(0).numpy()
     pixels = (matplotlib.colormaps["magma"](shade)[..., :3] * 255).round().astype(np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((columns, 96), Image.Resampling.BICUBIC))
 

@@ -9,6 +9,7 @@ const STEPS = 32; // of a ramp
 const MOST_VALUES = 24; // of a column that get a colour of their own; others share grey
 const GREY = "#8c959f";
 const LISTED = 60; // matches in the panel
+const CRISP = 64; // pixels of a picture that is enlarged without smoothing
 
 const element = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en");
@@ -36,13 +37,15 @@ function title(i) {
 }
 
 const caption = (i) => [title(i), seconds(i)].filter(Boolean).join(", ");
+/* A cell as text: numbers to six digits. */
+const written = (value) => String(typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value);
 const shorter = (text, most) => (text.length > most ? `${text.slice(0, most)}…` : text);
 
 // ---- colours ----
 
 function colourings() {
   const found = DATA.columns.map((column) => ({ name: column.name, values: column.values }));
-  if (DATA.clouds.length > 1) found.unshift({ name: "index", values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
+  if (DATA.clouds.length > 1) found.unshift({ name: "index", index: true, values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
   return found;
 }
 
@@ -90,11 +93,11 @@ function showLegend({ palette, legend, range }) {
   if (range) {
     const strip = make("span", { className: "ramp" });
     strip.style.background = `linear-gradient(90deg, ${RAMP.join(",")})`;
-    at.replaceChildren(make("span", { className: "scale" }, `${range[0]}`, strip, `${range[1]}`));
+    at.replaceChildren(make("span", { className: "scale" }, written(range[0]), strip, written(range[1])));
     return;
   }
   at.replaceChildren(...(legend.length > 1 ? legend : []).map(([value, items], k) => {
-    const button = make("button", { type: "button", title: "show these alone" }, dot(palette[k]), make("span", {}, shorter(String(value), 60)), make("small", {}, number(items)));
+    const button = make("button", { type: "button", title: "show these alone" }, dot(palette[k]), make("span", {}, shorter(written(value), 60)), make("small", {}, number(items)));
     button.setAttribute("aria-pressed", state.only === k);
     button.onclick = () => {
       state.only = state.only === k ? -1 : k;
@@ -115,7 +118,7 @@ function dot(colour) {
 function texts() {
   haystack = haystack || DATA.items.map((item, i) => {
     const cells = DATA.columns.map((column) => column.values[i]).filter((value) => value !== null);
-    return [item, ...cells].join("\n").toLowerCase();
+    return [item, ...cells.map(written)].join("\n").toLowerCase();
   });
   return haystack;
 }
@@ -131,29 +134,39 @@ function matches() {
 
 function picture(i, properties = {}) {
   const image = make("img", { src: DATA.picture[i], alt: "", loading: "lazy", ...properties });
-  image.onload = () => image.classList.toggle("crisp", image.naturalWidth < 100);
+  image.onload = () => image.classList.toggle("crisp", image.naturalWidth <= CRISP);
   return image;
 }
 
+/* What a tile says of an item beside its picture or text: the value that it is coloured by, else what it is called. */
+function label(i) {
+  const value = state.column && state.column.values[i];
+  return value === null || value === undefined || state.column.index ? caption(i) : written(value);
+}
+
 /* `beside`: the item that it is a neighbour of, and how similar. */
-function card(i, beside) {
-  const shown = shorter(caption(i), 160), drawn = DATA.picture[i] !== null;
-  const line = make("span", { className: "line" }, dot(state.colouring.palette[state.colouring.of[i]]), drawn ? make("span", {}, shown) : null);
-  const made = make("button", { type: "button", className: "card", title: shown }, drawn ? picture(i) : make("span", { className: "text" }, shown), line);
+function tile(i, beside) {
+  const drawn = DATA.picture[i] !== null, mark = dot(state.colouring.palette[state.colouring.of[i]]);
+  const made = make("button", { type: "button", className: "tile", title: shorter(caption(i), 300) });
+  const line = make("span", { className: "line" }, mark);
+  if (drawn) {
+    made.append(picture(i), make("span", { className: "line" }, mark, make("span", {}, shorter(label(i), 160))));
+  } else made.append(make("span", { className: "text" }, shorter(caption(i), 300)));
   if (beside) {
-    made.append(make("span", { className: "line" }, beside.similarity.toFixed(3)));
+    line.append(beside.similarity.toFixed(3));
     if (DATA.right !== null) {
       const { values } = DATA.columns[DATA.right], right = values[i] !== null && values[i] === values[beside.item];
       made.classList.add(right ? "right" : "wrong");
-      made.lastChild.append(make("b", {}, right ? "✓ right" : "✗ wrong"));
+      line.append(make("b", {}, right ? "✓ right" : "✗ wrong"));
     }
   }
+  if (beside || !drawn) made.append(line);
   made.onclick = () => choose(i);
   return made;
 }
 
-function cards(items, beside) {
-  const made = make("div", { className: "cards" }, ...items.map((i, k) => card(i, beside && beside(k))));
+function tiles(items, beside) {
+  const made = make("div", { className: "tiles" }, ...items.map((i, k) => tile(i, beside && beside(k))));
   made.classList.toggle("texts", items.every((i) => DATA.picture[i] === null));
   return made;
 }
@@ -168,7 +181,7 @@ function media(i) {
   if (DATA.clip[i] !== null) {
     const film = plays("video", DATA.clip[i]);
     film.poster = DATA.picture[i];
-    film.onloadedmetadata = () => film.classList.toggle("crisp", film.videoWidth < 100);
+    film.onloadedmetadata = () => film.classList.toggle("crisp", film.videoWidth <= CRISP);
     return [make("div", { className: "show" }, film)];
   }
   return [
@@ -181,15 +194,16 @@ function showItem(i) {
   const cloud = DATA.clouds[cloudOf[i]], text = cloud.reads === "text";
   const back = make("button", { type: "button" }, "close");
   back.onclick = () => choose(-1);
-  const facts = make("dl", {}, ...DATA.columns.flatMap(({ name, values }) => (values[i] === null ? [] : [make("dt", {}, name), make("dd", {}, String(values[i]))])));
+  const facts = make("dl", {}, ...DATA.columns.flatMap(({ name, values }) => (values[i] === null ? [] : [make("dt", {}, name), make("dd", {}, written(values[i]))])));
   const near = DATA.near.flatMap(({ numbers, similarity }, k) => [
     make("h2", {}, `Nearest in ${cloudName(DATA.clouds[k])}`),
-    numbers[i].length ? cards(numbers[i], (n) => ({ item: i, similarity: similarity[i][n] })) : make("p", { className: "soft" }, "Nothing: one of the embeddings is not finite, or there is no other item."),
+    numbers[i].length ? tiles(numbers[i], (n) => ({ item: i, similarity: similarity[i][n] })) : make("p", { className: "soft" }, "Nothing: one of the embeddings is not finite, or there is no other item."),
   ]);
   element("side").replaceChildren(
     make("div", { className: "top" }, make("h2", {}, cloudName(cloud)), back),
     ...media(i),
-    text ? make("blockquote", {}, String(DATA.items[i])) : make("p", { className: "name" }, String(DATA.items[i]), seconds(i) && `, ${seconds(i)}`),
+    text ? make("blockquote", {}, String(DATA.items[i])) : make("p", { className: "name" }, caption(i)),
+    text ? "" : make("small", {}, String(DATA.items[i])),
     DATA.cause[i] ? make("p", { className: "soft" }, `Not shown: ${DATA.cause[i]}`) : "",
     facts,
     ...near,
@@ -202,7 +216,7 @@ function showMatches(matched) {
   const more = found.length > LISTED ? `${number(found.length - LISTED)} more: add a word.` : "";
   element("side").replaceChildren(
     make("h2", {}, `${number(found.length)} of ${number(count)} items`),
-    found.length ? cards(found.slice(0, LISTED)) : make("p", { className: "soft" }, "No item holds all of these words."),
+    found.length ? tiles(found.slice(0, LISTED)) : make("p", { className: "soft" }, "No item holds all of these words."),
     make("p", { className: "soft" }, more),
   );
 }
@@ -213,7 +227,7 @@ function showHint() {
     make("p", { className: "soft" }, "Point at an item to see it. Click it to play or read it, and to see what is nearest to it. Drag to move, scroll to zoom."),
     ...(DATA.right === null ? [] : [make("p", { className: "soft" }, `Neighbours are right where they hold the same in “${DATA.columns[DATA.right].name}”.`)]),
     make("h2", {}, "Some items"),
-    cards(Array.from({ length: Math.min(12, count) }, (_, k) => Math.floor((k * count) / Math.min(12, count)))),
+    tiles(Array.from({ length: Math.min(12, count) }, (_, k) => Math.floor((k * count) / Math.min(12, count)))),
   );
 }
 
@@ -230,6 +244,7 @@ function choose(i) {
 function refresh() {
   const asked = /^#\d+$/.test(location.hash) ? Number(location.hash.slice(1)) : -1, before = state.selected;
   state.selected = asked < count ? asked : -1;
+  map.hover(-1);
   const matched = matches(), narrowed = state.only >= 0 || state.query.trim() !== "";
   const { selected } = state, others = selected < 0 ? [] : DATA.near.flatMap(({ numbers }) => numbers[selected]);
   const kept = new Set([selected, ...others]);
@@ -259,7 +274,7 @@ function hover(i, x, y) {
     tip.replaceChildren(
       DATA.picture[i] === null ? "" : picture(i, { loading: "eager" }),
       make("div", {}, shorter(caption(i), 200)),
-      value === null || value === undefined ? "" : make("div", { className: "soft" }, `${state.column.name}: ${shorter(String(value), 80)}`),
+      value === null || value === undefined ? "" : make("div", { className: "soft" }, `${state.column.name}: ${shorter(written(value), 80)}`),
     );
   }
   const { offsetWidth, offsetHeight } = tip;

@@ -8,7 +8,7 @@
 
 const HIDDEN = 0, FAINT = 1, FULL = 2;
 const REACH = 12; // pixels from a point that still mean it
-const PICTURES = 150; // points in view: with so few or fewer, their pictures are drawn
+const PICTURES = 150; // points in view: with so few or fewer, pictures are drawn where they have room
 const PICTURE = 44; // pixels of a picture's longer side
 const SHAPES = [
   (path, x, y, r) => { path.moveTo(x + r, y); path.arc(x, y, r, 0, 2 * Math.PI); },
@@ -159,7 +159,18 @@ class PointMap {
     }
     pen.globalAlpha = 1;
     this.thumbs = this.withPictures && near.length <= PICTURES && near.some((i) => this.picture[i] !== null);
-    if (this.thumbs) for (const i of near) this.drawPicture(pen, i);
+    if (this.thumbs) for (const i of this.spaced(near)) this.drawPicture(pen, i);
+  }
+
+  /* Of some points those whose pictures do not cover each other. */
+  spaced(near) {
+    const kept = [];
+    for (const i of [this.selected, ...near]) {
+      if (i < 0 || this.picture[i] === null) continue;
+      const free = (k) => Math.max(Math.abs(this.left(k) - this.left(i)), Math.abs(this.top(k) - this.top(i))) > PICTURE + 4;
+      if (kept.every(free)) kept.push(i);
+    }
+    return kept;
   }
 
   drawPicture(pen, i) {
@@ -249,7 +260,7 @@ class PointMap {
     points.addEventListener("pointerleave", (event) => this.hover(-1, event));
   }
 
-  hover(i, event) {
+  hover(i, event = { clientX: 0, clientY: 0 }) {
     this.points.classList.toggle("over", i >= 0);
     if (i !== this.hovered) {
       this.hovered = i;
