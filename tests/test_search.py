@@ -16,8 +16,9 @@ import indexes
 from vicjoint import search as command
 from vicjoint.embeddings import neighbours as near
 from vicjoint.embeddings.neighbours import neighbours
+from vicjoint.embeddings.rows import rows_of
 from vicjoint.embeddings.spaces import SpaceError, check_space
-from vicjoint.embeddings.store import IndexFileError, read_index
+from vicjoint.embeddings.store import read_index
 from vicjoint.search import Searcher, main, search
 
 NASTY = "<script>alert(1)</script>\x1b[31m.png"
@@ -70,19 +71,16 @@ def test_faiss_finds_the_same(monkeypatch):
 # ---- indexes ----
 
 
-def test_an_index_is_read(tmp_path):
-    vectors = np.arange(12).reshape(3, 4)
-    columns = {"class": ["dog", None, "cat"]}
-    for dtype in (np.float32, np.float16):
-        path = indexes.write_index(
-            tmp_path / "i.parquet", "abc", vectors, columns, [(0.0, 1.5)] * 3, dtype, branch="b"
-        )
-        index = read_index(path)
-        assert index.matrix.dtype == np.float32 and np.array_equal(index.matrix, vectors)
-        assert index.metadata["branch"] == "b" and index.columns == ["class"] and len(index) == 3
-        rows = index.rows([2, 1])
-        assert rows[0] == {"item": "c", "start_seconds": 0.0, "end_seconds": 1.5, "class": "cat"}
-        assert rows[1]["class"] is None
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_an_index_gives_vectors_and_rows(tmp_path, dtype):
+    vectors, columns = np.arange(12).reshape(3, 4), {"class": ["dog", None, "cat"]}
+    path = indexes.write_index(tmp_path / "i.parquet", "abc", vectors, columns, [(0.0, 1.5)] * 3, dtype)
+    index = read_index(path)
+    assert index.matrix.dtype == np.float32 and np.array_equal(index.matrix, vectors)
+    assert index.metadata["branch"] == "a" and len(index) == 3
+    first, second = rows_of(index, [2, 1])
+    assert first == {"item": "c", "start_seconds": 0.0, "end_seconds": 1.5, "class": "cat"}
+    assert second["item"] == "b" and second["class"] is None
 
 
 def test_what_is_no_index_is_refused(tmp_path):
@@ -92,14 +90,9 @@ def test_what_is_no_index_is_refused(tmp_path):
     text, table = tmp_path / "text.parquet", tmp_path / "table.parquet"
     text.write_text("item,embedding\n")
     pyarrow.parquet.write_table(pyarrow.table({"x": [1, 2]}), table)
-    for path, said in (
-        (tmp_path / "none", "is not a file. Expected one that python -m vicjoint.embed wrote"),
-        (text, "is not a parquet file that can be read"),
-        (table, "without the notes and columns of an index"),
-    ):
-        with pytest.raises(IndexFileError, match=re.escape(str(path))) as error:
+    for path in (tmp_path / "none", text, table):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*written by python -m vicjoint.embed"):
             read_index(path)
-        assert said in str(error.value)
 
 
 def test_only_one_space_is_compared():
@@ -193,7 +186,7 @@ def test_the_command_prints_a_table_and_writes_files(index, tmp_path, capsys):
     [
         (["--query", "north"], "item 0: north: could not convert string to float"),
         (["--k", "0"], "k: 0, expected at least one item."),
-        (["--index", "nowhere"], "index: nowhere is not a file"),
+        (["--index", "nowhere"], "nowhere: no such file"),
     ],
 )
 def test_what_cannot_be_searched_is_said(index, changed, said, capsys):

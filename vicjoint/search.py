@@ -19,8 +19,9 @@ from pathlib import Path
 
 from vicjoint.embeddings.found import Hit, Side, text_table, write_found
 from vicjoint.embeddings.neighbours import neighbours
+from vicjoint.embeddings.rows import OWN, rows_of
 from vicjoint.embeddings.spaces import check_space
-from vicjoint.embeddings.store import OWN, Index, read_index
+from vicjoint.embeddings.store import Index, read_index
 from vicjoint.export import load_encoder, step_or_best
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_json
@@ -60,7 +61,7 @@ class Searcher:
         asked = self.encoder.embed([query], space=self.index.metadata["space"]).numpy()
         similarity, numbers = (found[0] for found in neighbours(asked, self.index.matrix, k))
         kept = numbers >= 0
-        rows = self.index.rows(numbers[kept])
+        rows = rows_of(self.index, numbers[kept])
         return [hit_of(rank, value, row) for rank, (value, row) in enumerate(zip(similarity[kept], rows), 1)]
 
 

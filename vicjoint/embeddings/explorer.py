@@ -28,8 +28,8 @@ from tqdm import tqdm
 from vicjoint.embeddings.maps import maps
 from vicjoint.embeddings.neighbours import neighbours
 from vicjoint.embeddings.previews import Preview, Previews
-from vicjoint.embeddings.store import OWN, Index
-from vicjoint.embeddings.values import shown
+from vicjoint.embeddings.rows import OWN, rows_of, shown
+from vicjoint.embeddings.store import Index
 from vicjoint.files.cells import check_column
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_text
@@ -77,7 +77,7 @@ def cloud_of(index: Index, most: int = MOST) -> Cloud:
     of = index.metadata
     return Cloud(
         name=index.path.stem,
-        rows=index.rows(numbers),
+        rows=rows_of(index, numbers),
         vectors=index.matrix[numbers],
         modality=of["modality"],
         reads=of["reads"],

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from vicjoint.embeddings.previews import Preview, Previews
-from vicjoint.embeddings.values import plain
+from vicjoint.embeddings.rows import plain
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_text
 

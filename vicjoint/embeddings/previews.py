@@ -173,8 +173,7 @@ class Previews:
         elif shown.sound is not None:
             sound = f"{name}.wav"
             write_wav(self.folder / sound, shown.sound, shown.rate_hz)
-        if plays:
-            self.spent[0] += (self.folder / (clip or sound)).stat().st_size
+        self.spent[0] += sum((self.folder / made).stat().st_size for made in (clip, sound) if made)
         return Preview(picture, clip, sound)
 
     def close(self) -> None:
@@ -220,8 +219,8 @@ def channels_as_colours(path: str) -> np.ndarray:
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: time to the right, frequency upwards, from dark to bright what is louder than a fifth of
-    it."""
+    """uint8 [H, W, 3]: time to the right, frequency upwards, from dark to bright what is louder than a fifth
+    of it."""
     columns, bins = 160, 256
     wave_T = torch.from_numpy(np.pad(sound, (0, max(0, bins - len(sound)))))
     power = torch.stft(

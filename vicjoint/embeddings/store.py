@@ -1,13 +1,13 @@
-"""An index: the embeddings of many items in one parquet file, with what is known of each.
+"""The file of embeddings: a parquet file with what is known of each item.
 
-index = read_index("photos.parquet")
-index.matrix                 # float32 [N, dim], mapped from the file where it is stored so
-index.metadata["branch"]     # who made it: run, name, branch, modality, reads, space, dim, step, model
-index.rows([0, 7])           # [{"item": "a.png", "class": "dog", ...}, ...]
+index = read_index("out.parquet")
+index.metadata["dim"], index.columns["item"]          # a pyarrow table of all columns but the embedding
+index.matrix                                          # float32 [N, dim]
 """
 
+# N rows, D width of an embedding
+
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,63 +16,42 @@ import numpy as np
 
 from vicjoint.registry import need
 
-KEY = b"vicjoint"  # of the schema's metadata
-OWN = ("item", "embedding", "start_seconds", "end_seconds")  # all other columns are the table's
-FACTS = {"run", "name", "branch", "modality", "reads", "space", "dim", "step", "model"}
+KEY = b"vicjoint"  # in the schema's metadata
 
 
-class IndexFileError(ValueError):
-    """A file that is no index; the message names it and the cause."""
+class StoreError(ValueError):
+    """A file of embeddings that cannot be used; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Index:
-    """path: the file. metadata: who made it. matrix: float32 [N, dim]. table: all columns but `embedding`."""
+    """A file of embeddings. metadata: {run, name, branch, modality, reads, space, dim, step, model}. columns:
+    a pyarrow table of all columns but the embedding, [N]. matrix: float32 [N, D]."""
 
     path: Path
     metadata: dict[str, Any]
+    columns: Any
     matrix: np.ndarray
-    table: Any
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns that came with the items."""
-        return [name for name in self.table.column_names if name not in OWN]
 
     def __len__(self) -> int:
-        return len(self.matrix)
-
-    def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """`item`, `start_seconds` and `end_seconds` where there are windows, and the columns of some rows."""
-        return self.table.take(np.asarray(numbers, dtype=np.int64)).to_pylist()
+        return self.columns.num_rows
 
 
 def read_index(path: str | Path) -> Index:
-    """The index in a file that `python -m vicjoint.embed` wrote. Raises IndexFileError."""
-    pyarrow, parquet = need(["pyarrow", "pyarrow.parquet"], "an index", "parquet")
-    path = Path(path)
+    """A file that `python -m vicjoint.embed` has written. Raises StoreError for what is none."""
+    pyarrow, parquet = need(["pyarrow", "pyarrow.parquet"], "a file of embeddings", "parquet")
+    path, wanted = Path(path), "Expected a file written by python -m vicjoint.embed."
     if not path.is_file():
-        raise IndexFileError(
-            f"index: {path} is not a file. Expected one that python -m vicjoint.embed wrote."
-        )
+        raise StoreError(f"{path}: no such file. {wanted}")
     try:
-        table = parquet.read_table(path, memory_map=True)
+        table = parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise IndexFileError(
-            f"index: {path} is not a parquet file that can be read ({error}). Write it anew:"
-            " python -m vicjoint.embed."
-        ) from None
-    try:
-        metadata = json.loads((table.schema.metadata or {})[KEY])
-        there = FACTS <= set(metadata) and {"item", "embedding"} <= set(table.column_names)
-    except (KeyError, ValueError, TypeError):
-        there = False
-    if not there:
-        raise IndexFileError(
-            f"index: {path} is a parquet file without the notes and columns of an index. Expected one that"
-            f" python -m vicjoint.embed wrote: its rows are {', '.join(table.column_names[:8]) or 'empty'}."
-        )
-    vectors = table.column("embedding").combine_chunks()
-    flat = vectors.values.to_numpy(zero_copy_only=False)
+        raise StoreError(f"{path}: cannot be read as parquet ({error}). {wanted}") from None
+    notes = table.schema.metadata or {}
+    if KEY not in notes or "embedding" not in table.column_names:
+        names = ", ".join(table.column_names)
+        raise StoreError(f"{path}: has no embeddings of vicjoint, columns: {names}. {wanted}")
+    metadata = json.loads(notes[KEY])
+    flat = table.column("embedding").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     matrix = flat.astype(np.float32, copy=False).reshape(len(table), metadata["dim"])
-    return Index(path, metadata, matrix, table.drop_columns(["embedding"]))
+    return Index(path, metadata, table.drop_columns(["embedding"]), matrix)

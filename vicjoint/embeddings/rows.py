@@ -1,15 +1,28 @@
-"""Cells of an index's columns as JSON has them, and as a page may show them."""
+"""Rows of an index: what is known of some of its items, and their cells as JSON has them or a page shows
+them.
+
+    rows_of(index, [7])                # [{"item": "film.mp4", "start_seconds": 1.0, ..., "class": "dog"}]
+"""
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vicjoint.embeddings.store import Index
 from vicjoint.files.guard import printable_lines
 
+OWN = ("item", "start_seconds", "end_seconds")  # all other columns are the table's
 TEXT = 2000  # characters of a text that a page shows
 WHOLE = 2**53  # up to here JavaScript has every whole number
+
+
+def rows_of(index: Index, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """Of the rows of these numbers, in order, `item`, `start_seconds` and `end_seconds` where a window slid
+    over long files, and the table's own columns."""
+    return index.columns.take(np.asarray(numbers, dtype=np.int64)).to_pylist()
 
 
 def plain(value: Any) -> str | int | float | None:
