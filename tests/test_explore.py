@@ -4,6 +4,7 @@ driven in a browser where there is one."""
 import json
 import re
 import shutil
+import tarfile
 import time
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_neighbours_are_those_of_both_clouds_without_the_item_itself(tmp_path):
 
 
 def test_cells_become_what_json_and_a_page_can_hold(tmp_path):
-    cells = [NASTY, float("nan"), 2**60, True, ["a", "b"], None, 0.25, "x" * 3000]
+    cells = [NASTY, float("nan"), 2**60, True, ["a", "b"], " ", np.float32(0.25), "x" * 3000]
     rows = [{"item": "two\nlines\u202e", "cell": cell} for cell in cells]
     found = data(write_explorer(tmp_path / "page", [Cloud("c", rows, np.eye(8))]).parent)
     assert found["items"][0] == "two\nlines\\u202e"
@@ -153,6 +154,14 @@ def test_pictures_clips_and_sounds_are_small_copies(tmp_path):
     assert abs(pixels(tmp_path / "1.jpg").mean() - 125) < 8
     with av.open(str(tmp_path / "2.wav")) as file:
         assert file.duration == 500_000 and file.streams.audio[0].rate == 8000
+
+
+def test_pictures_in_tar_files_are_found(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        shard.add(indexes.png(tmp_path / "7.png"), "folder/7.png")
+    with Previews(tmp_path, "image", "file") as of:
+        assert of.write("0", {"item": f"{tmp_path}/x.tar/folder/7"}) == previews.Preview("0.jpg")
+        assert "no such picture" in of.write("1", {"item": f"{tmp_path}/x.tar/folder/8"}).cause
 
 
 def test_long_items_are_cut_to_their_middle():
@@ -349,6 +358,10 @@ def test_point_shows_and_click_chooses(page):
     assert page.evaluate("location.hash") == "#1"
     headings = page.locator("#side h2").all_inner_texts()
     assert headings == ["files (image)", "Nearest in files (image)", "Nearest in texts (text)"]
+    # no other file is of its class, so none is wrong
+    assert page.locator("#side .tiles >> nth=0 >> b").count() == 0
+    marks = page.locator("#side .tiles >> nth=1 >> b").all_inner_texts()
+    assert marks == ["✓ right", "✗ wrong", "✗ wrong", "✗ wrong"]
     first = page.locator("#side .tiles").nth(1).locator(".tile").first
     assert "text 1" in first.inner_text() and "✓ right" in first.inner_text()
     first.click()

@@ -164,7 +164,8 @@ def test_the_query_comes_from_the_branch_of_the_index_unless_another_is_named(in
     assert Searcher("run", index, branch="b").encoder.origin.branch == "b"
 
 
-def test_the_command_prints_a_table_and_writes_files(index, tmp_path, capsys):
+def test_the_command_prints_a_table_and_writes_files(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     found, page = tmp_path / "found.json", tmp_path / "found.html"
     asked = ["run", "--index", str(index), "--query", "10 12", "--k", "3", "--json", str(found)]
     assert main([*asked, "--html", str(page)]) == 0
@@ -179,6 +180,13 @@ def test_the_command_prints_a_table_and_writes_files(index, tmp_path, capsys):
     assert html.count("data:image/jpeg;base64,") == 3
     assert "<script" not in html and "&lt;script&gt;alert(1)" in html and "\x1b" not in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
+
+
+def test_columns_without_room_are_named(index, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert main(["run", "--index", str(index), "--query", "10 12"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rank", "similarity", "item"] and lines[-1] == "(no room for way, number)"
 
 
 @pytest.mark.parametrize(

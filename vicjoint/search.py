@@ -13,6 +13,7 @@ search is exact.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         imports = None if options.allow_imports else ()
         searcher = Searcher(options.run, options.index, options.branch, options.step, imports)
         hits = searcher(options.query, options.k)
-        print(text_table(hits))
+        print(text_table(hits, shutil.get_terminal_size((160, 24)).columns))
         if options.json:
             write_json(options.json, {"query": options.query, "hits": [hit.as_json() for hit in hits]})
             print(f"results: {options.json}")

@@ -1,6 +1,7 @@
 """What a search has found, for people: aligned text, and one self-contained page with pictures."""
 
 import base64
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +56,9 @@ class Side(NamedTuple):
     reads: str
 
 
-def text_table(hits: Sequence[Hit]) -> str:
-    """One line for each hit, and one for the names of the columns; long cells are cut."""
+def text_table(hits: Sequence[Hit], width: int) -> str:
+    """One line for each hit, and one for the names of the columns; long cells are cut, and the last columns
+    left out where a line would have more than `width` characters, which a last line says."""
     timed = any(hit.seconds for hit in hits)
     names = list(hits[0].columns) if hits else []
     rows = [["rank", "similarity", "item", *(["seconds"] if timed else []), *names]]
@@ -65,7 +67,11 @@ def text_table(hits: Sequence[Hit]) -> str:
         rows.append([*cells, *("" if hit.columns[name] is None else hit.columns[name] for name in names)])
     texts = [[cut(printable(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts)]
-    return "\n".join("  ".join(f"{text:<{w}}" for text, w in zip(row, widths)).rstrip() for row in texts)
+    fits = [end <= width for end in itertools.accumulate(w + 2 for w in widths)]
+    kept = max(len(widths) - len(names), sum(fits))
+    lines = ["  ".join(f"{text:<{w}}" for text, w in zip(row, widths[:kept])).rstrip() for row in texts]
+    left_out = [cut(printable(name)) for name in rows[0][kept:]]
+    return "\n".join([*lines, *([f"(no room for {', '.join(left_out)})"] if left_out else [])])
 
 
 def cut(text: str) -> str:

@@ -10,7 +10,9 @@ Of a text there is nothing to show but itself.
 
 # T frames, H height, W width, C channels
 
+import functools
 import glob
+import os
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from vicjoint.modalities.image import duration
 from vicjoint.modalities.microscope import read_channels, stretch
 from vicjoint.modalities.molecule import parse
 from vicjoint.registry import ComponentError, need
+from vicjoint.sources.shards import list_members
 from vicjoint.sources.video_folder import VIDEO_SUFFIXES
 from vicjoint.video import Video
 from vicjoint.video.write import RATE_FPS, write_mp4
@@ -108,7 +111,8 @@ class Previews:
         if suffix in VIDEO_SUFFIXES:
             return self._seen(item, *window)
         if suffix in images.IMAGE_SUFFIXES or self.modality in ("image", "next_frame"):
-            return Shown(images.read(item).permute(1, 2, 0).numpy())
+            pixels = images.read_record(member_of_tar(item) or {"path": item})
+            return Shown(pixels.permute(1, 2, 0).numpy())
         return Shown()
 
     # ---- reading ----
@@ -206,6 +210,24 @@ def small(pixels_HWC: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
 
 
+def member_of_tar(item: str) -> dict | None:
+    """The record of a picture in a tar file, whose items are called shard.tar/key; None: it is another file.
+    Raises ImageError where the tar file has no such picture."""
+    shard, between, key = item.partition(".tar/")
+    if not between or not os.path.isfile(f"{shard}.tar"):
+        return None
+    if (record := members(f"{shard}.tar").get(key)) is None:
+        raise images.ImageError(f"{item}: no such picture in the tar file")
+    return record
+
+
+@functools.lru_cache(maxsize=4)
+def members(shard: str) -> dict[str, dict]:
+    """{key: record} of the pictures of a tar file."""
+    found = list_members(0, shard, "cls")
+    return {key: {"id": key, "path": shard, "offset": at, "size": size} for _, key, at, size, _ in found}
+
+
 def channels_as_colours(path: str) -> np.ndarray:
     """uint8 [H, W, 3] of up to three channels of a microscope image, each stretched by itself: green, red and
     blue. With {channel} in the path they are the first files in the order of their names."""
@@ -236,5 +258,5 @@ def spectrogram(sound: np.ndarray) -> np.ndarray:
 def write_wav(path: Path, sound: np.ndarray, rate_hz: int) -> None:
     """Write float [samples] in [-1, 1] as 16-bit mono."""
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(1), file.setsampwidth(2), file.setframerate(rate_hz)
+        file.setparams((1, 2, rate_hz, 0, "NONE", ""))
         file.writeframes(np.round(sound * 32767).astype("<i2").tobytes())

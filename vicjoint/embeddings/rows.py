@@ -36,8 +36,10 @@ def plain(value: Any) -> str | int | float | None:
 
 
 def shown(value: Any) -> str | int | float | None:
-    """The same, of texts what is printable, lines kept, and long ones cut."""
+    """The same, of texts what is printable, lines kept, long ones cut, empty ones as None."""
     value = plain(value)
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     return printable_lines(value if len(value) <= TEXT else f"{value[:TEXT]}... ({len(value):,} characters)")

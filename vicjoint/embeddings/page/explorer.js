@@ -144,7 +144,16 @@ function label(i) {
   return value === null || value === undefined || state.column.index ? caption(i) : written(value);
 }
 
-/* `beside`: the item that it is a neighbour of, and how similar. */
+/* Whether two items hold the same in the column that says which neighbours are right. */
+function same(i, k) {
+  const { values } = DATA.columns[DATA.right];
+  return values[i] !== null && values[i] === values[k];
+}
+
+/* Whether an item has any right neighbour in a cloud, so that others are wrong. */
+const judged = (i, cloud) => DATA.right !== null && cloudOf.some((k, other) => k === cloud && other !== i && same(i, other));
+
+/* `beside`: {item that it is a neighbour of, their similarity, whether it is right or wrong}. */
 function tile(i, beside) {
   const drawn = DATA.picture[i] !== null, mark = dot(state.colouring.palette[state.colouring.of[i]]);
   const made = make("button", { type: "button", className: "tile", title: shorter(caption(i), 300) });
@@ -154,8 +163,8 @@ function tile(i, beside) {
   } else made.append(make("span", { className: "text" }, shorter(caption(i), 300)));
   if (beside) {
     line.append(beside.similarity.toFixed(3));
-    if (DATA.right !== null) {
-      const { values } = DATA.columns[DATA.right], right = values[i] !== null && values[i] === values[beside.item];
+    if (beside.judged) {
+      const right = same(i, beside.item);
       made.classList.add(right ? "right" : "wrong");
       line.append(make("b", {}, right ? "✓ right" : "✗ wrong"));
     }
@@ -190,15 +199,20 @@ function media(i) {
   ].filter(Boolean);
 }
 
+/* The heading and tiles of an item's neighbours in a cloud. */
+function nearest(i, cloud) {
+  const { numbers, similarity } = DATA.near[cloud], heading = make("h2", {}, `Nearest in ${cloudName(DATA.clouds[cloud])}`);
+  if (!numbers[i].length) return [heading, make("p", { className: "soft" }, "There is no other item, or the embedding is not finite.")];
+  const judge = judged(i, cloud);
+  return [heading, tiles(numbers[i], (n) => ({ item: i, similarity: similarity[i][n], judged: judge }))];
+}
+
 function showItem(i) {
   const cloud = DATA.clouds[cloudOf[i]], text = cloud.reads === "text";
   const back = make("button", { type: "button" }, "close");
   back.onclick = () => choose(-1);
   const facts = make("dl", {}, ...DATA.columns.flatMap(({ name, values }) => (values[i] === null ? [] : [make("dt", {}, name), make("dd", {}, written(values[i]))])));
-  const near = DATA.near.flatMap(({ numbers, similarity }, k) => [
-    make("h2", {}, `Nearest in ${cloudName(DATA.clouds[k])}`),
-    numbers[i].length ? tiles(numbers[i], (n) => ({ item: i, similarity: similarity[i][n] })) : make("p", { className: "soft" }, "Nothing: one of the embeddings is not finite, or there is no other item."),
-  ]);
+  const near = DATA.clouds.flatMap((of, k) => nearest(i, k));
   element("side").replaceChildren(
     make("div", { className: "top" }, make("h2", {}, cloudName(cloud)), back),
     ...media(i),

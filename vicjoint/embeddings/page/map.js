@@ -132,7 +132,7 @@ class PointMap {
 
   radius() {
     const many = Math.max(1.8, Math.min(5, 140 / Math.sqrt(this.x.length)));
-    return many * Math.max(1, Math.min(2.2, (this.view.scale / this.whole) ** 0.3));
+    return many * Math.min(1, Math.sqrt(this.width / 700)) * Math.max(1, Math.min(2.2, (this.view.scale / this.whole) ** 0.3));
   }
 
   begin(canvas) {
