@@ -55,19 +55,24 @@ def mean_of(matrix: np.ndarray) -> np.ndarray:
     """Mean [D] float64 of the finite rows of [N, D]; zeros where there is none."""
     total, count = np.zeros(matrix.shape[1]), 0
     for start, stop in block_starts(matrix, 1):
-        rows = matrix[start:stop]
-        finite = np.isfinite(rows).all(1)
-        total += rows[finite].sum(0, dtype=np.float64)
-        count += int(finite.sum())
+        kept, _ = finite_rows(matrix[start:stop])
+        total += kept.sum(0, dtype=np.float64)
+        count += len(kept)
     return total / max(count, 1)
 
 
 def directions(vectors: np.ndarray, mean: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     """(directions float32 [M, D] of length 1 as seen from `mean`, of the finite ones among vectors [N, D];
     their numbers [M])."""
-    finite = np.flatnonzero(np.isfinite(vectors).all(1))
-    kept = vectors if len(finite) == len(vectors) else vectors[finite]
-    return normalize(torch.from_numpy((kept - mean).astype(np.float32))), finite
+    kept, finite = finite_rows(vectors)
+    return normalize(torch.from_numpy(kept.astype(np.float32, copy=False) - mean.astype(np.float32))), finite
+
+
+def finite_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the rows of [N, D] without NaN or infinite values, which have a finite sum; their numbers)."""
+    with np.errstate(invalid="ignore"):
+        finite = np.flatnonzero(np.isfinite(vectors.sum(1)))
+    return vectors if len(finite) == len(vectors) else vectors[finite], finite
 
 
 def torch_nearest(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
