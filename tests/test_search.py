@@ -15,6 +15,7 @@ import indexes
 
 from vicjoint import search as command
 from vicjoint.embeddings import neighbours as near
+from vicjoint.embeddings.found import Hit, Side, write_found
 from vicjoint.embeddings.neighbours import neighbours
 from vicjoint.embeddings.rows import rows_of
 from vicjoint.embeddings.spaces import SpaceError, check_space
@@ -180,6 +181,14 @@ def test_the_command_prints_a_table_and_writes_files(index, tmp_path, monkeypatc
     assert html.count("data:image/jpeg;base64,") == 3
     assert "<script" not in html and "&lt;script&gt;alert(1)" in html and "\x1b" not in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
+
+
+def test_a_page_of_texts_has_no_markup_of_theirs(tmp_path):
+    hit = Hit(1, 0.5, NASTY, 1.0, 2.5, {NASTY: NASTY})
+    write_found(tmp_path / "found.html", NASTY, Side("text", "text"), [hit], Side("text", "text"))
+    html = (tmp_path / "found.html").read_text()
+    assert "<script" not in html and "\x1b" not in html and html.count("&lt;script&gt;alert(1)") == 5
+    assert "1-2.5 s" in html
 
 
 def test_columns_without_room_are_named(index, monkeypatch, capsys):
