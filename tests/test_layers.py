@@ -22,7 +22,7 @@ LAYERS = [  # files and packages
     {"report"},
     {"training"},
     {"embeddings"},
-    {"run", "evaluate", "export", "check", "compare", "embed"},
+    {"run", "evaluate", "export", "check", "compare", "embed", "search", "explore"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))
