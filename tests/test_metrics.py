@@ -86,6 +86,6 @@ def test_a_run_that_stays_collapsed_says_so_at_a_tenth_of_its_steps(tmp_path, ca
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split(";")[0][:60] for line in said] == [
         "step 20: flat: collapsed: branch a gives nearly the same emb",
-        "step 20: good: healthy: embeddings vary, agree in pairs and ",
+        "step 20: good: healthy: embeddings vary (mean std 0.93), agr",
         "step 100: flat: collapsed since step 20: branch a gives near",
     ]

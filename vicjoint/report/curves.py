@@ -15,9 +15,16 @@ from vicjoint.report.tables import of_direction
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
 ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}
 HEALTH = {
-    "std": ("Standard deviation", "Mean over dimensions of z. The hinge (dashed) asks for 1; 0 is collapse."),
-    "dead": ("Dead dimensions", "Share of dimensions clearly below the hinge."),
-    "rank": ("Effective rank", "How many directions z really uses. Higher is richer."),
+    "std": (
+        "Standard deviation",
+        "Mean over dimensions of z. The hinge (dashed) asks for 1 and the other terms pull it down: half of"
+        " that is usual, below 0.25 raise the variance weight; 0 is collapse.",
+    ),
+    "dead_share": ("Dead dimensions", "Share of dimensions that hold nothing. Above 0 narrow the expander."),
+    "rank": (
+        "Effective rank",
+        "How many directions z really uses; at most one less than the samples of a batch. Higher is richer.",
+    ),
     "redundancy": ("Redundancy", "Mean absolute correlation between dimensions. Lower is better."),
 }
 LATENTS = {

@@ -22,7 +22,7 @@ from vicjoint.files.guard import printable, printable_lines
 from vicjoint.files.write import write_text
 from vicjoint.report.curves import by_pair, progress, spectrum, training
 from vicjoint.report.plots import is_number, pictures, series
-from vicjoint.report.tables import cell, directions, number
+from vicjoint.report.tables import INTERVALS, directions, interval, number, printed
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -117,13 +117,15 @@ def model_first(found: dict[str, dict]) -> dict[str, dict]:
 
 
 def metric_table(title: str, rows: dict[str, dict], columns: dict[str, str], known: dict[str, list]) -> dict:
-    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, whether it is
-    the best of its column)]). columns: {metric: its heading}."""
+    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, its interval,
+    whether it is the best of its column)]). columns: {metric: its heading}."""
     heads, cells = [], []
     for metric, heading in columns.items():
         words, better = known.get(heading, ("", None))
         heads.append((heading, words, ARROWS[better]))
-        cells.append(column([row.get(metric) for row in rows.values()], better))
+        texts = column([row.get(metric) for row in rows.values()], better)
+        intervals = [interval(row, metric) for row in rows.values()]
+        cells.append([(text, of, best) for (text, best), of in zip(texts, intervals)])
     return {"title": title, "heads": heads, "rows": list(zip(rows, zip(*cells)))}
 
 
@@ -137,12 +139,6 @@ def column(values: list, better: str | None) -> list[tuple[str, bool]]:
         (printed(value), number(mean) == best if is_number(mean) else False)
         for value, mean in zip(values, means)
     ]
-
-
-def printed(value) -> str:
-    if isinstance(value, dict):
-        return cell(value)
-    return number(value) if is_number(value) else "–" if value is None else str(value)
 
 
 def facts(environment: dict) -> dict[str, str]:
@@ -180,6 +176,7 @@ def page(folder: Path) -> str:
     html = TEMPLATES.get_template("page.html").render(
         title=name["shown"] or folder.name,
         announcement=environment.get("announcement"),
+        intervals=INTERVALS,
         health=part(folder / "metrics.jsonl", read_steps, health),
         results=part(
             folder / "evaluation.json", read_json, lambda found: results(model_first(found), probes, metrics)
