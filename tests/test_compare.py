@@ -94,7 +94,20 @@ def test_rows_that_differ_are_named_by_their_run(make):
         *(f"{name}: random_init" for name in ("one", "two", "three")),
         "chance",
     ]
-    assert rows["three: random_init"]["top1"]["mean"] == 0.3
+    assert rows["three: random_init"]["top1"] == 0.3
+
+
+def test_intervals_stand_beside_single_runs(make, capsys, tmp_path):
+    folders = [make("one"), make("two", "optim.lr=0.1"), make("three", "optim.lr=0.1", "train.seed=1")]
+    for folder in folders:
+        found = json.loads((folder / "evaluation.json").read_text())
+        found["knn"]["model"] |= {"top1_low": 0.41, "top1_high": 0.62}
+        (folder / "evaluation.json").write_text(json.dumps(found))
+    compare(*folders, "--to", tmp_path / "page.html")
+    said, html = capsys.readouterr().out, (tmp_path / "page.html").read_text("utf-8")
+    assert line_of(said, "one: model")[-1] == "0.500 [0.410, 0.620]"
+    assert line_of(said, "two and 1 more: model")[-1] == "0.500" and "top1_low" not in said + html
+    assert html.count("<small>[0.410, 0.620]</small>") == 1 and "95 % interval" in html
 
 
 def test_seeds_are_shown_by_mean_and_spread(make, capsys):

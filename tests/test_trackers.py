@@ -43,7 +43,8 @@ def show(name: str, folder, start: int, end: int) -> None:
             opened.step(step, {"loss": value(step)})
             with open(folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step}) + "\n")
-        opened.evaluation(end, {"knn": {"model": {"top1": value(end * 100)}, "chance": {"top1": 0.1}}})
+        model = {"top1": value(end * 100), "top1_low": 0.2, "top1_high": 0.3}  # intervals are not shown
+        opened.evaluation(end, {"knn": {"model": model, "chance": {"top1": 0.1}}})
         (folder / "evaluation.jsonl").write_text(json.dumps({"step": end}) + "\n{broken")
 
 

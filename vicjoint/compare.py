@@ -24,7 +24,7 @@ from vicjoint.report.comparison import (
     write_comparison,
 )
 from vicjoint.report.runs import Group, Run, grouped, names_of, read_run
-from vicjoint.report.tables import aligned, cell, table
+from vicjoint.report.tables import aligned, printed, table
 from vicjoint.run import show
 from vicjoint.training.folder import check_run
 
@@ -95,13 +95,22 @@ def text(groups: list[Group]) -> str:
         lines += ["", "Data or options of probes differ, so not all numbers were measured alike."]
     branches = described(groups, "probes")
     for probe, rows in tables.items():
-        cells = {row: {metric: cell(of) for metric, of in found.items()} for row, found in rows.items()}
-        lines += ["", probe, table(cells, branches.get(probe, ("a", "b")))]
+        lines += ["", probe, table(texts_of(rows), branches.get(probe, ("a", "b")))]
         if others := missing(probe, groups):
             lines += [f"not measured in {', '.join(others)}"]
     if not tables:
         lines += ["", "No run is evaluated yet."]
     return "\n".join(lines)
+
+
+def texts_of(rows: dict[str, dict]) -> dict[str, dict]:
+    """The rows with the means of several seeds as text."""
+    return {
+        row: {
+            metric: value if isinstance(value, float) else printed(value) for metric, value in found.items()
+        }
+        for row, found in rows.items()
+    }
 
 
 def short(value: str) -> str:

@@ -1,6 +1,6 @@
 """Groups of runs -> what differs between their recipes, their numbers side by side, and a page with curves.
 
-for probe, rows in tables_of(groups).items(): ...        # {probe: {row: {metric: {mean, spread, values}}}}
+for probe, rows in tables_of(groups).items(): ...        # {probe: {row: {metric: number}}}
 write_comparison(groups, Path("page.html"))
 """
 
@@ -16,7 +16,7 @@ from vicjoint.report.curves import HEALTH, progress_metrics
 from vicjoint.report.page import TEMPLATES, results
 from vicjoint.report.plots import COLOURS, MORE_COLOURS, Curve, chart, series
 from vicjoint.report.runs import SEED, Group
-from vicjoint.report.tables import cell, of_direction
+from vicjoint.report.tables import INTERVALS, of_direction, printed
 
 SHOWN_HEALTH = ("std", "rank")
 
@@ -53,8 +53,8 @@ def announcements(groups: list[Group]) -> list[str]:
 
 
 def tables_of(groups: list[Group]) -> dict[str, dict[str, dict]]:
-    """{probe: {row: {metric: {mean, spread, values}}}}. A row that looks the same in all groups, as chance
-    does, is there once; others are named by their group, too."""
+    """{probe: {row: {metric: number, or {mean, spread, values}}}}. A row that looks the same in all groups,
+    as chance does, is there once; others are named by their group, too."""
     probes = dict.fromkeys(probe for group in groups for probe in group.results)
     return {probe: dict(rows_of(probe, groups)) for probe in probes}
 
@@ -64,7 +64,7 @@ def rows_of(probe: str, groups: list[Group]):
     names = dict.fromkeys(row for group in having for row in group.results[probe])
     for name in sorted(names, key=lambda name: (name != "model", name != "random_init")):
         rows = [(group, group.results[probe][name]) for group in having if name in group.results[probe]]
-        looks = [{metric: cell(value) for metric, value in row.items()} for _, row in rows]
+        looks = [{metric: printed(value) for metric, value in row.items()} for _, row in rows]
         if len(groups) == 1 or (
             name != "model" and len(rows) > 1 and all(look == looks[0] for look in looks)
         ):
@@ -185,6 +185,7 @@ def comparison(groups: list[Group]) -> str:
         notes=[note for group in groups for note in group.notes],
         changed=changed,
         otherwise=measured_otherwise(changed),
+        intervals=INTERVALS,
         results=results(tables, described(groups, "probes"), described(groups, "metrics")),
         missing={probe: missing(probe, groups) for probe in tables},
         strong=["model", *(row_name(group, "model") for group in groups)],

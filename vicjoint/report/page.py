@@ -22,7 +22,7 @@ from vicjoint.files.guard import printable, printable_lines
 from vicjoint.files.write import write_text
 from vicjoint.report.curves import by_pair, progress, spectrum, training
 from vicjoint.report.plots import is_number, pictures, series
-from vicjoint.report.tables import INTERVALS, cell, directions, interval, number
+from vicjoint.report.tables import INTERVALS, directions, interval, number, printed
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -139,12 +139,6 @@ def column(values: list, better: str | None) -> list[tuple[str, bool]]:
         (printed(value), number(mean) == best if is_number(mean) else False)
         for value, mean in zip(values, means)
     ]
-
-
-def printed(value) -> str:
-    if isinstance(value, dict):
-        return cell(value)
-    return number(value) if is_number(value) else "–" if value is None else str(value)
 
 
 def facts(environment: dict) -> dict[str, str]:

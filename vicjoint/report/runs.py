@@ -1,7 +1,7 @@
 """Run folders as a comparison sees them: what each holds, and which of them are seeds of one recipe.
 
 groups = grouped([read_run(folder, name) for folder, name in zip(folders, names_of(folders))])
-groups[0].name, groups[0].results["knn"]["model"]["top1"]      # {mean, spread, values}
+groups[0].name, groups[0].results["knn"]["model"]["top1"]
 """
 
 import os
@@ -133,8 +133,9 @@ class Group:
 
     @cached_property
     def results(self) -> dict[str, dict]:
-        """{probe: {row: {metric: {mean, spread, values}}}}"""
-        return together([run.results for run in self.evaluated]) if self.evaluated else {}
+        """{probe: {row: {metric: number}}}, of several seeds {mean, spread, values} for each number."""
+        first, *others = [run.results for run in self.evaluated] or [{}]
+        return together([first, *others]) if others else first
 
     @property
     def environment(self) -> dict:

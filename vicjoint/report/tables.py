@@ -3,7 +3,7 @@ evaluations together."""
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 FEW = 4  # columns of numbers that have room for their intervals on a terminal
@@ -32,12 +32,17 @@ def directions(
     """{title: {metric: its name below that title}} of a probe's rows: retrieval has many metrics and is read
     one direction at a time. The ends of an interval stand in their metric's cells."""
     found: dict[str, dict[str, str]] = {}
-    names = dict.fromkeys(metric for row in rows.values() for metric in row)
-    ends = {f"{name}_{end}" for name in names for end in ENDS}
-    for metric in (name for name in names if name not in ends):
+    for metric in without_ends(dict.fromkeys(metric for row in rows.values() for metric in row)):
         title, name = of_direction(metric, branches)
         found.setdefault(title, {})[metric] = name
     return found
+
+
+def without_ends(names: Iterable[str]) -> list[str]:
+    """Names of metrics, without the ends of their intervals."""
+    names = list(names)
+    ends = {f"{name}_{end}" for name in names for end in ENDS}
+    return [name for name in names if name not in ends]
 
 
 def table(rows: Mapping[str, Mapping[str, float | str]], branches: tuple[str, str] = ("a", "b")) -> str:
@@ -50,7 +55,7 @@ def table(rows: Mapping[str, Mapping[str, float | str]], branches: tuple[str, st
     for title, columns in blocks.items():
         found = [[title, *columns.values()]]
         for row, values in rows.items():
-            texts = [[shown(values.get(c, "-")), interval(values, c) if narrow else ""] for c in columns]
+            texts = [[cell(values.get(c, "-")), interval(values, c) if narrow else ""] for c in columns]
             found.append([row, *(" ".join(filter(None, both)) for both in texts)])
         widths = [max(9, *(len(cell) + 2 for cell in column)) for column in zip(*found)]
         lines += [
@@ -66,11 +71,11 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
 
-def shown(value: float | str) -> str:
+def cell(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
 
 
-def interval(row: dict, metric: str) -> str:
+def interval(row: Mapping, metric: str) -> str:
     """The interval of a row's metric, such as "[0.421, 0.563]"; "" where it has none, or a point."""
     low, high = (row.get(f"{metric}_{end}") for end in ENDS)
     if not (isinstance(low, float) and isinstance(high, float)) or low == high:
@@ -97,6 +102,13 @@ def together(found: list) -> dict[str, Any]:
     return {"mean": statistics.fmean(found), "spread": spread, "values": found}
 
 
-def cell(of: dict) -> str:
+def with_spread(of: dict) -> str:
     """A mean with its spread, which a baseline that is the same for every seed does not have."""
     return number(of["mean"]) + (f" ±{number(of['spread'])}" if of["spread"] else "")
+
+
+def printed(value) -> str:
+    """A number, or of several seeds what `together` gives; – where there is none."""
+    if isinstance(value, dict):
+        return with_spread(value)
+    return number(value) if isinstance(value, (int, float)) else "–" if value is None else str(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vicjoint.files.write import write_json
 from vicjoint.recipe import RecipeError, load_recipe
-from vicjoint.report.tables import cell, table, together
+from vicjoint.report.tables import table, together, with_spread
 from vicjoint.training.folder import launcher, next_number
 from vicjoint.training.loop import train
 from vicjoint.training.stopping import Stopped
@@ -64,6 +64,8 @@ def summarise(folder: Path, seeds: list[int], runs: list[Path]) -> None:
     results = together(found)
     write_json(folder / "seeds.json", {"seeds": seeds, "results": results})
     for probe, rows in results.items():
-        cells = {row: {name: cell(of) for name, of in metrics.items()} for row, metrics in rows.items()}
+        cells = {
+            row: {name: with_spread(of) for name, of in metrics.items()} for row, metrics in rows.items()
+        }
         branches = environment["probes"][probe]
         print(f"\n{probe}: mean and spread of {len(seeds)} seeds\n{table(cells, branches)}")

@@ -17,6 +17,7 @@ from vicjoint import distributed
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError, to_yaml
 from vicjoint.registry import ComponentError, need
+from vicjoint.report.tables import without_ends
 
 KNOWN_AS = "trackers.json"  # in the run folder: {tracker: the run's id in it}
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluation.jsonl"
@@ -191,13 +192,14 @@ class Trackers:
         self._give(METRICS, step, values)
 
     def evaluation(self, step: int, results: dict[str, dict]) -> None:
-        """What the probes measured of the model after `step` steps; their other rows are in the report."""
-        measured = {
-            f"{probe}/{metric}": float(value)
-            for probe, rows in results.items()
-            for metric, value in rows.get("model", {}).items()
-            if isinstance(value, (int, float))
-        }
+        """What the probes measured of the model after `step` steps; the report has its intervals, and the other
+        rows."""
+        measured = {}
+        for probe, rows in results.items():
+            model = {
+                name: float(v) for name, v in rows.get("model", {}).items() if isinstance(v, (int, float))
+            }
+            measured |= {f"{probe}/{name}": model[name] for name in without_ends(model)}
         self._give(EVALUATIONS, step, measured)
 
     def _give(self, kind: str, step: int, values: dict[str, float]) -> None:
