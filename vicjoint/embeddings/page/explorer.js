@@ -45,6 +45,10 @@ const shorter = (text, most) => (text.length > most ? `${text.slice(0, most)}…
 
 function colourings() {
   const found = DATA.columns.map((column) => ({ name: column.name, values: column.values }));
+  if (DATA.seconds.some((window) => window !== null)) {
+    found.unshift({ name: "start, seconds", values: DATA.seconds.map((window) => window && window[0]) });
+    if (new Set(DATA.items).size > 1) found.unshift({ name: "file", values: DATA.items.map((_, i) => title(i)) });
+  }
   if (DATA.clouds.length > 1) found.unshift({ name: "index", index: true, values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
   return found;
 }
@@ -311,9 +315,9 @@ function about() {
   element("title").textContent = document.title = DATA.clouds.map(cloudName).join(" and ");
   element("about").textContent = DATA.clouds.map((cloud) => {
     const branch = cloud.branch ? ` of branch ${cloud.branch}` : "", name = DATA.clouds.length > 1 ? `${cloud.name}: ` : "";
-    const sample = cloud.total > cloud.count ? `: a random sample of ${number(cloud.total)}. Neighbours are those among the sample` : "";
+    const sample = cloud.total > cloud.count ? `, a random sample of ${number(cloud.total)}` : "";
     return `${name}${number(cloud.count)} items${branch}${sample}.`;
-  }).join(" ");
+  }).concat(DATA.clouds.some((cloud) => cloud.total > cloud.count) ? "Neighbours are those among the sample." : []).join(" ");
 }
 
 const map = new PointMap(element("box"), { hover, choose });
