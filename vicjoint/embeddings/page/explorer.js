@@ -43,13 +43,14 @@ const shorter = (text, most) => (text.length > most ? `${text.slice(0, most)}…
 
 // ---- colours ----
 
+/* What items can be coloured by. coarse: it says less of an item than what it is called. */
 function colourings() {
   const found = DATA.columns.map((column) => ({ name: column.name, values: column.values }));
   if (DATA.seconds.some((window) => window !== null)) {
     found.unshift({ name: "start, seconds", values: DATA.seconds.map((window) => window && window[0]) });
-    if (new Set(DATA.items).size > 1) found.unshift({ name: "file", values: DATA.items.map((_, i) => title(i)) });
+    if (new Set(DATA.items).size > 1) found.unshift({ name: "file", coarse: true, values: DATA.items.map((_, i) => title(i)) });
   }
-  if (DATA.clouds.length > 1) found.unshift({ name: "index", index: true, values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
+  if (DATA.clouds.length > 1) found.unshift({ name: "index", coarse: true, values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
   return found;
 }
 
@@ -145,7 +146,7 @@ function picture(i, properties = {}) {
 /* What a tile says of an item beside its picture or text: the value that it is coloured by, else what it is called. */
 function label(i) {
   const value = state.column && state.column.values[i];
-  return value === null || value === undefined || state.column.index ? caption(i) : written(value);
+  return value === null || value === undefined || state.column.coarse ? caption(i) : written(value);
 }
 
 /* Whether two items hold the same in the column that says which neighbours are right. */
