@@ -146,7 +146,7 @@ function picture(i, properties = {}) {
 /* What a tile says of an item beside its picture or text: the value that it is coloured by, else what it is called. */
 function label(i) {
   const value = state.column && state.column.values[i];
-  return value === null || value === undefined || state.column.coarse ? caption(i) : written(value);
+  return value === null || value === undefined || state.column.coarse ? [seconds(i), title(i)].filter(Boolean).join(", ") : written(value);
 }
 
 /* Whether two items hold the same in the column that says which neighbours are right. */
