@@ -43,9 +43,14 @@ const shorter = (text, most) => (text.length > most ? `${text.slice(0, most)}…
 
 // ---- colours ----
 
+/* What items can be coloured by. coarse: it says less of an item than what it is called. */
 function colourings() {
   const found = DATA.columns.map((column) => ({ name: column.name, values: column.values }));
-  if (DATA.clouds.length > 1) found.unshift({ name: "index", index: true, values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
+  if (DATA.seconds.some((window) => window !== null)) {
+    found.unshift({ name: "start, seconds", values: DATA.seconds.map((window) => window && window[0]) });
+    if (new Set(DATA.items).size > 1) found.unshift({ name: "file", coarse: true, values: DATA.items.map((_, i) => title(i)) });
+  }
+  if (DATA.clouds.length > 1) found.unshift({ name: "index", coarse: true, values: cloudOf.map((k) => cloudName(DATA.clouds[k])) });
   return found;
 }
 
@@ -141,7 +146,7 @@ function picture(i, properties = {}) {
 /* What a tile says of an item beside its picture or text: the value that it is coloured by, else what it is called. */
 function label(i) {
   const value = state.column && state.column.values[i];
-  return value === null || value === undefined || state.column.index ? caption(i) : written(value);
+  return value === null || value === undefined || state.column.coarse ? [seconds(i), title(i)].filter(Boolean).join(", ") : written(value);
 }
 
 /* Whether two items hold the same in the column that says which neighbours are right. */
@@ -311,9 +316,9 @@ function about() {
   element("title").textContent = document.title = DATA.clouds.map(cloudName).join(" and ");
   element("about").textContent = DATA.clouds.map((cloud) => {
     const branch = cloud.branch ? ` of branch ${cloud.branch}` : "", name = DATA.clouds.length > 1 ? `${cloud.name}: ` : "";
-    const sample = cloud.total > cloud.count ? `: a random sample of ${number(cloud.total)}. Neighbours are those among the sample` : "";
+    const sample = cloud.total > cloud.count ? `, a random sample of ${number(cloud.total)}` : "";
     return `${name}${number(cloud.count)} items${branch}${sample}.`;
-  }).join(" ");
+  }).concat(DATA.clouds.some((cloud) => cloud.total > cloud.count) ? "Neighbours are those among the sample." : []).join(" ");
 }
 
 const map = new PointMap(element("box"), { hover, choose });

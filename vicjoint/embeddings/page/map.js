@@ -24,6 +24,7 @@ class PointMap {
     this.marks = box.querySelector("#marks");
     this.images = new Map();
     this.fingers = new Map();
+    this.drawn = new Set();
     this.selected = this.hovered = -1;
     this.others = [];
     this.withPictures = true;
@@ -96,12 +97,12 @@ class PointMap {
     return x > -PICTURE && y > -PICTURE && x < this.width + PICTURE && y < this.height + PICTURE;
   }
 
-  /* The number of the point at a place of the canvas, or -1: of those drawn in full, the nearest. */
+  /* The number of the point at a place of the canvas, or -1: of those drawn in full, the nearest; a picture is near as a whole. */
   at(x, y, reach = REACH) {
-    let best = this.thumbs ? Math.max(reach, PICTURE / 2) : reach, found = -1;
+    let best = reach, found = -1;
     for (let i = 0; i < this.x.length; i++) {
       if (this.state[i] !== FULL) continue;
-      const far = Math.hypot(this.left(i) - x, this.top(i) - y);
+      const far = Math.hypot(this.left(i) - x, this.top(i) - y) - (this.drawn.has(i) ? PICTURE / 2 : 0);
       if (far < best) [best, found] = [far, i];
     }
     return found;
@@ -135,6 +136,9 @@ class PointMap {
     return many * Math.min(1, Math.sqrt(this.width / 700)) * Math.max(1, Math.min(2.2, (this.view.scale / this.whole) ** 0.3));
   }
 
+  /* Half of what is drawn of a point, in pixels. */
+  reach(i) { return this.drawn.has(i) ? PICTURE / 2 : this.radius(); }
+
   begin(canvas) {
     const pen = canvas.getContext("2d");
     pen.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
@@ -158,8 +162,9 @@ class PointMap {
       pen.fill(path);
     }
     pen.globalAlpha = 1;
-    this.thumbs = this.withPictures && near.length <= PICTURES && near.some((i) => this.picture[i] !== null);
-    if (this.thumbs) for (const i of this.spaced(near)) this.drawPicture(pen, i);
+    const shown = this.withPictures && near.length <= PICTURES && near.some((i) => this.picture[i] !== null);
+    this.drawn = new Set(shown ? this.spaced(near) : []);
+    for (const i of this.drawn) this.drawPicture(pen, i);
   }
 
   /* Of some points those whose pictures do not cover each other. */
@@ -200,10 +205,10 @@ class PointMap {
   }
 
   drawMarks() {
-    const pen = this.begin(this.marks), radius = this.thumbs ? PICTURE / 2 + 4 : this.radius() + 4;
+    const pen = this.begin(this.marks);
     const ring = (i, width) => {
       pen.beginPath();
-      pen.arc(this.left(i), this.top(i), radius, 0, 2 * Math.PI);
+      pen.arc(this.left(i), this.top(i), this.reach(i) + 4, 0, 2 * Math.PI);
       pen.lineWidth = width;
       pen.stroke();
     };
