@@ -192,8 +192,8 @@ class Trackers:
         self._give(METRICS, step, values)
 
     def evaluation(self, step: int, results: dict[str, dict]) -> None:
-        """What the probes measured of the model after `step` steps; the report has its intervals, and the other
-        rows."""
+        """What the probes measured of the model after `step` steps. Intervals and other rows are in the
+        report."""
         measured = {}
         for probe, rows in results.items():
             model = {
