@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from encoders.audio import scaled
 from encoders.image import load_transformer, random_transformer, save_transformer
+from vicjoint.library import LibraryPart
 from vicjoint.options import RateHz
-from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, register_encoder
 
 # of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
@@ -26,7 +26,7 @@ PLAIN = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob"
 
 
 @register_encoder("audio", "transformers")
-class AudioTransformer(LibraryEncoder):
+class AudioTransformer(LibraryPart, nn.Module):
     """An audio model of the transformers library: `model`, a type such as 'wav2vec2', 'hubert', 'wavlm',
     'audio-spectrogram-transformer', with random weights and `config` overrides; or `weights`, a local folder
     or a hub id (online). y is the mean of its last hidden states; of the Audio Spectrogram Transformer its

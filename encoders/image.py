@@ -22,8 +22,8 @@ import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 
+from vicjoint.library import LibraryPart
 from vicjoint.options import Count
-from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, nearest, register_encoder
 
 # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the
@@ -317,7 +317,7 @@ for _name in torchvision.models.list_models(module=torchvision.models):
 
 
 @register_encoder("image", "transformers")
-class TransformersEncoder(LibraryEncoder):
+class TransformersEncoder(LibraryPart, nn.Module):
     """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet',
     'convnext', with random weights and `config` overrides; or `weights`, a local folder or a hub id (online).
     y is the pooled output where the model has one, else its first token, or the mean of its map.

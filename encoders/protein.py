@@ -12,12 +12,12 @@ is masked everywhere.
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer, save_transformer
 from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, masked_mean, without_heads
+from vicjoint.library import LibraryPart
 from vicjoint.options import Count, Natural
-from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, need, register_encoder
 
 VOCABULARY = 33  # of ESM-2; ids 0, 1, 2 are <cls>, <pad>, <eos>
@@ -66,7 +66,7 @@ class ProteinTransformer(SequenceTransformer):
 
 
 @register_encoder("protein", "esm")
-class ESM(LibraryEncoder):
+class ESM(LibraryPart, nn.Module):
     """ESM-2 of the transformers library (Lin et al. 2023), mean over residues without <cls> and <eos>.
 
     config: overrides of a small random one (3 layers of 64); or weights: a folder made by save_pretrained, or

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from encoders.image import load_transformer, random_transformer, save_transformer
 from vicjoint.facts.hashing import BYTE_VOCABULARY, buckets_of, word_codes
+from vicjoint.library import LibraryPart
 from vicjoint.options import Count
-from vicjoint.parts import LibraryEncoder
 from vicjoint.registry import ComponentError, need, register_encoder
 
 
@@ -268,7 +268,7 @@ class WordGRU(nn.Module):
 
 
 @register_encoder("text", "transformers")
-class PretrainedText(LibraryEncoder):
+class PretrainedText(LibraryPart, nn.Module):
     """A text model of the transformers library: `model`, a type such as 'bert', 'distilbert', 't5', with
     random weights and `config` overrides; or `weights`, a local folder or a hub id. Of an encoder-decoder
     model the encoder is taken. pool: `mean` over tokens, or `cls`, the first token.

@@ -12,6 +12,11 @@ from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.training.build import why_not
 
 
+def points(row: dict) -> dict:
+    """A row's metrics without their intervals."""
+    return {name: value for name, value in row.items() if not name.endswith(("_low", "_high"))}
+
+
 class Bare(Branch):
     """A branch whose embedding is the representation."""
 

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from probing import Bare, Listed, bound, measured, missing, model_of, refused
+from probing import Bare, Listed, bound, measured, missing, model_of, points, refused
 from torch import nn
 
 from vicjoint.modalities.image import Pixels
 from vicjoint.parts import Modality, Pair, View
 from vicjoint.probes.classify import KNN, Heads, Linear, votes
-from vicjoint.probes.labels import chance, held_out, interval, top_shares
+from vicjoint.probes.interval import with_intervals
+from vicjoint.probes.labels import chance, classified, held_out
 
 
 def test_votes_by_hand():
@@ -35,19 +36,35 @@ def test_votes_in_parts_are_the_same(monkeypatch):
 
 def test_shares():
     scores = torch.eye(7)[[0, 1, 2, 3]] + torch.arange(7) * 0.01  # the right class first, then 6, 5, 4, 3
-    found = top_shares(scores, torch.tensor([0, 1, 6, 0]))
-    assert found == {"accuracy": 0.5, "top5": 0.75}
-    assert top_shares(torch.eye(3), torch.arange(3)) == {"accuracy": 1.0}  # five of three classes say nothing
+    found = classified(scores, torch.tensor([0, 1, 6, 0]))
+    assert points(found) == {"accuracy": 0.5, "top5": 0.75}
+    # five of three classes say nothing
+    assert points(classified(torch.eye(3), torch.arange(3))) == {"accuracy": 1.0}
     assert chance(10) == {"accuracy": 0.1, "top5": 0.5} and chance(4) == {"accuracy": 0.25}
 
 
 def test_an_interval_is_that_of_a_mean():
     """Half of 400 answers are right: 0.5 +- 1.96 standard errors of a binomial share; the same each time."""
     right = np.arange(400) % 2
-    low, high = interval(400, lambda drawn: right[drawn].mean())
+    share = lambda n: {"share": float(right[n].mean())}
+    found = with_intervals(share, 400)
     reach = 1.96 * (0.25 / 400) ** 0.5
-    assert (low, high) == (pytest.approx(0.5 - reach, abs=0.006), pytest.approx(0.5 + reach, abs=0.006))
-    assert interval(400, lambda drawn: right[drawn].mean()) == (low, high)
+    expected = {"share": 0.5, "share_low": 0.5 - reach, "share_high": 0.5 + reach}
+    assert found == {name: pytest.approx(value, abs=0.006) for name, value in expected.items()}
+    assert with_intervals(share, 400) == found
+
+
+def test_the_items_of_a_record_are_drawn_together():
+    """Four queries a video that are all right or all wrong say no more than one: the interval is that of 100
+    videos, twice as wide as that of 400 queries; with unequal numbers of items, all are counted."""
+    video = np.repeat(np.arange(100), 4)
+    right = video % 2
+    found = with_intervals(lambda n: {"share": float(right[n].mean())}, video)
+    reach = 1.96 * (0.25 / 100) ** 0.5
+    assert found["share_low"] == pytest.approx(0.5 - reach, abs=0.012)
+    assert found["share_high"] == pytest.approx(0.5 + reach, abs=0.012)
+    uneven = with_intervals(lambda n: {"count": len(n)}, ["x", "x", "x", "y"])
+    assert (uneven["count"], uneven["count_low"], uneven["count_high"]) == (4, 2, 6)
 
 
 def test_heads_are_independent_sgd_runs():
@@ -139,8 +156,8 @@ def rows(probe, source=None, pair=None):
 
 def test_knn_tells_what_the_representation_knows(capsys):
     found, pictures = rows(KNN(k=[5, 20], pictures=4))
-    sure = {"accuracy": 1.0, "accuracy_low": 1.0, "accuracy_high": 1.0}
-    assert found["model"] == sure | {"accuracy_k20": pytest.approx(1.0, abs=0.1)}
+    assert points(found["model"]) == {"accuracy": 1.0, "accuracy_k20": pytest.approx(1.0, abs=0.1)}
+    assert found["model"]["accuracy_low"] == found["model"]["accuracy_high"] == 1
     assert (
         found["random_init"]["accuracy"] < 0.5
         and found["pixels"]["accuracy"] == 1.0

@@ -8,7 +8,7 @@ from test_encoders import RUN, SMALL, make, make_view
 
 import vicjoint
 from vicjoint import export, registry
-from vicjoint.export import RepresentationModel
+from vicjoint.embeddings.encoder import RepresentationModel
 from vicjoint.exporting import programs
 from vicjoint.registry import build, register_encoder
 

@@ -4,7 +4,7 @@ import numpy as np
 import probing
 import pytest
 import torch
-from probing import Bare, Listed, bound, missing, model_of, refused
+from probing import Bare, Listed, bound, missing, model_of, points, refused
 from torch import nn
 
 from vicjoint.pairs.next_frame import NextFrame
@@ -156,7 +156,7 @@ def test_all_futures_are_found_and_a_wrong_guess_costs_precision(source):
     found = measured(source, lambda possible, never: [f[target] for f in possible])
     assert (
         set(found["model"].values()) == {1}
-        and len(found["model"]) == 6
+        and len(points(found["model"])) == 6
         and found["model"] == found["random_init"]
     )
     found = measured(

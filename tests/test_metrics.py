@@ -1,13 +1,15 @@
 """The three failures, each made on purpose, and the words they get."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 from vicjoint.metrics import alignment, branch_health, effective_rank, health, spectrum, verdict
+from vicjoint.recipe import load_recipe
 from vicjoint.training.log import MetricsLog
+from vicjoint.training.trackers import Trackers
 
 
 def made(kind: str):
@@ -72,10 +74,10 @@ def test_where_the_scale_means_nothing_small_embeddings_are_not_collapsed():
 def test_a_run_that_stays_collapsed_says_so_at_a_tenth_of_its_steps(tmp_path, capsys):
     """Once when the verdict begins, once more early in the run; a healthy pair is not mentioned again."""
     z = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
-    options = SimpleNamespace(batch_size=32, tensorboard=False)
+    trackers = Trackers(load_recipe(tiny.recipe()), tmp_path, 0)
     rates = {"lr": 0.1, "seconds": 1.0, "waited": 0.0}
     terms = {"variance": 1.0, "invariance": 0.0}
-    with MetricsLog(tmp_path, 0, 1000, options, {"flat": ("a", "b"), "good": ("a", "b")}) as log:
+    with MetricsLog(tmp_path, 0, 1000, 32, {"flat": ("a", "b"), "good": ("a", "b")}, trackers) as log:
         for pair in ("flat", "good"):
             log.step(1, pair, 1.0, terms, rates)
         for step in range(20, 300, 20):
@@ -84,6 +86,6 @@ def test_a_run_that_stays_collapsed_says_so_at_a_tenth_of_its_steps(tmp_path, ca
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split(";")[0][:60] for line in said] == [
         "step 20: flat: collapsed: branch a gives nearly the same emb",
-        "step 20: good: healthy: embeddings vary, agree in pairs and ",
+        "step 20: good: healthy: embeddings vary (mean std 0.93), agr",
         "step 100: flat: collapsed since step 20: branch a gives near",
     ]

@@ -52,6 +52,33 @@ def test_biases_and_norms_are_not_decayed():
     assert {p.ndim for p in kept["params"]} == {1} and kept["weight_decay"] == 0
 
 
+def test_no_step_moves_a_matrix_by_more_than_its_share():
+    """The matrix takes AdamW's step, cut to a hundredth of its norm; what is no matrix takes all of it."""
+    free, limited = layer(), layer()
+    before = limited[0].weight.detach().clone()
+    adamw(free, 64, lr=0.1).step()
+    adamw(limited, 64, lr=0.1, max_change=0.01).step()
+    whole = free[0].weight - before
+    expected = before + whole * 0.01 * before.norm() / whole.norm()
+    assert torch.allclose(limited[0].weight, expected, rtol=1e-12)
+    assert torch.equal(limited[0].bias, free[0].bias) and torch.equal(limited[1].weight, free[1].weight)
+
+
+def test_a_step_within_the_limit_is_adamws_to_the_bit():
+    free, limited = layer(), layer()
+    for _ in range(3):
+        for model, options in ((free, {}), (limited, {"max_change": 0.5})):
+            adamw(model, 64, lr=1e-4, **options).step()
+    assert all(torch.equal(*two) for two in zip(free.parameters(), limited.parameters()))
+
+
+def test_a_matrix_of_zeros_can_begin():
+    model = layer()
+    nn.init.zeros_(model[0].weight)
+    adamw(model, 64, lr=0.1, max_change=0.01).step()
+    assert float(model[0].weight.detach().norm()) == pytest.approx(0.01 * 1e-3 * 12**0.5)
+
+
 def test_the_schedule_scales_the_initial_rate_each_time():
     optimizer = adamw(layer(), 64, lr=1e-2)
     rates = [

@@ -34,7 +34,7 @@ def lines(path, rows):
 
 
 def health(step):
-    branch = {"std": 0.9 + step / 100, "dead": 0.1, "rank": 5.0 + step, "redundancy": 0.2}
+    branch = {"std": 0.9 + step / 100, "dead_share": 0.1, "rank": 5.0 + step, "redundancy": 0.2}
     return {"health": {"a": branch, "b": branch, "alignment": 0.3}, "verdict": f"healthy: <u>{step}</u>"}
 
 
@@ -235,7 +235,7 @@ def test_retrieval_is_shown_one_direction_at_a_time(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"retrieval": RETRIEVAL}))
     described(tmp_path, retrieval=RETRIEVAL_METRICS)
     html = text(tmp_path)
-    to_b, to_a = html.split("<h4>from a to b</h4>")[1].split("<h4>from b to a</h4>")
+    to_b, to_a = html.split("<h4>a to b</h4>")[1].split("<h4>b to a</h4>")
     assert (
         '<td class="best">0.500</td><td class="best">2.000</td>' in to_b
         and '<td class="best">0.250</td>' in to_a
@@ -267,14 +267,14 @@ def test_directions_and_curves_have_the_names_of_the_branches(tmp_path):
     )
     html = text(tmp_path)
     assert (
-        "<h4>from video to &lt;i&gt;</h4>" in html
-        and "<h4>from &lt;i&gt; to video</h4>" in html
+        "<h4>video to &lt;i&gt;</h4>" in html
+        and "<h4>&lt;i&gt; to video</h4>" in html
         and "a to b" not in html
         and "<i>" not in html
     )
     assert "</i>video to &lt;i&gt; r1</span>" in html and "</i>&lt;i&gt; to video r1</span>" in html
     assert html.count("</i>video</span>") == html.count("</i>&lt;i&gt;</span>") == 4, (
-        "std, dead, rank, redundancy"
+        "std, dead_share, rank, redundancy"
     )
     assert (
         "<figcaption>retrieved, video</figcaption>" in html
@@ -461,3 +461,18 @@ def test_a_failed_write_keeps_the_old_page(run, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_report(run)
     assert (run / "report.html").read_text() == "old"
+
+
+def test_intervals_stand_below_their_numbers_and_not_in_columns(tmp_path):
+    rows = {
+        "model": {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.625, "rate": 1.0},
+        "chance": {"accuracy": 0.25, "accuracy_low": 0.25, "accuracy_high": 0.25},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps({"knn": rows}))
+    html = text(tmp_path)
+    assert "0.500<small>[0.400, 0.625]</small>" in html and "accuracy_low" not in html
+    assert ">0.250</td>" in html and "1,000 draws" in html
+    said = table(rows).splitlines()
+    assert said[0].split() == ["accuracy", "rate"] and "0.500 [0.400, 0.625]" in said[1]
+    many = {"model": rows["model"] | {f"other{i}": 0.0 for i in range(9)}}
+    assert "0.500" in table(many) and "[" not in table(many)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from probing import Bare, Given, Listed, bound, measured, missing, model_of, refused
+from probing import Bare, Given, Listed, bound, measured, missing, model_of, points, refused
 from torch import nn
 
 import vicjoint
@@ -108,7 +108,7 @@ def test_a_model_that_knows_the_rotation_is_perfect():
     found = rows(Retrieval(), Source())
     assert list(found) == ["model", "random_init", "numbers", "linear_map", "chance"]
     names = [f"{d}_{m}" for d in ("a_to_b", "b_to_a") for m in ("r1", "r5", "r10", "median_rank", "mrr")]
-    assert all(list(row) == names for row in found.values())
+    assert all(list(points(row)) == names for row in found.values())
     assert all(found[row][f"{d}_r1"] == 1 for row in ("model", "linear_map") for d in ("a_to_b", "b_to_a"))
     assert (
         found["chance"]["b_to_a_r1"] == pytest.approx(1 / 30)
@@ -513,7 +513,7 @@ def test_a_run_of_pictures_and_captions(tmp_path, capsys):
     report, said = (folder / "report.html").read_text(), capsys.readouterr().out
     assert (
         "retrieved, a" in report
-        and "from b to a" in report
+        and "<h4>b to a</h4>" in report
         and "cannot be shown" not in report
         and "b to a" in said
     )

@@ -8,9 +8,10 @@ import tiny
 
 from vicjoint.recipe import RecipeError, to_yaml
 from vicjoint.recipe.load import load_recipe
+from vicjoint.report.tables import together
 from vicjoint.run import main
 from vicjoint.training import seeds as several
-from vicjoint.training.seeds import parse_seeds, together, train_seeds
+from vicjoint.training.seeds import parse_seeds, train_seeds
 from vicjoint.training.stopping import Stopped
 
 

@@ -15,6 +15,7 @@ from vicjoint.pairs.augment import Augment
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.registry import ComponentError
 from vicjoint.sources.base import SourceError
+from vicjoint.sources.rows import rows_of
 from vicjoint.sources.table import Table
 
 ROWS = [
@@ -331,3 +332,26 @@ def test_real_tables(shared_data):
     assert len(molecules.train) + len(molecules.test) == 1127 and molecules.train[0]["id"].startswith("esol_")
     proteins = Table(str(shared_data / "proteins" / "deeploc.csv"), id="uniprot")
     assert (len(proteins.train), len(proteins.test)) == (2319, 449)
+
+
+# ---- row by row ----
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_come_one_by_one(tmp_path, suffix, monkeypatch):
+    path = Path(write(tmp_path / f"t{suffix}", [{"n": i, "text": f"a, b\n{i}"} for i in range(5000)]))
+    coming = rows_of(path)
+    line, row = next(coming)
+    assert str(row["n"]) == "0" and line == {".csv": 3, ".jsonl": 1, ".parquet": 1}[suffix]
+    assert [str(row["n"]) for _, row in coming] == [str(i) for i in range(1, 5000)]
+
+
+def test_a_mistake_in_the_middle_comes_when_it_is_met(tmp_path):
+    lines = ["n,text", *(f"{i},caf" for i in range(300_000))]
+    content = "\n".join(lines).encode()
+    place = len(content) - 1
+    (tmp_path / "t.csv").write_bytes(content[:-1] + b"\xe9\n")
+    coming = rows_of(tmp_path / "t.csv")
+    assert next(coming) == (2, {"n": "0", "text": "caf"})
+    with pytest.raises(SourceError, match=f"is not UTF-8: .* at byte {place}. Save it as UTF-8"):
+        list(coming)

@@ -245,3 +245,79 @@ def test_real_files_open_or_are_named(shared_data, folder):
                 assert video.read([0, last]).shape == (2, video.info.height, video.info.width, 3)
         except VideoError as error:
             assert path.suffix in (".mp3", ".wav") and "only sound" in str(error)
+
+
+# ---- one after the other ----
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", MAKE)
+def test_frames_come_one_by_one(tmp_path, name, backend):
+    path = write(tmp_path / name, **MAKE[name])
+    try:
+        Video(path, backend).close()
+    except VideoError:
+        pytest.skip("refused, not wrong")
+    with Video(path, backend) as video, Video(path, backend) as other:
+        every = list(range(video.info.frames))
+        for wanted in (every, every[::7], every[-2:], every[::13]):
+            expected = other.read(wanted)
+            assert np.array_equal(list(video.each(wanted)), expected)
+            # in two goes, with a step back to where the first ended
+            half = len(wanted) // 2
+            found = [*video.each(wanted[:half]), *video.each(wanted[half:]), *video.each(wanted[:1])]
+            assert np.array_equal(found, [*expected, expected[0]])
+        with pytest.raises(VideoError, match=f"there is no frame {len(every)}; "):
+            next(video.each([len(every)]))
+
+
+def test_going_on_decodes_nothing_twice(tmp_path, monkeypatch):
+    for name in ("one_key.mp4", "a.mpg"):
+        path = write(tmp_path / name, frames=200, **MAKE[name])
+        with Video(path, "pyav") as video:
+            decoded, decode = [0], video._pyav._decode_from
+
+            def counted(start):
+                for frame in decode(start):
+                    decoded[0] += 1
+                    yield frame
+
+            video._pyav._decode_from = counted
+            for first in range(0, 200, 20):
+                list(video.each(range(first, first + 20, 5)))
+            assert decoded[0] <= 200
+
+
+def test_frames_after_damage_are_still_found(tmp_path):
+    path = write(tmp_path / "a.mp4", frames=60, options={"g": "10", "bf": "0", "sc_threshold": "0"})
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content = bytearray(path.read_bytes())
+    place, size = places[35]
+    content[place + 5 : place + size] = bytes(255 for _ in range(size - 5))
+    path.write_bytes(content)
+    with Video(path, "pyav") as video:
+        starts = []
+        decode = video._pyav._decode_from
+        video._pyav._decode_from = lambda start: starts.append(start) or decode(start)
+        found, bad = [], []
+        at = 20
+        while at < 60:
+            try:
+                for image in video.each(range(at, 60)):
+                    found += codes(image[None])
+                    at += 1
+            except VideoError as error:
+                assert f"frame {at} is damaged" in str(error)
+                bad.append(at)
+                at += 1
+        assert found == [n for n in range(20, 60) if n not in bad] and 35 in bad and len(bad) <= 5
+        assert starts.count(None) == 1, "the way from the beginning is tried once"
+
+
+def test_packets_of_a_long_file_are_not_kept(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", frames=60)
+    monkeypatch.setattr(backends, "KEEP_BYTES", 1000)
+    with Video(path, "pyav") as video:
+        assert video._pyav._packets is None and codes(video.read([3, 40])) == [3, 40]
+        assert codes(np.stack(list(video.each([5, 50])))) == [5, 50]

@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from vicjoint.export import read_checkpoint, step_or_best
+from vicjoint.export import step_or_best
+from vicjoint.exporting.reading import read_checkpoint
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError, load_recipe

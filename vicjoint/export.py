@@ -14,142 +14,42 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
+from vicjoint.embeddings.encoder import Origin, RepresentationModel, hash_of
 from vicjoint.exporting import facts, libraries, programs
-from vicjoint.exporting.folder import Format, Trained, write_program, write_texts, write_weights
+from vicjoint.exporting.folder import Format, write_program, write_texts, write_weights
+from vicjoint.exporting.reading import Trained, build_in, is_export, read_run, read_trained
 from vicjoint.exporting.staging import CARD, check_place, move, settle, staged
 from vicjoint.files.guard import printable_lines
-from vicjoint.model import Branch, Model, build_model, current_names
-from vicjoint.recipe import Recipe, RecipeError, load_recipe
-from vicjoint.registry import ComponentError, nearest
-from vicjoint.training import checkpoint
-from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.training.folder import best_step, check_run
-
-
-class RepresentationModel(nn.Module):
-    """Raw view (uint8 pixels, ...) -> representation y [B, dim]: the modality's normalisation and the
-    encoder."""
-
-    def __init__(self, branch: Branch):
-        super().__init__()
-        self.modality, self.encoder, self.dim = branch.modality, branch.encoder, branch.encoder.dim
-
-    def forward(self, view):
-        return self.encoder(self.modality(view))
+from vicjoint.recipe import RecipeError
+from vicjoint.registry import ComponentError
 
 
 def load_encoder(
     folder, branch: str = "a", step: int | str | None = None, imports: Collection[str] | None = ()
 ) -> RepresentationModel:
     """The trained encoder of a branch of a run folder or an export, in evaluation mode: "a" or "b", or a name
-    of the recipe's `branches`. Its `dim` is the width of y. `step`: of a run's checkpoints the one of a step
-    or, with checkpoint.best, the "best"; None: the last. `imports`: modules that its recipe may import, for
-    encoders of your own; None: all that it names. Without them a folder from elsewhere runs no code: weights
-    are plain numbers. Raises RecipeError where the folder is neither, or has no such branch or checkpoint."""
-    model, state = read_model(Path(folder), step, imports)
-    check_branch(branch, model)
-    model.load_state_dict(state)
-    return RepresentationModel(model.branches[branch]).eval()
+    of the recipe's `branches`. Its `dim` is the width of y; its `embed` reads files and texts. `step`: of a
+    run's checkpoints the one of a step or, with checkpoint.best, the "best"; None: the last. `imports`:
+    modules that its recipe may import, for encoders of your own; None: all that it names. Without them a
+    folder from elsewhere runs no code: weights are plain numbers. Raises RecipeError where the folder is
+    neither, or has no such branch or checkpoint."""
+    trained = read_trained(Path(folder), step, imports)
+    return encoder_of(trained, trained.branch(branch))
 
 
-def check_branch(branch: str, model: Model) -> None:
-    if branch not in model.branches:
-        names = " or ".join(f"'{name}'" for name in model.branches)
-        raise RecipeError(
-            f"branch: '{branch}' is unknown.{nearest(branch, model.branches)} Expected {names}."
-        )
+def encoder_of(trained: Trained, branch: str) -> RepresentationModel:
+    """A branch of a trained model, in evaluation mode."""
+    step = None if is_export(trained.folder) else trained.step
+    origin = Origin(trained.folder, trained.within, branch, step, hash_of(trained.model))
+    return RepresentationModel(trained.model, origin).eval()
 
 
 def read_model(folder: Path, step: int | str | None, imports: Collection[str] | None):
     """(model as the recipe describes it, trained state) of a run folder or an export."""
     recipe, state, _ = read_run(folder, step, imports)
     return build_in(folder, recipe, state), state
-
-
-def read_run(
-    folder: Path, step: int | str | None, imports: Collection[str] | None
-) -> tuple[Recipe, dict[str, Tensor], int | None]:
-    """(recipe, trained state, its step, None where an export does not say it) of a run folder or an
-    export."""
-    check_run(folder, "run folder or an export")
-    recipe = load_recipe(folder / "recipe.yaml", check_paths=False, imports=imports)
-    if not is_export(folder):
-        saved = read_checkpoint(folder, recipe, step)
-        return recipe, current_names(saved["model"]), saved["step"]
-    if step is not None:
-        raise RecipeError(f"step: {folder} is an export, which holds one model. Give step with a run folder.")
-    config = facts.read_object(folder / facts.CONFIG)
-    return recipe, current_names(read_weights(folder)), config.get("training", {}).get("step")
-
-
-def is_export(folder: Path) -> bool:
-    return (folder / libraries.WEIGHTS).exists() or facts.is_export(folder)
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """An export's tensors. Raises RecipeError where they are missing or damaged."""
-    file = folder / libraries.WEIGHTS
-    if not file.exists():
-        there = ", ".join(sorted(str(p.relative_to(folder)) for p in folder.glob("*/model.*"))) or "nothing"
-        raise RecipeError(
-            f"{folder} is an export without {file.name}; it has {there}. Export the run there in the default"
-            " format, too."
-        )
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        with open(file, "rb") as opened:
-            pointer = opened.read(40).startswith(b"version https://git-lfs")
-        cause = "it is a pointer of Git LFS, not the file (git lfs pull)" if pointer else str(error)
-        raise RecipeError(
-            f"{file} cannot be read: {cause}. Export the run, or fetch the file, again."
-        ) from None
-
-
-def build_in(folder: Path, recipe: Recipe, state: dict[str, Tensor]) -> Model:
-    """The model that a recipe in this folder describes. Raises RecipeError where the state does not fit."""
-    recipe = libraries.within(recipe, folder) if is_export(folder) else recipe
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(recipe)
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in state.items()}
-    if wrong := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
-        raise RecipeError(
-            f"{folder}: its weights do not fit its recipe.yaml: {', '.join(wrong[:3])} ({len(wrong)} tensors"
-            " are missing, unknown or of another shape). One of the two files is of another model."
-        )
-    return model
-
-
-def read_checkpoint(run: Path, recipe: Recipe, step: int | str | None) -> dict:
-    """The state of a run's checkpoint: the newest that can be read, that of a step, or the `best` one. Raises
-    RecipeError where there is none."""
-    folder = run / "checkpoints"
-    there = checkpoint.steps(folder)
-    if not there:
-        raise RecipeError(f"{run} has no checkpoint. Run its recipe with out={run} first.")
-    try:
-        if step is None:
-            return checkpoint.load_last(folder)
-        if step == "best":
-            if recipe.checkpoint.best is None:
-                raise RecipeError(
-                    f"step: best: the recipe of {run} does not say what is best. Give a step, or train with"
-                    " checkpoint.best=PROBE/METRIC."
-                )
-            step = best_step(run, recipe.checkpoint.best, last=there[-1])
-        if step not in there:
-            raise RecipeError(
-                f"step: {run} has no checkpoint of step {step}. Expected one of {', '.join(map(str, there))},"
-                " or best."
-            )
-        return checkpoint.load(checkpoint.path_of(folder, step))
-    except CheckpointError as error:
-        raise RecipeError(str(error)) from error
 
 
 def step_or_best(text: str) -> int | str:
@@ -169,15 +69,15 @@ def export(
     (safetensors: all branches; onnx, pt2: one, as a program), facts, and a model card. branch: that of a
     program; of weights, the one that from_pretrained then gives by default; None: the recipe's first. Where
     something fails, `to` is as it was: RecipeError."""
-    first = branch if format == "safetensors" else None
-    trained, branch = read_trained(run, step, imports, branch)
+    trained = read_trained(run, step, imports)
+    first, branch = branch if format == "safetensors" else None, trained.branch(branch)
     check_place(to)
     with staged(to) as made:
         if format == "safetensors":
             write_weights(trained, made)
         else:
             (made / branch).mkdir()
-            encoder = RepresentationModel(trained.model.branches[branch]).eval()
+            encoder = encoder_of(trained, branch)
             file = f"{branch}/model.{format}"
             print(f"{file}: {write_program(trained, encoder, branch, format, made / file)}")
         write_texts(trained, first, made, to)
@@ -189,25 +89,13 @@ def export(
     return to
 
 
-def read_trained(
-    run: Path, step: int | str | None, imports: Collection[str] | None, branch: str | None
-) -> tuple[Trained, str]:
-    """(trained model, the name of a branch of it)."""
-    recipe, state, step = read_run(run, step, imports)
-    model = build_in(run, recipe, state)
-    branch = branch or next(iter(model.branches))
-    check_branch(branch, model)
-    model.load_state_dict(state)
-    return Trained(run, recipe, model.eval(), step), branch
-
-
 def check_loads(made: Path, trained: Trained, imports: Collection[str] | None) -> None:
     """Raises RecipeError where an encoder whose first weights came from elsewhere is another one when it is
     built from the export."""
     views = facts.preprocessing(trained.recipe, trained.model)
     for name, spec in trained.recipe.branches.items():
         if spec.weights == "own" and any(found.spec.get("weights") for found in libraries.encoders(spec)):
-            encoder = RepresentationModel(trained.model.branches[name]).eval()
+            encoder = encoder_of(trained, name)
             again = load_encoder(made, name, imports=imports)
             if "shape" in views[name]:
                 raw = programs.sample(views[name], programs.TRACED)
@@ -229,8 +117,9 @@ def export_encoder(
 ) -> Path:
     """Write one branch's encoder as a file: its state_dict as .pth or .safetensors, or the program raw view
     to y as .onnx or .pt2."""
-    trained, branch = read_trained(run, step, imports, branch or "a")
-    encoder = RepresentationModel(trained.model.branches[branch]).eval()
+    trained = read_trained(run, step, imports)
+    branch = trained.branch(branch or "a")
+    encoder = encoder_of(trained, branch)
     with staged(to) as folder:
         made = folder / to.name
         if to.suffix == ".pth":

@@ -7,8 +7,10 @@ vicjoint.push_to_hub("exported", "me/frames")                  # a folder that v
 from collections.abc import Collection
 from pathlib import Path
 
-from vicjoint.export import RepresentationModel, is_export, load_encoder
+from vicjoint.embeddings.encoder import RepresentationModel
+from vicjoint.export import load_encoder
 from vicjoint.exporting import facts
+from vicjoint.exporting.reading import is_export
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import need
 

@@ -14,21 +14,22 @@ COLLAPSED_STD = 0.1  # mean standard deviation; the hinge asks for 1
 SHRUNK_STD = 0.25
 # of the mean square that varies: what is left of the standard deviation where its scale means nothing
 COLLAPSED_SHARE = 0.01
+DEAD = 0.01  # of the largest standard deviation among the dimensions
 MISALIGNED = 0.8  # 1 means that pairs are no closer than strangers
 REDUNDANT = 0.05  # effective rank over the rank that N and D allow
 
 
 @torch.no_grad()
 def health(z_a: Tensor, z_b: Tensor) -> dict:
-    """{a: {std, dead, rank, redundancy}, b: {...}, alignment} of embeddings [N, D]; see `branch_health` and
-    `alignment`."""
+    """{a: {std, varying, dead_share, rank, redundancy}, b: {...}, alignment} of embeddings [N, D]; see
+    `branch_health` and `alignment`."""
     return {"a": branch_health(z_a), "b": branch_health(z_b), "alignment": alignment(z_a, z_b)}
 
 
 def branch_health(z: Tensor) -> dict[str, float]:
-    """std: mean standard deviation per dimension. varying: share of the mean square that is variance. dead:
-    share of dimensions whose standard deviation is below the hinge's 1 by more than a tenth. rank: effective
-    rank (Roy and Vetterli 2007). redundancy: mean absolute off-diagonal correlation.
+    """std: mean standard deviation per dimension. varying: share of the mean square that is variance.
+    dead_share: dimensions that hold nothing. rank: effective rank (Roy and Vetterli 2007). redundancy: mean
+    absolute off-diagonal correlation.
     """
     centred = z.double() - z.double().mean(0)
     std = (centred.square().sum(0) / max(1, len(z) - 1)).sqrt()
@@ -40,10 +41,16 @@ def branch_health(z: Tensor) -> dict[str, float]:
     return {
         "std": float(std.mean()),
         "varying": float(varying),
-        "dead": float((std < 0.9).double().mean()),
+        "dead_share": dead_share(std),
         "rank": effective_rank(spectrum(z)),
         "redundancy": float(redundancy),
     }
+
+
+def dead_share(std: Tensor) -> float:
+    """Share of dimensions whose standard deviation, of [D], is below a hundredth of the largest one; 1 where
+    none varies."""
+    return float((std <= DEAD * std.max()).double().mean())
 
 
 def spectrum(z: Tensor) -> Tensor:
@@ -94,7 +101,8 @@ def verdict(
     for branch, values in zip(names, (state["a"], state["b"])):
         flat = values["std"] < COLLAPSED_STD if hinge else values["varying"] < COLLAPSED_SHARE
         cure = (
-            "lower the learning rate or raise the variance weight"
+            "lower the learning rate, limit its steps (adamw: optim.max_change=0.01) or raise the variance"
+            " weight"
             if hinge
             else "lower the learning rate or enlarge the batch"
         )
@@ -118,4 +126,10 @@ def verdict(
             f"misaligned: pairs are hardly closer than strangers (ratio {state['alignment']:.2f}, 1 ="
             " unrelated); train longer or raise the invariance weight"
         )
-    return "; ".join(troubles) or "healthy: embeddings vary, agree in pairs and do not repeat themselves"
+    if troubles:
+        return "; ".join(troubles)
+    std, rank = (min(state[branch][name] for branch in "ab") for name in ("std", "rank"))
+    return (
+        f"healthy: embeddings vary{f' (mean std {std:.2f})' if hinge else ''}, agree in pairs and do not"
+        f" repeat themselves (effective rank {rank:.0f} of {min(samples - 1, dim)} possible)"
+    )

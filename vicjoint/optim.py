@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from vicjoint.options import Natural, NotNegative, Share, ShareBelowOne
+from vicjoint.options import Natural, NotNegative, PositiveShare, Share, ShareBelowOne
 from vicjoint.registry import build, register
 
 
@@ -31,9 +31,42 @@ def adamw(
     lr: NotNegative,
     weight_decay: NotNegative = 0.05,
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999),
+    max_change: PositiveShare | None = None,
 ):
-    """AdamW (Loshchilov and Hutter 2019) with an absolute learning rate."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas)
+    """AdamW (Loshchilov and Hutter 2019) with an absolute learning rate. `max_change`: no step moves a weight
+    matrix by more than this share of its norm, such as 0.01; null: by whatever the rate says."""
+    groups = parameter_groups(model, weight_decay)
+    if max_change is None:
+        return torch.optim.AdamW(groups, lr=lr, betas=betas)
+    return LimitedAdamW(groups, max_change, lr=lr, betas=betas)
+
+
+class LimitedAdamW(torch.optim.AdamW):
+    """AdamW whose step moves no weight matrix by more than `max_change` of its Frobenius norm: the trust
+    ratio of LARS and LAMB (You et al. 2020, algorithm 2) as a limit. Adam's steps have one size whatever the
+    gradient's; once a branch's embeddings shrink, so do the weights behind them, and steps of the old size
+    shake them by more than they learn: the branch stays collapsed. Groups with `adapt: False` are free. A
+    matrix of zeros counts as one of entries of LEAST, so that it can begin."""
+
+    LEAST = 1e-3
+
+    def __init__(self, params, max_change: float, **settings):
+        super().__init__(params, **settings)
+        self.max_change = max_change
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        limited = [
+            p for group in self.param_groups if group["adapt"] for p in group["params"] if p.grad is not None
+        ]
+        before = [p.clone() for p in limited]
+        loss = super().step(closure)
+        for p, old in zip(limited, before):
+            change = p - old
+            most = self.max_change * old.norm().clamp_min(self.LEAST * math.sqrt(old.numel()))
+            share = most / change.norm().clamp_min(1e-30)
+            p.copy_(torch.where(share < 1, old + share * change, p))
+        return loss
 
 
 @register("optimizer", "lars")

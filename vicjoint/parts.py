@@ -21,16 +21,16 @@ and knows nothing of files. A probe sees what both of them give: arrays.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vicjoint.sliding import Sliding, spans
+
 Record = dict[str, Any]
-"""One sample of a source: its `id`, where it is (`path`, `bytes` or the cells of a table's row), and
-labels."""
+"""One sample of a source: its `id`, where it is (`path`, `bytes` or the cells of a row), and labels."""
 
 Raw = Any
 """A raw view, with a leading dimension of samples: a tensor, a tuple of tensors, or an object with `len`,
@@ -47,8 +47,7 @@ class Source:
     """Where samples are: records, listed and split. Reading what they name is the work of a pair.
 
     train, test: the records of each split; `id` names one in messages. second: where branch b's records stand
-    in another table, those of its splits; None: both branches read one record.
-    """
+    in another table, those of its splits; None: both branches read one record."""
 
     train: Sequence[Record]
     test: Sequence[Record]
@@ -62,8 +61,7 @@ class Source:
         return f"{type(self).__name__}: {len(self.train)} train, {len(self.test)} test records"
 
     def records(self, split: Split, side: Side = "a") -> Sequence[Record]:
-        """The records that a branch reads in a split: b's are those of the second table, where there is
-        one."""
+        """The records that a branch reads in a split: b's are the second table's, where there is one."""
         if side == "b" and self.second is not None:
             return self.second[split]
         return self.train if split == "train" else self.test
@@ -73,15 +71,13 @@ class Modality(nn.Module):
     """How one sample is read, and how a batch of them becomes the view of an encoder.
 
     One class, two uses: a reader in the processes that read (`read`, `seconds`), and a module of the model on
-    the training device (`forward`). Options are the constructor's.
-    """
+    the training device (`forward`). Options are the constructor's."""
 
     reads: ClassVar[Literal["file", "text"]] = "file"
     """What a cell of a table is: a path, which the pair resolves against the table's folder, or the value."""
 
     timed: ClassVar[bool] = False
-    """Whether samples have a time axis, so that `window` cuts the same seconds out of both halves of a
-    pair."""
+    """Whether samples have a time axis: `window` cuts the same seconds out of both halves of a pair."""
 
     accepts: ClassVar[tuple[str, ...]] = ()
     """Other modalities whose encoders also fit: a drawing is an image."""
@@ -95,9 +91,8 @@ class Modality(nn.Module):
     reading: ClassVar[tuple[str, ...]] = ()
     """Options that only `read` uses; a recipe whose pair reads for itself must not set them."""
 
-    saved: ClassVar[dict[str, str]] = {}
-    """Options that name files elsewhere, and of each the file by which a folder that `save` has written, and
-    which is then the option's value, is known."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; (): any."""
 
     video_backend: str = "auto"
     """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
@@ -114,23 +109,24 @@ class Modality(nn.Module):
         """Length of a sample in seconds, for timed modalities. Raises as `read` does."""
         raise NotImplementedError(f"modality '{type(self).__name__}' has no time axis")
 
+    def slide(self, value: Any, every: float, length: float | None = None) -> Sliding:
+        """Windows from 0, every, 2 every, ... seconds on, for timed modalities. `length`: theirs in seconds;
+        None: what the modality reads by itself. Raises as `read` does."""
+        found = spans(str(value), self.seconds(value), length, every)
+        return Sliding(found, lambda start: self.read(value, None, (start, length or 0.0)))
+
     def forward(self, raw: Raw) -> Any:
         """The view that encoders of this modality expect, of a raw batch on their device."""
         return raw
 
     def simple_features(self, raw: Raw) -> Tensor | None:
-        """Features [B, K] float of a raw batch that need no training, for the baseline row; None: there are
-        none."""
+        """Features [B, K] float of a raw batch that need no training, for the baseline row, or None."""
         return None
 
     def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
-        """What another program has to do to a sample, as in evaluation, in plain values; `shape` and `dtype`
-        of a raw view, without its dimension of samples, where that is one tensor of one shape. seconds: of
-        the window that a pair cuts, for timed modalities; None: the modality's own."""
+        """What other programs have to do to a sample, in plain values; `shape` and `dtype`: of a raw view's
+        samples, where it is one tensor. seconds: of a pair's window; None: the modality's own."""
         return {}
-
-    def save(self, folder: Path) -> None:
-        """Write into an existing folder what the options in `saved` name."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +157,7 @@ class Pair:
 
     samples_per_record: of every sample's leading dimension (several windows of one video). crops: views of a
     record for branch a, which come as `vicjoint.batch.Crops`. distinct: a column whose value occurs at most
-    once in a batch, or None.
-    """
+    once in a batch, or None."""
 
     samples_per_record: int = 1
     crops: int = 1
@@ -180,14 +175,33 @@ class Pair:
     reads: ClassVar[tuple[str, ...]] = ()
     """Keys of a record, one of which holds the file that the pair reads; (): it reads no file of its own."""
 
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of such files."""
+
     readers: tuple[Modality, Modality]
     video_backend: str = "auto"
 
     def bind(self, reading: Reading) -> None:
-        """Take what the recipe knows, once, before anything is read. The source's records come one by one,
-        and are not kept: a pair travels to the processes that read. Raises ValueError where the parts do not
-        fit."""
-        self.readers, self.video_backend = reading.readers, reading.video_backend
+        """Take what the recipe knows, once, before anything is read. Records are not kept: a pair travels to
+        the processes that read. Raises ValueError where the parts do not fit."""
+        self.read_by(reading.readers, reading.video_backend)
+
+    def read_by(self, readers: tuple[Modality, Modality], video_backend: str = "auto") -> None:
+        """All that `read_item` and `slide` need: no source."""
+        self.readers, self.video_backend = readers, video_backend
+
+    def read_item(self, value: Any, side: Side) -> Raw:
+        """What `views` gives of a record with this path, or value of a cell; or the record of a file in a tar
+        file. Raises as `sample` does."""
+        if self.uses_readers:
+            return self.readers["ab".index(side)].read(value)
+        return self.views(value if isinstance(value, dict) else {"id": value, "path": value}, side)[0].raw
+
+    def slide(self, value: Any, side: Side, every: float) -> Sliding:
+        """Windows along the time of a file, as long as in training; see Modality."""
+        if self.uses_readers:
+            return self.readers["ab".index(side)].slide(value, every)
+        raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide(value, side, every)")
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
         """Raw views of both branches, each of `samples_per_record` samples. All randomness comes from `rng`,
@@ -215,8 +229,7 @@ class Pair:
         )
 
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
-        """The modality's `preprocessing`, with what this pair does in its place. Asked of a pair that is not
-        bound."""
+        """The modality's, with what this pair, which need not be bound, does in its place."""
         return modality.preprocessing()
 
     def group_of(self, record: Record, number: int) -> int:
@@ -231,30 +244,19 @@ class Pair:
 # ---- learning ----
 
 
-class LibraryEncoder(nn.Module):
-    """An encoder around a model of another library, which an export has in that library's form too."""
-
-    def save(self, folder: Path) -> None:
-        """Write the model, with a config.json, into an existing folder: a value of the option `weights`."""
-        raise NotImplementedError(f"encoder '{type(self).__name__}' has no method save(folder)")
-
-
 class Objective(nn.Module):
     """The loss of two embeddings: `loss, terms = objective(z_a, z_b, group)`.
 
     z_a, z_b: [N, E]; group: [N] int64 or None. `terms` {name: weighted, detached value} sum to the loss.
-    Statistics are those of the global batch, whatever the number of processes.
-    """
+    Statistics are those of the global batch, whatever the number of processes."""
 
     terms: tuple[str, ...] = ()
     has_memory: bool = False
-    """Whether it keeps embeddings of earlier batches: branch b then has to change slowly, and views are
-    single."""
+    """Whether it keeps embeddings of earlier batches: b then has to change slowly, and views are single."""
 
     @classmethod
     def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
-        """Asked before it is built, of the options in a recipe: the one by which it will have a memory, or
-        None."""
+        """Before it is built, of the options in a recipe: the one that will give it a memory, or None."""
         return None
 
     def describe(self, dim: int) -> str | None:

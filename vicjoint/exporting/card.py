@@ -11,7 +11,8 @@ import jinja2
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import Recipe, Spec, to_yaml
 from vicjoint.recipe.file import dump_yaml
-from vicjoint.report.page import results
+from vicjoint.report.page import model_first, results
+from vicjoint.report.tables import INTERVALS
 
 SPECIAL = re.compile(r"[|`\[\]*]")
 TAGS = ("vicjoint", "joint-embedding", "self-supervised-learning")
@@ -50,7 +51,7 @@ def card(
     """README.md. config, evaluation, preprocessing: the files of those names. models: (folder, library,
     encoder) of those in their library's form. programs: (branch, file, format) of ONNX and PyTorch."""
     trained = config["training"]
-    measured = results(evaluation, trained["probes"] or {}, trained["metrics"] or {})
+    measured = results(model_first(evaluation), trained["probes"] or {}, trained["metrics"] or {})
     tags = [*TAGS, *dict.fromkeys(str(task.objective["name"]) for task in recipe.tasks)]
     tags += [name for spec in recipe.branches.values() if (name := spec.modality["name"]) not in tags]
     front = {"library_name": "vicjoint", "tags": list(dict.fromkeys(tags))}
@@ -68,6 +69,7 @@ def card(
         written=Plain("".join(f"    {printable_lines(line)}\n" for line in to_yaml(recipe).splitlines())),
         FOLLOWS={"own": "", "same": " (weights of a)", "ema": " (moving average of a)"},
         other_options=other_options,
+        intervals=INTERVALS,
     )
 
 
@@ -78,10 +80,13 @@ def other_options(spec: Spec) -> str:
 
 
 def table(found: dict[str, Any]) -> dict[str, Any]:
-    """A table of the report with the best of each column in bold."""
+    """A table of the report with the best of each column in bold, and intervals beside numbers."""
     heads = [(name, arrow) for name, _, arrow in found["heads"]]
-    mark = lambda text, best: Plain(f"**{as_text(text)}**") if best else text
-    rows = [(name, [mark(*cell) for cell in cells]) for name, cells in found["rows"]]
+    bold = lambda text, best: f"**{as_text(text)}**" if best else as_text(text)
+    rows = [
+        (name, [Plain(f"{bold(text, best)} {interval}".strip()) for text, interval, best in cells])
+        for name, cells in found["rows"]
+    ]
     return {"title": found["title"], "heads": heads, "rows": rows}
 
 
@@ -92,7 +97,7 @@ def behind(measured: list) -> list[str]:
         for of_direction in tables:
             rows = dict(of_direction["rows"])
             for place, (metric, _, arrow) in enumerate(of_direction["heads"]):
-                best = [name for name, cells in rows.items() if cells[place][1]]
+                best = [name for name, cells in rows.items() if cells[place][2]]
                 if arrow and best and "model" in rows and "model" not in best:
                     values = f"{best[0]} {rows[best[0]][place][0]}, model {rows['model'][place][0]}"
                     title = f" {of_direction['title']}" if of_direction["title"] else ""

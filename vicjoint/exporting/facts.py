@@ -1,14 +1,12 @@
 """What an export says of itself in config.json (the model and its training), preprocessor_config.json (what
 is done before the model) and evaluation.json (of the same step as the weights)."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vicjoint
+from vicjoint.embeddings.encoder import hash_of
 from vicjoint.model import Model, count_parameters
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.registry import build
@@ -58,7 +56,7 @@ def config(run: Path, recipe: Recipe, model: Model, step: int | None) -> dict[st
         "name": recipe.name,
         "branches": branches,
         "training": trained,
-        "tensors": digest(model),
+        "tensors": hash_of(model),
     }
 
 
@@ -101,12 +99,3 @@ def preprocessing(recipe: Recipe, model: Model) -> dict[str, dict[str, Any]]:
                 said = pair.preprocessing(side, model.branches[name].modality)
                 found[name] = {key: value for key, value in said.items() if value is not None}
     return found
-
-
-def digest(model: Model) -> str:
-    """SHA-256 of all tensors with their names: which model an export is of."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()

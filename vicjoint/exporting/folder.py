@@ -7,7 +7,6 @@ a/model.onnx, .pt2       format onnx, pt2: branch a as a program (programs.py)
 """
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,27 +16,12 @@ from torch import nn
 
 from vicjoint.exporting import facts, libraries, programs
 from vicjoint.exporting.card import card
+from vicjoint.exporting.reading import Trained
 from vicjoint.exporting.staging import CARD, checksum, of_same_model
 from vicjoint.files.write import write_json
-from vicjoint.model import Model
-from vicjoint.recipe import Recipe, RecipeError
+from vicjoint.recipe import RecipeError
 
 Format = Literal["safetensors", "onnx", "pt2"]
-
-
-@dataclass
-class Trained:
-    """A trained model of a run folder, or of an export. step: None where an export does not say it."""
-
-    folder: Path
-    recipe: Recipe
-    model: Model
-    step: int | None
-
-    def encoder_name(self, branch: str) -> str:
-        """For messages."""
-        spec = self.recipe.branches[branch]
-        return f"encoder '{spec.modality['name']}/{spec.encoder['name']}' of branch '{branch}'"
 
 
 def write_weights(trained: Trained, made: Path) -> None:

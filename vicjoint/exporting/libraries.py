@@ -9,6 +9,7 @@ EXPORT/a/image/      the same of an encoder inside of an encoder, where the reci
 """
 
 import dataclasses
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vicjoint.files.guard import printable
+from vicjoint.library import LibraryPart
 from vicjoint.model import Model
 from vicjoint.options import options_of
-from vicjoint.parts import LibraryEncoder
 from vicjoint.recipe import BranchSpec, Recipe, Spec
 from vicjoint.registry import find
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 PLAIN = ("torchvision", "timm")  # libraries whose models are encoders as they are
 
 
@@ -34,6 +35,8 @@ class Inside(NamedTuple):
 
     keys: tuple[str, ...]
     spec: Spec
+    registered: str
+    """Its name in the registry, with the modality's."""
 
     def folder(self, branch: str) -> str:
         return "/".join((branch, *self.keys))
@@ -44,7 +47,7 @@ def encoders(branch: BranchSpec) -> Iterator[Inside]:
 
 
 def inside(keys: tuple[str, ...], spec: Spec, prefix: str) -> Iterator[Inside]:
-    yield Inside(keys, spec)
+    yield Inside(keys, spec, prefix + spec["name"])
     for key, mark in options_of(find("encoder", prefix + spec["name"])).components.items():
         if mark.family == "encoder" and isinstance(spec.get(key), dict):
             yield from inside((*keys, key), spec[key], mark.prefix)
@@ -52,7 +55,7 @@ def inside(keys: tuple[str, ...], spec: Spec, prefix: str) -> Iterator[Inside]:
 
 def library(module: nn.Module | None) -> Literal["transformers", "torchvision", "timm"] | None:
     """Whose model an encoder is."""
-    if isinstance(module, LibraryEncoder):
+    if isinstance(module, LibraryPart):
         return "transformers"
     name = type(module).__module__.split(".")[0]
     return name if name in PLAIN else None
@@ -70,7 +73,7 @@ def write(model: Model, recipe: Recipe, to: Path) -> None:
             module = modules.get(".".join(found.keys))
             if module is not None and (not found.keys or found.spec.get("weights")):
                 write_encoder(module, to, found.folder(name))
-        if any(spec.modality.get(option) for option in branch.modality.saved):
+        if isinstance(branch.modality, LibraryPart):
             (to / name).mkdir(exist_ok=True)
             branch.modality.save(to / name)
             if not any((to / name).iterdir()):
@@ -85,7 +88,7 @@ def write_encoder(module: nn.Module, to: Path, place: str) -> None:
     folder = to / place
     folder.mkdir(parents=True)
     try:
-        if isinstance(module, LibraryEncoder):
+        if isinstance(module, LibraryPart):
             module.save(folder)
         else:
             save_file(plain(module.state_dict()), folder / WEIGHTS, {"format": "pt"})
@@ -121,26 +124,30 @@ def within(recipe: Recipe, folder: Path) -> Recipe:
 
 def branch_within(branch: BranchSpec, folder: Path) -> BranchSpec:
     name = "a" if branch.weights == "same" else branch.name
-    modality = dict(branch.modality)
-    for option, file in find("modality", modality["name"]).saved.items():
-        if modality.get(option) and (folder / name / file).is_file():
-            modality[option] = str(folder / name)
-    return dataclasses.replace(branch, modality=modality, encoder=encoder_within(branch, name, folder))
-
-
-def encoder_within(branch: BranchSpec, name: str, folder: Path) -> Spec:
-    moved = {}
+    moved: dict[tuple[str, ...], Spec] = {}
     for found in encoders(branch):
-        there = folder / found.folder(name)
-        if found.spec.get("weights") and (there / WEIGHTS).is_file():
-            whole = (there / CONFIG).is_file()
-            moved[found.keys] = str(there if whole else there / WEIGHTS)
-    return with_weights(branch.encoder, moved)
+        encoder = find("encoder", found.registered)
+        moved[found.keys] = options_within(encoder, found.spec, folder / found.folder(name))
+    modality = options_within(find("modality", branch.modality["name"]), branch.modality, folder / name)
+    return dataclasses.replace(
+        branch, modality=branch.modality | modality, encoder=with_options(branch.encoder, moved)
+    )
 
 
-def with_weights(spec: Spec, moved: dict[tuple[str, ...], str], keys: tuple[str, ...] = ()) -> Spec:
+def options_within(part: Callable, spec: Spec, folder: Path) -> Spec:
+    """Those options of a part that named something elsewhere, which is now in a folder of the export."""
+    if inspect.isclass(part) and issubclass(part, LibraryPart):
+        there = {option: (folder / file, folder) for option, file in part.saved.items()}
+    else:
+        there = {"weights": (folder / WEIGHTS, folder / WEIGHTS)}
+    return {
+        option: str(value) for option, (file, value) in there.items() if spec.get(option) and file.is_file()
+    }
+
+
+def with_options(spec: Spec, moved: dict[tuple[str, ...], Spec], keys: tuple[str, ...] = ()) -> Spec:
     spec = {
-        key: with_weights(value, moved, (*keys, key)) if isinstance(value, dict) else value
+        key: with_options(value, moved, (*keys, key)) if isinstance(value, dict) else value
         for key, value in spec.items()
     }
-    return spec | ({"weights": moved[keys]} if keys in moved else {})
+    return spec | moved.get(keys, {})

@@ -48,6 +48,8 @@ FILM_SUFFIXES = (
 )
 # opened a hundred thousand times, and never by mpg123
 SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")
+# of the files that hold sound, in a folder
+SOUND_SUFFIXES = (*SILENT_SUFFIXES, ".au", ".caf", ".mp3", ".oga", ".opus", ".w64", *FILM_SUFFIXES)
 RUN_UP_SECONDS = (
     0.3  # decoded before the stretch: a codec's first frames lean on those before (AAC at 8 kHz: 128 ms each)
 )

@@ -19,17 +19,20 @@ import torch
 from torch import Tensor
 
 from vicjoint.files.kept import Kept
-from vicjoint.files.sound import Sound
+from vicjoint.files.sound import SOUND_SUFFIXES, Sound
 from vicjoint.options import ComponentOf, Natural, Positive, RateHz
 from vicjoint.parts import Modality
 from vicjoint.registry import build, need, register
+from vicjoint.sliding import Sliding, spans
 
 BANDS, SLOTS = 40, 8  # of the simple features
 
 
 @register("modality", "audio")
 class Audio(Modality):
-    """rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut
+    """A sound as its waveform, mono, from sound files and from videos.
+
+    rate_hz: of the view; files of other rates are resampled. seconds: length of the window, which is cut
     at random in training and from the middle in evaluation, unless the pair asks for the same seconds of both
     of its halves. short: what a sound shorter than the window becomes: zeros: silence around it (at a random
     place in training, in the middle in evaluation); repeat: it is repeated (from a random place on, or from
@@ -44,6 +47,7 @@ class Audio(Modality):
     timed = True
     baseline = "spectrum"
     shared = ("rate_hz",)
+    suffixes = SOUND_SUFFIXES
     reading = ("seconds", "short", "augment", "stream", "cache_mb")
 
     def __init__(
@@ -107,6 +111,20 @@ class Audio(Modality):
             "seconds": length,
             "short": short,
         }
+
+    def slide(self, value: str, every: float, length: float | None = None) -> Sliding:
+        """Stretches of `length` seconds, or of the modality's own; of a sound that is shorter than its own,
+        what `read` gives of it. Raises SoundError and ValueError."""
+        sound = Sound(value, self.stream, self.kept)
+        try:
+            if length is None and sound.seconds < self.length:
+                return Sliding([(0.0, sound.seconds)], lambda start: self.read(value), sound.close)
+            length = self.length if length is None else length
+            found = spans(value, sound.seconds, length, every)
+        except BaseException:
+            sound.close()
+            raise
+        return Sliding(found, lambda start: sound.read(start, length, self.rate_hz)[None], sound.close)
 
     def simple_features(self, raw: Tensor) -> Tensor:
         """Log energies of 40 mel bands in 8 equal slots of time, [B, 320]: what a ridge regression on a

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from vicjoint.files import images
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share, Size
-from vicjoint.parts import Modality
+from vicjoint.parts import Modality, Record
 from vicjoint.registry import register
+from vicjoint.sliding import Sliding, spans
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, cut, of_picture, square_frames
-from vicjoint.transforms.squares import Squares, of_clip
-from vicjoint.video import Video, VideoError, VideoInfo
+from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
+from vicjoint.video import VIDEO_SUFFIXES, Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
@@ -85,6 +86,7 @@ class Image(Pixels):
 
     accepts = ()
     reading = ("size", "transforms", "centre")
+    suffixes = images.READ_SUFFIXES
 
     def __init__(
         self,
@@ -100,10 +102,14 @@ class Image(Pixels):
         self.transforms = TransformList("modality.transforms", list(specs), size) if specs else None
 
     def read(
-        self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
+        self,
+        value: str | Record,
+        rng: np.random.Generator | None = None,
+        window: tuple[float, float] | None = None,
     ) -> Tensor:
-        """uint8 [1, 3, size, size] of an image file. Raises ImageError."""
-        pixels = images.read(value)
+        """uint8 [1, 3, size, size] of an image file, or of a record of one inside a tar file (path, offset,
+        size). Raises ImageError."""
+        pixels = images.read_record(value) if isinstance(value, dict) else images.read(value)
         if rng is None or self.transforms is None:
             return centre_crop(pixels, self.size, self.centre)[None]
         return self.transforms(pixels, rng)
@@ -131,6 +137,7 @@ class Clip(Pixels):
 
     accepts = ()
     timed = True
+    suffixes = VIDEO_SUFFIXES
     reading = (
         *("frames", "stride", "window", "size", "centre", "area", "flip"),
         *("at", "reduce", "cache_mb", "transforms"),
@@ -174,7 +181,7 @@ class Clip(Pixels):
             view = self.transforms(cut(squares, rng, self.area, self.flip), rng)
         else:
             view = square_frames(squares, self.size, rng, self.area, self.flip)
-        return view.transpose(0, 1)[None].contiguous()
+        return as_clip(view)
 
     def seconds(self, value: str) -> float:
         """How long the file shows pictures, from its start to the end of its last frame. Raises
@@ -185,6 +192,25 @@ class Clip(Pixels):
         window = self.window if seconds is None else seconds
         stride = self.stride if window is None else None
         return super().preprocessing() | of_clip(self.frames, stride, window, self.size, self.squares)
+
+    def slide(self, value: str, every: float, length: float | None = None) -> Sliding:
+        """Clips of `length` seconds, or of the modality's own frames. Raises VideoError and ValueError."""
+        choose = lambda info: self._along(info, every, length or self.window, value)
+        return SlidingVideo(value, self.video_backend, self.squares, self.size, choose, as_clip)
+
+    def _along(self, info: VideoInfo, every: float, length: float | None, path: str) -> list[Choice]:
+        if length is not None:
+            found = spans(path, duration(info), length, every)
+            return [(span, self._numbers(info, None, (span[0], length), path)) for span in found]
+        self._numbers(info, None, None, path)  # raises where there is no window at all
+        reach, found = (self.frames - 1) * self.stride, []
+        for start in every_start(info, every):
+            first = on_display(info, start)
+            if first + reach >= info.frames:
+                break
+            numbers = list(range(first, first + reach + 1, self.stride))
+            found.append(((start, ends(info, numbers[-1])), numbers))
+        return found
 
     def _numbers(self, info: VideoInfo, rng, window: tuple[float, float] | None, path: str) -> list[int]:
         if window is None and self.window is None:
@@ -210,6 +236,11 @@ class Clip(Pixels):
         return np.clip(
             np.searchsorted(info.timestamps_seconds, asked + 1e-6, side="right") - 1, 0, None
         ).tolist()
+
+
+def as_clip(frames: Tensor) -> Tensor:
+    """[T, 3, S, S] -> a raw view [1, 3, T, S, S]."""
+    return frames.transpose(0, 1)[None].contiguous()
 
 
 @functools.lru_cache(maxsize=2**16)

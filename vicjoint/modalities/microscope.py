@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
+from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.options import Count, ShareBelowOne, Size
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
@@ -57,6 +58,7 @@ class Microscope(Modality):
     reads = "file"
     accepts = ("image",)
     baseline = "intensities"
+    suffixes = (*TIFF_SUFFIXES, *IMAGE_SUFFIXES)
     reading = ("size", "crop", "low", "high", "flip", "brightness", "contrast")
 
     def __init__(

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vicjoint.facts import hashing
+from vicjoint.library import LibraryPart
 from vicjoint.options import ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, need, register
@@ -26,7 +27,7 @@ SHOWN = 40  # characters of a text in a message
 
 
 @register("modality", "text")
-class Text(Modality):
+class Text(Modality, LibraryPart):
     """Raw view: (ids [1, L] int64, mask [1, L] bool, True on tokens). In batches, shorter texts are padded at
     the end with the tokenizer's own padding id and mask False: encoders go by the mask.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from vicjoint.batch import Crops
-from vicjoint.files.images import read_record
+from vicjoint.files.images import READ_SUFFIXES, read_record
 from vicjoint.options import ComponentOf, PositiveShare, Size
 from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
@@ -55,6 +55,7 @@ class Augment(Pair):
 
     gives = frozenset({"views", "crops"})
     reads = ("path", "bytes")
+    suffixes = READ_SUFFIXES
 
     def __init__(
         self,

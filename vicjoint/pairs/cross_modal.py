@@ -18,6 +18,7 @@ from vicjoint.files.guard import printable
 from vicjoint.options import Positive
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
+from vicjoint.sliding import Sliding
 
 
 @register("pair", "cross_modal")
@@ -253,6 +254,22 @@ class CrossModal(Pair):
         return self._window(
             [(record, value if s == side else self._values_of(record, s)[0]) for s in "ab"], None
         )
+
+    def read_item(self, value, side: Side) -> Raw:
+        """With `seconds`, the middle window of the file. Raises ValueError or OSError."""
+        reader = self._reader(side)
+        if self.seconds is None or not reader.timed:
+            return reader.read(value)
+        spare = reader.seconds(value) - self.seconds
+        if spare < 0:
+            raise ValueError(
+                f"{value}: is {spare + self.seconds:.2f} s long, {self.seconds} s are needed (pair.seconds)"
+            )
+        return reader.read(value, None, (spare * 0.5, self.seconds))
+
+    def slide(self, value, side: Side, every: float) -> Sliding:
+        """Windows of `seconds`, where the pair has them."""
+        return self._reader(side).slide(value, every, self.seconds)
 
     def _own_row(self, record: Record, side: Side) -> Record:
         """The row that holds the cell: the record, or where column b is a second table's, a partner chosen by

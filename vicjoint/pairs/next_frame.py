@@ -5,6 +5,7 @@ pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
 
 # W windows, T context frames, F frames of a video
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,10 +17,11 @@ from vicjoint.files.cells import path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
+from vicjoint.sliding import Sliding
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import cut, square_frames
-from vicjoint.transforms.squares import Squares, of_clip
-from vicjoint.video import Video, VideoError, VideoInfo
+from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
+from vicjoint.video import VIDEO_SUFFIXES, Video, VideoError, VideoInfo
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class NextFrame(Pair):
 
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
     reads = ("path",)
+    suffixes = VIDEO_SUFFIXES
 
     def __init__(
         self,
@@ -192,21 +195,54 @@ class NextFrame(Pair):
 
     def window(self, info: VideoInfo, start: int) -> Window | None:
         """The window whose first context frame is `start`, or None where the video ends before its target."""
+        context, after = self.context(info, start), self.frames - 1 + self.gap
+        if context is None:
+            return None
+        if self.seconds is None:
+            target = context[-1] + self.gap
+            return Window(context, target) if target < info.frames else None
+        numbers = self._at_times(info, start, [*range(self.frames), after])
+        # frames further apart than `seconds`: the same one would be used twice
+        if numbers is None or (self.gap and numbers[-1] <= numbers[-2]):
+            return None
+        return Window(numbers[:-1], numbers[-1])
+
+    def context(self, info: VideoInfo, start: int) -> list[int] | None:
+        """The clip whose first frame is `start`, whether or not a target follows; None where the video ends
+        before."""
         if self.seconds is None:
             last = start + (self.frames - 1) * self.stride
-            if last + self.gap >= info.frames:
-                return None
-            return Window(list(range(start, last + 1, self.stride)), last + self.gap)
+            return list(range(start, last + 1, self.stride)) if last < info.frames else None
+        numbers = self._at_times(info, start, range(self.frames))
+        return numbers if numbers is not None and not np.any(np.diff(numbers) < 1) else None
+
+    def _at_times(self, info: VideoInfo, start: int, steps: Sequence[int]) -> list[int] | None:
+        """The frames nearest to so many times `seconds` after that of `start`; None where the video ends
+        before."""
         times = info.timestamps_seconds
-        steps = [*range(self.frames), self.frames - 1 + self.gap]
         asked = times[start] + np.array(steps) * self.seconds
         if asked[-1] > times[-1] + self.seconds / 2:
             return None
-        numbers = nearest_frames(times, asked)
-        # frames further apart than `seconds`: the same one would be used twice
-        if np.any(np.diff(numbers if self.gap else numbers[:-1]) < 1):
-            return None
-        return Window([int(n) for n in numbers[:-1]], int(numbers[-1]))
+        return nearest_frames(times, asked).tolist()
+
+    def slide(self, value: str, side: Side, every: float) -> Sliding:
+        """Clips for a, whether or not a frame follows; single frames for b. Raises VideoError."""
+        choose = lambda info: self._along(info, side, every, value)
+        view = lambda frames: as_view(frames[None])
+        return SlidingVideo(value, self.video_backend, self.squares, self.size, choose, view)
+
+    def _along(self, info: VideoInfo, side: Side, every: float, path: str) -> list[Choice]:
+        found = []
+        for start in every_start(info, every):
+            first = on_display(info, start)
+            numbers = self.context(info, first) if side == "a" else [first]
+            if numbers is not None:
+                found.append(((start, ends(info, numbers[-1])), numbers))
+        if not found:
+            raise VideoError(
+                f"{path}: {info.frames} frames are too few for one clip (pair.frames, stride or seconds)"
+            )
+        return found
 
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
         frames = self.frames if side == "a" else 1

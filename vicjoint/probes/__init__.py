@@ -1,4 +1,13 @@
 """Evaluation with its baselines beside it: what is read and encoded, once (features), all of it for a run
 (evaluation), and a file for each kind of measurement."""
 
-from vicjoint.probes import classify, many_futures, next_frame, pair_match, regression, retrieval, zero_shot
+from vicjoint.probes import (
+    classify,
+    geometry,
+    many_futures,
+    next_frame,
+    pair_match,
+    regression,
+    retrieval,
+    zero_shot,
+)

@@ -25,17 +25,8 @@ from vicjoint.data import READ_ERRORS
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Pair, Probe, Side, Spread, Want
 from vicjoint.probes.features import as_picture
-from vicjoint.probes.labels import (
-    Labels,
-    chance,
-    classified,
-    explained_interval,
-    held_out,
-    known,
-    labels_of,
-    named,
-    top_shares,
-)
+from vicjoint.probes.interval import with_intervals
+from vicjoint.probes.labels import Labels, chance, classified, held_out, hits, known, labels_of, means, named
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.probes.spread import Pool, check_spread, spread_of
 from vicjoint.registry import register
@@ -44,7 +35,6 @@ REFUSAL = "evaluate.probes: '{}' classifies single views, which this pair does n
 ACCURACY = {
     "accuracy": Metric("share of right answers (knn: with the first k of the recipe)"),
     "top5": Metric("share of samples whose class is among the five of highest score"),
-    **explained_interval("accuracy"),
 }
 
 
@@ -139,8 +129,9 @@ class KNN(Classification):
         for row in frozen.new(settled):
             bank, y = frozen.train[row], frozen.test[row]
             scored = votes(bank, frozen.labels, y, self.k, self.temperature, classes)
-            others = {f"accuracy_k{k}": top_shares(scored[k], frozen.truth)["accuracy"] for k in self.k[1:]}
-            settled[row] = classified(scored[self.k[0]], frozen.truth) | others
+            right = hits(scored[self.k[0]], frozen.truth)
+            right |= {f"accuracy_k{k}": hits(scored[k], frozen.truth)["accuracy"] for k in self.k[1:]}
+            settled[row] = with_intervals(means(right), len(frozen.truth))
         for row in frozen.train:
             yield from named(row, settled[row])
         yield from named("chance", chance(classes))

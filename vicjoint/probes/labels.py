@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.parts import EvaluationData, Metric, Record, Side
+from vicjoint.parts import EvaluationData, Record, Side
+from vicjoint.probes.interval import with_intervals
 
 TOP = 5
-DRAWS, SEED, LOW_HIGH = 1000, 0, (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -73,39 +73,22 @@ def held_out(n: int, share: float) -> np.ndarray:
     return held
 
 
-def top_shares(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """accuracy and, with more than TOP classes, top5 of scores [N, C]."""
-    best = scores.topk(min(TOP, scores.shape[1]), 1).indices == labels[:, None]
-    found = {"accuracy": float(best[:, 0].float().mean())}
-    return found | ({"top5": float(best.any(1).float().mean())} if scores.shape[1] > TOP else {})
+def hits(scores: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """Which of N answers are right, bool [N]: accuracy and, with more than TOP classes, top5 of scores [N,
+    C]."""
+    best = (scores.topk(min(TOP, scores.shape[1]), 1).indices == labels[:, None]).cpu().numpy()
+    found = {"accuracy": best[:, 0]}
+    return found | ({"top5": best.any(1)} if scores.shape[1] > TOP else {})
 
 
-def interval(n: int, metric: Callable[[np.ndarray], float]) -> tuple[float, float]:
-    """Ends of the 95 % interval of a metric over n test samples: percentiles of 1,000 bootstrap draws, seed 0
-    (Efron 1979). `metric` takes the numbers [n] of the samples drawn; a draw without a value is left
-    out."""
-    rng = np.random.default_rng(SEED)
-    low, high = np.nanpercentile([metric(rng.integers(n, size=n)) for _ in range(DRAWS)], LOW_HIGH)
-    return float(low), float(high)
-
-
-def with_interval(
-    name: str, metrics: dict[str, float], n: int, metric: Callable[[np.ndarray], float]
-) -> dict[str, float]:
-    low, high = interval(n, metric)
-    return metrics | {f"{name}_low": low, f"{name}_high": high}
-
-
-def explained_interval(name: str) -> dict[str, Metric]:
-    ends = {"low": "lower", "high": "upper"}
-    words = "{} end of the 95 % interval of {}: bootstrap over test samples, 1,000 draws"
-    return {f"{name}_{end}": Metric(words.format(which, name), None) for end, which in ends.items()}
+def means(values: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:
+    """What `with_intervals` takes, of values [N]: the mean of each."""
+    return lambda n: {name: float(of[n].mean()) for name, of in values.items()}
 
 
 def classified(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """accuracy with its interval and, with more than TOP classes, top5 of scores [N, C]."""
-    right = (scores.argmax(1) == labels).cpu().numpy()
-    return with_interval("accuracy", top_shares(scores, labels), len(right), lambda n: right[n].mean())
+    """accuracy and, with more than TOP classes, top5 of scores [N, C], with their intervals."""
+    return with_intervals(means(hits(scores, labels)), len(labels))
 
 
 def chance(classes: int) -> dict[str, float]:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
+from vicjoint.probes.interval import with_intervals
+from vicjoint.probes.labels import means
 from vicjoint.registry import register
 
 AT_ONCE = 256  # frames, or clips' frames, in one forward pass
@@ -178,11 +180,12 @@ def of_query(
 
 
 def score(found: list[tuple[np.ndarray, float]]) -> dict[str, float]:
-    return {
-        "recall": float(np.mean([hit.mean() for hit, _ in found])),
-        "precision": float(np.mean([share for _, share in found])),
-        "found_all": float(np.mean([hit.all() for hit, _ in found])),
+    values = {
+        "recall": np.array([hit.mean() for hit, _ in found]),
+        "precision": np.array([share for _, share in found]),
+        "found_all": np.array([hit.all() for hit, _ in found]),
     }
+    return with_intervals(means(values), len(found))
 
 
 def chance(videos: list[Forked], guesses: int, shared: int) -> dict[str, float]:

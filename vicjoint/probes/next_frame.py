@@ -18,6 +18,7 @@ from torch import Tensor
 from vicjoint.files.cells import path_of
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
+from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import named
 from vicjoint.registry import register
 
@@ -269,7 +270,7 @@ def ranks_inside(video: TestVideo, embedded: Embedded) -> tuple[np.ndarray, list
 
 
 def score(videos: list[TestVideo], embedded: list[Embedded]) -> dict[str, float]:
-    """All metrics of one row."""
+    """All metrics of one row, with the intervals of other test videos."""
     ranks, offsets, copied = [], [], []
     for video, e in zip(videos, embedded):
         of_video, retrieved = ranks_inside(video, e)
@@ -278,14 +279,23 @@ def score(videos: list[TestVideo], embedded: list[Embedded]) -> dict[str, float]
             distance = query.candidates.index(place) - query.candidates.index(query.target)
             offsets.append(abs(distance) * query.frames_apart)
             copied.append(place == query.last)
-    return {
-        **retrieval_metrics(np.array(ranks)),
-        **{f"all_{name}": value for name, value in retrieval_metrics(ranks_across(videos, embedded)).items()},
-        "open_r1": open_r1(videos, embedded),
-        "offset": float(np.mean(offsets)),
-        "copy_rate": float(np.mean(copied)),
-        "skill": skill(videos, embedded),
+    inside, across = np.array(ranks), ranks_across(videos, embedded)
+    means = {
+        "open_r1": open_right(videos, embedded),
+        "offset": np.array(offsets),
+        "copy_rate": np.array(copied),
     }
+    error, copying = errors(videos, embedded)
+
+    def of_queries(n: np.ndarray) -> dict[str, float]:
+        return {
+            **retrieval_metrics(inside[n]),
+            **{f"all_{name}": value for name, value in retrieval_metrics(across[n]).items()},
+            **{name: float(values[n].mean()) for name, values in means.items()},
+            "skill": 1 - float(error[n].sum()) / max(float(copying[n].sum()), 1e-12),
+        }
+
+    return with_intervals(of_queries, [i for i, v in enumerate(videos) for _ in v.queries])
 
 
 def several_guesses(
@@ -317,20 +327,19 @@ def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
 
 
 def ranks_across(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
-    """Rank of each target among the targets of the same window number in all videos."""
-    ranks = []
+    """Rank of each query's target among the targets of the same window number in all videos."""
+    ranks: list[list[float]] = [[] for _ in videos]
     for slot in range(max(len(v.queries) for v in videos)):
-        there = [(v, e) for v, e in zip(videos, embedded) if slot < len(v.queries)]
-        targets = torch.stack([e.frames[v.queries[slot].target] for v, e in there])
-        ranks += [
-            middle_rank(squared_distances(e.predicted[slot], targets), i) for i, (_, e) in enumerate(there)
-        ]
-    return np.array(ranks)
+        there = [i for i, v in enumerate(videos) if slot < len(v.queries)]
+        targets = torch.stack([embedded[i].frames[videos[i].queries[slot].target] for i in there])
+        for place, i in enumerate(there):
+            ranks[i].append(middle_rank(squared_distances(embedded[i].predicted[slot], targets), place))
+    return np.concatenate(ranks)
 
 
-def open_r1(videos: list[TestVideo], embedded: list[Embedded]) -> float:
-    """Share of queries whose target is nearer than every other candidate of every test video (for the query's
-    own video: its own candidates; of other videos: all frames that are anybody's candidate)."""
+def open_right(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
+    """Of each query, whether its target is nearer than every other candidate of every test video (for the
+    query's own video: its own candidates; of other videos: all frames that are anybody's candidate)."""
     pools = [e.frames[sorted({c for q in v.queries for c in q.candidates})] for v, e in zip(videos, embedded)]
     right = []
     for i, (video, e) in enumerate(zip(videos, embedded)):
@@ -345,24 +354,25 @@ def open_r1(videos: list[TestVideo], embedded: list[Embedded]) -> float:
         ranks, _ = ranks_inside(video, e)
         target = squared_distances(e.predicted, e.frames[[q.target for q in video.queries]])
         right += ((torch.from_numpy(ranks) <= 1) & (target < elsewhere)).tolist()
-    return float(np.mean(right))
+    return np.array(right)
 
 
-def skill(videos: list[TestVideo], embedded: list[Embedded]) -> float:
-    """1 - error / error of copying, in the space where the frames' embeddings have unit covariance
-    (directions with under a hundredth of the mean variance are not blown up)."""
+def errors(videos: list[TestVideo], embedded: list[Embedded]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each query, the squared error of the prediction and of copying the last frame, in the space where
+    the frames' embeddings have unit covariance (directions with under a hundredth of the mean variance are
+    not blown up)."""
     if len(embedded[0].frames[0]) > 2048:  # pixels: coarse ones, so that the covariance stays small
         embedded = [Embedded(coarse(e.predicted), coarse(e.frames)) for e in embedded]
     frames = torch.cat([e.frames for e in embedded]).double()
     values, vectors = torch.linalg.eigh(torch.cov(frames.T))
     whiten = vectors / (values.clamp_min(0) + 0.01 * values.mean() + 1e-12).sqrt()
-    error, copy_error = 0.0, 0.0
+    error, copying = [], []
     for video, e in zip(videos, embedded):
         target = e.frames[[q.target for q in video.queries]].double() @ whiten
         last = e.frames[[q.last for q in video.queries]].double() @ whiten
-        error += float((e.predicted.double() @ whiten - target).square().sum())
-        copy_error += float((last - target).square().sum())
-    return 1 - error / max(copy_error, 1e-12)
+        error.append((e.predicted.double() @ whiten - target).square().sum(1))
+        copying.append((last - target).square().sum(1))
+    return torch.cat(error).numpy(), torch.cat(copying).numpy()
 
 
 def coarse(pixels: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from vicjoint.parts import EvaluationData, Features, Items, Metric, Pair, Probe, Record, Want
-from vicjoint.probes.labels import evenly, zero_or_one
+from vicjoint.probes.interval import with_intervals
+from vicjoint.probes.labels import evenly, named, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.ranking import Right, numbered
 from vicjoint.probes.regression import auc
@@ -91,12 +92,13 @@ class PairMatch(Probe):
                 f" '{self.label}'."
             )
         for row, both in z.items():
-            yield f"{row}/auc", auc(similarity(*both).cpu().numpy(), truth)
+            scores = similarity(*both).cpu().numpy()
+            yield from named(row, with_intervals(lambda n: {"auc": auc(scores[n], truth[n])}, len(truth)))
         train, test = data.records("train"), data.records("test")
         counts = frequency(
             data.pair, [train[i] for i in self._pairs(data)], [test[p] for p in a.places.tolist()]
         )
-        yield "frequency/auc", auc(counts, truth)
+        yield from named("frequency", with_intervals(lambda n: {"auc": auc(counts[n], truth[n])}, len(truth)))
         yield "chance/auc", 0.5
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
-from vicjoint.probes.labels import explained_interval, held_out, named, with_interval
+from vicjoint.probes.interval import with_intervals
+from vicjoint.probes.labels import held_out, named
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.probes.spread import Pool, check_spread, spread_of
 from vicjoint.registry import register
@@ -52,8 +53,6 @@ class Regression(Probe):
         "pearson": Metric("linear correlation of prediction and truth"),
         "auc": Metric("area under the ROC curve (0.5: chance)"),
         "accuracy": Metric("share of right answers (knn: with the first k of the recipe)"),
-        **explained_interval("r2"),
-        **explained_interval("auc"),
         "penalty": Metric("ridge penalty that was best on the held-out training samples", None),
     }
 
@@ -126,14 +125,12 @@ class Regression(Probe):
         y, truth = values.to(features.device), truth.numpy()
         held = torch.from_numpy(held_out(len(y), self.holdout)).to(features.device)
         metrics = binary_metrics if self.kind == "binary" else number_metrics
-        main, metric = ("auc", auc) if self.kind == "binary" else ("r2", r2)
         error = lambda found: float((found[:, 0] - y[held]).square().mean())
         for row, x in train.rows.items():
             fit, penalty = fit_chosen(x, y[:, None], held, error, self.standardize)
             predicted = fit.predict(test.rows[row], penalty)[:, 0].cpu().numpy()
             row = features.baseline(self.branch) if row == "simple" else row
-            of_draw = lambda n: metric(predicted[n], truth[n])
-            yield from named(row, with_interval(main, metrics(predicted, truth), len(truth), of_draw))
+            yield from named(row, with_intervals(lambda n: metrics(predicted[n], truth[n]), len(truth)))
             yield f"{row}/penalty", penalty
         yield from named("mean", metrics(np.full(len(truth), float(y.mean())), truth))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vicjoint.parts import EvaluationData, Features, Items, Metric, Probe, Record, Split, Want
 from vicjoint.probes import ranking
+from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import evenly, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.pictures import pictures_of
@@ -223,15 +224,18 @@ def score(
         ranks = ranking.ranks(
             queries, items[right.candidates(1 - of).to(items.device)], lambda part: rows(answered[part])
         )
-        found |= {f"{direction}_{metric}": value for metric, value in ranking.metrics(ranks).items()}
+        records = sides[of].items.places[answered].numpy()
+        every = with_intervals(lambda n: ranking.metrics(ranks[n]), records)
+        found |= {f"{direction}_{metric}": value for metric, value in every.items()}
         if (sides[of].classes >= 0).any():
             distinct = ranking.first_of_each(torch.stack([sides[1 - of].contents, sides[1 - of].classes], 1))
             means, kinds = ranking.prototypes(
                 items[distinct.to(items.device)], sides[1 - of].classes[distinct]
             )
             own = sides[of].classes[answered][:, None] == kinds
-            ranks = ranking.ranks(queries, means, lambda part: own[part])
-            found[f"{direction}_class_prototype"] = float((ranks <= 1).mean())
+            of_class = ranking.ranks(queries, means, lambda part: own[part])
+            share = lambda n: {f"{direction}_class_prototype": float((of_class[n] <= 1).mean())}
+            found |= with_intervals(share, records)
     return found
 
 

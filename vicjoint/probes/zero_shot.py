@@ -18,7 +18,8 @@ from torch import Tensor
 from vicjoint.batch import concatenate
 from vicjoint.parts import EvaluationData, Features, Probe, Side, Want
 from vicjoint.probes.classify import ACCURACY
-from vicjoint.probes.labels import TOP, chance, known, labels_of, named, with_interval
+from vicjoint.probes.interval import with_intervals
+from vicjoint.probes.labels import TOP, chance, known, labels_of, means, named
 from vicjoint.probes.ranking import prototypes, ranks
 from vicjoint.registry import register
 
@@ -82,14 +83,10 @@ class ZeroShot(Probe):
         own = truth[present][:, None] == kinds
         for row, z in queries.rows.items():
             rank = ranks(z[present.to(z.device)], points[row], lambda part: own[part])
-            right = np.zeros(len(truth))
-            right[present.numpy()] = rank <= 1
-            found = {"accuracy": float(right.mean())}
-            if len(kinds) > TOP:
-                found["top5"] = float((rank <= TOP).sum()) / len(truth)
-            yield from named(
-                row, with_interval("accuracy", found, len(truth), lambda drawn: right[drawn].mean())
-            )
+            every = np.full(len(truth), np.inf)
+            every[present.numpy()] = rank
+            right = {"accuracy": every <= 1} | ({"top5": every <= TOP} if len(kinds) > TOP else {})
+            yield from named(row, with_intervals(means(right), len(truth)))
         there = float(present.double().mean())
         yield from named("chance", {name: value * there for name, value in chance(len(kinds)).items()})
 

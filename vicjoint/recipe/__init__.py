@@ -1,9 +1,9 @@
 """Recipes: text (file) -> the keys as written (keys), their mistakes in words (check, schema) -> what the
 program works with (recipe), all of it by `load_recipe` (load); which keys differ (compare)."""
 
-from vicjoint.recipe.compare import differences, differences_of
+from vicjoint.recipe.compare import differences, differences_of, differing
 from vicjoint.recipe.file import RecipeError, parse_yaml
-from vicjoint.recipe.load import ImportsError, json_schema, load_recipe, to_yaml
+from vicjoint.recipe.load import ImportsError, json_schema, load_recipe, read_written, to_yaml
 from vicjoint.recipe.recipe import BranchSpec, Recipe, Spec, TaskSpec
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "TaskSpec",
     "differences",
     "differences_of",
+    "differing",
     "json_schema",
     "load_recipe",
     "parse_yaml",
+    "read_written",
     "to_yaml",
 ]

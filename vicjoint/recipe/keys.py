@@ -3,7 +3,7 @@ works with the canonical `Recipe` that recipe.py makes of it."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from vicjoint.recipe.file import plain
@@ -94,7 +94,18 @@ class Train(Section):
         gt=0,
         description="seconds that a process waits for the others in a step, where there are several",
     )
-    tensorboard: bool = Field(False, description="also write TensorBoard files into the run folder")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="where numbers are shown, too, while training"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_0_1(cls, data):
+        """`tensorboard: true` of version 0.1 is `trackers: [tensorboard]`."""
+        if not isinstance(data, dict) or "trackers" in data or not isinstance(data.get("tensorboard"), bool):
+            return data
+        others = {key: value for key, value in data.items() if key != "tensorboard"}
+        return others | {"trackers": ["tensorboard"] if data["tensorboard"] else []}
 
 
 class Data(Section):

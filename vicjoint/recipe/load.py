@@ -114,10 +114,9 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
     try:
         written = Written.model_validate(data)
     except ValidationError as error:
-        found = [(tuple(p for p in e["loc"] if p not in (TEXT, MAPPING)), e) for e in error.errors()]
         mistakes += [
-            f"{'.'.join(map(str, loc)) or 'a key'}: {in_words(loc, e, Written)}"
-            for loc, e in found
+            words
+            for loc, words in wrong_keys(error)
             if not (loc[:1] == ("b",) and loc[1:2] and loc[1] in taken)
         ]
     mistakes += of_components + check_form(data, Written) + check_together(data, follows)
@@ -136,9 +135,28 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
                 " data."
             )
     if mistakes:
-        count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
-        raise RecipeError(f"recipe {label} has {count}:\n" + "\n".join(f"  {m}" for m in mistakes))
+        raise all_of(mistakes, label)
     return canonical(written)
+
+
+def wrong_keys(error: ValidationError) -> list[tuple[tuple, str]]:
+    """(keys, message) of each mistake."""
+    found = [(tuple(p for p in e["loc"] if p not in (TEXT, MAPPING)), e) for e in error.errors()]
+    return [(loc, f"{'.'.join(map(str, loc)) or 'a key'}: {in_words(loc, e, Written)}") for loc, e in found]
+
+
+def all_of(mistakes: list[str], label: str) -> RecipeError:
+    count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
+    return RecipeError(f"recipe {label} has {count}:\n" + "\n".join(f"  {m}" for m in mistakes))
+
+
+def read_written(path: Path) -> dict:
+    """What a run folder's recipe `dump` gives, with every key. Its components are not looked at and nothing
+    is imported: it may come from anybody. Raises RecipeError with the mistakes in its keys."""
+    try:
+        return Written.model_validate(read_recipe(path)).dump()
+    except ValidationError as error:
+        raise all_of([words for _, words in wrong_keys(error)], str(path)) from None
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -93,7 +93,7 @@ def component_schema(family: str, own: dict = {}, names: list[str] | None = None
 
 def _one_component(name: str, component, own: dict) -> dict:
     known = options_of(component)
-    options = {key: _option_schema(known.adapters[key], p.default) for key, p in known.parameters.items()}
+    options = {key: option_schema(known.adapters[key], p.default) for key, p in known.parameters.items()}
     return {
         "title": name,
         "properties": {"name": {"const": name}} | options | own,
@@ -102,7 +102,7 @@ def _one_component(name: str, component, own: dict) -> dict:
     }
 
 
-def _option_schema(adapter: TypeAdapter, default) -> dict:
+def option_schema(adapter: TypeAdapter, default) -> dict:
     try:
         schema = adapter.json_schema()
     except PydanticUserError:  # a type that YAML has no values of

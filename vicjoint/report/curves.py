@@ -15,9 +15,16 @@ from vicjoint.report.tables import of_direction
 PROGRESS_METRICS = ("r1", "accuracy")  # what the curve over training shows
 ROW_STYLES = {"model": "-", "random_init": "--", "chance": ":"}
 HEALTH = {
-    "std": ("Standard deviation", "Mean over dimensions of z. The hinge (dashed) asks for 1; 0 is collapse."),
-    "dead": ("Dead dimensions", "Share of dimensions clearly below the hinge."),
-    "rank": ("Effective rank", "How many directions z really uses. Higher is richer."),
+    "std": (
+        "Standard deviation",
+        "Mean over dimensions of z. The hinge (dashed) asks for 1 and the other terms pull it down: half of"
+        " that is usual, below 0.25 raise the variance weight; 0 is collapse.",
+    ),
+    "dead_share": ("Dead dimensions", "Share of dimensions that hold nothing. Above 0 narrow the expander."),
+    "rank": (
+        "Effective rank",
+        "How many directions z really uses; at most one less than the samples of a batch. Higher is richer.",
+    ),
     "redundancy": ("Redundancy", "Mean absolute correlation between dimensions. Lower is better."),
 }
 LATENTS = {
@@ -88,6 +95,11 @@ def pair_plots(rows: list[dict], terms: list[str], names: tuple[str, str]) -> li
     ]
 
 
+def progress_metrics(measured: list[str]) -> list[str]:
+    """Of a probe's metrics those that are shown over training."""
+    return [metric for metric in measured if metric.endswith(PROGRESS_METRICS)] or measured[:1]
+
+
 def progress(rows: list[dict], branches: dict[str, tuple]) -> list[dict | None]:
     """The model's r1 (or accuracy) at every evaluation, beside random initialisation and chance."""
     probes = {probe: row["results"][probe] for row in rows for probe in row["results"]}
@@ -95,7 +107,7 @@ def progress(rows: list[dict], branches: dict[str, tuple]) -> list[dict | None]:
     for probe, results in probes.items():
         measured = list(results.get("model", {}))
         curves = []
-        for i, metric in enumerate([m for m in measured if m.endswith(PROGRESS_METRICS)] or measured[:1]):
+        for i, metric in enumerate(progress_metrics(measured)):
             label = " ".join(of_direction(metric, branches.get(probe, ("a", "b")))).strip()
             colour = MORE_COLOURS[i % len(MORE_COLOURS)]
             curves += [

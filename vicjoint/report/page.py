@@ -22,7 +22,7 @@ from vicjoint.files.guard import printable, printable_lines
 from vicjoint.files.write import write_text
 from vicjoint.report.curves import by_pair, progress, spectrum, training
 from vicjoint.report.plots import is_number, pictures, series
-from vicjoint.report.tables import directions, number
+from vicjoint.report.tables import INTERVALS, directions, interval, number, printed
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -110,24 +110,35 @@ def results(found: dict[str, dict], branches: dict, metrics: dict) -> list[tuple
     return shown
 
 
+def model_first(found: dict[str, dict]) -> dict[str, dict]:
+    """An evaluation with the rows of each probe in the order of reading: the model, random_init, the rest."""
+    order = lambda row: (row[0] != "model", row[0] != "random_init")
+    return {probe: dict(sorted(rows.items(), key=order)) for probe, rows in found.items()}
+
+
 def metric_table(title: str, rows: dict[str, dict], columns: dict[str, str], known: dict[str, list]) -> dict:
-    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, whether it is
-    the best of its column)]), first the model and random_init. columns: {metric: its heading}."""
-    names = sorted(rows, key=lambda name: (name != "model", name != "random_init"))
+    """`title`; `heads`: (metric, its words, an arrow) of each column; `rows`: (name, [(number, its interval,
+    whether it is the best of its column)]). columns: {metric: its heading}."""
     heads, cells = [], []
     for metric, heading in columns.items():
         words, better = known.get(heading, ("", None))
         heads.append((heading, words, ARROWS[better]))
-        cells.append(column([rows[name].get(metric) for name in names], better))
-    return {"title": title, "heads": heads, "rows": list(zip(names, zip(*cells)))}
+        texts = column([row.get(metric) for row in rows.values()], better)
+        intervals = [interval(row, metric) for row in rows.values()]
+        cells.append([(text, of, best) for (text, best), of in zip(texts, intervals)])
+    return {"title": title, "heads": heads, "rows": list(zip(rows, zip(*cells)))}
 
 
 def column(values: list, better: str | None) -> list[tuple[str, bool]]:
-    """The values as printed, and which are the best: what looks equal in the table counts as equal."""
-    numbers = [value for value in values if is_number(value) and np.isfinite(value)]
+    """The values as printed, and which are the best: what looks equal in the table counts as equal. A value
+    is a number, or of several seeds what `together` gives."""
+    means = [value["mean"] if isinstance(value, dict) else value for value in values]
+    numbers = [value for value in means if is_number(value) and np.isfinite(value)]
     best = number((min if better == "lower" else max)(numbers)) if numbers and better else None
-    shown = (number(v) if is_number(v) else "–" if v is None else str(v) for v in values)
-    return [(text, text == best) for text in shown]
+    return [
+        (printed(value), number(mean) == best if is_number(mean) else False)
+        for value, mean in zip(values, means)
+    ]
 
 
 def facts(environment: dict) -> dict[str, str]:
@@ -163,10 +174,13 @@ def page(folder: Path) -> str:
     terms = environment.get("terms") or ["invariance", "variance", "covariance"]
     name = part(folder / "recipe.yaml", lambda path: yaml.safe_load(path.read_bytes())["name"])
     html = TEMPLATES.get_template("page.html").render(
-        name=name["shown"] or folder.name,
+        title=name["shown"] or folder.name,
         announcement=environment.get("announcement"),
+        intervals=INTERVALS,
         health=part(folder / "metrics.jsonl", read_steps, health),
-        results=part(folder / "evaluation.json", read_json, lambda found: results(found, probes, metrics)),
+        results=part(
+            folder / "evaluation.json", read_json, lambda found: results(model_first(found), probes, metrics)
+        ),
         progress=part(folder / "evaluation.jsonl", read_steps, lambda rows: progress(rows, probes)),
         training=part(folder / "metrics.jsonl", read_steps, lambda rows: training(rows, terms, pairs)),
         spectrum=part(folder / "spectrum.json", read_json, spectrum),

@@ -48,13 +48,14 @@ MAX_POINTS = 800  # per curve, so that a run of a million steps still makes a li
 
 class Curve(NamedTuple):
     """A line of a plot: `label` and `colour` go to the legend (no label: no entry), x and y are equally
-    long."""
+    long, and so is `spread`, the half width of a band around it."""
 
     label: str
     colour: str
     x: list
     y: list
     style: str = "-"
+    spread: list | None = None
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -78,16 +79,16 @@ def series(rows: list[dict], *path: str) -> tuple[list, list]:
     return steps, values
 
 
-def thin(x, y) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points that keep the peaks: the lowest and the highest of each stretch. Infinite
-    values become gaps."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
+def thin(x, y, *further) -> list[np.ndarray]:
+    """At most MAX_POINTS points of x, y and what goes with them, that keep the peaks of y: the lowest and the
+    highest of each stretch. Infinite values become gaps."""
+    x, y, *further = (np.asarray(values, float) for values in (x, y, *further))
     y = np.where(np.isfinite(y), y, np.nan)
-    if len(y) <= MAX_POINTS:
-        return x, y
-    stretches = np.array_split(np.arange(len(y)), MAX_POINTS // 2)
-    kept = sorted({int(s[pick(y[s])]) for s in stretches for pick in (np.argmin, np.argmax)})
-    return x[kept], y[kept]
+    kept = np.arange(len(y))
+    if len(y) > MAX_POINTS:
+        stretches = np.array_split(kept, MAX_POINTS // 2)
+        kept = sorted({int(s[pick(y[s])]) for s in stretches for pick in (np.argmin, np.argmax)})
+    return [values[kept] for values in (x, y, *further)]
 
 
 def short(value: float, _=None) -> str:
@@ -106,8 +107,11 @@ def draw(curves: list[Curve], level: float | None, log: bool) -> bytes:
         if level is not None:
             axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8)
         for curve in curves:
-            x, y = thin(curve.x, curve.y)
+            x, y, *spread = thin(curve.x, curve.y, *([curve.spread] if curve.spread else ()))
             axes.plot(x, y, curve.style, color=curve.colour, marker="o" if len(x) < 3 else "")
+            for width in spread:
+                low = np.maximum(y - width, np.nanmin(y)) if log else y - width  # where it may be below 0
+                axes.fill_between(x, low, y + width, color=curve.colour, alpha=0.2, linewidth=0)
         steps = {x for curve in curves for x in curve.x}
         if len(steps) == 1:  # which else is drawn among fractions of steps
             axes.set_xlim(min(steps) - 1, min(steps) + 1)

@@ -10,20 +10,16 @@ start) and, where there is a column of paths, `path`. csv cells are text; jsonl 
 type, lists included (five captions of one picture).
 """
 
-import csv
-import io
-import json
 import os
-from collections import Counter
 from pathlib import Path
 
 from vicjoint.files.cells import CellError, as_text, is_empty
 from vicjoint.files.guard import can_be_named
 from vicjoint.parts import Source
-from vicjoint.registry import nearest, need, register
+from vicjoint.registry import nearest, register
 from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, check_apart, split_by_hash
+from vicjoint.sources.rows import read_table
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
 RESERVED = ("id", "path", "folder", "second")  # keys of a record that are not the cell of that column
 
@@ -237,98 +233,6 @@ def _split_together(tables: list[_Rows], column: str, test_fraction: float) -> N
     )
     for table, part in zip(tables, cells):
         table.side = [by_hash[cell] for cell in part]
-
-
-# ---- files ----
-
-
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
-    """(columns, [(line number, row)]) of a csv, jsonl or parquet file; every row has every column. Raises
-    SourceError."""
-    if not path.exists():
-        raise SourceError(
-            f"table: root {path} does not exist. Expected a csv, jsonl or parquet file: check the path."
-        )
-    if path.is_dir():
-        tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        raise SourceError(
-            f"table: root {path} is a folder, expected a csv, jsonl or parquet file. "
-            f"Found there: {', '.join(tables[:5]) or 'none of them'}."
-        )
-    if path.suffix.lower() not in SUFFIXES:
-        raise SourceError(
-            f"table: {path} ends in '{path.suffix}', expected one of {' '.join(SUFFIXES)}. Rename or"
-            " convert it."
-        )
-    try:
-        reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[path.suffix.lower()]
-        header, rows = reader(path)
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"table: {path} is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8."
-        ) from None
-    except (csv.Error, OSError) as error:
-        raise SourceError(
-            f"table: cannot read {path}: {error}. Expected a {path.suffix[1:]} file"
-            f"{'' if path.suffix == '.parquet' else ' in UTF-8'}."
-        ) from None
-    if not rows:
-        raise SourceError(
-            f"table: {path} is empty, expected {'a header line and ' if path.suffix == '.csv' else ''}at"
-            " least two rows."
-        )
-    if twice := [name for name, times in Counter(header).items() if times > 1]:
-        raise SourceError(f"table: {path} has two columns named '{twice[0]}'. Rename one.")
-    return header, rows
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-    numbered = [(reader.line_num, row) for row in reader if row]
-    header = numbered[0][1] if numbered else []
-    for line, row in numbered[1:]:
-        if len(row) != len(header):
-            raise SourceError(
-                f"table: {path}, line {line}: {len(row)} fields, the header has {len(header)}. "
-                "Put quotes around values with commas."
-            )
-    return header, [(line, dict(zip(header, row))) for line, row in numbered[1:]]
-
-
-def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
-    """A key that a line lacks is null there."""
-    found = []
-    for line, text in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise SourceError(
-                f'table: {path}, line {line}: is not JSON: {error}. Expected an object such as {{"path":'
-                ' "a.png"}.'
-            ) from None
-        if not isinstance(row, dict):
-            raise SourceError(
-                f'table: {path}, line {line}: is {type(row).__name__}, expected an object such as {{"path":'
-                ' "a.png"}.'
-            )
-        found.append((line, row))
-    header = list(dict.fromkeys(key for _, row in found for key in row))
-    return header, [(line, {key: row.get(key) for key in header}) for line, row in found]
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, dict]]]:
-    need(["pyarrow"], f"table: {path}", "parquet")
-    from pyarrow import ArrowException, parquet
-
-    try:
-        table = parquet.read_table(path)
-    except ArrowException as error:
-        raise SourceError(
-            f"table: cannot read {path}: {str(error).splitlines()[0]}. Expected a parquet file."
-        ) from None
-    return table.column_names, list(enumerate(table.to_pylist(), 1))
 
 
 def _check_column(path: Path, option: str, name: str, header: list[str]) -> None:

@@ -19,8 +19,7 @@ from vicjoint.sources.base import (
     split_by_hash,
     what_is_there,
 )
-
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+from vicjoint.video import VIDEO_SUFFIXES
 
 
 @register("source", "video_folder")

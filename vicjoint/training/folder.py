@@ -74,16 +74,17 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def only_one(folder: Path):
+def only_one(folder: Path, option: str = "out", doing: str = "training"):
     """Hold a run folder while writing in it; the system frees it when the process ends in any way. Raises
-    RecipeError where another process has it. A file system that knows no locks goes without."""
+    RecipeError where another process has it. A file system that knows no locks goes without. option, doing:
+    how messages call the folder and the work."""
     with open(folder / LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RecipeError(
-                f"out: another process is training in {folder}. Wait for its end, or stop it; or give another"
-                " out=FOLDER."
+                f"{option}: another process is {doing} in {folder}. Wait for its end, or stop it; or give"
+                f" another {option}=FOLDER."
             ) from None
         except OSError:
             pass

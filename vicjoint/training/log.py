@@ -1,4 +1,4 @@
-"""The lines of a run while it trains: metrics.jsonl, evaluation.jsonl, the terminal, TensorBoard."""
+"""The lines of a run while it trains: metrics.jsonl, evaluation.jsonl, the terminal, trackers."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,24 @@ from tqdm import tqdm
 from vicjoint import distributed, metrics
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_text
-from vicjoint.registry import need
+from vicjoint.training.trackers import Trackers
 
 
 class MetricsLog:
-    """metrics.jsonl, evaluation.jsonl, the progress bar and TensorBoard, on the first process alone. Lines
-    after the step that a run resumes from are cut off. `options`: the recipe's `train` section. `branches`:
-    {pair: names of its two}.
+    """metrics.jsonl, evaluation.jsonl, the progress bar and `trackers`, on the first process alone. Lines
+    after the step that a run resumes from are cut off. `branches`: {pair: names of its two}.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, options, branches: dict[str, tuple[str, str]]):
-        self.folder, self.batch_size, self.branches = folder, options.batch_size, branches
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        steps: int,
+        batch_size: int,
+        branches: dict[str, tuple[str, str]],
+        trackers: Trackers,
+    ):
+        self.folder, self.batch_size, self.branches, self.trackers = folder, batch_size, branches, trackers
         self.losses = {}  # the last of each pair
         self.verdicts: dict[str, tuple[str, int]] = {}  # of each pair: the kind, and the step it began at
         self.early = max(1, steps // 10)  # by then a run should be healthy
@@ -32,7 +39,6 @@ class MetricsLog:
         self.bar = tqdm(
             total=steps, initial=start, unit="step", desc=folder.name, mininterval=0.5, dynamic_ncols=True
         )
-        self.board = _tensorboard(folder, start) if options.tensorboard else None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -41,8 +47,6 @@ class MetricsLog:
         if self.active:
             self.bar.close()
             self.file.close()
-            if self.board:
-                self.board.close()
 
     def step(
         self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None, usage=None
@@ -71,8 +75,7 @@ class MetricsLog:
         self.bar.set_postfix(
             {name: f"{value:.3g}" for name, value in shown.items()} | {"samples/s": f"{speed:.0f}"}
         )
-        if self.board:
-            self._to_board(step, line)
+        self.trackers.step(step, self._numbers(line))
 
     def skipped(self, step: int, pair: str, terms: dict, rates: dict[str, float], why: str) -> None:
         """One line for a step (1-based) that was left out: no loss, no terms, and `skipped`, the reason."""
@@ -100,7 +103,8 @@ class MetricsLog:
             return
         tqdm.write(f"step {step}: {pair + ': ' if len(self.losses) > 1 else ''}{verdict}")
 
-    def _to_board(self, step: int, line: dict) -> None:
+    def _numbers(self, line: dict) -> dict[str, float]:
+        """The numbers of a line of metrics.jsonl, by the names that trackers show."""
         flat = {k: v for k, v in line.items() if isinstance(v, float)}
         for branch, values in line.get("health", {}).items():
             flat |= (
@@ -109,8 +113,7 @@ class MetricsLog:
                 else {f"health/{branch}": values}
             )
         flat |= {f"latents/{name}": value for name, value in line.get("latents", {}).items()}
-        for name, value in flat.items():
-            self.board.add_scalar(f"{line['pair']}/{name}" if len(self.losses) > 1 else name, value, step)
+        return {f"{line['pair']}/{k}": v for k, v in flat.items()} if len(self.branches) > 1 else flat
 
     def evaluated(self, step: int) -> bool:
         """Whether the evaluation after `step` steps is written down."""
@@ -123,6 +126,7 @@ class MetricsLog:
             return
         with open(self.folder / "evaluation.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "results": results}) + "\n")
+        self.trackers.evaluation(step, results)
         for probe, rows in results.items():
             shown = " ".join(f"{metric}={value:.3f}" for metric, value in rows.get("model", {}).items())
             tqdm.write(f"step {step}: {probe}: {shown}")
@@ -141,11 +145,3 @@ def keep_lines_to(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             break  # the line being written when the run was killed
     write_text(path, "".join(line + "\n" for line in kept))
-
-
-def _tensorboard(folder: Path, start: int):
-    need(["tensorboard"], "train.tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    # a killed run's later points are not shown
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

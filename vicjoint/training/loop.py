@@ -33,6 +33,7 @@ from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
 from vicjoint.training.resuming import resume, save
 from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
+from vicjoint.training.trackers import Trackers, check_trackers
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # of malloc.h
 HEALTH_EVERY = 20  # steps of a task between its health lines in metrics.jsonl
@@ -56,6 +57,7 @@ def train(recipe, overrides=()) -> Path:
     try:
         parts = build_parts(recipe)
         try_one_record(parts)
+        distributed.from_first(lambda: check_trackers(recipe.train.trackers))
         folder = distributed.from_first(lambda: open_run(recipe))
         with (
             only_one(folder) if distributed.rank() == 0 else contextlib.nullcontext(),
@@ -87,13 +89,16 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
     if distributed.rank() == 0:
         describe(parts, folder)
     begin = resume(parts, folder)
-    with MetricsLog(folder, begin, parts.steps, parts.recipe.train, branch_names(parts)["pairs"]) as log:
-        fit(parts, folder, begin, log, signal)
-    try:
-        with signal.at_once():
-            finish(parts, folder, parts.recipe.evaluate.last)
-    except Interrupted:  # the last step's checkpoint is saved
-        raise Stopped(stopped_at(parts.steps, folder)) from None
+    steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
+    with Trackers(parts.recipe, folder, begin) as trackers:
+        with MetricsLog(folder, begin, steps, batch_size, names, trackers) as log:
+            fit(parts, folder, begin, log, signal)
+        try:
+            with signal.at_once():
+                results = finish(parts, folder, parts.recipe.evaluate.last)
+        except Interrupted:  # the last step's checkpoint is saved
+            raise Stopped(stopped_at(steps, folder)) from None
+        trackers.evaluation(steps, results)
 
 
 def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exception:

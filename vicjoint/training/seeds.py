@@ -8,13 +8,12 @@ Runs are made one after another in FOLDER/seed-0, ...; seeds.json holds {seeds, 
 
 import json
 import re
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from vicjoint.files.write import write_json
 from vicjoint.recipe import RecipeError, load_recipe
-from vicjoint.report.tables import number, table
+from vicjoint.report.tables import table, together, with_spread
 from vicjoint.training.folder import launcher, next_number
 from vicjoint.training.loop import train
 from vicjoint.training.stopping import Stopped
@@ -65,20 +64,8 @@ def summarise(folder: Path, seeds: list[int], runs: list[Path]) -> None:
     results = together(found)
     write_json(folder / "seeds.json", {"seeds": seeds, "results": results})
     for probe, rows in results.items():
-        cells = {row: {name: cell(of) for name, of in metrics.items()} for row, metrics in rows.items()}
+        cells = {
+            row: {name: with_spread(of) for name, of in metrics.items()} for row, metrics in rows.items()
+        }
         branches = environment["probes"][probe]
         print(f"\n{probe}: mean and spread of {len(seeds)} seeds\n{table(cells, branches)}")
-
-
-def together(found: list[dict]) -> dict[str, dict]:
-    """{probe: {row: {metric: {mean, spread, values}}}} of several evaluations, of what all of them have."""
-    first, *others = found
-    if not isinstance(first, dict):
-        spread = statistics.stdev(found) if others else 0.0
-        return {"mean": statistics.fmean(found), "spread": spread, "values": found}
-    return {key: together([each[key] for each in found]) for key in first if all(key in o for o in others)}
-
-
-def cell(of: dict) -> str:
-    """A mean with its spread, which a baseline that is the same for every seed does not have."""
-    return number(of["mean"]) + (f" ±{number(of['spread'])}" if of["spread"] else "")

@@ -6,7 +6,7 @@ frames_TCSS = squares.read("clip.mp4", "auto", lambda info: [3, 5, 7])     # uin
 
 # T frames, H height, W width, S side of the squares
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from vicjoint.files.kept import Kept
+from vicjoint.sliding import Sliding, Span
 from vicjoint.transforms.images import middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
+
+Choice = tuple[Span, list[int]]
+"""When a window is, and the numbers of its frames."""
 
 MOST_DECODED = 2**30  # bytes of all frames of a video at once, for their squares to be kept
 
@@ -84,3 +88,61 @@ def of_clip(
         "centre": squares.centre,
         "at": list(squares.at),
     }
+
+
+class SlidingVideo(Sliding):
+    """Windows of a video: `as_view` makes a raw view of the frames uint8 [T, 3, size, size] of each. The file
+    is opened once and decoded forward; the frames that the next windows share are held, and no others.
+    `choose` says which windows there are. Raises VideoError."""
+
+    def __init__(
+        self,
+        path: str,
+        backend: str,
+        squares: Squares,
+        size: int,
+        choose: Callable[[VideoInfo], Sequence[Choice]],
+        as_view: Callable[[Tensor], Tensor],
+    ):
+        self._video, self._squares, self._size, self._as_view = Video(path, backend), squares, size, as_view
+        self.close = self._video.close
+        try:
+            chosen = choose(self._video.info)
+        except BaseException:
+            self.close()
+            raise
+        self.spans, self._numbers = [span for span, _ in chosen], [numbers for _, numbers in chosen]
+
+    def read(self, first: int, last: int) -> Iterator[Tensor]:
+        windows = self._numbers[first:last]
+        wanted = sorted({number for numbers in windows for number in numbers})
+        coming = zip(wanted, self._video.each(wanted))
+        held: dict[int, Tensor] = {}
+        for window, after in zip(windows, [*windows[1:], []]):
+            while window[-1] not in held:
+                number, frame = next(coming)
+                held[number] = square_frames(self._squares.of(frame[None]), self._size)
+            yield self._as_view(torch.cat([held[number] for number in window]))
+            held = {number: x for number, x in held.items() if after and number >= after[0]}
+
+
+def on_display(info: VideoInfo, seconds: float) -> int:
+    """Number of the frame that a player shows so many seconds after the start of the file."""
+    # a frame is on display from its timestamp on; the millionth decides where rounding would
+    at = np.searchsorted(info.timestamps_seconds, info.start_seconds + seconds + 1e-6, side="right") - 1
+    return int(max(at, 0))
+
+
+def ends(info: VideoInfo, number: int) -> float:
+    """Seconds from the start of the file to the end of the frame with this number."""
+    times = info.timestamps_seconds
+    end = times[number + 1] if number + 1 < len(times) else times[-1] + 1 / info.fps
+    return float(end - info.start_seconds)
+
+
+def every_start(info: VideoInfo, every: float) -> Iterator[float]:
+    """0, every, 2 every, ... seconds, as long as the video lasts."""
+    number, end = 0, ends(info, info.frames - 1)
+    while number * every < end:
+        yield number * every
+        number += 1

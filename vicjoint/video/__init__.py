@@ -11,12 +11,15 @@ Open a file where it is read, in the worker: a Video does not pickle.
 """
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
 from vicjoint.video.backends import OTHERS, PyAV, VideoError, VideoInfo
 
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they come one by one
 
 
 class Video:
@@ -55,13 +58,7 @@ class Video:
     def read(self, frames) -> np.ndarray:
         """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one
         forward pass."""
-        numbers = np.asarray(list(frames), dtype=np.int64)
-        outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
-        if outside.size:
-            raise VideoError(
-                f"{self.path}: there is no frame {outside[0]}; {self.info.frames} frames exist, numbered"
-                " from 0."
-            )
+        numbers = self._checked(frames)
         if not numbers.size:
             return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
@@ -73,6 +70,25 @@ class Video:
             self._decoder, self.backend = self._pyav, "pyav"
             decoded = self._pyav.read(unique.tolist())
         return decoded if np.array_equal(unique, numbers) else decoded[places]
+
+    def each(self, frames) -> Iterator[np.ndarray]:
+        """Frames uint8 [H, W, 3], RGB, of increasing, distinct numbers, one after the other: one pass forward
+        in the memory of a few, which goes on where the last one ended."""
+        numbers = self._checked(frames).tolist()
+        while numbers and self._decoder is not self._pyav:
+            yield from self.read(numbers[:AT_ONCE])
+            numbers = numbers[AT_ONCE:]
+        yield from self._pyav.each(numbers)
+
+    def _checked(self, frames) -> np.ndarray:
+        numbers = np.asarray(list(frames), dtype=np.int64)
+        outside = numbers[(numbers < 0) | (numbers >= self.info.frames)]
+        if outside.size:
+            raise VideoError(
+                f"{self.path}: there is no frame {outside[0]}; {self.info.frames} frames exist, numbered"
+                " from 0."
+            )
+        return numbers
 
     def close(self) -> None:
         self._decoder.close()

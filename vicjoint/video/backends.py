@@ -6,8 +6,11 @@ distinct numbers.
     decoder.read([3, 5, 7]), decoder.close()
 """
 
+import bisect
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -45,11 +48,26 @@ class VideoInfo:
     start_seconds: float = 0.0
 
 
+class Stamp(NamedTuple):
+    """What is remembered of every packet of a file."""
+
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_discard: bool
+    is_corrupt: bool
+
+
 class PyAV:
     """Counts and decodes with PyAV, one thread."""
 
     def __init__(self, path: str):
         self.path = path
+        self._walk: Iterator[tuple[int, av.VideoFrame]] | None = None  # of `each`
+        self._walked = 0
+        # whether frames that cannot be decoded from their key frame on can be from the file's beginning on;
+        # None: not tried yet
+        self._straight: bool | None = None
         # one for all frames: making its tables anew costs more than the conversion
         self._convert = VideoReformatter()
         self._container = _open(path)
@@ -78,7 +96,7 @@ class PyAV:
     def _index(self) -> VideoInfo:
         """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first
         for its shape."""
-        packets = [p for p in self._container.demux(self._stream) if p.size]
+        packets = self._stamps()
         listed = (
             len(getattr(self._stream, "index_entries", ())) if "mp4" in self._container.format.name else 0
         )
@@ -86,7 +104,6 @@ class PyAV:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
         if not packets:
             raise VideoError(f"{self.path}: the video stream is empty.")
-        self._packets = packets if sum(p.size for p in packets) <= KEEP_BYTES else None
         self._shown = _shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
             self._packets = None
@@ -96,11 +113,28 @@ class PyAV:
             return _info([pts for pts, _ in frames], frames[0][1], self._stream)
         self._place = {p.pts: i for i, p in enumerate(packets)}
         self._keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
+        self._key_times = sorted(self._keys)
         first = self._shown[0]
         return _info(self._shown, self._frames_at([first])[first], self._stream)
 
+    def _stamps(self) -> list[Stamp]:
+        """Of all packets with content; the packets themselves are kept where they are few."""
+        stamps, packets, size = [], [], 0
+        for p in self._container.demux(self._stream):
+            if not p.size:
+                continue
+            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt))
+            size += p.size
+            if size <= KEEP_BYTES:
+                packets.append(p)
+            else:
+                packets.clear()
+        self._packets = packets or None
+        return stamps
+
     def read(self, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
+        self._walk = None
         try:
             found = self._search(numbers) if self._shown is None else self._frames_shown(numbers)
         except av.FFmpegError as error:
@@ -108,18 +142,67 @@ class PyAV:
                 f"{self.path}: frames {numbers[0]} to {numbers[-1]} are damaged ({_cause(error)})."
             ) from None
         for number in numbers:
-            if number not in found or found[number].is_corrupt:
-                raise VideoError(f"{self.path}: frame {number} is damaged: it cannot be decoded.")
+            self._check_whole(number, found.get(number))
         out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
         for place, number in enumerate(numbers):
-            image = self._upright(found[number])
-            if image.shape != out.shape[1:]:
-                raise VideoError(
-                    f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
-                    f"{self.info.width}x{self.info.height}; the picture size must not change within a video."
-                )
-            out[place] = image
+            out[place] = self._image(number, found[number])
         return out
+
+    def _check_whole(self, number: int, frame) -> None:
+        if frame is None or frame.is_corrupt:
+            raise VideoError(f"{self.path}: frame {number} is damaged: it cannot be decoded.")
+
+    def _image(self, number: int, frame) -> np.ndarray:
+        image = self._upright(frame)
+        if image.shape != (self.info.height, self.info.width, 3):
+            raise VideoError(
+                f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
+                f"{self.info.width}x{self.info.height}; the picture size must not change within a video."
+            )
+        return image
+
+    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
+        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
+        ended, and jumps to a later key frame where nothing before it is wanted."""
+        for number in numbers:
+            try:
+                frame = self._walk_to(number)
+            except av.FFmpegError as error:
+                frame = self._other_way_to(number, error)
+            self._check_whole(number, frame)
+            yield self._image(number, frame)
+
+    def _walk_to(self, number: int):
+        """The frame, or None where the decoder does not give it."""
+        name, start = number, None
+        if self._shown is not None:
+            name = self._shown[number]
+            # the last key frame that is not shown later
+            start = self._key_times[max(bisect.bisect_left(self._key_times, (name + 1,)) - 1, 0)]
+        jump = start is not None and self._straight is not True and self._place[start[0]] > self._fed
+        if self._walk is None or name <= self._walked or jump:
+            frames = self._decode_from(None if self._straight else start)
+            known = self._shown is not None
+            self._walk = ((frame.pts if known else n, frame) for n, frame in enumerate(frames))
+        for at, frame in self._walk:
+            self._walked = at
+            if at >= name:
+                return frame if at == name else None
+        self._walk = None
+        return None
+
+    def _other_way_to(self, number: int, error: av.FFmpegError):
+        """The frame, decoded from the beginning of the file where it could not be from its key frame on (an
+        open group of pictures leans on the group before), and the other way round; no second time where that
+        failed."""
+        self._walk = None
+        if self._shown is not None and self._straight is not False:
+            self._straight = not self._straight
+            try:
+                return self._walk_to(number)
+            except av.FFmpegError:
+                self._walk, self._straight = None, False
+        raise VideoError(f"{self.path}: frame {number} is damaged ({_cause(error)}).") from None
 
     def _search(self, wanted: list[int]) -> dict:
         """Frames by timestamp, or by number where the file was counted by decoding; decoded from the
