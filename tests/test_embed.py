@@ -679,7 +679,7 @@ def test_another_commands_parts_and_file_are_refused(place, tmp_path, monkeypatc
     with open(tmp_path / "t.csv", "a") as file:
         file.write(f"\n{place}/pictures/0.png,more,99")
     assert command(place / "two", tmp_path / "t.csv", "--to", out) == 2
-    assert "it differs in items (" in said(capsys)
+    assert "it differs in items of DATA (" in said(capsys)
     assert sorted(p.name for p in (tmp_path / "out.parquet.parts").iterdir()) == kept
     (tmp_path / "t.csv").write_text(
         (place / "index.csv").read_text().replace("pictures", f"{place}/pictures")

@@ -23,13 +23,12 @@ import vicjoint
 from vicjoint.data import ReaderError
 from vicjoint.embeddings.encoder import SPACES, RepresentationModel
 from vicjoint.embeddings.items import Data, cell_of
-from vicjoint.embeddings.store import NothingRead, Store, StoreError
+from vicjoint.embeddings.store import NothingRead, Store
 from vicjoint.embeddings.work import Job, progress, work
 from vicjoint.export import load_encoder, step_or_best
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import ComponentError, need
-from vicjoint.sources.base import SourceError
 from vicjoint.training.build import pick_device
 from vicjoint.training.folder import only_one
 
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with on_sigterm():
             embed(options)
-    except (RecipeError, ComponentError, StoreError, SourceError, OSError) as error:
+    except (RecipeError, ComponentError, ValueError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG
     except (ReaderError, NothingRead) as error:
@@ -115,7 +114,8 @@ def embed(options: argparse.Namespace) -> None:
         store.folder.mkdir(parents=True, exist_ok=True)
         with only_one(store.folder, "--to", "embedding"):
             store.open()
-            work(job, data, columns, items, store)
+            if done := work(job, data, columns, items, store):
+                print(done.words(job.unit), flush=True)
             rows, bad = store.merge(metadata(options, encoder))
         if bad:
             print(f"{bad:,} could not be read and are left out: {store.bad_file} names them", flush=True)
@@ -146,7 +146,7 @@ def manifest(options: argparse.Namespace, encoder: RepresentationModel, mark: st
         "every": options.every,
         "column": options.column,
         "data": options.data,
-        "items": mark,
+        "items of DATA": mark,
         "device": encoder.device.type,
         "version": vicjoint.__version__,
     }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,11 @@ class Job:
     def reader(self) -> ItemReader:
         return self.encoder.reader
 
+    @property
+    def unit(self) -> str:
+        """What a row is of."""
+        return "item" if self.every is None else "window"
+
     def processes(self, seconds: float) -> int:
         """That read, where one would take so long."""
         if self.workers is not None:
@@ -77,20 +82,35 @@ class Job:
         return min(MOST_WORKERS, max(1, cores // 2 if self.encoder.device.type == "cpu" else cores - 1))
 
 
-def work(job: Job, data: Data, columns: Columns, items: int, store: Store) -> None:
-    """Read and encode what the parts do not hold yet."""
+class Done(NamedTuple):
+    """rows: bad ones counted. seconds: that it took; encoding: of these, while the encoder was at work."""
+
+    rows: int
+    seconds: float
+    encoding: float
+
+    def words(self, unit: str) -> str:
+        return (
+            f"read and encoded {self.rows:,} {unit}s in {self.seconds:.1f} s,"
+            f" {self.rows / self.seconds:,.0f} a second; the encoder was at work"
+            f" {min(1, self.encoding / self.seconds):.0%} of the time"
+        )
+
+
+def work(job: Job, data: Data, columns: Columns, items: int, store: Store) -> Done | None:
+    """Read and encode what the parts do not hold yet; None where they hold all."""
     at_once, seconds = sized(job, data, store.manifest.get("at_once"))
     store.keep(at_once=at_once)
     counts = None if job.every is None else counted(job, data, items, store.folder / "windows")
     total = items if counts is None else int(nominal(counts).sum())
     first = store.parts * PART_ROWS
     if first >= total:
-        return
+        return None
     places = Places(data, counts, at_once, total, first)
     processes = job.processes(seconds * (total - first))
     encode = Beside(lambda raw: job.encoder.encode(raw, job.space))
     reads, part, began = ReadItems(job.reader, job.every, at_once), PartRows(job, columns), time.monotonic()
-    bar = progress("embed", "item" if counts is None else "window", total, first)
+    bar = progress("embed", job.unit, total, first)
     with job.encoder.evaluating(), bar, Readers(reads, places, collate, processes) as readers:
         for number, (chunk, x) in enumerate(encode(readers)):
             part.add(chunk, x, places.take(number))
@@ -98,12 +118,7 @@ def work(job: Job, data: Data, columns: Columns, items: int, store: Store) -> No
             bar.update(min(at_once, total - first - number * at_once))
             if end % PART_ROWS == 0 or end == total:
                 store.write((end - 1) // PART_ROWS, *part.take())
-    taken = time.monotonic() - began
-    print(
-        f"read and encoded {total - first:,} {bar.unit}s in {taken:.1f} s, {(total - first) / taken:,.0f} a"
-        f" second; the encoder was at work {min(1, encode.seconds / taken):.0%} of the time",
-        flush=True,
-    )
+    return Done(total - first, time.monotonic() - began, encode.seconds)
 
 
 def sized(job: Job, data: Data, known: int | None) -> tuple[int, float]:
