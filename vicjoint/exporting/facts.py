@@ -65,7 +65,7 @@ def training(run: Path, recipe: Recipe, step: int | None) -> dict[str, Any]:
     environment = read_object(run / "environment.json")
     rows = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     rows = [row for row in rows if isinstance(row.get("step"), int) and (step is None or row["step"] <= step)]
-    health = {pair: ": ".join(verdict(of_pair)) for pair, _, of_pair in by_pair(rows)}
+    health = {pair: verdict(of_pair)[1] for pair, _, of_pair in by_pair(rows)}
     bad = run / "bad_samples.jsonl"
     return {
         "step": step,
