@@ -2,7 +2,6 @@
 for wrong ones."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow
@@ -13,7 +12,6 @@ from vicjoint.files import cells
 from vicjoint.files.cells import CellError
 from vicjoint.pairs.augment import Augment
 from vicjoint.pairs.next_frame import NextFrame
-from vicjoint.registry import ComponentError
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.rows import rows_of
 from vicjoint.sources.table import Table
@@ -314,14 +312,6 @@ def test_wrong_tables(tmp_path, name, text, options, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(SourceError, match=message):
         Table(str(tmp_path / name), **options)
-
-
-def test_parquet_without_its_library(tmp_path, monkeypatch):
-    path = write(tmp_path / "t.parquet", ROWS)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ComponentError, match=r"needs pyarrow .*: pip install 'vicjoint\[parquet\]'"):
-        Table(path)
-    assert len(Table(write(tmp_path / "t.jsonl", ROWS)).train) == 2  # nothing else needs it
 
 
 def test_real_tables(shared_data):

@@ -28,7 +28,7 @@ from vicjoint.embeddings.work import Job, progress, work
 from vicjoint.export import load_encoder, step_or_best
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import RecipeError
-from vicjoint.registry import ComponentError, need
+from vicjoint.registry import ComponentError
 from vicjoint.training.build import pick_device
 from vicjoint.training.folder import only_one
 
@@ -133,7 +133,6 @@ def check(options: argparse.Namespace) -> None:
         raise RecipeError(f"--every: {options.every} is no step in time. Expected seconds above 0.")
     if options.workers is not None and options.workers < 0:
         raise RecipeError(f"--workers: {options.workers}. Expected a number of processes, 0 or more.")
-    need(["pyarrow"], "python -m vicjoint.embed", "parquet")
 
 
 def manifest(options: argparse.Namespace, encoder: RepresentationModel, mark: str) -> dict[str, Any]:

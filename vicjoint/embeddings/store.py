@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from vicjoint.files.write import replaced, write_json
-from vicjoint.registry import need
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.rows import open_parquet
 
@@ -59,7 +58,6 @@ class Store:
     refused. Raises StoreError, also where `to` exists and is another one's."""
 
     def __init__(self, to: Path, manifest: dict[str, Any]):
-        need(["pyarrow"], "python -m vicjoint.embed", "parquet")
         self.to, self.manifest = to, manifest
         self.folder = to.with_name(to.name + ".parts")
         self.bad_file = to.with_name(to.name + ".bad.jsonl")

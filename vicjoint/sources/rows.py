@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vicjoint.registry import need
 from vicjoint.sources.base import SourceError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -129,8 +128,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def open_parquet(path: Path):
-    """A pyarrow ParquetFile. Raises SourceError, and ComponentError where pyarrow is missing."""
-    need(["pyarrow"], f"table: {path}", "parquet")
+    """A pyarrow ParquetFile. Raises SourceError."""
     from pyarrow import parquet
 
     try:
