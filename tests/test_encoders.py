@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import exporting
 import pytest
 import torch
 import torchvision
@@ -23,17 +24,7 @@ LIBRARY |= {f"clip/{name}" for name in torchvision.models.list_models(module=tor
 
 # options and view size of those that are run; one line here lets a new small encoder be tested with other
 # options
-TINY_VIT = {
-    "model": "vit",
-    "config": {
-        "image_size": 16,
-        "patch_size": 8,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    },
-}
+TINY_VIT = {"model": "vit", "config": exporting.TINY_VIT}
 OPTIONS = {
     "image/transformers": TINY_VIT,
     "image/timm": {"model": "test_resnet"},

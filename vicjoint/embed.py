@@ -25,7 +25,8 @@ from vicjoint.embeddings.encoder import SPACES, RepresentationModel
 from vicjoint.embeddings.items import Data, cell_of
 from vicjoint.embeddings.store import NothingRead, Store
 from vicjoint.embeddings.work import Job, progress, work
-from vicjoint.export import load_encoder, step_or_best
+from vicjoint.export import load_encoder
+from vicjoint.exporting.reading import add_step_and_imports, imports_of
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import ComponentError
@@ -67,10 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "float16"), default="float32")
     add("--workers", type=int, metavar="N", help="processes that read; default: as many as pay")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--step", type=step_or_best, metavar="N", help="of a run's checkpoints; default: the last")
-    add(
-        "--allow-imports", action="store_true", help="import the modules that the recipe names: they run code"
-    )
+    add_step_and_imports(made, "of a run's checkpoints; default: the last")
     return made
 
 
@@ -94,7 +92,7 @@ def on_sigterm() -> Iterator[None]:
 def embed(options: argparse.Namespace) -> None:
     """What the command does. Raises its errors."""
     check(options)
-    imports = None if options.allow_imports else ()
+    imports = imports_of(options)
     encoder = load_encoder(options.run, options.branch, options.step, imports).to(pick_device(options.device))
     job = Job(encoder, options.every, options.space, options.dtype, options.workers)
     reader = encoder.reader

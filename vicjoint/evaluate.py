@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vicjoint.export import step_or_best
-from vicjoint.exporting.reading import read_checkpoint
+from vicjoint.exporting.reading import add_step_and_imports, imports_of, read_checkpoint
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
@@ -39,24 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument(
-        "--step",
-        metavar="N",
-        type=step_or_best,
-        help="a step that has a checkpoint, or best (with checkpoint.best); the run stays as it is",
-    )
-    parser.add_argument(
         "--write", action="store_true", help="write them into the run's evaluation.json and report after all"
     )
-    parser.add_argument(
-        "--allow-imports",
-        action="store_true",
-        help="import the modules that the run's recipe names: they run code",
+    add_step_and_imports(
+        parser, "a step that has a checkpoint, or best (with checkpoint.best); the run stays as it is"
     )
     options = parser.parse_args(arguments)
     try:
         check_run(options.run)
         check_overrides(options.overrides)
-        imports = None if options.allow_imports else ()
+        imports = imports_of(options)
         path = options.run / "recipe.yaml"
         own = load_recipe(path, check_paths=False, imports=imports)
         parts = build_parts(load_recipe(path, options.overrides, imports=imports))

@@ -19,7 +19,15 @@ from safetensors.torch import save_file
 from vicjoint.embeddings.encoder import Origin, RepresentationModel, hash_of
 from vicjoint.exporting import facts, libraries, programs
 from vicjoint.exporting.folder import Format, write_program, write_texts, write_weights
-from vicjoint.exporting.reading import Trained, build_in, is_export, read_run, read_trained
+from vicjoint.exporting.reading import (
+    Trained,
+    add_step_and_imports,
+    build_in,
+    imports_of,
+    is_export,
+    read_run,
+    read_trained,
+)
 from vicjoint.exporting.staging import CARD, check_place, move, settle, staged
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import RecipeError
@@ -50,11 +58,6 @@ def read_model(folder: Path, step: int | str | None, imports: Collection[str] | 
     """(model as the recipe describes it, trained state) of a run folder or an export."""
     recipe, state, _ = read_run(folder, step, imports)
     return build_in(folder, recipe, state), state
-
-
-def step_or_best(text: str) -> int | str:
-    """What a command's --step says; anything else is refused where checkpoints are read."""
-    return int(text) if text.isdigit() else text
 
 
 def export(
@@ -162,20 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the weights in a folder: safetensors, the default, for all branches; onnx or pt2: a program"
         " for one",
     )
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=step_or_best,
-        help="a step that has a checkpoint, or best (with checkpoint.best); the last one is the default",
-    )
-    parser.add_argument(
-        "--allow-imports",
-        action="store_true",
-        help="import the modules that the run's recipe names: they run code",
+    add_step_and_imports(
+        parser, "a step that has a checkpoint, or best (with checkpoint.best); the last one is the default"
     )
     options = parser.parse_args(arguments)
     try:
-        imports = None if options.allow_imports else ()
+        imports = imports_of(options)
         if options.to.suffix in FILES:
             if options.format and options.to.suffix != f".{options.format}":
                 raise RecipeError(

@@ -23,7 +23,8 @@ from vicjoint.embeddings.neighbours import neighbours
 from vicjoint.embeddings.rows import OWN, rows_of
 from vicjoint.embeddings.spaces import check_space
 from vicjoint.embeddings.store import Index, read_index
-from vicjoint.export import load_encoder, step_or_best
+from vicjoint.export import load_encoder
+from vicjoint.exporting.reading import add_step_and_imports, imports_of
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_json
 
@@ -106,20 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="and a page with pictures, clips and sounds"
     )
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=step_or_best,
-        help="of the run's checkpoints the one that made the index; the last one is the default",
-    )
-    parser.add_argument(
-        "--allow-imports",
-        action="store_true",
-        help="import the modules that the run's recipe names: they run code",
+    add_step_and_imports(
+        parser, "of the run's checkpoints the one that made the index; the last one is the default"
     )
     options = parser.parse_args(arguments)
     try:
-        imports = None if options.allow_imports else ()
+        imports = imports_of(options)
         searcher = Searcher(options.run, options.index, options.branch, options.step, imports)
         hits = searcher(options.query, options.k)
         print(text_table(hits, shutil.get_terminal_size((160, 24)).columns))

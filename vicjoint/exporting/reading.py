@@ -3,6 +3,7 @@
 trained = read_trained(Path("runs/image_text/1"), step=None, imports=())
 """
 
+import argparse
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,26 @@ from vicjoint.registry import nearest
 from vicjoint.training import checkpoint
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import best_step, check_run
+
+
+def add_step_and_imports(parser: argparse.ArgumentParser, step: str) -> None:
+    """The options of a command that reads a trained model; `step`: what --step means to it."""
+    parser.add_argument("--step", metavar="N", type=step_or_best, help=step)
+    parser.add_argument(
+        "--allow-imports",
+        action="store_true",
+        help="import the modules that the run's recipe names: they run code",
+    )
+
+
+def step_or_best(text: str) -> int | str:
+    """What --step says; anything else is refused where checkpoints are read."""
+    return int(text) if text.isdigit() else text
+
+
+def imports_of(options: argparse.Namespace) -> Collection[str] | None:
+    """What `imports` of load_recipe is by --allow-imports."""
+    return None if options.allow_imports else ()
 
 
 @dataclass
