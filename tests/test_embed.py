@@ -24,6 +24,7 @@ from vicjoint.data.reading import build_reading
 from vicjoint.embeddings import encoder as encoders
 from vicjoint.embeddings import items, store, work
 from vicjoint.embeddings.store import StoreError, read_index
+from vicjoint.exporting.reading import read_trained
 from vicjoint.modalities.image import Clip
 from vicjoint.model import build_model
 from vicjoint.parts import EvaluationData, Modality, Want
@@ -165,9 +166,7 @@ def test_features_are_those_of_an_evaluation(place, name):
         encoder = vicjoint.load_encoder(place / name, side)
         model.branches[side].modality.load_state_dict(encoder.modality.state_dict())
         data = EvaluationData(("a", "b"), task.source, task.pair)
-        two = vicjoint.export.read_model(place / name, None, ())
-        two[0].load_state_dict(two[1])
-        two = two[0].eval().between("a", "b")
+        two = read_trained(place / name, None, ()).model.between("a", "b")
         for space in ("representation", "embedding"):
             want = Want(side, "train", rows=("model",), space=space)
             part = Part(data, *part_of(want)[:2], data.records("train", side))
@@ -188,9 +187,7 @@ def test_features_are_those_of_an_evaluation(place, name):
 
 def test_the_embedding_of_a_branch_with_a_predictor_is_its_prediction(place):
     encoder = vicjoint.load_encoder(place / "future")
-    model, state = vicjoint.export.read_model(place / "future", None, ())
-    model.load_state_dict(state)
-    model.eval()
+    model = read_trained(place / "future", None, ()).model
     y = encoder.embed(paths(place, "videos"))
     with torch.no_grad():
         z = model.branches["a"].expander(y)

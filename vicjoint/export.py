@@ -19,15 +19,7 @@ from safetensors.torch import save_file
 from vicjoint.embeddings.encoder import Origin, RepresentationModel, hash_of
 from vicjoint.exporting import facts, libraries, programs
 from vicjoint.exporting.folder import Format, write_program, write_texts, write_weights
-from vicjoint.exporting.reading import (
-    Trained,
-    add_step_and_imports,
-    build_in,
-    imports_of,
-    is_export,
-    read_run,
-    read_trained,
-)
+from vicjoint.exporting.reading import Trained, add_step_and_imports, imports_of, is_export, read_trained
 from vicjoint.exporting.staging import CARD, check_place, move, settle, staged
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import RecipeError
@@ -52,12 +44,6 @@ def encoder_of(trained: Trained, branch: str) -> RepresentationModel:
     step = None if is_export(trained.folder) else trained.step
     origin = Origin(trained.folder, trained.within, branch, step, hash_of(trained.model))
     return RepresentationModel(trained.model, origin).eval()
-
-
-def read_model(folder: Path, step: int | str | None, imports: Collection[str] | None):
-    """(model as the recipe describes it, trained state) of a run folder or an export."""
-    recipe, state, _ = read_run(folder, step, imports)
-    return build_in(folder, recipe, state), state
 
 
 def export(
