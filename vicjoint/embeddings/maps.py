@@ -68,6 +68,6 @@ def by_umap(x: torch.Tensor) -> np.ndarray:
     """UMAP's places [N, 2] of directions x [N, D]; the same each time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it says of its own threads, and numba of its own future
-        import umap
+        import umap  # pyright: ignore[reportMissingImports]
 
         return umap.UMAP(n_neighbors=NEIGHBOURS, random_state=0).fit_transform(x.numpy())

@@ -81,7 +81,7 @@ def torch_nearest(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[np
 
 
 def faiss_nearest(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    import faiss
+    import faiss  # pyright: ignore[reportMissingImports]
 
     if not len(queries) or not len(rows):
         return torch_nearest(queries, rows, k)
