@@ -18,6 +18,7 @@ from vicjoint.registry import ComponentError
 from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import check_run
+from vicjoint.training.going_on import changed_data
 from vicjoint.training.loop import evaluate, finish, show
 from vicjoint.training.resuming import load_fitting, misfit, restore
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_step_and_imports(
         parser, "a step that has a checkpoint, or best (with checkpoint.best); the run stays as it is"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         check_run(options.run)
         check_overrides(options.overrides)
@@ -51,11 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
         path = options.run / "recipe.yaml"
         own = load_recipe(path, check_paths=False, imports=imports)
         parts = build_parts(load_recipe(path, options.overrides, imports=imports))
-        step = load_state(parts, options.run, own, options.step)
+        state = load_state(parts, options.run, own, options.step)
         as_it_is = options.overrides or options.step is not None
+        if changed := changed_data(parts, state):
+            say_data(changed, options.run, bool(as_it_is or options.write))
         if as_it_is and not options.write:
             results = evaluate(parts)[0]
-            show(parts, results, step)
+            show(parts, results, state["step"])
         else:
             results = finish(parts, options.run)
         if options.json:
@@ -77,8 +80,19 @@ def check_overrides(overrides: list[str]) -> None:
             )
 
 
-def load_state(parts: Parts, run: Path, own: Recipe, step: int | str | None) -> int:
-    """Load the checkpoint of a step of the run whose recipe is `own`, or the last one; returns its step."""
+def say_data(changed: str, run: Path, asked: bool) -> None:
+    """Raises RecipeError where nobody asked for other data."""
+    said = f"other data than those that the run was trained on. {changed}"
+    if not asked:
+        raise RecipeError(
+            f"source: {said}. Name those it had, or say which these are: source.root=... (the run stays as it"
+            " is), or --write (its evaluation.json and report are written anew)."
+        )
+    print(said)
+
+
+def load_state(parts: Parts, run: Path, own: Recipe, step: int | str | None) -> dict:
+    """Load the checkpoint of a step of the run whose recipe is `own`, or the last one; returns its state."""
     if step is None:
         state = load_fitting(parts, run, own)
         if state is None:
@@ -88,7 +102,7 @@ def load_state(parts: Parts, run: Path, own: Recipe, step: int | str | None) -> 
         if reason := misfit(parts, state, own):
             raise CheckpointError(f"step: the checkpoint of step {state['step']} cannot be used: {reason}")
     restore(parts, state)
-    return state["step"]
+    return state
 
 
 if __name__ == "__main__":

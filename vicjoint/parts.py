@@ -18,7 +18,7 @@ and knows nothing of files. A probe sees what both of them give: arrays.
 
 # N samples, B batch, D representation, E embedding, K latents
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -65,6 +65,10 @@ class Source:
         if side == "b" and self.second is not None:
             return self.second[split]
         return self.train if split == "train" else self.test
+
+    def ids(self, split: Split, side: Side = "a") -> Iterable[str]:
+        """The records' ids, in order; nothing is read for them."""
+        return (record["id"] for record in self.records(split, side))
 
 
 class Modality(nn.Module):
@@ -357,8 +361,7 @@ class Features(Protocol):
 
     Rows: `model`; `random_init`, the model as it was before its first step; `simple`, what the branch's
     modality calls simple features, which is called `baseline(side)` in tables. Features are float32, on
-    `device`.
-    """
+    `device`."""
 
     data: EvaluationData
     wants: list[Want]
@@ -383,8 +386,7 @@ class Features(Protocol):
         ...
 
     def read(self) -> list[Any]:
-        """What the probe's own `read` gives of each test record, in order, once per run; those that cannot be
-        read are left out."""
+        """What the probe's own `read` gives of each test record that can be read, in order, once per run."""
         ...
 
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
@@ -412,8 +414,7 @@ class Features(Protocol):
 class Probe:
     """One kind of measurement of a trained model, with what a sceptic would try first beside it.
 
-    branch: the branch it looks at, `a` or `b`, where it looks at one.
-    """
+    branch: the branch it looks at, `a` or `b`, where it looks at one."""
 
     needs: ClassVar[frozenset[Gives]] = frozenset()
     """What the pair has to give."""
@@ -429,8 +430,7 @@ class Probe:
     """What its metrics mean; the report shows it."""
 
     def misses(self, data: EvaluationData) -> str | None:
-        """Why there is nothing to measure here, or None. Raises ValueError for a recipe that asks for what
-        cannot be."""
+        """Why there is nothing to measure here, or None. Raises ValueError for what cannot be asked."""
         return None
 
     def wants(self, data: EvaluationData) -> list[Want]:

@@ -1,7 +1,6 @@
 """Recipes: text (file) -> the keys as written (keys), their mistakes in words (check, schema) -> what the
 program works with (recipe), all of it by `load_recipe` (load); which keys differ (compare)."""
 
-from vicjoint.recipe.compare import differences, differences_of, differing
 from vicjoint.recipe.file import RecipeError, parse_yaml
 from vicjoint.recipe.load import ImportsError, json_schema, load_recipe, read_written, to_yaml
 from vicjoint.recipe.recipe import BranchSpec, Recipe, Spec, TaskSpec
@@ -14,7 +13,6 @@ __all__ = [
     "Spec",
     "TaskSpec",
     "differences",
-    "differences_of",
     "differing",
     "json_schema",
     "load_recipe",

@@ -1,5 +1,6 @@
-"""Which keys of two recipes differ."""
+"""Which keys of two recipes differ, and which of them a run may go on with."""
 
+import re
 from typing import Any
 
 from vicjoint.recipe.file import show
@@ -15,18 +16,34 @@ DO_NOT_COUNT = (
     "train.trackers",
     "train.tensorboard",  # of checkpoints before train.trackers
     "evaluate.last",
+    "checkpoint.may_change",
 )
+# where data lie: whether they are the same is for their fingerprints to say
+PLACE = re.compile(r"(pairs\.\d+\.)?source\.(root|second|test)")
+LENGTH = re.compile(r"train\.(steps|epochs)")
+MOST_LINES = 5
 
 
 def differences(recipe_a: Recipe, recipe_b: Recipe) -> list[str]:
     """One line for each key that differs, with both values, but for those that DO_NOT_COUNT."""
-    return differences_of(recipe_a.dump(), recipe_b.dump())
+    return [line for lines in by_kind(recipe_a.dump(), recipe_b.dump()).values() for line in lines]
 
 
-def differences_of(a: dict, b: dict) -> list[str]:
-    """`differences` of what `dump` gives: of a recipe that comes with data, which is compared but not loaded
-    (it could name `imports`)."""
-    return [f"{key}: {' -> '.join(values)}" for key, values in differing([a, b]).items()]
+def by_kind(before: dict, now: dict) -> dict[str, list[str]]:
+    """`differences` of what `dump` gives (a recipe that comes with data is not loaded: it could name
+    `imports`), by what they mean to a run that goes on: place, where its data lie; length; other, which makes
+    it another run."""
+    found: dict[str, list[str]] = {"place": [], "length": [], "other": []}
+    for key, values in differing([before, now]).items():
+        kind = "place" if PLACE.fullmatch(key) else "length" if LENGTH.fullmatch(key) else "other"
+        found[kind].append(f"{key}: {' -> '.join(values)}")
+    return found
+
+
+def shortly(lines: list[str]) -> list[str]:
+    """The first lines for a message, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return lines if more <= 1 else [*lines[:MOST_LINES], f"and {more} more"]
 
 
 def differing(recipes: list[dict]) -> dict[str, list[str]]:

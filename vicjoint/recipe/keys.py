@@ -143,6 +143,13 @@ class Checkpoint(Section):
             "-PROBE/METRIC: with the smallest"
         ),
     )
+    may_change: list[Literal["length", "data"]] = Field(
+        [],
+        description=(
+            "what may differ from the run in `out` that goes on: length, to train it longer; data, after "
+            "records came or went"
+        ),
+    )
 
 
 class Written(Section):

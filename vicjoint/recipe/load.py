@@ -132,7 +132,7 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
         ):
             mistakes.append(
                 f"{'.'.join(path)}: {root} does not exist (seen from {Path.cwd()}). Give the path of your"
-                " data."
+                f" data: {'.'.join(path)}=PATH."
             )
     if mistakes:
         raise all_of(mistakes, label)

@@ -197,7 +197,10 @@ class HuggingFaceRecords(Sequence):
             if picture.get("bytes") is not None
             else {"path": picture.get("path") or ""}
         )
-        return {"id": f"{self.split}/{i}", "label": label, **content}
+        return {"id": self.id(i), "label": label, **content}
+
+    def id(self, i: int) -> str:
+        return f"{self.split}/{i}"
 
 
 @register("source", "hf")
@@ -254,6 +257,10 @@ class HuggingFace(Source):
 
     def describe(self) -> str:
         return f"hf {self.root}: {len(self.train):,} train, {len(self.test):,} test images"
+
+    def ids(self, split, side="a"):
+        records = self.records(split, side)
+        return map(records.id, range(len(records)))
 
 
 def load(root: str, config: str | None, take: int | None):

@@ -4,11 +4,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from vicjoint import distributed
+from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.readers import Readers
 from vicjoint.data.reading import TaskReading, build_reading, read_together
 from vicjoint.data.stream import Stream, batches
@@ -63,6 +65,11 @@ class Parts:
         """(Batch, bad samples) of the first `count` batches of one task, read by this process; `records`: in
         each, the recipe's by default."""
         return batches([self.stream(task)], [records or task.records_per_batch], 0, 0, count)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """{source: what its data are known by}."""
+        return {task.source_name: fingerprint(task.source) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
         return Stream(task.source.train, task.pair, self.recipe.train.seed, task.number, self.limit)

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from vicjoint.files.write import write_json, write_text
-from vicjoint.recipe import ImportsError, Recipe, RecipeError, differences, load_recipe, to_yaml
+from vicjoint.recipe import ImportsError, Recipe, RecipeError, load_recipe, to_yaml
+from vicjoint.recipe.compare import by_kind, shortly
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -28,17 +29,10 @@ def open_run(recipe: Recipe) -> Path:
             raise RecipeError(f"out: {folder} is a file. Expected a folder, or a name that is free.")
         if (folder / "recipe.yaml").exists():
             try:
-                changed = differences(
-                    load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports), recipe
-                )
+                before = load_recipe(folder / "recipe.yaml", check_paths=False, imports=recipe.imports)
             except ImportsError as error:
-                changed = [f"imports: {error}"]
-            if changed:
-                raise RecipeError(
-                    f"out: {folder} holds a run of a different recipe. It differs in:\n  "
-                    + "\n  ".join(changed)
-                    + "\nGive another out=FOLDER, or the recipe that started this run."
-                )
+                raise RecipeError(different(folder, [f"imports: {error}"])) from None
+            check_recipe(folder, before, recipe)
             return folder
         (folder / "recipe.yaml.tmp").unlink(missing_ok=True)  # of a process killed while it began this run
         if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
@@ -48,6 +42,27 @@ def open_run(recipe: Recipe) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", to_yaml(recipe))
     return folder
+
+
+def check_recipe(folder: Path, before: Recipe, now: Recipe) -> None:
+    """Raises RecipeError where the run in the folder is another one, or of another length than may change."""
+    changed = by_kind(before.dump(), now.dump())
+    if changed["other"]:
+        raise RecipeError(different(folder, changed["other"]))
+    if changed["length"] and "length" not in now.checkpoint.may_change:
+        raise RecipeError(
+            f"out: {folder} holds a run of another length ({'; '.join(changed['length'])}). To go on with it,"
+            " add 'checkpoint.may_change=[length]': from its last step on, the learning rate follows the"
+            " schedule of the new length. Or give another out=FOLDER."
+        )
+
+
+def different(folder: Path, changed: list[str]) -> str:
+    return (
+        f"out: {folder} holds a run of a different recipe. It differs in:\n  "
+        + "\n  ".join(shortly(changed))
+        + "\nGive another out=FOLDER, or the recipe that started this run."
+    )
 
 
 def launcher() -> str | None:

@@ -86,9 +86,9 @@ def keep_freed_memory() -> None:
 
 def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
     """From the folder's last checkpoint to the report."""
+    begin = resume(parts, folder)
     if distributed.rank() == 0:
         describe(parts, folder)
-    begin = resume(parts, folder)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
     with Trackers(parts.recipe, folder, begin) as trackers:
         with MetricsLog(folder, begin, steps, batch_size, names, trackers) as log:

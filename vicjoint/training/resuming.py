@@ -9,11 +9,13 @@ from pathlib import Path
 
 from vicjoint import distributed
 from vicjoint.model import current_names
-from vicjoint.recipe import Recipe, differences_of
+from vicjoint.recipe import Recipe
+from vicjoint.recipe.compare import by_kind, shortly
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import best_step, cut_to
+from vicjoint.training.going_on import say_length, take_over
 
 APPENDED = ("bad_samples.jsonl",)  # with no step in their lines: their length is saved
 
@@ -35,6 +37,7 @@ def save(parts: Parts, folder: Path, step: int) -> None:
         "further_objectives": further,
         "optimizer": parts.optimizer.state_dict(),
         "recipe": parts.recipe.dump(),
+        "data": parts.fingerprints,
         "bytes": {
             name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in APPENDED
         },
@@ -47,13 +50,14 @@ def save(parts: Parts, folder: Path, step: int) -> None:
 def resume(parts: Parts, folder: Path) -> int:
     """Load the last checkpoint of the folder that can be used, where there is one, and cut off what a killed
     process wrote after it. Returns the step to go on from. Raises CheckpointError where there are
-    checkpoints and none can be used.
+    checkpoints and none can be used, RecipeError where something has changed that may not.
     """
     state = None
 
     def find() -> int | None:
         nonlocal state
         state = load_fitting(parts, folder, parts.recipe)
+        take_over(parts, folder, state)
         checkpoint.tidy(folder / "checkpoints", state["step"] if state else 0)
         for name in APPENDED:
             cut_to(folder / name, state["bytes"][name] if state else 0)
@@ -73,6 +77,7 @@ def resume(parts: Parts, folder: Path) -> int:
     restore(parts, state)
     if distributed.rank() == 0:
         print(f"going on from step {step} of {parts.steps} in {folder}")
+        say_length(parts, state)
     return step
 
 
@@ -92,9 +97,8 @@ def restore(parts: Parts, state: dict) -> None:
 def misfit(parts: Parts, state: dict, recipe: Recipe) -> str | None:
     """Why a checkpoint is not one of the run of a recipe, or does not fit the parts, or None. Looked at
     before anything is loaded: half a state would be worse than none."""
-    changed = differences_of(state["recipe"], recipe.dump())
-    if changed:
-        return "it is of another recipe, which differs in " + "; ".join(changed)
+    if changed := by_kind(state["recipe"], recipe.dump())["other"]:
+        return "it is of another recipe, which differs in " + "; ".join(shortly(changed))
     own, given = parts.model.state_dict(), current_names(state["model"])
     for name in dict.fromkeys([*own, *given]):
         shapes = [list(tensors[name].shape) if name in tensors else "absent" for tensors in (own, given)]
