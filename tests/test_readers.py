@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import tiny
 
+import vicjoint
 from vicjoint import distributed
 from vicjoint.data import readers
 from vicjoint.data.time_limit import SampleTimeout, TimeLimit
@@ -310,3 +312,81 @@ def test_torchrun_starts_a_dead_process_again(tmp_path, out):
     folder = tmp_path / "run" if out else tmp_path / "runs" / "tiny" / "1"
     assert list(folder.parent.iterdir()) == [folder] or out
     tiny.same_end(tmp_path / "whole", folder)
+
+
+# ---- a user's script, which has no main guard ----
+
+SCRIPT = """
+import tiny, vicjoint
+open("begun", "a").write("once ")
+{part}
+vicjoint.train(tiny.recipe(**{changes}), ["out=run", "data.workers=1", "evaluate.last=false"])
+"""
+OWN_PART = """
+@vicjoint.register("pair", "mine")
+class Mine(tiny.Views):
+    pass
+"""
+
+
+def script(tmp_path, part: str, **changes) -> subprocess.CompletedProcess:
+    (tmp_path / "script.py").write_text(SCRIPT.format(part=part, changes=changes))
+    return run_script(tmp_path)
+
+
+def run_script(tmp_path) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(tiny.TESTS), str(tiny.TESTS.parent)])
+    return subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_a_script_without_a_guard_trains_and_is_not_run_again(tmp_path):
+    done = script(tmp_path, "", evaluate={})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "begun").read_text() == "once " and len(tiny.metrics(tmp_path / "run")) == 14
+
+
+@pytest.mark.slow
+def test_a_script_with_a_part_of_its_own_is_told_of_the_guard(tmp_path):
+    done = script(tmp_path, OWN_PART, pair={"name": "mine"})
+    assert done.returncode == 1 and "below a guard" in done.stderr and "start again" not in done.stderr
+    text = (
+        (tmp_path / "script.py")
+        .read_text()
+        .replace("\nvicjoint.train", "\nif __name__ == '__main__': vicjoint.train")
+    )
+    (tmp_path / "script.py").write_text(text)
+    assert run_script(tmp_path).returncode == 0
+
+
+def made_in_main():
+    """A part of a script."""
+
+
+made_in_main.__module__ = "__main__"
+
+
+def test_a_process_that_reads_does_not_train(monkeypatch):
+    monkeypatch.setenv(readers.READER, "1")
+    with pytest.raises(SystemExit) as ended:
+        vicjoint.train("video_next_frame")
+    assert ended.value.code == readers.NO_GUARD
+    monkeypatch.undo()
+    found = readers.Readers(SimpleNamespace(limit=None), [[0]], list, workers=1)
+    found._processes = [SimpleNamespace(pid=1, is_alive=lambda: False, exitcode=readers.NO_GUARD)]
+    with pytest.raises(readers.ReaderError, match="from its top again.*below a guard.*if __name__ =="):
+        found._check_dead(wait=False)
+    monkeypatch.setattr("vicjoint.registry._components", {"pair": {"mine": made_in_main}})
+    before = dict(sys.modules["__main__"].__dict__)
+    with readers.starting():
+        assert sys.modules["__main__"].__dict__ == before and readers.READER in os.environ
+    monkeypatch.undo()
+    with readers.starting():
+        assert sys.modules["__main__"].__dict__.get("__spec__") is None
+    assert sys.modules["__main__"].__dict__ == before and readers.READER not in os.environ

@@ -119,6 +119,11 @@ def register_encoder(modality: str, name: str) -> Callable:
     return register("encoder", f"{modality}/{name}")
 
 
+def any_of_main() -> bool:
+    """Whether a component is defined in the program's main module, a user's script."""
+    return any(c.__module__ == "__main__" for known in _components.values() for c in known.values())
+
+
 def _origin(component: Callable) -> str:
     return f"{inspect.getsourcefile(inspect.unwrap(component))}:{component.__qualname__}"
 

@@ -5,7 +5,9 @@ read can be watched: a dead one is replaced, one that hangs is killed, and the b
 since all are started again at the first batch that has not been delivered.
 """
 
+import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -15,7 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vicjoint import registry
 from vicjoint.data.time_limit import TimeLimit
+
+READER = "VICJOINT_READER"  # in the environment of a process that reads
+NO_GUARD = 71  # its exit code where it was to train, too
 
 
 class Reads(Dataset):
@@ -110,6 +116,7 @@ class Readers:
     def _open(self) -> None:
         """Workers are spawned, so decoders and torch's threads start clean."""
         if self.workers:
+            refuse_in_a_reader()
             self.limit.watch(self.workers)
         loader = DataLoader(
             self.reads,
@@ -126,7 +133,8 @@ class Readers:
         others = set(multiprocessing.active_children())
         if self.workers and threading.current_thread() is threading.main_thread():
             self._before = signal.getsignal(signal.SIGCHLD)
-        self._items = iter(loader)
+        with starting():
+            self._items = iter(loader)
         self._processes = [p for p in multiprocessing.active_children() if p not in others]
         if self._before is not None:
             # DataLoader's handler would raise in the middle of a training step when a worker dies
@@ -154,6 +162,12 @@ class Readers:
                 return
             time.sleep(0.02)
         ends = [f"process {p.pid} ({describe(p.exitcode)})" for p in self._processes if not p.is_alive()]
+        if any(p.exitcode == NO_GUARD for p in self._processes):
+            raise ReaderError(
+                f"the processes that read data run {sys.argv[0]} from its top again, since parts of the"
+                " recipe are defined in it, and met the call of vicjoint. Put it below a guard, as"
+                " the script's last part: if __name__ == '__main__': vicjoint.train(...)"
+            )
         self.deaths += 1
         said = (
             f"{', '.join(ends)}, which reads data, ended unexpectedly before the batch of step {self._step}."
@@ -194,6 +208,28 @@ class Readers:
         if self._before is not None:
             signal.signal(signal.SIGCHLD, self._before)
             self._before = None
+
+
+@contextlib.contextmanager
+def starting():
+    """Around the start of processes that read. A spawned process runs the user's script again, all that no
+    main guard holds back: here only where it needs the parts that the script defines."""
+    main = sys.modules["__main__"]
+    names = set() if registry.any_of_main() else {"__spec__", "__file__"} & main.__dict__.keys()
+    kept = {name: main.__dict__[name] for name in names}
+    main.__dict__.update(dict.fromkeys(kept))
+    os.environ[READER] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[READER]
+        main.__dict__.update(kept)
+
+
+def refuse_in_a_reader() -> None:
+    """End a process that reads, where it comes to train or to read by others, as its script would have it."""
+    if READER in os.environ:
+        sys.exit(NO_GUARD)
 
 
 def describe(exit_code: int) -> str:

@@ -20,6 +20,7 @@ from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
+from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
 from vicjoint.optim import set_learning_rate
@@ -51,6 +52,7 @@ def train(recipe, overrides=()) -> Path:
     returns the run folder. A folder given by `out` that holds a run of the same recipe is resumed. Raises
     Stopped, with a checkpoint saved, where a signal asked for it.
     """
+    refuse_in_a_reader()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     keep_freed_memory()
     distributed.start(recipe.train.timeout)
