@@ -456,8 +456,8 @@ def test_aliases_are_refused_before_they_expand(good):
         "line 11, column 5: '&l0': a recipe takes no anchors (&) or aliases (*); write the value out."
         in message(good)
     )
-    assert "argument 'out=*l0', line 1, column 1: '*l0': a recipe takes no anchors" in message(
-        parse_yaml(GOOD, "x"), ["out=*l0"]
+    assert "argument 'pair=*l0', line 1, column 1: '*l0': a recipe takes no anchors" in message(
+        parse_yaml(GOOD, "x"), ["pair=*l0"]
     )
 
 

@@ -12,13 +12,13 @@ import json
 import re
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
 from vicjoint.data import READ_ERRORS, ReaderError, Readers, Reads, Stream, TimeLimit, cause_of
 from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.files.guard import printable, printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.parts import Record
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
 from vicjoint.registry import ComponentError
@@ -194,7 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. source.root=/data data.workers=8"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything found into a file")
+    parser.add_argument(
+        "--json", type=user_path, metavar="FILE", help="also write everything found into a file"
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.overrides)

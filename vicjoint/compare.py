@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from vicjoint.files.guard import printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.recipe import RecipeError
 from vicjoint.report.comparison import (
     announcements,
@@ -33,8 +34,10 @@ MOST = 32  # characters of a recipe's value
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vicjoint.compare", description="Show runs side by side.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or folder of --seeds")
-    parser.add_argument("--to", type=Path, metavar="page.html", help="write a page with curves there")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, metavar="RUN", help="run folder, or folder of --seeds"
+    )
+    parser.add_argument("--to", type=user_path, metavar="page.html", help="write a page with curves there")
     options = parser.parse_args(arguments)
     try:
         groups = grouped(read_runs(options.runs))

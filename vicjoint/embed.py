@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import vicjoint
@@ -28,6 +27,7 @@ from vicjoint.embeddings.work import Job, progress, work
 from vicjoint.export import load_encoder
 from vicjoint.exporting.reading import add_step_and_imports, imports_of
 from vicjoint.files.guard import printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import ComponentError
 from vicjoint.training.build import pick_device
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("run", metavar="RUN_OR_EXPORT")
     add("data", nargs="+", metavar="DATA", help="files, folders, tables (csv, jsonl, parquet), tar, txt")
-    add("--to", type=Path, required=True, metavar="out.parquet")
+    add("--to", type=user_path, required=True, metavar="out.parquet")
     add("--branch", default="a", metavar="NAME", help="a, b, or a name of the recipe's branches")
     add("--every", type=float, metavar="SECONDS", help="slide a window over long videos and sounds")
     add("--column", metavar="NAME", help="of a table; default: the one that the recipe's pair reads, or path")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vicjoint.exporting.reading import add_step_and_imports, imports_of, read_checkpoint
 from vicjoint.files.guard import printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
 from vicjoint.registry import ComponentError
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vicjoint.evaluate", description="Evaluate the trained model of a run."
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=user_path)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="other probes (evaluate.probes=[...]) or data (source.root=...): printed, the run stays as it"
         " is",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the results there")
     parser.add_argument(
         "--write", action="store_true", help="write them into the run's evaluation.json and report after all"
     )

@@ -7,12 +7,12 @@ python -m vicjoint.explore photos.parquet captions.parquet --to explorer --right
 
 import argparse
 import sys
-from pathlib import Path
 
 from vicjoint.embeddings.explorer import MOST, cloud_of, write_explorer
 from vicjoint.embeddings.spaces import check_space
 from vicjoint.embeddings.store import Index, read_index
 from vicjoint.files.guard import printable_lines
+from vicjoint.files.paths import user_path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,9 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="Write a page to look around in embeddings. It opens offline.",
     )
     parser.add_argument(
-        "index", type=Path, nargs="+", help="a file of python -m vicjoint.embed; several: of one space"
+        "index", type=user_path, nargs="+", help="a file of python -m vicjoint.embed; several: of one space"
     )
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for the page")
+    parser.add_argument("--to", type=user_path, required=True, metavar="FOLDER", help="for the page")
     parser.add_argument(
         "--most",
         type=int,

@@ -22,6 +22,7 @@ from vicjoint.exporting.folder import Format, write_program, write_texts, write_
 from vicjoint.exporting.reading import Trained, add_step_and_imports, imports_of, is_export, read_trained
 from vicjoint.exporting.staging import CARD, check_place, move, settle, staged
 from vicjoint.files.guard import printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import ComponentError
 
@@ -35,7 +36,7 @@ def load_encoder(
     modules that its recipe may import, for encoders of your own; None: all that it names. Without them a
     folder from elsewhere runs no code: weights are plain numbers. Raises RecipeError where the folder is
     neither, or has no such branch or checkpoint."""
-    trained = read_trained(Path(folder), step, imports)
+    trained = read_trained(user_path(folder), step, imports)
     return encoder_of(trained, trained.branch(branch))
 
 
@@ -131,10 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m vicjoint.export",
         description="Write a run's trained model into a folder, or its encoder into a file.",
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=user_path)
     parser.add_argument(
         "--to",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="FOLDER or FILE",
         help=f"a folder, or a file ending in {', '.join(FILES)}",

@@ -11,6 +11,7 @@ from vicjoint.embeddings.encoder import RepresentationModel
 from vicjoint.export import load_encoder
 from vicjoint.exporting import facts
 from vicjoint.exporting.reading import is_export
+from vicjoint.files.paths import user_path
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import need
 
@@ -28,7 +29,8 @@ def from_pretrained(
     fetched into the hub's own cache folder. branch: None: the one that the export names as its first.
     revision: of the repository: a branch, tag or commit. imports: as load_encoder. Raises RecipeError where
     neither is there, or it cannot be fetched."""
-    folder = Path(name) if Path(name).is_dir() else fetched(str(name), revision)
+    folder = user_path(name)
+    folder = folder if folder.is_dir() else fetched(str(name), revision)
     first = facts.read_object(folder / facts.CONFIG).get("branch", "a")
     return load_encoder(folder, branch or first, imports=imports)
 
@@ -53,7 +55,8 @@ def push_to_hub(folder: str | Path, name: str, private: bool = False) -> str:
     """Upload an export's folder as the repository `name` of the hub, which is made where there is none, and
     give its address. Raises RecipeError where the folder is no export, or the hub refuses."""
     (hub,) = need([HUB], "push_to_hub", "text")
-    if not Path(folder).is_dir() or not is_export(Path(folder)):
+    folder = user_path(folder)
+    if not folder.is_dir() or not is_export(folder):
         raise RecipeError(
             f"{folder} is no export. Write one first: python -m vicjoint.export RUN --to {folder}"
         )

@@ -26,6 +26,7 @@ from vicjoint.embeddings.store import Index, read_index
 from vicjoint.export import load_encoder
 from vicjoint.exporting.reading import add_step_and_imports, imports_of
 from vicjoint.files.guard import printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.files.write import write_json
 
 
@@ -94,18 +95,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vicjoint.search", description="Find what is nearest to a query in an index."
     )
-    parser.add_argument("run", type=Path, help="the run folder or export that made the index")
+    parser.add_argument("run", type=user_path, help="the run folder or export that made the index")
     parser.add_argument(
-        "--index", type=Path, required=True, metavar="FILE", help="of python -m vicjoint.embed"
+        "--index", type=user_path, required=True, metavar="FILE", help="of python -m vicjoint.embed"
     )
     parser.add_argument(
         "--query", required=True, metavar="FILE or TEXT", help="a path or a text, whatever the branch reads"
     )
     parser.add_argument("--branch", metavar="NAME", help="of the query; the index's own is the default")
     parser.add_argument("--k", type=int, default=10, metavar="N", help="how many items (default 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found there")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write what was found there")
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="and a page with pictures, clips and sounds"
+        "--html", type=user_path, metavar="FILE", help="and a page with pictures, clips and sounds"
     )
     add_step_and_imports(
         parser, "of the run's checkpoints the one that made the index; the last one is the default"

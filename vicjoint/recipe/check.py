@@ -13,11 +13,12 @@ import re
 import traceback
 import typing
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PydanticUserError, TypeAdapter
 
 from vicjoint import registry
-from vicjoint.options import nearest, refused, show
-from vicjoint.recipe.file import FAMILY, OWN_KEYS, plain
+from vicjoint.options import nearest, options_of, refused, show
+from vicjoint.recipe.file import FAMILY, OWN_KEYS, family_of, plain
+from vicjoint.recipe.keys import Written
 from vicjoint.registry import ComponentError
 
 
@@ -234,6 +235,23 @@ def _check_shared(path: str, modality: dict, encoder: dict) -> list[str]:
         for key, value in common.items()
         if key in encoder and encoder[key] != value
     ]
+
+
+def takes_text(data: dict, keys: list[str]) -> bool:
+    """Whether the key of a recipe takes text and nothing else, as far as its component is known."""
+    family, (_, spec, parent) = family_of(keys[:-1]), next(places(data, keys[:-1]), ((), None, None))
+    try:
+        if family and isinstance(spec, dict) and keys[-1] != "name":
+            modality = component((parent or {}).get("modality") or (data.get("a") or {}).get("modality"))
+            prefix = f"{modality['name']}/" if family == "encoder" and modality else ""
+            adapter = options_of(registry.find(family, prefix + spec["name"])).adapters[keys[-1]]
+        else:
+            adapter = TypeAdapter(section_at(Written, tuple(keys[:-1])).model_fields[keys[-1]].annotation)
+        schema = adapter.json_schema()
+    except (ComponentError, KeyError, TypeError, AttributeError, PydanticUserError):
+        return False
+    types = {kind.get("type") for kind in schema.get("anyOf", [schema])}
+    return "string" in types and types <= {"string", "null"}
 
 
 def root_is_a_path(source: dict) -> bool:

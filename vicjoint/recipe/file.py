@@ -9,6 +9,7 @@ form is checked here.
 import enum
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,21 +182,34 @@ def read_recipe(path: Path) -> dict:
 # ---- overrides ----
 
 
+class Typed(str):
+    """A value as it was typed on the command line."""
+
+
+def meant(value: Typed, is_text: bool, what: str):
+    """What a typed value means: all of it, with # and :, where the key takes text (null is null), or where
+    YAML would see unquoted text; else YAML's value. Raises RecipeError as parse_yaml."""
+    text = value.strip()
+    if text[:1] in ("'", '"'):
+        return parse_yaml(text, what)
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    if is_text and tag != _TAG + "null":
+        return text
+    parsed = parse_yaml(value, what)
+    return text if tag == _TAG + "str" and not isinstance(parsed, (dict, list)) else parsed
+
+
 def parse_overrides(overrides: list[str] | dict) -> tuple[list[tuple[list[str], Any]], list[str]]:
-    """([(keys, value)], mistakes). Parents come before their parts and names before options, whatever their
-    order."""
+    """([(keys, value)], mistakes); the values of texts are Typed. Parents come before their parts and names
+    before options, whatever their order."""
     changes, mistakes = [], []
     for item in overrides.items() if isinstance(overrides, dict) else overrides:
         key, equals, value = (
             (item[0], "=", plain(item[1])) if isinstance(item, tuple) else str(item).partition("=")
         )
+        value = value if isinstance(item, tuple) else Typed(value)
         if not equals or not all(str(key).split(".")):
             mistakes.append(f"argument '{item}': expected key=value, such as train.steps=100.")
-            continue
-        try:
-            value = value if isinstance(item, tuple) else parse_yaml(value, f"argument '{item}'")
-        except RecipeError as error:
-            mistakes.append(f"{error} Put the value into quotes if it is text.")
             continue
         changes.append((str(key).split("."), value))
     return sorted(changes, key=lambda change: (len(change[0]), change[0][-1] != "name")), mistakes
@@ -210,11 +224,24 @@ def family_of(keys: list[str]) -> str | None:
     return None
 
 
-def apply(data: dict, changes: list[tuple[list[str], Any]], mistakes: list[str]) -> dict:
+def apply(
+    data: dict,
+    changes: list[tuple[list[str], Any]],
+    mistakes: list[str],
+    takes_text: Callable[[dict, list[str]], bool] = lambda data, keys: False,
+) -> dict:
     """Put each value in its place, whole; an entry of a list is named by its number. A component that gets
-    another name loses the options of the old one."""
+    another name loses the options of the old one. takes_text(data, keys): whether a key of the mapping, as it
+    is by then, takes text and nothing else."""
     data = plain(data)
     for keys, value in changes:
+        if isinstance(value, Typed):
+            what = f"argument '{'.'.join(keys)}={value}'"
+            try:
+                value = meant(value, takes_text(data, keys), what)
+            except RecipeError as error:
+                mistakes.append(f"{error} Put the value into quotes if it is text.")
+                continue
         inner = data
         for depth, key in enumerate(keys):
             before = ".".join(keys[:depth])

@@ -3,9 +3,19 @@ works with the canonical `Recipe` that recipe.py makes of it."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from vicjoint.files.paths import user_path
 from vicjoint.recipe.file import plain
 
 
@@ -21,6 +31,14 @@ def _whole(value):
     return value
 
 
+def _expanded(value: str) -> str:
+    try:
+        return str(user_path(value)) if value.startswith("~") else value
+    except ValueError:
+        raise PydanticCustomError("path_type", "a path without ~, since no home folder is known") from None
+
+
+FolderPath = Annotated[str, AfterValidator(_expanded)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 TEXT, MAPPING = "<text>", "<mapping>"  # in pydantic's error paths; not part of a key
@@ -162,7 +180,7 @@ class Written(Section):
         pattern=r"^\w[\w.+-]*$", description="names the folder below runs/: letters, digits and . _ + -"
     )
     imports: list[str] = Field([], description="modules to import first: they register components")
-    out: str | None = Field(None, description="run folder; null: runs/<name>/<number>")
+    out: FolderPath | None = Field(None, description="run folder; null: runs/<name>/<number>")
     source: Component | None = Field(None, description="where samples are")
     pair: Component | None = Field(None, description="how two views are made of a sample")
     a: Branch | None = Field(None, description="branch a")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vicjoint.files.paths import user_path
 from vicjoint.recipe.check import (
     check_components,
     check_form,
@@ -20,6 +21,7 @@ from vicjoint.recipe.check import (
     load_imports,
     places,
     root_is_a_path,
+    takes_text,
 )
 from vicjoint.recipe.file import (
     RecipeError,
@@ -59,7 +61,7 @@ def load_recipe(
         path = find_recipe(recipe)
         label, data = str(path), read_recipe(path)
     changes, mistakes = parse_overrides(overrides)
-    changed = apply(plain(data), changes, mistakes)
+    changed = apply(plain(data), changes, mistakes, takes_text)
     # a source that the command line chooses stands: saying that sample data stand in for it would not be true
     chosen = any(keys in (["source"], ["source", "name"]) for keys, _ in changes)
     block = data.get("without_data")
@@ -67,7 +69,7 @@ def load_recipe(
         # used up: a resolved recipe must not apply it over the command line's values again
         del data["without_data"]
         data = apply(data, [(str(key).split("."), value) for key, value in block.items()], mistakes)
-        changed = apply(data, changes, [])
+        changed = apply(data, changes, [], takes_text)
         changed["announcement"] = (
             f"SAMPLE DATA: source.root is not given, so recipe '{changed.get('name')}' runs on the embedded"
             f" sample, changed by its without_data block ({', '.join(map(str, block))}). Its numbers say"
@@ -124,19 +126,22 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
         *places(data, ["source", "root"]),
         *places(data, ["pairs", "*", "source", "root"]),
     ]:
-        if (
-            check_paths
-            and isinstance(root, str)
-            and root_is_a_path(source)
-            and not Path(root).expanduser().exists()
-        ):
-            mistakes.append(
-                f"{'.'.join(path)}: {root} does not exist (seen from {Path.cwd()}). Give the path of your"
-                f" data: {'.'.join(path)}=PATH."
-            )
+        if check_paths and isinstance(root, str) and root_is_a_path(source):
+            mistakes += check_path(".".join(path), root)
     if mistakes:
         raise all_of(mistakes, label)
     return canonical(written)
+
+
+def check_path(key: str, path: str) -> list[str]:
+    try:
+        there = user_path(path).exists()
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    missing = (
+        f"{key}: {path} does not exist (seen from {Path.cwd()}). Give the path of your data: {key}=PATH."
+    )
+    return [] if there else [missing]
 
 
 def wrong_keys(error: ValidationError) -> list[tuple[tuple, str]]:

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from vicjoint.files.guard import printable, printable_lines
+from vicjoint.files.paths import user_path
 from vicjoint.files.write import write_text
 from vicjoint.report.curves import by_pair, progress, spectrum, training
 from vicjoint.report.plots import is_number, pictures, series
@@ -205,7 +206,7 @@ def write_report(folder: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vicjoint.report", description="Write RUN/report.html.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder")
     try:
         print(write_report(parser.parse_args(arguments).run))
     except OSError as error:

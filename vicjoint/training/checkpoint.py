@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -231,10 +232,10 @@ def load(path: Path) -> dict:
                 raise CheckpointError(
                     f"checkpoint {path} cannot be used: {name} is damaged (its checksum differs)."
                 )
-        tensors = load_file(path / "training.safetensors")
+        tensors = read_tensors(path / "training.safetensors")
         state = decode(
             json.loads((path / "state.json").read_text(encoding="utf-8")),
-            tensors | load_file(path / "model.safetensors"),
+            tensors | read_tensors(path / "model.safetensors"),
         )
         if state["step"] != manifest["step"] or path.name != path_of(path.parent, state["step"]).name:
             raise CheckpointError(
@@ -245,6 +246,14 @@ def load(path: Path) -> dict:
         raise CheckpointError(
             f"checkpoint {path} cannot be used ({type(error).__name__}: {error})."
         ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # a name that is not UTF-8, by which safetensors opens no file
+        return safetensors.torch.load(path.read_bytes())
+    return load_file(path)
 
 
 def decode(value, tensors: dict[str, Tensor]):
