@@ -117,7 +117,7 @@ MISTAKES = [
     ("sorce={name: x}", "sorce: unknown key. Did you mean 'source'?"),
     ("train.steps=many", "train.steps: expected a whole number, got 'many'."),
     ("train.steps=true", "train.steps: expected a whole number, got true."),
-    ("train.batch_size=0", "train.batch_size: expected a number above 0, got 0."),
+    ("train.batch_size=0", "train.batch_size: expected a number at least 2, got 0."),
     ("train.batch_size=null", "train.batch_size: expected a whole number, got nothing (null)."),
     ("train={steps: 1}", "train.batch_size: missing. Expected samples in a global batch"),
     ("train.steps=null", "train: missing its length. Set train.steps or train.epochs."),
@@ -459,6 +459,46 @@ def test_aliases_are_refused_before_they_expand(good):
     assert "argument 'pair=*l0', line 1, column 1: '*l0': a recipe takes no anchors" in message(
         parse_yaml(GOOD, "x"), ["pair=*l0"]
     )
+
+
+TYPED = [  # what is typed, and what a key that takes text makes of it
+    ("Dataset #1", "Dataset #1"),
+    ("#2", "#2"),
+    ("2024", "2024"),
+    ("007", "007"),
+    ("1e3", "1e3"),
+    ("true", "true"),
+    ("a: b", "a: b"),
+    ("[x]", "[x]"),
+    ("- x", "- x"),
+    ("%x", "%x"),
+    ("@x", "@x"),
+    ("C:\\data\\new", "C:\\data\\new"),
+    ("C:", "C:"),
+    ("caf\udce9", "caf\udce9"),  # bytes that are not UTF-8, as Python gives them
+    ("'my run #2'", "my run #2"),
+    (" spaced ", "spaced"),
+    ("null", None),
+    ("~", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize("typed, meant", TYPED, ids=repr)
+def test_text_is_taken_as_it_is_typed(good, typed, meant):
+    recipe = load_recipe(good, [f"out={typed}", f"checkpoint.best={typed}"])
+    assert (recipe.out, recipe.checkpoint.best) == (meant, meant)
+    assert load_recipe(parse_yaml(to_yaml(recipe), "x")).out == meant  # the way back
+    if meant is not None:
+        root = load_recipe(good, ["source.name=video_folder", f"source.root={typed}"], check_paths=False)
+        assert root.tasks[0].source["root"] == meant
+
+
+def test_what_is_not_text_is_yaml_and_never_cut(good):
+    recipe = load_recipe(good, ["train.steps=12", "a.expander=[8, 16] # two", "optim.lr=1e-3"])
+    assert (recipe.train.steps, recipe.branches["a"].expander) == (12, [8, 16])
+    assert "train.steps: expected a whole number, got '12 #3'." in message(good, ["train.steps=12 #3"])
+    assert "a.modality.name: no modality 'clip #2'" in message(good, ["a.modality=clip #2"])
 
 
 def test_missing_files(good, monkeypatch):

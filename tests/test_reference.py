@@ -40,7 +40,7 @@ def test_every_key_is_there():
     for section in ("train", "data", "evaluate", "checkpoint"):
         there = schema["$defs"][section.capitalize()]["properties"]
         assert set(re.findall(r"^\| `(\w+)`", found[section], re.M)) == set(there)
-    assert "| `batch_size` | whole number above 0 | required | samples in a global batch" in found["train"]
+    assert "| `batch_size` | whole number at least 2 | required | samples in a global batch" in found["train"]
     assert "| `every` | whole number at least 0 or null | `null` |" in found["evaluate"]
     assert "| `source` | [source](#source) or null |" in found["Keys"]
     assert "list of [probe](#probe)" in found["evaluate"] and "[modality](#modality)" in PAGE.read_text(

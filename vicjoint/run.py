@@ -6,6 +6,7 @@ checkpoint saved (the same command with out=FOLDER goes on); 1: anything else.
 """
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -22,6 +23,10 @@ DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # paths are printed as they are, also those that are not UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         if options.list or options.schema:
             return show(components() if options.list else json.dumps(json_schema(), indent=1))
@@ -52,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(printable_lines(error), file=sys.stderr)
         return STOPPED
     except expected_failures() as error:
+        print(f"stopped: {printable_lines(error)}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
         print(f"stopped: {printable_lines(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ def _expanded(value: str) -> str:
     try:
         return str(user_path(value)) if value.startswith("~") else value
     except ValueError:
-        raise PydanticCustomError("path_type", "a path without ~, since no home folder is known") from None
+        raise PydanticCustomError("home_unknown", "a path without ~, since no home folder is known") from None
 
 
 FolderPath = Annotated[str, AfterValidator(_expanded)]
@@ -88,7 +88,7 @@ class Train(Section):
     steps: Whole | None = Field(None, gt=0, description="optimizer steps; wins over epochs")
     epochs: Whole | None = Field(None, gt=0, description="passes over the source")
     batch_size: Whole = Field(
-        gt=0, description="samples in a global batch, over all processes and accumulated parts"
+        ge=2, description="samples in a global batch, over all processes and accumulated parts"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the model; objectives always use fp32")
     seed: Whole = Field(0, ge=0, lt=2**32, description="of the weights, the order, crops and time windows")

@@ -1,5 +1,6 @@
 """Recipe -> everything a run needs, built and put together: tasks, model, optimizer, evaluation."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint import distributed
+from vicjoint.batch import Batch
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.readers import Readers
 from vicjoint.data.reading import TaskReading, build_reading, read_together
@@ -253,6 +255,41 @@ def try_one_record(parts: Parts) -> None:
             shapes = " and ".join(map(shape_of, (on_device.a, on_device.b)))
             which = f"{task.name}'s" if task.spec.label else "this pair's"
             raise RecipeError(f"the encoders cannot take {which} views {shapes}: {error}") from error
+        try_one_sample(parts, task, on_device)
+    if parts.recipe.train.compile:
+        try_to_compile(parts.device)
+
+
+def try_one_sample(parts: Parts, task: Task, batch: Batch) -> None:
+    """Raises RecipeError where a process takes one sample at a time, of which there is no batch norm and, in
+    parts with statistics of their own, no variance."""
+    options, world = parts.recipe.train, distributed.world_size()
+    samples = task.records_per_batch // world // options.accumulate * task.pair.samples_per_record
+    together = world > 1 and parts.device.type == "cuda"  # batch norm, over all processes
+    if samples > 1:
+        return
+    try:
+        if options.accumulate > 1 and not options.exact:
+            raise ValueError("the objective compares samples")
+        if not together:
+            copy.deepcopy(parts.model).train()(batch.a, batch.b, task.number)
+    except ValueError as error:
+        raise RecipeError(
+            f"train.batch_size: {options.batch_size} samples leave one at a time to each of {world} processes"
+            f" in {options.accumulate} parts (train.accumulate), which is too few: {error}. Raise"
+            " train.batch_size, or lower train.accumulate."
+        ) from error
+
+
+def try_to_compile(device: torch.device) -> None:
+    """Raises RecipeError where torch.compile has no compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # each compiler has errors of its own
+        raise RecipeError(
+            f"train.compile: torch.compile does not work here ({str(error).strip().splitlines()[0]:.300})."
+            " Install the compiler that it asks for, or leave out train.compile."
+        ) from error
 
 
 def shape_of(view) -> str:

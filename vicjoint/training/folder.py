@@ -16,9 +16,25 @@ from vicjoint.recipe import ImportsError, Recipe, RecipeError, load_recipe, to_y
 from vicjoint.recipe.compare import by_kind, shortly
 
 
+@contextlib.contextmanager
+def wrong_place(folder: Path, option: str = "out"):
+    """Inside, what the system has against a folder is a RecipeError."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(
+            f"{option}: {folder} cannot be written ({error.strerror or error}). Give another {option}=FOLDER."
+        ) from error
+
+
 def open_run(recipe: Recipe) -> Path:
     """The folder of this run: `out`, or the next free runs/<name>/<number>. Raises RecipeError where `out`
-    holds another recipe's run."""
+    holds another recipe's run, or cannot be written."""
+    with wrong_place(Path(recipe.out or "runs")):
+        return _open_run(recipe)
+
+
+def _open_run(recipe: Recipe) -> Path:
     if recipe.out is None:
         if folder := started_before(Path("runs") / recipe.name):
             return folder
@@ -93,7 +109,9 @@ def only_one(folder: Path, option: str = "out", doing: str = "training"):
     """Hold a run folder while writing in it; the system frees it when the process ends in any way. Raises
     RecipeError where another process has it. A file system that knows no locks goes without. option, doing:
     how messages call the folder and the work."""
-    with open(folder / LOCK, "a") as file:
+    with wrong_place(folder, option):
+        file = open(folder / LOCK, "a")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

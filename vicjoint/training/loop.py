@@ -9,6 +9,7 @@ import ctypes
 import errno
 import math
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
 from vicjoint.optim import set_learning_rate
-from vicjoint.recipe import Recipe, load_recipe
+from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.registry import ComponentError
 from vicjoint.report.page import write_report
 from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
@@ -67,9 +69,9 @@ def train(recipe, overrides=()) -> Path:
         ):
             try:
                 run_in(parts, folder, signal)
-            except OWN_ERRORS:
+            except (*OWN_ERRORS, RecipeError, ComponentError):
                 raise
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, ValueError, MemoryError) as error:
                 raise in_words(error, parts.recipe, folder, signal.asked) from error
     finally:
         distributed.stop()
@@ -111,6 +113,16 @@ def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exc
             f"{folder} cannot be written: {error.strerror}. Its checkpoints are as they were. Make room, then"
             f" give the same command again (out={folder}) to go on."
         )
+    if isinstance(error, OSError) and error.strerror:
+        return TrainingError(
+            f"{error.filename or folder}: {error.strerror}. When that is mended, the same command with"
+            f" out={folder} goes on from the last checkpoint."
+        )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return TrainingError(
+            f"there is too little memory ({first_line(error)}). Lower train.batch_size, or raise"
+            " train.accumulate, which keeps the batch."
+        )
     if str(error).startswith("DataLoader worker"):  # one whose end the readers did not see in time
         return TrainingError(
             f"a process that read data ended unexpectedly ({error}). Where memory is short,"
@@ -125,7 +137,19 @@ def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exc
         )
         # the first process has saved before it left
         return Stopped(said) if asked and distributed.rank() > 0 else TrainingError(said)
-    return error
+    return TrainingError(f"{type(error).__name__} at {place_of(error)}: {error}")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def place_of(error: Exception) -> str:
+    """file:line where it was raised, or where a library was called that raised it: in the program, or in a
+    user's encoder."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    return f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}"
 
 
 def stopped_at(step: int | None, folder: Path) -> str:
