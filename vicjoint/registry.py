@@ -11,13 +11,16 @@ A component's options are the keyword parameters of its constructor; nothing els
 
 import difflib
 import importlib
+import importlib.util
 import inspect
-import pkgutil
+import re
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Collection
-from importlib.machinery import FileFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from vicjoint.options import nearest, options_of, show
 from vicjoint.parts import Modality, Objective, Pair, Predictor, Probe, Source
@@ -252,30 +255,61 @@ def load_built_in() -> None:
         raise
 
 
-def load_encoder_folders() -> None:
-    """Import each file of the namespace package `encoders`: the shipped folder and the user's own
-    ./encoders."""
-    import sys
+OWN_ENCODERS = Path(__file__).resolve().parents[1] / "encoders"
+# what a file has that registers something; others in a folder of this name are not vicjoint's business
+REGISTERS = re.compile(
+    r"^[ \t]*(from|import)[ \t]+vicjoint\b.*^[ \t]*@?[\w.]*\bregister(_encoder)?\(", re.M | re.S
+)
 
+
+def load_encoder_folders() -> None:
+    """Import the files that register something of the shipped folder `encoders` and of the user's own
+    ./encoders, as one package. A project may have such a folder for other ends: its other files, and its
+    __init__.py, are not run. Raises ComponentError for a file that fails."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         # `python script.py` and pytest do not put the working folder on the path
         sys.path.append(str(Path.cwd()))
-    package = importlib.import_module("encoders")
-    if getattr(package, "__file__", None):
-        raise ComponentError(
-            f"{package.__file__} hides vicjoint's own encoders. `encoders` is a namespace package: delete"
-            " that __init__.py."
-        )
-    seen: dict[str, str] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        folder = cast(FileFinder, info.module_finder).path
-        if info.name in seen and Path(seen[info.name]).resolve() != Path(folder).resolve():
+    # a checkout beside an installation: only one of the two runs
+    others = [
+        Path(entry).resolve() for entry in sys.path if not Path(entry, "vicjoint", "registry.py").exists()
+    ]
+    there = dict.fromkeys([OWN_ENCODERS, *(folder / "encoders" for folder in others)])
+    folders = [folder for folder in there if folder.is_dir()]
+    spec = ModuleSpec("encoders", None, is_package=True)
+    package = sys.modules.setdefault("encoders", importlib.util.module_from_spec(spec))
+    package.__path__ = list(map(str, folders))  # the shipped ones come first
+    found: dict[str, Path] = {}
+    for file in (file for folder in folders for file in encoder_files(folder)):
+        name = file.parent.name if file.stem == "__init__" else file.stem
+        if name in found:
             raise ComponentError(
-                f"{folder}/{info.name}.py has the same file name as {seen[info.name]}/{info.name}.py, so one"
-                f" would hide the other. Rename yours, e.g. my_{info.name}.py."
+                f"{file} has the same file name as {found[name]}, so one would hide the other. Rename yours,"
+                f" e.g. my_{name}.py."
             )
-        seen[info.name] = folder
-        importlib.import_module(f"encoders.{info.name}")
+        found[name] = file
+        load_encoder_file(name, file)
+
+
+def encoder_files(folder: Path) -> list[Path]:
+    """The files, and packages, of a folder that register something."""
+    files = sorted([*folder.glob("[!_]*.py"), *folder.glob("*/__init__.py")])
+    return [file for file in files if REGISTERS.search(file.read_text(encoding="utf-8", errors="replace"))]
+
+
+def load_encoder_file(name: str, file: Path) -> None:
+    try:
+        importlib.import_module(f"encoders.{name}")
+    except ComponentError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+        ]
+        place = f"{file}:{lines[-1]}" if lines else file
+        raise ComponentError(
+            f"{place}: {type(error).__name__}: {error}. vicjoint imports this file since it lies in a folder"
+            " encoders/ and registers something. Mend it, or run in another folder."
+        ) from error
 
 
 def need(modules: list[str], user: str, extra: str) -> list:

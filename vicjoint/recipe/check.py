@@ -26,13 +26,12 @@ def load_imports(modules) -> list[str]:
     """Import the recipe's modules, so that they register components; what is not a list of text is left to
     the typed check."""
     modules = modules if isinstance(modules, list) and all(isinstance(m, str) for m in modules) else []
+    registry.load_built_in()  # what fails here is not the recipe's doing
     try:
         registry.load_imports(modules)
     except ComponentError as error:
         return [str(error)]
-    except Exception as error:  # the user's module may fail in any way
-        if not modules:
-            raise  # not the recipe's doing
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         last = traceback.extract_tb(error.__traceback__)[-1]
         return [
             f"imports: {', '.join(modules)} failed at {last.filename}:{last.lineno}: {type(error).__name__}:"
