@@ -20,6 +20,7 @@ from typing import Any
 
 import vicjoint
 from vicjoint.data import ReaderError
+from vicjoint.data.readers import stop_signals
 from vicjoint.embeddings.encoder import SPACES, RepresentationModel
 from vicjoint.embeddings.items import Data, cell_of
 from vicjoint.embeddings.store import NothingRead, Store
@@ -39,7 +40,7 @@ DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        with on_sigterm():
+        with on_signals():
             embed(options)
     except (RecipeError, ComponentError, ValueError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
@@ -73,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def on_sigterm() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does, so that processes that read end too."""
+def on_signals() -> Iterator[None]:
+    """SIGTERM and its like stop as Ctrl-C does, so that processes that read end too."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
         yield
         return
@@ -82,11 +83,12 @@ def on_sigterm() -> Iterator[None]:
     def stop(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def embed(options: argparse.Namespace) -> None:

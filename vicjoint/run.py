@@ -9,9 +9,13 @@ import argparse
 import io
 import json
 import os
-import resource
 import sys
 import time
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from vicjoint import registry
 from vicjoint.files.guard import printable, printable_lines
@@ -161,7 +165,7 @@ def dry_run(recipe: Recipe) -> int:
     minutes = (each * parts.steps + evaluation.seconds * times) / 60
     print(
         f"estimated time: {minutes:.1f} min, of which {evaluation.seconds * times / 60:.1f} min for {times}"
-        f" evaluations; peak memory: {peak_memory_mib(parts.device):.0f} MiB"
+        f" evaluations; peak memory: {peak_memory(parts.device)}"
     )
     return DONE
 
@@ -200,13 +204,15 @@ def seconds_of_a_step(parts, task) -> float:
     return max(training, reading / recipe.data.workers) if recipe.data.workers else training + reading
 
 
-def peak_memory_mib(device) -> float:
+def peak_memory(device) -> str:
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated() / 2**20
+        return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+    if resource is None:
+        return "not known on this system"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return f"{peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MiB"
 
 
 if __name__ == "__main__":

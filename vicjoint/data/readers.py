@@ -20,6 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from vicjoint import registry
 from vicjoint.data.time_limit import TimeLimit
 
+# that ask to save and stop: of schedulers, of a terminal that is closed; Windows has some of them
+STOP_SIGNALS = [
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+]
 READER = "VICJOINT_READER"  # in the environment of a process that reads
 NO_GUARD = 71  # its exit code where it was to train, too
 
@@ -131,7 +137,8 @@ class Readers:
             generator=torch.Generator(),  # its own: torch's would be moved by how often reading is started
         )
         others = set(multiprocessing.active_children())
-        if self.workers and threading.current_thread() is threading.main_thread():
+        in_main = threading.current_thread() is threading.main_thread()
+        if self.workers and in_main and hasattr(signal, "SIGCHLD"):  # not on Windows
             self._before = signal.getsignal(signal.SIGCHLD)
         with starting():
             self._items = iter(loader)
@@ -237,15 +244,21 @@ def describe(exit_code: int) -> str:
         return f"exit code {exit_code}"
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
     hint = {
-        signal.SIGKILL: ": often the system, when memory is short",
-        signal.SIGBUS: ": often too little shared memory, /dev/shm",
+        "SIGKILL": ": often the system, when memory is short",
+        "SIGBUS": ": often too little shared memory, /dev/shm",
     }
-    return f"{name}{hint.get(-exit_code, '')}"
+    return f"{name}{hint.get(name, '')}"
+
+
+def stop_signals() -> list[signal.Signals]:
+    """STOP_SIGNALS without a SIGHUP that is ignored, as under nohup."""
+    ignored = lambda number: number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not ignored(number)]
 
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # workers decode side by side; the main process trains
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         # they reach the whole group: the main process saves, then ends its workers
         signal.signal(number, signal.SIG_IGN)
     limit = torch.utils.data.get_worker_info().dataset.limit

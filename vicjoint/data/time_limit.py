@@ -68,7 +68,8 @@ class TimeLimit:
 
     @contextlib.contextmanager
     def _alarm(self):
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        in_main = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
+        if not in_main or not hasattr(signal, "setitimer"):  # as on Windows
             yield
             return
         before = signal.signal(signal.SIGALRM, self._on_alarm)

@@ -15,4 +15,4 @@ def cache_root() -> Path:
     try:
         return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").absolute() / "vicjoint"
     except ValueError:
-        return Path(tempfile.gettempdir()) / f"vicjoint-{os.getuid()}"
+        return Path(tempfile.gettempdir()) / f"vicjoint-{os.getuid() if os.name == 'posix' else 'cache'}"

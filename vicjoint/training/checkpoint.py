@@ -182,8 +182,11 @@ def remove(path: Path) -> None:
 
 
 def synchronise(path: Path) -> None:
-    """Wait until a file's data, or a folder's names, are on the disk."""
-    number = os.open(path, os.O_RDONLY)
+    """Wait until a file's data, or a folder's names, are on the disk. Windows opens no folder for that, and a
+    file only to write."""
+    if os.name == "nt" and path.is_dir():
+        return
+    number = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

@@ -1,7 +1,6 @@
 """A run's folder on disk: which one, and what stands in it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -10,6 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing stops two commands in one folder
+    fcntl = None
 
 from vicjoint.files.write import write_json, write_text
 from vicjoint.recipe import ImportsError, Recipe, RecipeError, load_recipe, to_yaml
@@ -113,7 +117,8 @@ def only_one(folder: Path, option: str = "out", doing: str = "training"):
         file = open(folder / LOCK, "a")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RecipeError(
                 f"{option}: another process is {doing} in {folder}. Wait for its end, or stop it; or give"

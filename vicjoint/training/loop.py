@@ -82,7 +82,7 @@ def keep_freed_memory() -> None:
     """Ask glibc to keep blocks of up to 32 MiB, its largest choice, that a step frees for the next step. It
     would give them back to the system and fetch them page by page in every step, which took a fifth of the
     processor time of a small model. Other C libraries go without."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((MALLOPT_MMAP_THRESHOLD, 2**25), (MALLOPT_TRIM_THRESHOLD, 2**31 - 1)):
             mallopt(option, value)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vicjoint import distributed
+from vicjoint.data.readers import stop_signals
 
 
 class Stopped(RuntimeError):
@@ -23,14 +24,13 @@ class Interrupted(BaseException):
 
 
 class StopSignal:
-    """While entered, SIGTERM and SIGINT set `asked`, so that the loop can save and stop; a second one raises
+    """While entered, each of STOP_SIGNALS sets `asked`, so that the loop can save and stop; a second raises
     KeyboardInterrupt.
 
     One within a second of the first is the same request: `timeout` sends its signal to the program and again
     to the whole group.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
     ONE_REQUEST_SECONDS = 1.0
 
     def __init__(self):
@@ -38,7 +38,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+            self._before = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         return self
 
     def __exit__(self, *_) -> None:

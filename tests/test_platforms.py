@@ -1,0 +1,91 @@
+"""Signals of schedulers and terminals; and systems that lack what Unix has."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vicjoint.data import readers
+from vicjoint.embed import on_signals
+from vicjoint.training.stopping import StopSignal
+
+ROOT = Path(__file__).resolve().parents[1]
+SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_asks_to_stop(name):
+    before = signal.getsignal(signal.Signals[name])
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.Signals[name])
+        assert stop.asked
+        os.kill(os.getpid(), signal.Signals[name])  # within a second: the same request
+    assert signal.getsignal(signal.Signals[name]) is before
+    with pytest.raises(KeyboardInterrupt), on_signals():
+        os.kill(os.getpid(), signal.Signals[name])
+    assert signal.getsignal(signal.Signals[name]) is before
+
+
+def test_a_terminal_may_be_closed_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked and signal.SIGTERM in readers.stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_processes_that_read_leave_signals_to_the_one_that_trains():
+    """They reach the whole group."""
+    assert [number.name for number in readers.STOP_SIGNALS] == SIGNALS
+
+
+BRANCH = {"modality": "text", "encoder": {"name": "bytes_cnn", "width": 4}, "expander": [4]}
+RECIPE = {
+    "name": "m",
+    "source": {"name": "table", "root": "t.csv"},
+    "pair": {"name": "cross_modal", "a": "x", "b": "y"},
+    "a": BRANCH,
+    "b": BRANCH,
+    "objective": {"name": "vicreg"},
+    "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine"}},
+    "train": {"steps": 2, "batch_size": 4},
+    "data": {"workers": 0},
+    "evaluate": {"probes": [{"name": "retrieval"}]},
+}
+WITHOUT_UNIX = """
+import signal, sys
+import matplotlib.pyplot, pyarrow, torch.utils.data, torchvision, transformers  # which look at the system
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None
+names = "SIGALRM SIGCHLD SIGKILL SIGBUS SIGHUP SIGUSR1 SIGUSR2 setitimer ITIMER_REAL"
+for name in names.split():
+    delattr(signal, name)
+from vicjoint import embed, evaluate, run
+assert run.main(["r.json", "--dry-run"]) == 0
+assert run.main(["r.json", "out=run"]) == 0
+assert run.main(["r.json", "out=run"]) == 0
+assert evaluate.main(["run"]) == 0
+assert embed.main(["run", "t.csv", "--to", "y.parquet", "--workers", "0"]) == 0
+"""
+
+
+def test_without_what_unix_alone_has(tmp_path):
+    rows = [f"r{i},a {i},b {i},{'test' if i % 4 == 0 else 'train'}\n" for i in range(16)]
+    (tmp_path / "t.csv").write_text("id,x,y,split\n" + "".join(rows))
+    (tmp_path / "r.json").write_text(json.dumps(RECIPE))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_UNIX],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "peak memory: not known on this system" in done.stdout and (tmp_path / "y.parquet").exists()
