@@ -22,7 +22,7 @@ import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 
-from vicjoint.library import LibraryPart
+from vicjoint.library import LibraryPart, ask_hub
 from vicjoint.options import Count
 from vicjoint.registry import ComponentError, nearest, register_encoder
 
@@ -396,6 +396,8 @@ def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Mo
             f"encoder '{encoder}': weights '{weights}' were not found: no folder {folder.absolute()}. "
             "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'."
         )
+    if not folder.is_dir():
+        ask_hub()
     try:
         # code that comes with weights is not run, nor does anybody get asked whether it shall
         model, info = AutoModel.from_pretrained(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from vicjoint.library import ask_hub
 from vicjoint.registry import ComponentError, nearest, need, register_encoder
 
 
@@ -31,6 +32,8 @@ def timm_encoder(model: str, weights: str | None = None, options: dict | None = 
             f"encoder 'timm': weights '{weights}' were not found: no file {path.absolute()}. Expected a file,"
             " or pretrained."
         )
+    if weights == "pretrained":
+        ask_hub()
     try:
         made = timm.create_model(
             model,

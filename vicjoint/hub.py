@@ -12,6 +12,7 @@ from vicjoint.export import load_encoder
 from vicjoint.exporting import facts
 from vicjoint.exporting.reading import is_export
 from vicjoint.files.paths import user_path
+from vicjoint.library import ask_hub
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import need
 
@@ -42,6 +43,7 @@ def fetched(name: str, revision: str | None) -> Path:
         raise RecipeError(
             f"{name}: no such folder. Expected an export, or the name of one on the hub (me/frames)."
         )
+    ask_hub()
     try:
         return Path(hub.snapshot_download(name, revision=revision, ignore_patterns=PROGRAMS))
     except Exception as error:  # the network, the hub's answer, the name: each has errors of its own
@@ -60,6 +62,7 @@ def push_to_hub(folder: str | Path, name: str, private: bool = False) -> str:
         raise RecipeError(
             f"{folder} is no export. Write one first: python -m vicjoint.export RUN --to {folder}"
         )
+    ask_hub()
     try:
         api = hub.HfApi()
         address = api.create_repo(name, private=private, exist_ok=True)

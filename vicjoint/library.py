@@ -1,7 +1,16 @@
-"""The contract of parts around something of another library: an export hands it on in that library's form."""
+"""The contract of parts around something of another library: an export hands it on in that library's form.
+And what is asked before something is fetched by its name on the hub."""
 
+import functools
+import os
+import queue
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import ClassVar
+
+HUB_SECONDS = 5.0
 
 
 class LibraryPart:
@@ -16,3 +25,35 @@ class LibraryPart:
     def save(self, folder: Path) -> None:
         """Write what the options in `saved` name, or would, into an existing folder."""
         raise NotImplementedError(f"'{type(self).__name__}' has no method save(folder)")
+
+
+@functools.cache
+def ask_hub() -> None:
+    """Before something is fetched by its name: where the hub does not answer within HUB_SECONDS, its library
+    is told to look into its cache folder alone, for the rest of the program. It would try again for a minute
+    otherwise, file by file."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    # a thread: the search for an address has no time limit of its own
+    threading.Thread(target=lambda: answers.put(answers_at(constants.ENDPOINT)), daemon=True).start()
+    try:
+        there = answers.get(timeout=HUB_SECONDS)
+    except queue.Empty:
+        there = False
+    if not there:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are imported later
+        constants.HF_HUB_OFFLINE = True
+
+
+def answers_at(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:  # an answer, too
+        error.close()
+        return True
+    except (OSError, ValueError):
+        return False

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vicjoint.facts import hashing
-from vicjoint.library import LibraryPart
+from vicjoint.library import LibraryPart, ask_hub
 from vicjoint.options import ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, need, register
@@ -141,6 +141,8 @@ def load_tokenizer(name: str):
             f"modality 'text': tokenizer '{name}' was not found: no folder {folder.absolute()}. Expected"
             " bytes, a folder made by save_pretrained, or a hub id such as 'google-bert/bert-base-uncased'."
         )
+    if not folder.is_dir():
+        ask_hub()
     try:
         return transformers.AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name, trust_remote_code=False

@@ -21,6 +21,7 @@ import numpy as np
 
 from vicjoint.files.cache import cache_root
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.library import ask_hub
 from vicjoint.options import Count
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
@@ -266,8 +267,10 @@ class HuggingFace(Source):
 def load(root: str, config: str | None, take: int | None):
     """{split: data set}. Raises ComponentError where the library is missing, SourceError where nothing can be
     loaded."""
-    (datasets,) = need(["datasets"], "source 'hf'", "hf")
     folder = Path(root).expanduser()
+    if not folder.exists():
+        ask_hub()  # before the library is imported, which asks only then
+    (datasets,) = need(["datasets"], "source 'hf'", "hf")
     try:
         if folder.is_dir() and ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
             data = datasets.load_from_disk(str(folder))
