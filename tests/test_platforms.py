@@ -11,6 +11,8 @@ import pytest
 
 from vicjoint.data import readers
 from vicjoint.embed import on_signals
+from vicjoint.files.cells import file_path
+from vicjoint.sources.table import Table
 from vicjoint.training.stopping import StopSignal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,3 +91,22 @@ def test_without_what_unix_alone_has(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "peak memory: not known on this system" in done.stdout and (tmp_path / "y.parquet").exists()
+
+
+def test_a_table_that_was_written_on_windows(tmp_path):
+    names = ["img/0.png", "img/deep/1.png", "img/2.png", "img/na\\me.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    text = {name: name.replace("/", "\\") for name in names[:3]} | {names[3]: names[3]}
+    for table, cells in (("unix.csv", names), ("windows.csv", text.values())):
+        (tmp_path / table).write_text("path\n" + "\n".join(cells))
+    unix, windows = Table(str(tmp_path / "unix.csv")), Table(str(tmp_path / "windows.csv"))
+    assert windows.train == unix.train and windows.test == unix.test
+    assert sorted(r["path"] for r in [*windows.train, *windows.test]) == sorted(
+        str(tmp_path / name) for name in names
+    )
+    cell = {"folder": str(tmp_path)}
+    assert file_path(cell, "img\\0.png") == f"{tmp_path}/img/0.png"
+    assert file_path(cell, "img\\deep\\..\\2.png") == f"{tmp_path}/img/2.png"
+    assert file_path(cell, "img\\gone.png") == f"{tmp_path}/img/gone.png"  # a bad sample, when it is read

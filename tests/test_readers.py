@@ -382,11 +382,15 @@ def test_a_process_that_reads_does_not_train(monkeypatch):
     found._processes = [SimpleNamespace(pid=1, is_alive=lambda: False, exitcode=readers.NO_GUARD)]
     with pytest.raises(readers.ReaderError, match="from its top again.*below a guard.*if __name__ =="):
         found._check_dead(wait=False)
-    monkeypatch.setattr("vicjoint.registry._components", {"pair": {"mine": made_in_main}})
-    before = dict(sys.modules["__main__"].__dict__)
-    with readers.starting():
-        assert sys.modules["__main__"].__dict__ == before and readers.READER in os.environ
-    monkeypatch.undo()
-    with readers.starting():
-        assert sys.modules["__main__"].__dict__.get("__spec__") is None
-    assert sys.modules["__main__"].__dict__ == before and readers.READER not in os.environ
+    main = sys.modules["__main__"]
+    for spec, own_parts, file in (
+        (None, {}, None),
+        (None, {"mine": made_in_main}, "s.py"),
+        ("m", {}, "s.py"),
+    ):
+        monkeypatch.setattr(main, "__spec__", spec)
+        monkeypatch.setattr(main, "__file__", "s.py", raising=False)
+        monkeypatch.setattr("vicjoint.registry._components", {"pair": own_parts})
+        with readers.starting():
+            assert main.__file__ == file and readers.READER in os.environ
+        assert main.__file__ == "s.py" and readers.READER not in os.environ

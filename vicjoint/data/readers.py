@@ -221,16 +221,18 @@ class Readers:
 def starting():
     """Around the start of processes that read. A spawned process runs the user's script again, all that no
     main guard holds back: here only where it needs the parts that the script defines."""
-    main = sys.modules["__main__"]
-    names = set() if registry.any_of_main() else {"__spec__", "__file__"} & main.__dict__.keys()
-    kept = {name: main.__dict__[name] for name in names}
-    main.__dict__.update(dict.fromkeys(kept))
+    main = sys.modules["__main__"].__dict__
+    is_script = main.get("__spec__") is None and main.get("__file__") is not None
+    kept = main["__file__"] if is_script and not registry.any_of_main() else None
+    if kept:
+        main["__file__"] = None
     os.environ[READER] = "1"
     try:
         yield
     finally:
         del os.environ[READER]
-        main.__dict__.update(kept)
+        if kept:
+            main["__file__"] = kept
 
 
 def refuse_in_a_reader() -> None:

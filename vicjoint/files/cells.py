@@ -31,10 +31,12 @@ def path_of(record: dict) -> str:
 
 
 def file_path(record: dict, value) -> str:
-    """The absolute path that a cell's value means. Raises CellError where the value is no text."""
+    """The absolute path that a cell's value means; a backslash parts folders as on Windows, where no file has
+    it in its name. Raises CellError where the value is no text."""
     if not isinstance(value, str):
         raise CellError(f"expected the path of a file, got {type(value).__name__} {str(value)[:50]}")
-    return os.path.normpath(os.path.join(record.get("folder", ""), value.strip()))
+    path = os.path.normpath(os.path.join(record.get("folder", ""), value.strip()))
+    return path if "\\" not in path or os.path.exists(path) else os.path.normpath(path.replace("\\", "/"))
 
 
 def values(record: dict, column: str, several: bool = False, separator: str | None = None) -> list:

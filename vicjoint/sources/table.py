@@ -13,7 +13,7 @@ type, lists included (five captions of one picture).
 import os
 from pathlib import Path
 
-from vicjoint.files.cells import CellError, as_text, is_empty
+from vicjoint.files.cells import CellError, as_text, file_path, is_empty
 from vicjoint.files.guard import can_be_named
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, register
@@ -137,7 +137,7 @@ class _Rows:
                     f"{self._where(line)}: column '{self.column}' is {row[self.column]!r:.50}, which no file"
                     " can be named. Correct it."
                 )
-            path = os.path.normpath(folder / row[self.column])
+            path = file_path({"folder": str(folder)}, row[self.column])
             own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
         else:
             if self.name is not None and is_empty(row[self.name]):
