@@ -332,6 +332,12 @@ def test_the_terminal_table():
         "model       1e-06",
         "chance          -",
     ]
+    wide = {"model": {"r2": -45286775.418, "mae": 1.0}, "chance": {"r2": 0.0, "mae": 123456789.5}}
+    assert [line.split() for line in table(wide).splitlines()] == [
+        ["r2", "mae"],
+        ["model", "-45286775.418", "1.000"],
+        ["chance", "0.000", "123456789.500"],
+    ]
 
 
 def test_large_frames_are_shrunk_and_not_pixelated():
