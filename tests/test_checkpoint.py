@@ -236,3 +236,10 @@ def test_where_nothing_is_lost_the_first_signal_stops(monkeypatch):
         with pytest.raises(stopping.Interrupted), stop.at_once():  # asked for before
             pytest.fail("entered")
         assert stop.asked and json.dumps(stop.asked) == "true"
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    """Bytes of an old file system, as Python gives them."""
+    folder = tmp_path / "caf\udce9"
+    checkpoint.save(folder, 3, state(3), keep=1)
+    assert torch.equal(checkpoint.load_last(folder)["model"]["a.weight"], state(3)["model"]["a.weight"])

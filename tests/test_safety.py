@@ -149,7 +149,7 @@ def test_yaml_never_builds_objects(text, tmp_path, monkeypatch):
         parse_yaml(f"name: {text}\n", "recipe x.yaml")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
     with pytest.raises(RecipeError, match="could not determine a constructor"):
-        load_recipe(RECIPE, [f"name={text}"])
+        load_recipe(RECIPE, [f"pair={text}"])
 
 
 def test_no_file_is_unpickled_anywhere():

@@ -18,9 +18,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -255,7 +255,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         str(path).encode()
     except UnicodeEncodeError:  # a name that is not UTF-8, by which safetensors opens no file
-        return safetensors.torch.load(path.read_bytes())
+        return load_bytes(path.read_bytes())
     return load_file(path)
 
 
