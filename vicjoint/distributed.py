@@ -10,12 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 _patient = None  # the group in which processes wait for the first one's long work
+_host = None  # the group for numbers that the processor holds: no GPU has to be waited for
 
 
 def start(timeout_seconds: float = 600) -> None:
     """Join the process group when launched by torchrun; otherwise do nothing. A process waits so long for the
     others in a step."""
-    global _patient
+    global _patient, _host
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -31,12 +32,13 @@ def start(timeout_seconds: float = 600) -> None:
             timeout=timedelta(seconds=timeout_seconds),
         )
         _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        _host = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def stop() -> None:
-    global _patient
+    global _patient, _host
     if dist.is_initialized():
-        _patient = None
+        _patient = _host = None
         # a DistributedDataParallel that only waits for the garbage collector still holds the group, and
         # gloo's threads then abort the exit
         gc.collect()
@@ -49,6 +51,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints; known before the processes meet and after they part."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def barrier() -> None:
@@ -123,13 +130,22 @@ def gather_objects(value) -> list:
     return values
 
 
-def row_counts(rows: int, device) -> list[int]:
+def anywhere(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on some process."""
+    if world_size() == 1:
+        return list(flags)
+    found = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX, _host)
+    return found.bool().tolist()
+
+
+def row_counts(rows: int) -> list[int]:
     """How many rows each process holds."""
     if world_size() == 1:
         return [rows]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([rows], device=device))
-    return [int(c) for c in counts]
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    dist.all_gather(list(counts.split(1)), torch.tensor([rows]), _host)
+    return counts.tolist()
 
 
 def own_rows(counts: list[int]) -> slice:

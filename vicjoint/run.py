@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 
-from vicjoint import registry
+from vicjoint import distributed, registry
 from vicjoint.files.guard import printable, printable_lines
 from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.registry import ComponentError
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.recipe is None:
             raise RecipeError("no recipe given. Usage: python -m vicjoint.run RECIPE [key=value ...]")
         recipe = load_recipe(options.recipe, options.overrides)
-        if recipe.announcement:
+        if recipe.announcement and distributed.is_first():
             print(printable_lines(recipe.announcement), flush=True)
         if options.dry_run:
             return dry_run(recipe)
@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(printable_lines(error), file=sys.stderr)
         return WRONG_RECIPE
     except stopped() as error:
-        print(printable_lines(error), file=sys.stderr)
+        if distributed.is_first():  # all stop at the same step
+            print(printable_lines(error), file=sys.stderr)
         return STOPPED
     except expected_failures() as error:
         print(f"stopped: {printable_lines(error)}", file=sys.stderr)
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return FAILED
-    print(f"run: {folder}")
+    if distributed.is_first():
+        print(f"run: {folder}")
     return DONE
 
 

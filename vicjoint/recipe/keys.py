@@ -81,6 +81,9 @@ class Train(Section):
             "with parts: the objective sees the whole batch, for one more forward pass; false: each part"
         ),
     )
+    sync_batch_norm: bool = Field(
+        True, description="on several processes: batch norm over all rows of a step; false: each its own"
+    )
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     nonfinite: Literal["stop", "skip"] = Field(

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
+from vicjoint.batch_norm import synchronised
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
@@ -185,11 +186,11 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
             task = parts.tasks[step % turns]
             batch, bad = read(parts, folder, batches, step)
             waited = time.perf_counter() - began
-            gathered = distributed.gather_objects((bad, signal.asked))
-            if any(asked for _, asked in gathered):
+            some_bad, asked = distributed.anywhere(bool(bad), signal.asked)
+            if asked:
                 save(parts, folder, step)
                 raise Stopped(stopped_at(step, folder))
-            found = [b for of_process, _ in gathered for b in of_process]
+            found = sum(distributed.gather_objects(bad), []) if some_bad else []
             quarantines[task.source_name].add(found)
             parts.limit.learn(task.number, found)
 
@@ -275,7 +276,8 @@ def wrap(parts: Parts) -> nn.Module:
     forward = model = parts.model
     if distributed.world_size() > 1:
         cuda = parts.device.type == "cuda"
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if cuda else model
+        if parts.recipe.train.sync_batch_norm:
+            model = synchronised(model, parts.device)
         # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on
         # one process
         idle = any({t.spec.a, t.spec.b} != set(model.branches) for t in parts.tasks)
