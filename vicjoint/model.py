@@ -11,6 +11,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vicjoint.batch import Crops
 from vicjoint.latents import Choice, check_latents
@@ -97,9 +98,11 @@ class Model(nn.Module):
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
         and z_b, [B, E] each."""
         a, b = self.tasks[task]
-        z_a = self.branches[a](view_a)
+        with record_function("forward a"):
+            z_a = self.branches[a](view_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
-            z_b = self.branches[b](view_b)
+            with record_function("forward b"):
+                z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
         return self.predict(z_a) if self.choice is None else self.choice(self.predictions(z_a), z_b), z_b

@@ -1,4 +1,5 @@
-"""python -m vicjoint.run RECIPE [key=value ...] [--seeds 0-4] [--dry-run] [--list] [--schema] [--replay STEP]
+"""python -m vicjoint.run RECIPE [key=value ...] [--seeds 0-4] [--dry-run] [--profile STEPS] [--replay STEP]
+python -m vicjoint.run --list | --schema
 
 Trains what a recipe describes; with --seeds once for each of them, one after another. Exit code 0: done (the
 last line on stdout is `run: FOLDER`); 2: a wrong recipe or arguments; 75: stopped by a signal with a
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             from vicjoint.training.loop import train
 
-            folder = train(recipe)
+            folder = train(recipe, profile=options.profile)
     except (RecipeError, ComponentError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG_RECIPE
@@ -86,6 +87,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--seeds",
         metavar="0-4",
         help="train with each of these seeds (0-4, or 0,3,7), then show every row's mean and spread",
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="take the time of so many steps apart: a table, and RUN/trace.json.gz for ui.perfetto.dev",
     )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     parser.add_argument(

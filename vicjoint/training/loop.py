@@ -9,12 +9,14 @@ import ctypes
 import errno
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
@@ -32,6 +34,7 @@ from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
+from vicjoint.training.profiling import profiled
 from vicjoint.training.resuming import resume, save
 from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 from vicjoint.training.trackers import Trackers, check_trackers
@@ -47,10 +50,10 @@ class TrainingError(RuntimeError):
 OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, BadDataError)  # they say all already
 
 
-def train(recipe, overrides=()) -> Path:
+def train(recipe, overrides=(), profile: int = 0) -> Path:
     """Train what a recipe (file, bare name or mapping) with overrides (`["train.steps=10"]`) describes;
-    returns the run folder. A folder given by `out` that holds a run of the same recipe is resumed. Raises
-    Stopped, with a checkpoint saved, where a signal asked for it.
+    returns the run folder. A folder given by `out` that holds a run of the same recipe is resumed. `profile`:
+    steps whose time is taken apart. Raises Stopped, with a checkpoint saved, where a signal asked for it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     keep_freed_memory()
@@ -65,7 +68,7 @@ def train(recipe, overrides=()) -> Path:
             StopSignal() as signal,
         ):
             try:
-                run_in(parts, folder, signal)
+                run_in(parts, folder, signal, profile)
             except OWN_ERRORS:
                 raise
             except (OSError, RuntimeError) as error:
@@ -85,15 +88,18 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
+def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None:
     """From the folder's last checkpoint to the report."""
     if distributed.rank() == 0:
         describe(parts, folder)
     begin = resume(parts, folder)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
     with Trackers(parts.recipe, folder, begin) as trackers:
-        with MetricsLog(folder, begin, steps, batch_size, names, trackers) as log:
-            fit(parts, folder, begin, log, signal)
+        with (
+            MetricsLog(folder, begin, steps, batch_size, names, trackers) as log,
+            profiled(folder, begin, steps, profile) as stepped,
+        ):
+            fit(parts, folder, begin, log, signal, stepped)
         try:
             with signal.at_once():
                 results = finish(parts, folder, parts.recipe.evaluate.last)
@@ -160,9 +166,11 @@ def branch_names(parts: Parts) -> dict[str, dict[str, tuple[str, str]]]:
     }
 
 
-def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSignal) -> None:
-    """Train from step `begin` to the recipe's last one. Raises Stopped, after saving, where a signal asked
-    for it."""
+def fit(
+    parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSignal, stepped: Callable[[], None]
+) -> None:
+    """Train from step `begin` to the recipe's last one; `stepped` is called after each. Raises Stopped, after
+    saving, where a signal asked for it."""
     recipe, turns = parts.recipe, len(parts.tasks)
     quarantines = quarantine(parts, folder)
     forward = wrap(parts)
@@ -184,7 +192,8 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
             # one step
             began = time.perf_counter()
             task = parts.tasks[step % turns]
-            batch, bad = read(parts, folder, batches, step)
+            with record_function("waiting for data"):
+                batch, bad = read(parts, folder, batches, step)
             waited = time.perf_counter() - began
             some_bad, asked = distributed.anywhere(bool(bad), signal.asked)
             if asked:
@@ -197,8 +206,10 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
             seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
             lr = set_learning_rate(parts.optimizer, recipe.schedule, step, parts.steps, parts.steps_per_epoch)
             watch.remember()
+            with record_function("transfer"):
+                batch = batch.to(parts.device)
             loss, terms, embeddings = backward(
-                forward, task.objective, batch.to(parts.device), recipe.train, task.number, task.gradient_b
+                forward, task.objective, batch, recipe.train, task.number, task.gradient_b
             )
             skipped = watch.look(step, task, batch, loss, terms)
             if skipped and watch.over:
@@ -206,7 +217,8 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
                     save(parts, folder, step)  # as before this step: --replay has its exact weights
                 raise TrainingError(skipped)
             if not skipped:
-                update(parts)
+                with record_function("optimizer"):
+                    update(parts)
 
             # what it was like
             rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
@@ -216,6 +228,7 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
             else:
                 z = embeddings if healthy else None
                 log.step(step + 1, task.name, loss, terms, rates, z, parts.model.usage)
+            stepped()
 
 
 def due(step: int, every: int | None) -> bool:
