@@ -318,14 +318,6 @@ class Items:
         )
 
 
-class RecordTokens(NamedTuple):
-    """What an encoder gives of a record before it pools: x [T, D] float32 and, with a spread along time, the
-    number of the view that each token is of, [T] int64; else 0."""
-
-    x: Tensor
-    view: Tensor
-
-
 class Features(Protocol):
     """What an evaluation has read and encoded, as one probe asks for it (vicjoint/probes/features.py).
 
@@ -352,10 +344,10 @@ class Features(Protocol):
         an epoch."""
         ...
 
-    def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[RecordTokens]], Tensor]]:
-        """({row: of B records}, their numbers [B]) chunk by chunk, in order: nothing of it is kept, since
-        tokens are large. Records that cannot be read are left out. Raises ValueError where the encoder has no
-        tokens (vicjoint/tokens.py)."""
+    def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[list[Tensor]]], Tensor]]:
+        """({row: of B records the tokens [T, D] float32 of each of their views along time}, numbers of the
+        records [B]), some at once, in order: nothing of it is kept, since tokens are large. Raises ValueError
+        where the encoder has no tokens (vicjoint/tokens.py), or none of the records can be read."""
         ...
 
     def baseline(self, side: Side) -> str:

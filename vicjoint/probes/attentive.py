@@ -8,11 +8,11 @@ same encoder before training; mean_token, the mean of the model's tokens before 
 attention; chance.
 """
 
-# N samples, B batch, T tokens, D their width, H heads, W views along time, C classes
+# N samples, B batch, S slots of time, T tokens, D their width, H heads, C classes
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
@@ -23,17 +23,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vicjoint.options import Count
-from vicjoint.parts import EvaluationData, Features, Metric, RecordTokens, Want
+from vicjoint.parts import EvaluationData, Features, Metric, Spread, Want
 from vicjoint.probes.classify import ACCURACY, Classification
 from vicjoint.probes.features import split as in_parts
 from vicjoint.probes.labels import Labels, chance, classified, evenly, held_out, labels_of, named
 from vicjoint.probes.ridge import CONSTANT
-from vicjoint.probes.spread import spread_of
+from vicjoint.probes.spread import Pool, spread_of
 from vicjoint.registry import register
 
 KEPT_BYTES = 2**32  # tokens of the training samples, which are kept while the probe learns
 WORTH_SAYING = 2**29
 HEAD = 64  # numbers of a token for each head
+Sample = list[Tensor]
+"""Tokens [T, D] of each of a sample's slots of time."""
 ROWS = ("model", "random_init")
 MEAN = "mean_token"
 
@@ -51,8 +53,8 @@ class Attentive(Classification):
     the same pass, `epochs` epochs with a cosine, in batches of 64. The setting, and the epoch after which it
     is taken, is the one that is best on a share `holdout` of the training samples, which nothing is trained
     on. samples: train on at most so many samples, evenly spaced; null: on all of them, whose tokens have to
-    fit into 4 GiB. windows, between: as in linear; attention is over the tokens of all windows, each with a
-    learned vector that tells which.
+    fit into 4 GiB. windows, pool, between: as in linear; attention is over the tokens of one slot (mean:
+    there is one, with the tokens of all windows), and what it gives of each slot is side by side.
     """
 
     refusal = (
@@ -67,7 +69,7 @@ class Attentive(Classification):
 
     def __init__(
         self,
-        rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [3e-4, 1e-3, 5e-3],
+        rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1e-3, 5e-3, 2e-2],
         decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = [0.01, 0.4],
         epochs: Count = 20,
         samples: Annotated[int, Field(ge=2)] | None = None,
@@ -75,11 +77,12 @@ class Attentive(Classification):
         label: str = "label",
         branch: str = "a",
         windows: Count | None = None,
+        pool: Pool = "slots",
         between: tuple[str, str] | None = None,
     ):
         self.settings = [(rate, decay) for rate in rates for decay in decays]
         self.epochs, self.samples, self.holdout, self.label = epochs, samples, holdout, label
-        self.branch, self.spread = branch, spread_of("attentive", windows, "slots", between)
+        self.branch, self.spread = branch, spread_of("attentive", windows, pool, between)
 
     def wants(self, data: EvaluationData) -> list[Want]:
         train, test = super().wants(data)
@@ -91,23 +94,17 @@ class Attentive(Classification):
 
     def check(self, features: Features) -> None:
         train = features.wants[0]
-        for rows, _ in features.tokens(train):
-            self._fits(rows, len(train.places))
+        for rows, _ in self._samples(features, train):
+            fitting(rows, len(train.places))
             break
 
-    def _fits(self, rows: dict[str, list[RecordTokens]], samples: int) -> int:
-        """Bytes of the tokens of so many samples, of all rows, by those of a few. Raises ValueError where
-        they are too many to be kept."""
-        some = [size_of(tokens) for tokens in zip(*rows.values())]
-        each = sum(some) / len(some)
-        if each * samples > KEPT_BYTES:
-            tokens, width = next(iter(rows.values()))[0].x.shape
-            raise ValueError(
-                f"evaluate.probes: 'attentive' keeps the tokens of its {samples:,} training samples, about"
-                f" {tokens} x {width} each for every encoder: {each * samples / 2**30:.1f} GiB, more than"
-                f" {KEPT_BYTES / 2**30:g}. Set samples: {max(2, int(KEPT_BYTES / each)):d} or fewer."
-            )
-        return int(each * samples)
+    def _samples(self, features: Features, want: Want) -> Iterator[tuple[dict[str, list[Sample]], Tensor]]:
+        """({row: B samples}, their numbers [B]), some at once."""
+        for rows, numbers in features.tokens(want):
+            found = {row: [in_slots(views, self.spread) for views in of] for row, of in rows.items()}
+            # and the mean of the model's tokens, as one token
+            found[MEAN] = [[x.mean(0, keepdim=True) for x in sample] for sample in found["model"]]
+            yield found, numbers
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         labels = features.once("labels", lambda: labels_of(features.data, self.label, self.branch))
@@ -132,29 +129,29 @@ class Attentive(Classification):
         del tokens
         scores: dict[str, list[Tensor]] = {row: [] for row in found}
         tested: list[int] = []
-        for some, numbers in features.tokens(test):
-            for row, of in with_mean(some).items():
+        for some, numbers in self._samples(features, test):
+            for row, of in some.items():
                 scores[row].append(found[row].classifier(*padded(of, features.device)))
             tested += numbers.tolist()
         truth = labels.test[tested].to(features.device)
         metrics = {row: classified(torch.cat(of), truth) | found[row].setting for row, of in scores.items()}
         return metrics, [places, tested]
 
-    def _kept(self, features: Features, want: Want) -> tuple[dict[str, list[RecordTokens]], list[int]]:
-        """({row: tokens of the training samples, on the CPU}, their numbers)."""
-        rows: dict[str, list[RecordTokens]] = {}
+    def _kept(self, features: Features, want: Want) -> tuple[dict[str, list[Sample]], list[int]]:
+        """({row: the training samples, on the CPU}, their numbers)."""
+        rows: dict[str, list[Sample]] = {}
         places: list[int] = []
-        for some, numbers in features.tokens(want):
-            if not places and (size := self._fits(some, len(want.places))) > WORTH_SAYING:
+        for some, numbers in self._samples(features, want):
+            if not places and (size := fitting(some, len(want.places))) > WORTH_SAYING:
                 tqdm.write(f"attentive: keeps {size / 2**30:.1f} GiB of tokens while it learns")
-            for row, tokens in with_mean(some).items():
-                rows.setdefault(row, []).extend(RecordTokens(x.cpu(), view.cpu()) for x, view in tokens)
+            for row, samples in some.items():
+                rows.setdefault(row, []).extend([x.cpu() for x in sample] for sample in samples)
             places += numbers.tolist()
         return rows, places
 
     def _fit(
         self,
-        tokens: list[RecordTokens],
+        samples: list[Sample],
         labels: Tensor,
         classes: int,
         device: torch.device,
@@ -163,10 +160,10 @@ class Attentive(Classification):
         """The classifier that is best on the held-out ones of N training samples with labels [N]."""
         held = held_out(len(labels), self.holdout)
         of_held, used = np.flatnonzero(held), np.flatnonzero(~held)
-        mean, scale = spread_over([tokens[i].x for i in used])
+        mean, scale = spread_over([x for i in used for x in samples[i]])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            first = Attention(mean, scale, self.spread.windows if self.spread else 1, classes)
+            first = Attention(mean, scale, self.spread.slots if self.spread else 1, classes)
         tried = [copy.deepcopy(first).to(device) for _ in self.settings]
         optimizer = torch.optim.AdamW(
             [
@@ -176,7 +173,7 @@ class Attentive(Classification):
         )
         steps = self.epochs * math.ceil(len(used) / self.BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        batch = lambda some: (padded([tokens[i] for i in some], device), labels[some].to(device))
+        batch = lambda some: (padded([samples[i] for i in some], device), labels[some].to(device))
         best, highest = None, (-1.0, 0.0)
         for epoch in range(self.epochs):
             order = np.random.default_rng([0, epoch]).permutation(used)
@@ -210,33 +207,31 @@ class Best(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Tokens x [B, T, D], mask [B, T] bool and numbers of their views [B, T] -> scores [B, C]. The keys of an
-    attention with one query are not needed: query and keys' projection are together one vector of D numbers
-    for each head. mean, scale [D]: of the tokens."""
+    """Tokens x [B S, T, D] and mask [B S, T] bool -> scores [B, C]. The keys of an attention with one query
+    are not needed: the query and the keys' projection are together one vector of D numbers for each head.
+    mean, scale [D]: of the tokens."""
 
-    def __init__(self, mean: Tensor, scale: Tensor, windows: int, classes: int):
+    def __init__(self, mean: Tensor, scale: Tensor, slots: int, classes: int):
         super().__init__()
         dim = len(mean)
         heads = next(n for n in range(max(1, dim // HEAD), 0, -1) if dim % n == 0)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+        self.slots = slots
         self.query = nn.Parameter(0.02 * torch.randn(heads, dim))
-        self.when = nn.Parameter(torch.zeros(windows, dim)) if windows > 1 else None
         self.value = nn.Linear(dim, dim)
         self.hidden = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.classes = nn.Linear(dim, classes)
+        self.classes = nn.Linear(slots * dim, classes)
 
-    def forward(self, x: Tensor, mask: Tensor, view: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = (x - self.mean) / self.scale
-        if self.when is not None:
-            x = x + self.when[view]
-        weight_BTH = x @ self.query.T * (HEAD / x.shape[2]) ** 0.5
-        weight_BTH = weight_BTH.masked_fill(~mask[..., None], -torch.inf).softmax(1)
-        pooled_BHD = weight_BTH.transpose(1, 2) @ x
+        weight_NTH = x @ self.query.T * (HEAD / x.shape[2]) ** 0.5
+        weight_NTH = weight_NTH.masked_fill(~mask[..., None], -torch.inf).softmax(1)
+        pooled_NHD = weight_NTH.transpose(1, 2) @ x
         # of a head its own numbers of the values
         of_head = self.value.weight.unflatten(0, (len(self.query), -1))
-        value_BD = torch.einsum("bhd,hed->bhe", pooled_BHD, of_head).flatten(1) + self.value.bias
-        return self.classes(value_BD + self.hidden(value_BD))
+        value_ND = torch.einsum("nhd,hed->nhe", pooled_NHD, of_head).flatten(1) + self.value.bias
+        return self.classes((value_ND + self.hidden(value_ND)).unflatten(0, (-1, self.slots)).flatten(1))
 
 
 def spread_over(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -256,20 +251,32 @@ def goodness(scores: Tensor, y: Tensor) -> Tensor:
     return torch.stack([right, -nn.functional.cross_entropy(scores.double(), y, reduction="sum")])
 
 
-def padded(tokens: list[RecordTokens], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """What Attention takes, of B records."""
-    join = lambda parts: nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device)
-    lengths = torch.tensor([len(x) for x, _ in tokens])
+def padded(samples: list[Sample], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What Attention takes, of B samples."""
+    tokens = [x for sample in samples for x in sample]
+    lengths = torch.tensor(list(map(len, tokens)))
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return join([x for x, _ in tokens]), mask.to(device), join([view for _, view in tokens])
+    return nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device), mask.to(device)
 
 
-def with_mean(rows: dict[str, list[RecordTokens]]) -> dict[str, list[RecordTokens]]:
-    """And the mean of the model's tokens, as one token."""
-    means = [RecordTokens(x.mean(0, keepdim=True), view[:1]) for x, view in rows["model"]]
-    return rows | {MEAN: means}
+def in_slots(views: list[Tensor], spread: Spread | None) -> Sample:
+    """Tokens [T, D] of a record's views, in order of time, together by slot."""
+    if spread is None:
+        return views
+    bounds = [round(i * len(views) / spread.slots) for i in range(spread.slots + 1)]
+    return [torch.cat(views[start:end]) for start, end in zip(bounds, bounds[1:])]
 
 
-def size_of(tokens: Sequence[RecordTokens]) -> int:
-    """In bytes."""
-    return sum(x.nbytes + view.nbytes for x, view in tokens)
+def fitting(rows: dict[str, list[Sample]], samples: int) -> int:
+    """Bytes of the tokens of so many samples, in all rows, by those of a few. Raises ValueError where they
+    are too many to be kept."""
+    found = rows["model"]
+    each = sum(x.nbytes for of in rows.values() for sample in of for x in sample) / len(found)
+    if each * samples > KEPT_BYTES:
+        tokens, width = sum(map(len, found[0])), found[0][0].shape[1]
+        raise ValueError(
+            f"evaluate.probes: 'attentive' keeps the tokens of its {samples:,} training samples, about"
+            f" {tokens} x {width} each, of {len(rows) - 1} encoders: {each * samples / 2**30:.1f} GiB, more than"
+            f" {KEPT_BYTES / 2**30:g}. Set samples: {max(2, int(KEPT_BYTES / each))} or fewer."
+        )
+    return int(each * samples)

@@ -23,20 +23,7 @@ from vicjoint.batch import concatenate, to_device
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
 from vicjoint.files.guard import printable
 from vicjoint.model import Two
-from vicjoint.parts import (
-    EvaluationData,
-    Items,
-    Probe,
-    Raw,
-    Record,
-    RecordTokens,
-    Side,
-    Space,
-    Split,
-    Spread,
-    View,
-    Want,
-)
+from vicjoint.parts import EvaluationData, Items, Probe, Raw, Record, Side, Space, Split, Spread, View, Want
 from vicjoint.probes.spread import pooled, seconds_of
 
 AT_ONCE = 64  # views in one forward pass
@@ -281,13 +268,11 @@ def encoded(
         yield space, (y if space == "representation" else models[row].embed(side, y)).float()
 
 
-def of_records(x: Tensor, mask: Tensor, windows: int) -> list[RecordTokens]:
-    """Tokens [N W, T, D] of the W views of N records, those that `mask` bool [N W, T] marks, together by
-    record; a zero for a view without any."""
+def of_records(x: Tensor, mask: Tensor, windows: int) -> list[list[Tensor]]:
+    """Tokens [N W, T, D] of the W views of N records, those that `mask` bool [N W, T] marks; a zero for a
+    view without any."""
     found = [each[kept] if kept.any() else each.new_zeros(1, each.shape[1]) for each, kept in zip(x, mask)]
-    records = [found[i : i + windows] for i in range(0, len(found), windows)]
-    number = lambda views: [torch.full((len(v),), n, device=v.device) for n, v in enumerate(views)]
-    return [RecordTokens(torch.cat(views), torch.cat(number(views))) for views in records]
+    return [found[i : i + windows] for i in range(0, len(found), windows)]
 
 
 @dataclass
@@ -352,7 +337,7 @@ class FeaturesOf:
                 yield batch[0][1], rows, chunk.places
 
     @torch.no_grad()
-    def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[RecordTokens]], Tensor]]:
+    def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[list[Tensor]]], Tensor]]:
         part = self._parts[part_of(want)]
         wanted, found = torch.from_numpy(part.all_or(want.places)), False
         for chunk in self._reader.chunks(part):
