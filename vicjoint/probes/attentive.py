@@ -276,7 +276,7 @@ def fitting(rows: dict[str, list[Sample]], samples: int) -> int:
         tokens, width = sum(map(len, found[0])), found[0][0].shape[1]
         raise ValueError(
             f"evaluate.probes: 'attentive' keeps the tokens of its {samples:,} training samples, about"
-            f" {tokens} x {width} each, of {len(rows) - 1} encoders: {each * samples / 2**30:.1f} GiB, more than"
-            f" {KEPT_BYTES / 2**30:g}. Set samples: {max(2, int(KEPT_BYTES / each))} or fewer."
+            f" {tokens} x {width} each, of {len(rows) - 1} encoders: {each * samples / 2**30:.1f} GiB, more"
+            f" than {KEPT_BYTES / 2**30:g}. Set samples: {max(2, int(KEPT_BYTES / each))} or fewer."
         )
     return int(each * samples)
