@@ -87,7 +87,6 @@ def test_attention_finds_what_the_mean_hides():
     assert found["model"]["accuracy_low"] <= found["model"]["accuracy"] <= found["model"]["accuracy_high"]
     assert all(0.35 < found[row]["accuracy"] < 0.65 for row in ("random_init", "mean_token"))
     assert found["model"]["rate"] in (1e-3, 5e-3, 2e-2) and found["model"]["decay"] in (0.01, 0.4)
-    assert 1 <= found["model"]["epoch"] <= 20
 
 
 def test_labels_that_say_nothing_give_chance():
@@ -113,7 +112,7 @@ def test_the_test_split_chooses_nothing():
     probe = lambda: Attentive(rates=[1e-3, 5e-3], epochs=3)
     of, other = (rows(probe(), source)["model"] for source in (straight, turned))
     assert other["accuracy"] == pytest.approx(1 - of["accuracy"])
-    assert [of[name] == other[name] for name in ("rate", "decay", "epoch")] == [True] * 3
+    assert [of[name] == other[name] for name in ("rate", "decay")] == [True, True]
 
 
 def test_the_setting_is_the_best_of_the_held_out_samples():
@@ -169,7 +168,7 @@ def test_the_attention_is_that_of_one_query():
     assert torch.allclose(classifier(x, torch.ones(4, 7, dtype=torch.bool)), expected, atol=1e-5)
 
 
-def moving(train=240, test=120) -> Listed:
+def moving(train=160, test=80) -> Listed:
     """The class is the window, of four, in which an event is; its tokens are the same in all of them."""
     rng, made = np.random.default_rng(0), []
     for i in range(train + test):
@@ -183,10 +182,10 @@ def test_slots_of_time_are_told_apart():
     """Four windows side by side; in two slots, the first two windows are one; together, all are."""
     source = moving()
     accuracy = {
-        pool: rows(quick(rates=[2e-2], windows=4, pool=pool), source)["model"]["accuracy"]
+        pool: rows(quick(rates=[2e-2], epochs=12, windows=4, pool=pool), source)["model"]["accuracy"]
         for pool in ("slots", 2, "mean")
     }
-    assert accuracy["slots"] > 0.95 and 0.4 < accuracy[2] < 0.6 and accuracy["mean"] < 0.4
+    assert accuracy["slots"] > 0.95 and 0.35 < accuracy[2] < 0.65 and accuracy["mean"] < 0.4
 
 
 def test_what_is_in_one_of_many_windows_is_found():
@@ -342,7 +341,7 @@ def test_by_the_command(recipe, tmp_path, capsys):
     assert "mean_token" in said
     found = json.loads((tmp_path / "found.json").read_text())["attentive"]
     assert set(found) == {"model", "random_init", "mean_token", "chance"}
-    assert set(points(found["model"])) == {"accuracy", "rate", "decay", "epoch"}
+    assert set(points(found["model"])) == {"accuracy", "rate", "decay"}
 
 
 def test_an_encoder_without_tokens_is_refused_before_anything_is_written(recipe, tmp_path, capsys):

@@ -46,8 +46,8 @@ class Attentive(Classification):
     it the pooling of CoCa, Yu et al. 2022, and the attentive probe of CAE, Chen et al. 2024): one learned
     query for each 64 numbers of a token weighs the tokens, their values are summed, a block with layer norm
     and a hidden layer follows, then a linear layer. Tokens are those of the evaluation views, each number
-    standardised on the training samples. Metrics: accuracy and top5 on the test split, and the setting
-    chosen.
+    standardised on the training samples. Metrics: accuracy and top5 on the test split, and the rate and the
+    decay that were chosen.
 
     rates, decays: learning rates and weight decays of AdamW, every one with every other; all are trained in
     the same pass, `epochs` epochs with a cosine, in batches of 64. The setting, and the epoch after which it
@@ -64,7 +64,6 @@ class Attentive(Classification):
     explains = ACCURACY | {
         "rate": Metric("learning rate that was best on the held-out training samples", None),
         "decay": Metric("weight decay that was best on the held-out training samples", None),
-        "epoch": Metric("epoch after which it was best on the held-out training samples", None),
     }
 
     def __init__(
@@ -194,8 +193,7 @@ class Attentive(Classification):
             for classifier, (rate, decay), good in zip(tried, self.settings, right.tolist()):
                 if tuple(good) > highest:
                     highest = tuple(good)
-                    setting = {"rate": rate, "decay": decay, "epoch": epoch + 1}
-                    best = Best(copy.deepcopy(classifier), setting)
+                    best = Best(copy.deepcopy(classifier), {"rate": rate, "decay": decay})
         return best
 
 
