@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"sliding", "library"},
+    {"sliding", "library", "tokens", "wants"},
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
@@ -51,6 +51,7 @@ def test_imports_point_down(path):
             "parts",
             "options",
             "library",
+            "tokens",
             "batch",
             "facts",
             "register_encoder",

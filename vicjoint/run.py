@@ -144,7 +144,7 @@ def show(text: str) -> int:
 
 def dry_run(recipe: Recipe) -> int:
     """Build everything, take one step on real data, say what a run would need; nothing is written."""
-    from vicjoint.training.build import build_parts
+    from vicjoint.training.build import build_parts, check_probes
     from vicjoint.training.loop import parameters
 
     parts = build_parts(recipe)
@@ -156,6 +156,7 @@ def dry_run(recipe: Recipe) -> int:
     for source in dict.fromkeys(task.source.describe() for task in parts.tasks):
         print(printable(source))
     each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
+    check_probes(parts)
     evaluation = parts.evaluation.cost(parts.model, parts.untrained)
     print(evaluation.words())
     every, last = recipe.evaluate.every, recipe.evaluate.last

@@ -85,6 +85,12 @@ class Evaluation:
                         rows.setdefault(row, {})[metric] = value
         return results, pictures
 
+    def check(self, model: Model, untrained: Model) -> None:
+        """Before training. Raises ValueError for what a probe asks of these models in vain."""
+        with evaluating(model, untrained):
+            for measure in self.measures:
+                measure.probe.check(self._features(measure, model, untrained))
+
     @contextmanager
     def _progress(self, total: int) -> Iterator[None]:
         with tqdm(

@@ -31,6 +31,8 @@ KEPT_BYTES = 2**29  # raw views of a part that are kept for the next evaluation
 FIXED_BYTES = 2**30  # features of a part that are kept for the run
 WORTH_WORKERS = 20_000  # views from which starting worker processes pays
 
+NONE = "evaluation: none of the samples that a probe asks for can be read."
+
 
 class Found(NamedTuple):
     """What was read of the record with this number, or why it cannot be read."""
@@ -128,6 +130,7 @@ class Part:
     every: bool = False
     epochs: int = 0
     crops: int = 0  # of all epochs
+    of_tokens: list[str] = field(default_factory=list)  # rows whose tokens are wanted, for each that wants
     kept: list[Chunk] | None = None
     fixed: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
     version: int = 0  # how often other records could be read than before, which ends what was fixed
@@ -142,6 +145,9 @@ class Part:
             self.crops += want.epochs * len(self.all_or(want.places))
             return
         self.places = np.union1d(self.places, self.all_or(want.places))
+        if want.tokens:
+            self.of_tokens += want.rows
+            return
         self.wanted |= {key_of(row, want.space) for row in want.rows}
         self.every |= want.every
 
@@ -161,7 +167,8 @@ class Part:
     @property
     def cost(self) -> int:
         """Views to encode, each for one row, in the next evaluation."""
-        return self.views * len({row for row, space in self.wanted if (row, space) not in self.fixed})
+        rows = len({row for row, space in self.wanted if (row, space) not in self.fixed})
+        return self.views * (rows + len(self.of_tokens))
 
 
 def part_of(want: Want) -> tuple[Side, Split, Spread | None]:
@@ -261,6 +268,13 @@ def encoded(
         yield space, (y if space == "representation" else models[row].embed(side, y)).float()
 
 
+def of_records(x: Tensor, mask: Tensor, windows: int) -> list[list[Tensor]]:
+    """Tokens [N W, T, D] of the W views of N records, those that `mask` bool [N W, T] marks; a zero for a
+    view without any."""
+    found = [each[kept] if kept.any() else each.new_zeros(1, each.shape[1]) for each, kept in zip(x, mask)]
+    return [found[i : i + windows] for i in range(0, len(found), windows)]
+
+
 @dataclass
 class Measure:
     """A probe on two branches, and the name of its results. `kept`: what it remembers for the run; `values`:
@@ -296,7 +310,7 @@ class FeaturesOf:
         if not want.every:
             chosen &= numbers == 0
         if not chosen.any():
-            raise ValueError("evaluation: none of the samples that a probe asks for can be read.")
+            raise ValueError(NONE)
         contents, keys, titles = ([getattr(v, name) for v in views] for name in ("content", "key", "title"))
         items = Items(rows, places, numbers, contents, keys, titles)
         return items if chosen.all() else items.only(chosen)
@@ -321,6 +335,24 @@ class FeaturesOf:
                     for _, x in encoded(self._models, row, want.side, raw, {want.space}):
                         rows[row] = x
                 yield batch[0][1], rows, chunk.places
+
+    @torch.no_grad()
+    def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[list[Tensor]]], Tensor]]:
+        part = self._parts[part_of(want)]
+        wanted, found = torch.from_numpy(part.all_or(want.places)), False
+        for chunk in self._reader.chunks(part):
+            chosen = (torch.isin(chunk.places, wanted) & (chunk.numbers < part.windows)).nonzero()[:, 0]
+            if not len(chosen):
+                continue
+            raw, rows, here, found = to_device(chunk.raw, self.device), {}, chosen.to(self.device), True
+            for row in want.rows:
+                x, mask = self._models[row].side(want.side).tokens(raw)
+                rows[row] = of_records(x[here], mask[here], part.windows)
+                self._reader.advance(len(chunk.places))
+            yield rows, chunk.places[chosen][:: part.windows]
+        if not found:
+            raise ValueError(NONE)
+        part.of_tokens = [row for row in part.of_tokens if row == "model"]  # the others do not change
 
     def baseline(self, side: Side) -> str:
         return self._models["model"].baseline(side)
