@@ -349,7 +349,7 @@ def place(page, i: int) -> tuple[float, float]:
 
 
 def test_point_shows_and_click_chooses(page):
-    assert "texts: 4 items, a random sample of 1,000. Neighbours are those among" in page.inner_text("#about")
+    assert "texts: 4 items, a sample of 1,000. Neighbours are those among" in page.inner_text("#about")
     page.mouse.move(*place(page, 1))
     page.wait_for_selector("#tip img")
     assert "1.png" in page.inner_text("#tip")

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             results = evaluate(parts)[0]
             show(parts, results, step)
         else:
-            results = finish(parts, options.run)
+            results = finish(parts, options.run, step)
         if options.json:
             write_json(options.json, results)
             print(f"results: {options.json}")

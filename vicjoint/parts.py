@@ -141,12 +141,16 @@ class Reading:
 class View(NamedTuple):
     """What one branch sees of a record in evaluation. `content`: text, equal for equal views (the value of a
     cell, the path of a file and its time window); `key`: what views of the other branch that belong to it
-    share, or None where they share a record; `title`: how a person calls it."""
+    share, or None where they share a record; `title`: how a person calls it; `item`: the path of the file
+    that shows it, or the text itself; "": there is none but the raw view; `seconds`: (start, end) of a window
+    of that file."""
 
     raw: Raw
     content: str = ""
     key: str | None = None
     title: str = ""
+    item: str = ""
+    seconds: tuple[float, float] | None = None
 
 
 Gives = Literal["views", "both", "rows", "crops", "windows", "spread"]
@@ -338,6 +342,8 @@ class Items:
     contents: list[str]
     keys: list[str | None]
     titles: list[str]
+    items: list[str]
+    seconds: list[tuple[float, float] | None]
 
     def only(self, kept: Tensor) -> "Items":
         """Those that `kept` bool [N] marks."""
@@ -349,6 +355,8 @@ class Items:
             contents=[self.contents[i] for i in chosen],
             keys=[self.keys[i] for i in chosen],
             titles=[self.titles[i] for i in chosen],
+            items=[self.items[i] for i in chosen],
+            seconds=[self.seconds[i] for i in chosen],
         )
 
 
