@@ -94,8 +94,8 @@ class Evaluation:
         self.reader.bar = None
 
     def after(self, probe: Probe, data: EvaluationData, model: Model, untrained: Model) -> FeaturesOf:
-        """What a probe sees that looks after an evaluation of these models, in evaluation mode: what is encoded
-        already, and the rest read and encoded when it asks. It wants one thing of a part."""
+        """What a probe sees that looks after an evaluation of these models, in evaluation mode: what is
+        encoded already, and the rest read and encoded when it asks. It wants one thing of a part."""
         measure, parts = Measure("", probe, data), {}
         for want in measure.wants:
             part = self._parts.get(key_of_part(data, want))

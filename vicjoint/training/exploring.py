@@ -2,8 +2,8 @@
 several tasks RUN/explorer/TASK/index.html.
 
 Where branches a and b see two modalities, both are on the page with their embeddings z (of a after the
-predictor), and partners are right, as the probe `retrieval` counts them. Else it is branch a's representation
-y with the labels, and items of the same class are right. What the evaluation has encoded is not encoded again.
+predictor), and partners are right, as the probe `retrieval` counts them. Else it is branch a's y with the
+labels, and items of the same class are right. What the evaluation has encoded is not encoded again.
 """
 
 # N items, A of branch a, B of branch b
@@ -126,7 +126,7 @@ def some_of_each(classes: Sequence[Any], most: int) -> np.ndarray:
         if name is not None:
             places.setdefault(name, []).append(place)
     names = sorted(places, key=str)
-    kept = [names[k] for k in evenly(len(names), max(1, most // OF_A_CLASS))]
+    kept = [names[k] for k in evenly(len(names), max(2, most // OF_A_CLASS))]
     each = max(1, most // len(kept))
     return np.sort(np.concatenate([np.array(places[k])[evenly(len(places[k]), each)] for k in kept]))
 
