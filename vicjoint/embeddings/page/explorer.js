@@ -218,7 +218,9 @@ function showItem(i) {
   const back = make("button", { type: "button" }, "close");
   back.onclick = () => choose(-1);
   const facts = make("dl", {}, ...DATA.columns.flatMap(({ name, values }) => (values[i] === null ? [] : [make("dt", {}, name), make("dd", {}, written(values[i]))])));
-  const near = DATA.clouds.flatMap((of, k) => nearest(i, k));
+  // where partners are in another cloud, it comes first
+  const order = DATA.clouds.map((_, k) => k).sort((k, other) => (DATA.partners ? (k === cloudOf[i]) - (other === cloudOf[i]) : 0));
+  const near = order.flatMap((k) => nearest(i, k));
   element("side").replaceChildren(
     make("div", { className: "top" }, make("h2", {}, cloudName(cloud)), back),
     ...media(i),
