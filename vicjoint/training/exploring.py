@@ -144,7 +144,8 @@ def cloud_of_items(
         place, number = int(items.places[i]), int(items.numbers[i])
         start, end = items.seconds[i] or (None, None)
         where = {"item": items.items[i] or items.titles[i], "start_seconds": start, "end_seconds": end}
-        rows.append(where | columns(records[place]))
+        said = {k: v for k, v in columns(records[place]).items() if v != where["item"]}
+        rows.append(where | said)
         pictures.append(None if items.items[i] else picture(features, side, place, number))
     if not any(items.items) and all(shown is None for shown in pictures):
         modality, reads = "", "text"  # titles are all there is to show
