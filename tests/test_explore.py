@@ -403,6 +403,29 @@ def test_words_and_colours_choose_items(page):
     assert page.inner_text("#count") == "2 of 9"
 
 
+def test_partners_are_right_and_the_other_cloud_comes_first(browser, tmp_path):
+    clouds = [cloud(3, "pictures"), cloud(2, "words")]
+    partners = [[3], [4], [4], [0], [1, 2]]
+    address = write_explorer(tmp_path / "page", clouds, partners=partners, quick=True).as_uri()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    for item, marks in (
+        (0, {"word 0": "right", "word 1": "wrong"}),
+        (4, dict.fromkeys(("word 1", "word 2"), "right")),
+    ):
+        page.goto(f"{address}#{item}")
+        page.wait_for_selector("#side blockquote")
+        headings = page.locator("#side h2").all_inner_texts()
+        assert headings[1] == f"Nearest in {'words' if item == 0 else 'pictures'}"
+        tiles = [tile.inner_text() for tile in page.locator("#side .tiles >> nth=0 >> .tile").all()]
+        said = {text.splitlines()[0]: text.split()[-1] for text in tiles}
+        assert marks.items() <= said.items() and set(said.values()) == {"right", "wrong"}
+        assert page.locator("#side .tiles >> nth=1 >> b").count() == 0
+    page.goto(address)
+    page.reload()
+    assert "right where they belong together" in page.inner_text("#side")
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_has_room_for_all(browser, folder, scheme):
     page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
