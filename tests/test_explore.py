@@ -256,6 +256,9 @@ def test_an_earlier_page_is_replaced_and_other_folders_are_left_alone(tmp_path):
     write_explorer(folder, [cloud(2)])
     assert len(data(folder)["items"]) == 2 and not list(folder.glob("media/*/*.jpg"))
     assert (folder / "note.txt").read_text() == "mine"
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "data.js.tmp").write_text("const")
+    assert write_explorer(tmp_path / "killed", [cloud(2)]).exists()
     other = tmp_path / "other"
     other.mkdir()
     (other / "index.html").write_text("mine")

@@ -133,7 +133,8 @@ def check_folder(folder: Path) -> None:
     """Raises ExplorerError where the folder holds anything but an earlier explorer."""
     if folder.exists() and not folder.is_dir():
         raise ExplorerError(f"to: {folder} is a file. Expected a folder for the page.")
-    if folder.exists() and any(folder.iterdir()) and not is_explorer(folder):
+    others = [path for path in folder.glob("*") if path.name != "data.js.tmp"]  # of a killed process
+    if others and not is_explorer(folder):
         raise ExplorerError(
             f"to: {folder} holds other files. Expected a new folder, an empty one, or an earlier page."
         )

@@ -73,14 +73,14 @@ def paired(parts: Parts, task: Task, most: int) -> tuple[list[Cloud], dict[str, 
         for m in parts.evaluation.measures
         if isinstance(m.probe, Retrieval) and m.data.branches == two and m.data.pair is task.pair
     ]
-    wants = measured[0] if measured else Retrieval(limit=most, linear_map=0).wants(data)
+    wants = measured[0] if measured else Retrieval(limit=max(2, most // 2), linear_map=0).wants(data)
     features = parts.evaluation.after(Shown(wants[:2]), data, parts.model, parts.untrained)
     a, b = groups_of(features, features.wants)
     right = right_of(a, b, task.source.second is not None)
     of_a, of_b = right.candidates(0), right.candidates(1)
-    few = of_a[evenly(len(of_a), most // 2)]
+    few = of_a[evenly(len(of_a), max(1, most // 2))]
     right_AB = right.direction(0)(few)
-    kept = with_partners(right_AB.any(0).numpy(), most - len(few))
+    kept = with_partners(right_AB.any(0).numpy(), max(1, most - len(few)))
     right_AB = right_AB[:, kept].numpy()
     partners = [*(len(few) + np.flatnonzero(row) for row in right_AB), *map(np.flatnonzero, right_AB.T)]
     predicted = "'s prediction" if parts.recipe.predictor else ""
