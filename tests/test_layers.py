@@ -20,8 +20,8 @@ LAYERS = [  # files and packages
     {"data"},
     {"probes"},
     {"report"},
-    {"training"},
     {"embeddings"},
+    {"training"},
     {"exporting"},
     {"run", "evaluate", "export", "check", "compare", "embed", "search", "explore", "hub"},
 ]

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_step_and_imports(
         parser, "a step that has a checkpoint, or best (with checkpoint.best); the run stays as it is"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         check_run(options.run)
         check_overrides(options.overrides)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             results = evaluate(parts)[0]
             show(parts, results, step)
         else:
-            results = finish(parts, options.run)
+            results = finish(parts, options.run, step)
         if options.json:
             write_json(options.json, results)
             print(f"results: {options.json}")

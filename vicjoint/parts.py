@@ -141,12 +141,15 @@ class Reading:
 class View(NamedTuple):
     """What one branch sees of a record in evaluation. `content`: text, equal for equal views (the value of a
     cell, the path of a file and its time window); `key`: what views of the other branch that belong to it
-    share, or None where they share a record; `title`: how a person calls it."""
+    share, or None where they share a record; `title`: how a person calls it; `item`: the file's path, or the
+    text, that shows it, or "" for the raw view alone; `seconds`: (start, end) of a window of that file."""
 
     raw: Raw
     content: str = ""
     key: str | None = None
     title: str = ""
+    item: str = ""
+    seconds: tuple[float, float] | None = None
 
 
 Gives = Literal["views", "both", "rows", "crops", "windows", "spread"]
@@ -304,18 +307,15 @@ class Items:
     contents: list[str]
     keys: list[str | None]
     titles: list[str]
+    items: list[str]
+    seconds: list[tuple[float, float] | None]
 
     def only(self, kept: Tensor) -> "Items":
         """Those that `kept` bool [N] marks."""
-        chosen = [i for i, yes in enumerate(kept.tolist()) if yes]
-        return Items(
-            rows={row: x[kept.to(x.device)] for row, x in self.rows.items()},
-            places=self.places[kept],
-            numbers=self.numbers[kept],
-            contents=[self.contents[i] for i in chosen],
-            keys=[self.keys[i] for i in chosen],
-            titles=[self.titles[i] for i in chosen],
-        )
+        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
+        of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
+        texts = of(self.contents), of(self.keys), of(self.titles), of(self.items), of(self.seconds)
+        return Items(rows, self.places[kept], self.numbers[kept], *texts)
 
 
 class Features(Protocol):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vicjoint.batch import to_device
 from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
-from vicjoint.parts import EvaluationData, Want
+from vicjoint.parts import EvaluationData, Probe, Want
 from vicjoint.probes.features import FeaturesOf, Measure, Own, Part, Reader, Views, collate, encoded, part_of
 
 TRIED = 8  # records that an estimate of the time reads and encodes
@@ -56,10 +56,9 @@ class Evaluation:
                 self._part(measure.data, want).add(want)
 
     def _part(self, data: EvaluationData, want: Want) -> Part:
-        key = (id(data.source), id(data.pair), data.branches, *part_of(want))
+        key = key_of_part(data, want)
         if key not in self._parts:
-            records = data.records(want.split, want.side)
-            self._parts[key] = Part(data, want.side, want.split, records, want.spread)
+            self._parts[key] = new_part(data, want)
         return self._parts[key]
 
     def __call__(self, model: Model, untrained: Model) -> tuple[dict[str, dict], dict[str, dict]]:
@@ -99,6 +98,18 @@ class Evaluation:
             self.reader.bar = bar
             yield
         self.reader.bar = None
+
+    def after(self, probe: Probe, data: EvaluationData, model: Model, untrained: Model) -> FeaturesOf:
+        """What a probe sees that looks after an evaluation of these models, in evaluation mode: what is
+        encoded already, and the rest read and encoded when it asks. It wants one thing of a part."""
+        measure, parts = Measure("", probe, data), {}
+        for want in measure.wants:
+            part = self._parts.get(key_of_part(data, want))
+            if part is None or not part.holds(want):
+                part = new_part(data, want)
+                part.add(want)
+            parts[part_of(want)] = part
+        return FeaturesOf(measure, self.reader, parts, models_between(data, model, untrained))
 
     def _features(self, measure: Measure, model: Model, untrained: Model) -> FeaturesOf:
         parts = {part_of(want): self._part(measure.data, want) for want in measure.wants}
@@ -151,6 +162,15 @@ class Evaluation:
         return {
             m.name: {name: list(metric) for name, metric in m.probe.explains.items()} for m in self.measures
         }
+
+
+def key_of_part(data: EvaluationData, want: Want) -> tuple:
+    return id(data.source), id(data.pair), data.branches, *part_of(want)
+
+
+def new_part(data: EvaluationData, want: Want) -> Part:
+    """With nothing in it."""
+    return Part(data, want.side, want.split, data.records(want.split, want.side), want.spread)
 
 
 def seconds_to_read(measure: Measure, limit: TimeLimit) -> float:

@@ -154,6 +154,14 @@ class Part:
     def all_or(self, places: np.ndarray | None) -> np.ndarray:
         return np.arange(len(self.records)) if places is None else places
 
+    def holds(self, want: Want) -> bool:
+        """Whether all of it is encoded."""
+        return (
+            all(key_of(row, want.space) in self.features for row in want.rows)
+            and self.every >= want.every
+            and bool(np.isin(self.all_or(want.places), self.places).all())
+        )
+
     @property
     def windows(self) -> int:
         """Views of a record along its time; 1: there is one."""
@@ -311,8 +319,8 @@ class FeaturesOf:
             chosen &= numbers == 0
         if not chosen.any():
             raise ValueError(NONE)
-        contents, keys, titles = ([getattr(v, name) for v in views] for name in ("content", "key", "title"))
-        items = Items(rows, places, numbers, contents, keys, titles)
+        _, *said = map(list, zip(*views))  # contents, keys, titles, items, seconds
+        items = Items(rows, places, numbers, *said)
         return items if chosen.all() else items.only(chosen)
 
     @torch.no_grad()

@@ -134,6 +134,12 @@ class Evaluate(Section):
     )
     last: bool = Field(True, description="evaluate at the end; false: later, by python -m vicjoint.evaluate")
     probes: list[Component] = Field([], description="what is measured")
+    explorer: Whole = Field(
+        300,
+        ge=0,
+        description="about how many test items the page in the run's folder explorer shows, small copies of"
+        " pictures and sounds included; 0: no page",
+    )
 
 
 class Checkpoint(Section):

@@ -1,7 +1,7 @@
 """The loop: recipe in, run folder out. `train(recipe, overrides)` is what `python -m vicjoint.run` calls.
 
 Writes recipe.yaml, environment.json, metrics.jsonl, evaluation.jsonl (while training), evaluation.json,
-spectrum.json, pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folder.
+spectrum.json, pictures.npz, bad_samples.jsonl, checkpoints/, explorer/ and report.html into the run folder.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from vicjoint.report.page import write_report
 from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.training.exploring import write_explorers
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
@@ -102,7 +103,7 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None
             fit(parts, folder, begin, log, signal, stepped)
         try:
             with signal.at_once():
-                results = finish(parts, folder, parts.recipe.evaluate.last)
+                results = finish(parts, folder, steps, parts.recipe.evaluate.last)
         except Interrupted:  # the last step's checkpoint is saved
             raise Stopped(stopped_at(steps, folder)) from None
         trackers.evaluation(steps, results)
@@ -311,9 +312,9 @@ def evaluate(parts: Parts) -> tuple[dict, dict]:
     return found
 
 
-def finish(parts: Parts, folder: Path, last: bool = True) -> dict:
-    """The last evaluation, its files, the report, and the table on the terminal; returns its results. `last`:
-    False leaves the evaluation for later."""
+def finish(parts: Parts, folder: Path, step: int, last: bool = True) -> dict:
+    """The last evaluation, of the model after so many steps, its files, the report, and the table on the
+    terminal; returns its results. `last`: False leaves the evaluation for later."""
     results, pictures = evaluate(parts) if last else ({}, {})
     if distributed.rank() == 0:
         write_json(folder / "spectrum.json", final_spectra(parts))
@@ -325,7 +326,9 @@ def finish(parts: Parts, folder: Path, last: bool = True) -> dict:
             arrays = {f"{probe}/{name}": x for probe, shown in pictures.items() for name, x in shown.items()}
             with replaced(folder / "pictures.npz") as file:
                 np.savez_compressed(file, **arrays)
-        show(parts, results, parts.steps)
+        show(parts, results, step)
+        if last:
+            write_explorers(parts, folder)
         print(f"report: {write_report(folder)}")
     distributed.barrier()
     return results
