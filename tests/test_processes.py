@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,15 +77,11 @@ RECIPE = {
 }
 
 
-def train(folder: Path, processes: int, *overrides: str) -> tuple[list[float], str]:
-    """(losses, what was printed)"""
-    (folder / "wide.py").write_text(PARTS)
-    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
-    of_several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    out = folder / f"{processes}{''.join(overrides)}"
+def command(folder: Path, processes: int, *arguments: str) -> str:
+    """What `python -m ARGUMENTS`, on so many processes, prints."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [sys.executable, *(of_several if processes > 1 else ()), "-m", "vicjoint.run", "recipe.yaml"]
-        + [f"out={out}", *overrides],
+        [sys.executable, *(several if processes > 1 else ()), "-m", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -91,8 +89,17 @@ def train(folder: Path, processes: int, *overrides: str) -> tuple[list[float], s
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def train(folder: Path, processes: int, *overrides: str) -> tuple[list[float], str]:
+    """(losses, what was printed)"""
+    (folder / "wide.py").write_text(PARTS)
+    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
+    out = folder / f"{processes}{''.join(overrides)}"
+    said = command(folder, processes, "vicjoint.run", "recipe.yaml", f"out={out}", *overrides)
     steps = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [step["loss"] for step in steps if "loss" in step], done.stdout
+    return [step["loss"] for step in steps if "loss" in step], said
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -110,3 +117,52 @@ def test_each_process_may_normalise_its_own_rows(tmp_path):
     alone, _ = train(tmp_path, 1)
     apart, _ = train(tmp_path, 2, "train.sync_batch_norm=false")
     assert apart[:3] != pytest.approx(alone[:3], rel=1e-4)
+
+
+def pictures(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 150), ("test", 70)):
+        for i in range(number):
+            colour = "red" if i % 2 else "blue"
+            (folder / split / colour).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 160, (12, 12, 3)) + 90 * np.eye(3, dtype=int)[2 * (i % 2)]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / split / colour / f"{i}.png")
+    (folder / "test" / "red" / "broken.png").write_bytes(b"no picture")
+
+
+def test_an_evaluation_is_shared_by_the_processes(tmp_path):
+    """Three batches of training pictures and two of test pictures, and crops, on two processes: the numbers
+    of one."""
+    pictures(tmp_path / "pictures")
+    recipe = {
+        "name": "pictures",
+        "source": {"name": "image_folder", "root": "pictures"},
+        "pair": {"name": "augment", "size": 12},
+        "a": {
+            "modality": "image",
+            "encoder": {"name": "pooled_conv", "widths": [8], "strides": [2], "pool": 1},
+            "expander": [16],
+        },
+        "b": {"weights": "same"},
+        "objective": {"name": "vicreg"},
+        "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
+        "train": {"steps": 3, "batch_size": 16},
+        "data": {"workers": 0, "max_bad_fraction": 1},
+        "evaluate": {
+            "probes": [
+                {"name": "knn"},
+                {"name": "linear", "epochs": 2, "rates": [0.1]},
+                {"name": "attentive", "epochs": 2},
+                {"name": "geometry"},
+            ]
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command(tmp_path, 1, "vicjoint.run", "recipe.yaml", "out=run", "evaluate.last=false")
+    said = [
+        command(tmp_path, n, "vicjoint.evaluate", "run", "evaluate.every=1", "--json", f"{n}.json")
+        for n in (1, 2)
+    ]
+    assert said[1].replace("2.json", "1.json") == said[0]
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    assert set(one) == {"knn", "linear", "attentive", "geometry"} and one == two

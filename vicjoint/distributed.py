@@ -2,12 +2,13 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 _patient = None  # the group in which processes wait for the first one's long work
 _host = None  # the group for numbers that the processor holds: no GPU has to be waited for
@@ -96,6 +97,12 @@ def is_lost(error: Exception) -> bool:
     )
 
 
+def same_as_first(tensors: Iterable[Tensor]) -> None:
+    """Let tensors be what they are on the first process, in place."""
+    for tensor in tensors if world_size() > 1 else ():
+        dist.broadcast(tensor, 0)
+
+
 def broadcast_object(value):
     """Rank 0's value on every process."""
     if not dist.is_initialized():
@@ -123,11 +130,31 @@ def from_first(make: Callable):
 
 
 def gather_objects(value) -> list:
+    """Every process's value, in rank order."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, _host)
     return values
+
+
+def shared(own: Iterator, count: int) -> Iterator:
+    """`count` things in order, on every process, of which `own` gives this one's: those numbered rank, rank +
+    W, ... Each round waits for the slowest of W, as long as it takes. Tensors travel by the processor's
+    memory."""
+    if world_size() == 1:
+        yield from own
+        return
+    for first in range(0, count, world_size()):
+        values = [None] * world_size()
+        dist.all_gather_object(values, next(own, None), _patient)
+        yield from values[: count - first]
+
+
+def say(line: str) -> None:
+    """Print a line, beside a progress bar too, if this is the first process."""
+    if rank() == 0:
+        tqdm.write(line)
 
 
 def anywhere(*flags: bool) -> list[bool]:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from vicjoint import distributed
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Spread, Want
 from vicjoint.probes.classify import ACCURACY, Classification
@@ -142,7 +142,7 @@ class Attentive(Classification):
         places: list[int] = []
         for some, numbers in self._samples(features, want):
             if not places and (size := fitting(some, len(want.places))) > WORTH_SAYING:
-                tqdm.write(f"attentive: keeps {size / 2**30:.1f} GiB of tokens while it learns")
+                distributed.say(f"attentive: keeps {size / 2**30:.1f} GiB of tokens while it learns")
             for row, samples in some.items():
                 rows.setdefault(row, []).extend([x.cpu() for x in sample] for sample in samples)
             places += numbers.tolist()

@@ -12,13 +12,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from vicjoint import distributed
 from vicjoint.batch import to_device
 from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
 from vicjoint.parts import EvaluationData, Probe, Want
-from vicjoint.probes.features import FeaturesOf, Measure, Own, Part, Reader, Views, collate, encoded, part_of
+from vicjoint.probes.features import (
+    FeaturesOf,
+    Measure,
+    Own,
+    Part,
+    Reader,
+    Views,
+    collate,
+    encoded,
+    part_of,
+    progress_bar,
+)
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
@@ -62,12 +73,13 @@ class Evaluation:
         return self._parts[key]
 
     def __call__(self, model: Model, untrained: Model) -> tuple[dict[str, dict], dict[str, dict]]:
-        """Raises ValueError where a probe finds nothing to measure."""
+        """On all processes at once: they share the reading and the encoding, and then have the same features.
+        Raises ValueError where a probe finds nothing to measure."""
         results: dict[str, dict] = {}
         pictures: dict[str, dict] = {}
         cost = self.cost(model, untrained, WORTH_TRYING)
         if cost.seconds > QUICK_SECONDS:
-            tqdm.write(cost.words())
+            distributed.say(cost.words())
         total = sum(part.cost + part.crops for part in self._parts.values())
         total += sum(len(measure.data.records("test")) for measure in self._to_read())
         with evaluating(model, untrained), self._progress(total):
@@ -92,12 +104,13 @@ class Evaluation:
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[None]:
-        with tqdm(
-            total=total, unit="sample", leave=False, delay=1, mininterval=0.5, dynamic_ncols=True
-        ) as bar:
-            self.reader.bar = bar
-            yield
-        self.reader.bar = None
+        self.reader.together = True
+        try:
+            with progress_bar(total, mininterval=0.5) as bar:
+                self.reader.bar = bar
+                yield
+        finally:
+            self.reader.bar, self.reader.together = None, False
 
     def after(self, probe: Probe, data: EvaluationData, model: Model, untrained: Model) -> FeaturesOf:
         """What a probe sees that looks after an evaluation of these models, in evaluation mode: what is

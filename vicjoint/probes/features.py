@@ -11,7 +11,7 @@ room) for the run. `FeaturesOf` is what one probe sees of that (vicjoint.parts.F
 import contextlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vicjoint import distributed
 from vicjoint.batch import concatenate, to_device
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
 from vicjoint.files.guard import printable
@@ -112,7 +113,7 @@ def collate(read: list[Found]) -> Chunk:
 
 
 def say_left_out(record: Record, cause: str) -> None:
-    tqdm.write(f"evaluation leaves out {printable(record['id'])}: {printable(cause)}")
+    distributed.say(f"evaluation leaves out {printable(record['id'])}: {printable(cause)}")
 
 
 @dataclass(eq=False)
@@ -131,7 +132,7 @@ class Part:
     epochs: int = 0
     crops: int = 0  # of all epochs
     of_tokens: list[str] = field(default_factory=list)  # rows whose tokens are wanted, for each that wants
-    kept: list[Chunk] | None = None
+    kept: list[Chunk] | None = None  # of this process's share
     fixed: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
     version: int = 0  # how often other records could be read than before, which ends what was fixed
     features: dict[tuple[str, Space], list[Tensor]] = field(default_factory=dict)
@@ -190,39 +191,68 @@ def key_of(row: str, space: Space) -> tuple[str, Space]:
 
 
 class Reader:
-    """What all parts of an evaluation share: how records are read, and the models that encode them."""
+    """What all parts of an evaluation share: how records are read, and the models that encode them.
+    `together`: whether all processes are here, each to read and encode every W-th batch."""
 
     def __init__(self, workers: int, limit: TimeLimit, device: torch.device):
         self.workers, self.limit, self.device = workers, limit, device
         self.bar: tqdm | None = None
+        self.together = False
 
     def processes(self, views: int) -> int:
         """How many processes read so many views: none beside this one where there are few."""
         return self.workers if views > WORTH_WORKERS else 0
 
-    def chunks(self, part: Part) -> Iterator[Chunk]:
-        """The evaluation views of a part, read or kept. Bad records are named once."""
-        if part.kept is not None:
-            yield from part.kept
-            return
+    def share(self, batches: list) -> list:
+        """The batches that this process reads."""
+        return batches[distributed.rank() :: distributed.world_size()] if self.together else batches
+
+    def everyone(self, own: Iterator, batches: list) -> Iterator:
+        """What all processes make of `batches`, in order; `own`: what this one makes of its share."""
+        return distributed.shared(own, len(batches)) if self.together else own
+
+    def read(
+        self, reads: Reads, batches: list, collate: Callable, make: Callable[[list, Any], Any]
+    ) -> Iterator:
+        """make(batch, what was read of it), on this process, of every batch."""
+
+        def own() -> Iterator:
+            share = self.share(batches)
+            with Readers(reads, share, collate, self.processes(sum(map(len, share)))) as readers:
+                yield from map(make, share, readers)
+
+        return self.everyone(own(), batches)
+
+    def chunks(self, part: Part, make: Callable[[Chunk], Any]) -> Iterator[tuple[Chunk, Any]]:
+        """(the evaluation views of some records, without what was read, and make(chunk), on the CPU), of all.
+        Chunks are read, or kept. Bad records are named once."""
         at_once = split(part.places, max(1, AT_ONCE // part.windows))
         batches = [[(int(p), -1) for p in some] for some in at_once]
         kept, size = [], 0
-        with Readers(Views(part, self.limit), batches, collate, self.processes(len(part.places))) as readers:
-            for chunk in readers:
-                for place, cause in chunk.bad:
-                    if place not in part.named:
-                        part.named.add(place)
-                        say_left_out(part.records[place], cause)
-                if chunk.raw is None:
-                    continue
-                size += size_in_bytes(chunk.raw)
-                if size > KEPT_BYTES:
-                    kept = None
-                if kept is not None:
-                    kept.append(chunk)
-                yield chunk
-        part.kept = kept
+
+        def made(_, chunk: Chunk) -> tuple[Chunk, Any]:
+            nonlocal kept, size
+            size += 0 if chunk.raw is None else size_in_bytes(chunk.raw)
+            if size > KEPT_BYTES:
+                kept = None
+            if kept is not None:
+                kept.append(chunk)
+            return replace(chunk, raw=None), None if chunk.raw is None else make(chunk)
+
+        # what is kept is this process's share, or all of it
+        keeps = self.together or distributed.world_size() == 1
+        if keeps and part.kept is not None:
+            found = self.everyone((made(None, chunk) for chunk in part.kept), batches)
+        else:
+            found = self.read(Views(part, self.limit), batches, collate, made)
+        for chunk, value in found:
+            for place, cause in chunk.bad:
+                if place not in part.named:
+                    part.named.add(place)
+                    say_left_out(part.records[place], cause)
+            if value is not None:
+                yield chunk, value
+        part.kept = kept if keeps else part.kept
 
     def encode(self, part: Part, models: dict[str, Two]) -> None:
         """Fill `part.features` with all that is wanted of it."""
@@ -232,12 +262,19 @@ class Reader:
             return
         before, part.seen = part.seen, []
         spaces = {row: {space for r, space in wanted if r == row} for row, _ in sorted(wanted)}
-        for chunk in self.chunks(part):
+
+        def encode(chunk: Chunk) -> dict[tuple[str, Space], Tensor]:
             raw = to_device(chunk.raw, self.device)
-            for row in spaces:
-                for space, x in encoded(models, row, part.side, raw, spaces[row]):
-                    part.features[row, space].append(pooled(x, part.spread) if part.spread else x)
-                self.advance(len(chunk.places))
+            return {
+                (row, space): self.to_send(pooled(x, part.spread) if part.spread else x)
+                for row in spaces
+                for space, x in encoded(models, row, part.side, raw, spaces[row])
+            }
+
+        for chunk, found in self.chunks(part, encode):
+            for key, x in found.items():
+                part.features[key].append(x.to(self.device))
+            self.advance(len(chunk.places) * len(spaces))
             first = slice(None, None, part.windows)  # of each record
             part.seen.append(
                 Chunk(None, chunk.places[first], chunk.numbers[first], chunk.views[first], chunk.bad)
@@ -251,6 +288,10 @@ class Reader:
         for key in wanted:
             if key[0] != "model" and sum(map(size_in_bytes, part.features[key])) <= FIXED_BYTES:
                 part.fixed[key] = part.features[key]
+
+    def to_send(self, x: Tensor) -> Tensor:
+        """Where it is, or on the CPU where it goes to other processes."""
+        return x.cpu() if self.together else x
 
     def advance(self, samples: int) -> None:
         if self.bar is not None:
@@ -332,33 +373,44 @@ class FeaturesOf:
         batches = [
             [(int(p), epoch) for p in some] for epoch, of in enumerate(epochs) for some in split(of, at_once)
         ]
-        processes = self._reader.processes(sum(map(len, epochs)))
-        with Readers(Views(part, self._reader.limit), batches, collate, processes) as readers:
-            for batch, chunk in zip(batches, readers):
-                self._reader.advance(len(batch))
-                if chunk.raw is None:
-                    continue
-                raw, rows = to_device(chunk.raw, self.device), {}
-                for row in want.rows:
-                    for _, x in encoded(self._models, row, want.side, raw, {want.space}):
-                        rows[row] = x
-                yield batch[0][1], rows, chunk.places
+
+        def encode(_, chunk: Chunk) -> tuple[dict[str, Tensor], Tensor] | None:
+            if chunk.raw is None:
+                return None
+            raw, rows = to_device(chunk.raw, self.device), {}
+            for row in want.rows:
+                for _, x in encoded(self._models, row, want.side, raw, {want.space}):
+                    rows[row] = self._reader.to_send(x)
+            return rows, chunk.places
+
+        found = self._reader.read(Views(part, self._reader.limit), batches, collate, encode)
+        for batch, value in zip(batches, found):
+            self._reader.advance(len(batch))
+            if value is not None:
+                rows, places = value
+                yield batch[0][1], {row: x.to(self.device) for row, x in rows.items()}, places
 
     @torch.no_grad()
     def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[list[Tensor]]], Tensor]]:
         part = self._parts[part_of(want)]
-        wanted, found = torch.from_numpy(part.all_or(want.places)), False
-        for chunk in self._reader.chunks(part):
+        wanted, some = torch.from_numpy(part.all_or(want.places)), False
+
+        def encode(chunk: Chunk) -> tuple[dict[str, list[list[Tensor]]], Tensor] | None:
             chosen = (torch.isin(chunk.places, wanted) & (chunk.numbers < part.windows)).nonzero()[:, 0]
             if not len(chosen):
-                continue
-            raw, rows, here, found = to_device(chunk.raw, self.device), {}, chosen.to(self.device), True
+                return None
+            raw, rows, here = to_device(chunk.raw, self.device), {}, chosen.to(self.device)
             for row in want.rows:
                 x, mask = self._models[row].side(want.side).tokens(raw)
-                rows[row] = of_records(x[here], mask[here], part.windows)
-                self._reader.advance(len(chunk.places))
-            yield rows, chunk.places[chosen][:: part.windows]
-        if not found:
+                chosen_x, chosen_mask = map(self._reader.to_send, (x[here], mask[here]))
+                rows[row] = of_records(chosen_x, chosen_mask, part.windows)
+            return rows, chunk.places[chosen][:: part.windows]
+
+        for chunk, found in self._reader.chunks(part, encode):
+            self._reader.advance(len(chunk.places) * len(want.rows))
+            some = True
+            yield found
+        if not some:
             raise ValueError(NONE)
         part.of_tokens = [row for row in part.of_tokens if row == "model"]  # the others do not change
 
@@ -374,13 +426,12 @@ class FeaturesOf:
     def _read_all(self) -> list[Any]:
         own, values = Own(self._measure, self._reader.limit), []
         batches = [[(number, -1)] for number in range(len(own.records))]
-        with Readers(own, batches, list, self._reader.processes(len(batches))) as readers:
-            for (found,) in readers:
-                self._reader.advance(1)
-                if found.cause:
-                    say_left_out(own.records[found.number], found.cause)
-                elif found.value is not None:
-                    values.append(found.value)
+        for found in self._reader.read(own, batches, list, lambda _, read: read[0]):
+            self._reader.advance(1)
+            if found.cause:
+                say_left_out(own.records[found.number], found.cause)
+            elif found.value is not None:
+                values.append(found.value)
         return values
 
     @torch.no_grad()
@@ -405,8 +456,16 @@ class FeaturesOf:
 
     @contextlib.contextmanager
     def progress(self, total: int, what: str) -> Iterator[Callable[[int], Any]]:
-        with tqdm(total=total, desc=what, unit="sample", leave=False, delay=1, dynamic_ncols=True) as bar:
+        with progress_bar(total, desc=what) as bar:
             yield bar.update
+
+
+def progress_bar(total: int, **options: Any) -> tqdm:
+    """Of samples; the first process's alone is seen."""
+    quiet = distributed.rank() > 0
+    return tqdm(
+        total=total, unit="sample", leave=False, delay=1, dynamic_ncols=True, disable=quiet, **options
+    )
 
 
 def split(places: np.ndarray, at_once: int) -> list[np.ndarray]:

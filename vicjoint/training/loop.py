@@ -304,10 +304,11 @@ def wrap(parts: Parts) -> nn.Module:
 
 
 def evaluate(parts: Parts) -> tuple[dict, dict]:
-    """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is, on the first process."""
+    """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is."""
     # the same model gives the same numbers, whenever asked
     seed_everything(parts.recipe.train.seed, EVALUATION)
-    found = parts.evaluation(parts.model, parts.untrained) if distributed.rank() == 0 else ({}, {})
+    distributed.same_as_first(parts.model.buffers())
+    found = parts.evaluation(parts.model, parts.untrained)
     distributed.barrier()
     return found
 
@@ -337,7 +338,7 @@ def finish(parts: Parts, folder: Path, step: int, last: bool = True) -> dict:
 def show(parts: Parts, results: dict, step: int) -> None:
     """Every probe's table on the terminal."""
     branches = branch_names(parts)["probes"]
-    for probe, rows in results.items():
+    for probe, rows in results.items() if distributed.rank() == 0 else ():
         print(f"\n{probe} after {step} steps\n{table(rows, branches[probe])}")
 
 
