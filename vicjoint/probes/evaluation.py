@@ -18,18 +18,8 @@ from vicjoint.batch import to_device
 from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
 from vicjoint.parts import EvaluationData, Probe, Want
-from vicjoint.probes.features import (
-    FeaturesOf,
-    Measure,
-    Own,
-    Part,
-    Reader,
-    Views,
-    collate,
-    encoded,
-    part_of,
-    progress_bar,
-)
+from vicjoint.probes.features import FeaturesOf, Reader, encoded, progress_bar
+from vicjoint.probes.reading import Measure, Own, Part, Views, collate, part_of
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
