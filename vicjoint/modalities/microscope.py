@@ -20,13 +20,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 from torch import Tensor
+from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
-from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.files.images import IMAGE_SUFFIXES, is_deep, opened
 from vicjoint.options import Count, ShareBelowOne, Size
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
@@ -232,7 +233,8 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
     # what matters of it is raised here, with the file's name
     disabled, logger.disabled = (logger.disabled, True)
     try:
-        with tifffile.TiffFile(path) as file:
+        # of an image that is spread over several files only the planes that lie in this one
+        with tifffile.TiffFile(path, _multifile=False, is_mmstack=False, is_ndtiff=False) as file:
             series = file.series
             _check_size(path, sum(math.prod(s.shape) for s in series))
             if len(series) > 1 and len({(s.shape, s.dtype) for s in series}) == 1:  # written page by page
@@ -253,9 +255,19 @@ def _check_size(path: str, values: int) -> None:
 def _read_picture(path: str) -> tuple[np.ndarray, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata that Pillow finds odd
-        with Image.open(path) as image:
-            _check_size(path, image.width * image.height * len(image.getbands()))
-            array = np.array(image.convert("RGB") if image.mode == "P" else image)
+        content = Path(path).read_bytes()
+        image = opened(content)
+        if isinstance(image, TiffImageFile):  # whatever its name
+            return _read_tiff(path)
+        _check_size(path, image.width * image.height * len(image.getbands()))
+        if is_deep(image) and len(image.getbands()) > 1:
+            if image.format != "PNG":
+                raise MicroscopeError(
+                    f"{path}: colours of more than 8 bits, which are read from png and tiff only. Convert it"
+                )
+            array = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8)).numpy()
+            return np.moveaxis(array, 0, -1)[..., : len(image.getbands())], "YXS"
+        array = np.array(image.convert("RGB") if image.mode == "P" else image)
     return array, "YXS"[: array.ndim]
 
 
