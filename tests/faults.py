@@ -18,9 +18,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pngs
 import soundfile
 import tifffile
 from PIL import Image
+from pngs import chunk
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
@@ -122,15 +124,8 @@ def flipped_film(content: bytes, seed: int, bits: int) -> bytes:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return pngs.framed(chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))))
 
 
 def patched(content: bytes, before: bytes, after: bytes) -> bytes:

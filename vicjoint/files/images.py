@@ -121,12 +121,12 @@ def opened(content: bytes) -> Image.Image:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened file, not yet decoded, has more than 8 bits a value: Pillow keeps 16 bits of grey, and
-    of colours the upper 8."""
+    """Whether an opened file, not yet decoded, has more than 8 bits a value. Pillow keeps 16 bits of grey,
+    and of colours the upper 8."""
     if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
-    if isinstance(image, PpmImageFile):
-        return isinstance(args := image.tile[0][3], tuple) and args[1] > 255
+    if isinstance(image, PpmImageFile) and isinstance(args := image.tile[0][3], tuple):
+        return args[1] > 255  # what white is
     return ";16" in str(image.tile)
 
 
