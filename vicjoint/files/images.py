@@ -76,7 +76,7 @@ def _content(record: dict, name: str) -> bytes:
 def decode(content: bytes, name: str) -> Tensor:
     """uint8 [3, H, W] of a file's content; `name` stands in errors. Raises ImageError."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")  # metadata that Pillow finds odd; limits are checked below
             image = opened(content)
             width, height = image.size
@@ -86,10 +86,7 @@ def decode(content: bytes, name: str) -> Tensor:
                     " read. Make it smaller"
                 )
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                with quiet():
-                    return decode_jpeg(
-                        torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB
-                    )
+                return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
             return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
     except ImageError:
         raise
@@ -101,7 +98,6 @@ def decode(content: bytes, name: str) -> Tensor:
         Exception
     ) as error:  # decoders fail on damaged files in many ways, and all mean the same to the user
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        cause = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else cause
         raise ImageError(f"{name}: cannot be decoded: {cause[:200]}") from None
 
 
@@ -117,7 +113,10 @@ def opened(content: bytes) -> Image.Image:
                 kept.append(content[place:end])
             place = end
         content = b"".join(kept)
-    return Image.open(io.BytesIO(content))
+    try:
+        return Image.open(io.BytesIO(content))
+    except Image.UnidentifiedImageError:  # whose message has an address in it
+        raise ValueError("not an image of a known format") from None
 
 
 def is_deep(image: Image.Image) -> bool:

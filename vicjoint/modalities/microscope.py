@@ -23,7 +23,6 @@ import torch
 from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 from torch import Tensor
-from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
@@ -265,8 +264,9 @@ def _read_picture(path: str) -> tuple[np.ndarray, str]:
                 raise MicroscopeError(
                     f"{path}: colours of more than 8 bits, which are read from png and tiff only. Convert it"
                 )
-            array = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8)).numpy()
-            return np.moveaxis(array, 0, -1)[..., : len(image.getbands())], "YXS"
+            image.load()  # says what is damaged in better words
+            [codecs] = need(["imagecodecs"], "a png with colours of 16 bits", "molecule")
+            return codecs.png_decode(content)[..., : len(image.getbands())], "YXS"
         array = np.array(image.convert("RGB") if image.mode == "P" else image)
     return array, "YXS"[: array.ndim]
 
@@ -274,6 +274,8 @@ def _read_picture(path: str) -> tuple[np.ndarray, str]:
 def _channels_first(array: np.ndarray, axes: str, channels: int, path: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise MicroscopeError(f"{path}: pixels of type {array.dtype}, expected integers or real numbers")
+    if not array.size:
+        raise MicroscopeError(f"{path}: an array of shape {list(array.shape)}, which has no pixel")
     single = [i for i, length in enumerate(array.shape) if length == 1 and axes[i] not in "YX"]
     shape, array = array.shape, array.squeeze(tuple(single))
     axes = "".join(letter for i, letter in enumerate(axes) if i not in single)
