@@ -12,6 +12,7 @@ ImageFolder, an EXIF orientation is not applied; no text or profile in a file de
 read. Anything that cannot be read is an ImageError that names the file and the cause.
 """
 
+import contextlib
 import io
 import struct
 import warnings
@@ -32,6 +33,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif
 READ_SUFFIXES = (*IMAGE_SUFFIXES, ".tar")  # of files that `read_record` reads, as a whole or a part
 MAX_PIXELS = 89_478_485  # Pillow's limit for what may be a decompression bomb: a quarter GiB of RGB
 LEAST_LEVELS = 16  # of the 256 that are left of 16 bits: below lie 12 bits and less, unscaled
+PRINTING = ("JPEG", "TIFF")  # formats whose C library writes to the terminal
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -76,7 +78,7 @@ def _content(record: dict, name: str) -> bytes:
 def decode(content: bytes, name: str) -> Tensor:
     """uint8 [3, H, W] of a file's content; `name` stands in errors. Raises ImageError."""
     try:
-        with warnings.catch_warnings(), quiet():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # metadata that Pillow finds odd; limits are checked below
             image = opened(content)
             width, height = image.size
@@ -85,9 +87,11 @@ def decode(content: bytes, name: str) -> Tensor:
                     f"{name}: claims {width} x {height} pixels, more than the {MAX_PIXELS:,} pixels that are"
                     " read. Make it smaller"
                 )
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-            return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
+            with quiet() if image.format in PRINTING else contextlib.nullcontext():
+                if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+                    return decode_jpeg(data, ImageReadMode.RGB)
+                return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
     except ImageError:
         raise
     except Image.DecompressionBombError:
