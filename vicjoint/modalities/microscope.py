@@ -260,13 +260,16 @@ def _read_picture(path: str) -> tuple[np.ndarray, str]:
             return _read_tiff(path)
         _check_size(path, image.width * image.height * len(image.getbands()))
         if is_deep(image) and len(image.getbands()) > 1:
-            if image.format != "PNG":
+            lower = opened(content)
+            *place, form = lower.tile[0]
+            if form not in ("RGB;16B", "RGBA;16B"):
                 raise MicroscopeError(
-                    f"{path}: colours of more than 8 bits, which are read from png and tiff only. Convert it"
+                    f"{path}: colours of more than 8 bits, which are read from tiff, and from RGB and RGBA in"
+                    " png. Convert it"
                 )
-            image.load()  # says what is damaged in better words
-            [codecs] = need(["imagecodecs"], "a png with colours of 16 bits", "molecule")
-            return codecs.png_decode(content)[..., : len(image.getbands())], "YXS"
+            # Pillow keeps the first byte of a value; told that the second one is the higher, it keeps that
+            lower.tile = [(*place, form[:-1] + "L")]
+            return np.array(image).astype(np.uint16) << 8 | np.array(lower), "YXS"
         array = np.array(image.convert("RGB") if image.mode == "P" else image)
     return array, "YXS"[: array.ndim]
 
