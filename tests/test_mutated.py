@@ -40,7 +40,6 @@ from vicjoint.modalities.protein import Protein
 from vicjoint.modalities.text import Text
 from vicjoint.parts import Source
 from vicjoint.recipe import RecipeError, load_recipe
-from vicjoint.sources.rows import TABLE_SUFFIXES
 from vicjoint.sources.sequences import Fasta
 from vicjoint.sources.shards import WebDataset
 from vicjoint.sources.table import Table
@@ -151,13 +150,7 @@ CHANNELS, CLIP, AUDIO = (
     by(Clip(frames=4, size=16)),
     by(Audio(seconds=0.25)),
 )
-TABLES = {
-    ".csv": lambda: separated(","),
-    ".tsv": lambda: separated("\t"),
-    ".jsonl": lambda: "\n".join(map(json.dumps, ROWS)).encode(),
-    ".json": lambda: json.dumps(ROWS).encode(),
-    ".parquet": arrow,
-}
+TABLE = listed(Table)
 INPUTS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
     "a.png": (lambda: png(SQUARES), IMAGE),
     "palette.png": (lambda: encoded(SQUARES[..., 0], "PNG"), IMAGE),
@@ -189,6 +182,9 @@ INPUTS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
     "a.flac": (lambda: sound("FLAC", "PCM_16"), AUDIO),
     "a.mp3": (lambda: sound("MP3", "MPEG_LAYER_III"), AUDIO),
     "a.ogg": (lambda: sound("OGG", "VORBIS"), AUDIO),
+    "a.csv": (lambda: separated(","), TABLE),
+    "a.jsonl": (lambda: "\n".join(map(json.dumps, ROWS)).encode(), TABLE),
+    "a.parquet": (arrow, TABLE),
     "a.fasta": (
         lambda: "".join(f">p{i} words {i} OS=Homo OX={i}\nMKTAYIAK{'LAGV' * i}\n" for i in range(8)).encode(),
         listed(Fasta),
@@ -202,7 +198,6 @@ INPUTS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
         lambda path: load_recipe(path, check_paths=False).dump(),
     ),
 }
-INPUTS |= {f"a{suffix}": (make, listed(Table)) for suffix, make in TABLES.items() if suffix in TABLE_SUFFIXES}
 
 
 # ---- damage ----
