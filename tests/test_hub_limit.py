@@ -30,7 +30,7 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(library, "HUB_SECONDS", 0.5)
-    library.ask_hub.cache_clear()
+    library.ask_once.cache_clear()
 
     def ask(port: int) -> bool:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
@@ -38,7 +38,7 @@ def hub(monkeypatch):
         return constants.HF_HUB_OFFLINE
 
     yield ask
-    library.ask_hub.cache_clear()
+    library.ask_once.cache_clear()
 
 
 def test_one_that_does_not_answer(hub):

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vicjoint import distributed
 from vicjoint.exporting.reading import add_step_and_imports, imports_of, read_checkpoint
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.paths import user_path
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         imports = imports_of(options)
         path = options.run / "recipe.yaml"
         own = load_recipe(path, check_paths=False, imports=imports)
+        distributed.start(own.train.timeout)
         parts = build_parts(load_recipe(path, options.overrides, imports=imports))
         state = load_state(parts, options.run, own, options.step)
         as_it_is = options.overrides or options.step is not None
@@ -61,13 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
             results = evaluate(parts)[0]
             show(parts, results, state["step"])
         else:
-            results = finish(parts, options.run)
-        if options.json:
+            results = finish(parts, options.run, state["step"])
+        if options.json and distributed.rank() == 0:
             write_json(options.json, results)
             print(f"results: {options.json}")
     except (RecipeError, ComponentError, CheckpointError, ValueError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return 2
+    finally:
+        distributed.stop()
     return 0
 
 
@@ -89,7 +93,8 @@ def say_data(changed: str, run: Path, asked: bool) -> None:
             f"source: {said}. Name those it had, or say which these are: source.root=... (the run stays as it"
             " is), or --write (its evaluation.json and report are written anew)."
         )
-    print(said)
+    if distributed.rank() == 0:
+        print(said)
 
 
 def load_state(parts: Parts, run: Path, own: Recipe, step: int | str | None) -> dict:

@@ -27,11 +27,16 @@ class LibraryPart:
         raise NotImplementedError(f"'{type(self).__name__}' has no method save(folder)")
 
 
+def ask_hub(folder: Path | None = None) -> None:
+    """Before something is fetched by its name, where it is no folder: where the hub does not answer within
+    HUB_SECONDS, its library is told to look into its cache folder alone, for the rest of the program. It would
+    try again for a minute otherwise, file by file."""
+    if folder is None or not folder.is_dir():
+        ask_once()
+
+
 @functools.cache
-def ask_hub() -> None:
-    """Before something is fetched by its name: where the hub does not answer within HUB_SECONDS, its library
-    is told to look into its cache folder alone, for the rest of the program. It would try again for a minute
-    otherwise, file by file."""
+def ask_once() -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

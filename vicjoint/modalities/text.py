@@ -141,8 +141,7 @@ def load_tokenizer(name: str):
             f"modality 'text': tokenizer '{name}' was not found: no folder {folder.absolute()}. Expected"
             " bytes, a folder made by save_pretrained, or a hub id such as 'google-bert/bert-base-uncased'."
         )
-    if not folder.is_dir():
-        ask_hub()
+    ask_hub(folder)
     try:
         return transformers.AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name, trust_remote_code=False

@@ -6,8 +6,8 @@ from typing import Any
 from vicjoint.recipe.file import show
 from vicjoint.recipe.recipe import Recipe
 
-# where a run is written and shown, how many processes read, how long to wait for them, and whether its end is
-# evaluated
+# where a run is written and shown, how many processes read, how long to wait for them, whether its end is
+# evaluated, and how much of that is shown
 DO_NOT_COUNT = (
     "out",
     "data.workers",
@@ -16,6 +16,7 @@ DO_NOT_COUNT = (
     "train.trackers",
     "train.tensorboard",  # of checkpoints before train.trackers
     "evaluate.last",
+    "evaluate.explorer",
     "checkpoint.may_change",
 )
 # where data lie: whether they are the same is for their fingerprints to say

@@ -244,7 +244,7 @@ def check_best(recipe: Recipe, measures: list[Measure]) -> None:
 @torch.no_grad()
 def try_one_record(parts: Parts) -> None:
     """Send one record through both branches of every task before anything is written: a model that does not
-    fit its views is a wrong recipe."""
+    fit its views, or its probes, is a wrong recipe."""
     parts.model.eval()
     for task in parts.tasks:
         batch, _ = next(parts.batches_of(task, 1, distributed.world_size()))
@@ -258,6 +258,7 @@ def try_one_record(parts: Parts) -> None:
         try_one_sample(parts, task, on_device)
     if parts.recipe.train.compile:
         try_to_compile(parts.device)
+    check_probes(parts)
 
 
 def try_one_sample(parts: Parts, task: Task, batch: Batch) -> None:
@@ -265,7 +266,7 @@ def try_one_sample(parts: Parts, task: Task, batch: Batch) -> None:
     parts with statistics of their own, no variance."""
     options, world = parts.recipe.train, distributed.world_size()
     samples = task.records_per_batch // world // options.accumulate * task.pair.samples_per_record
-    together = world > 1 and parts.device.type == "cuda"  # batch norm, over all processes
+    together = world > 1 and options.sync_batch_norm  # batch norm sees all processes
     if samples > 1:
         return
     try:
@@ -290,6 +291,14 @@ def try_to_compile(device: torch.device) -> None:
             f"train.compile: torch.compile does not work here ({str(error).strip().splitlines()[0]:.300})."
             " Install the compiler that it asks for, or leave out train.compile."
         ) from error
+
+
+def check_probes(parts: Parts) -> None:
+    """Raises RecipeError for a probe that the model cannot give what it asks for."""
+    try:
+        parts.evaluation.check(parts.model, parts.untrained)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def shape_of(view) -> str:
