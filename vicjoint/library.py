@@ -29,8 +29,8 @@ class LibraryPart:
 
 def ask_hub(folder: Path | None = None) -> None:
     """Before something is fetched by its name, where it is no folder: where the hub does not answer within
-    HUB_SECONDS, its library is told to look into its cache folder alone, for the rest of the program. It would
-    try again for a minute otherwise, file by file."""
+    HUB_SECONDS, its library is told to look into its cache folder alone, for the rest of the program, which
+    would try again for a minute otherwise."""
     if folder is None or not folder.is_dir():
         ask_once()
 
