@@ -3,7 +3,10 @@
 import re
 from typing import Any
 
+from pydantic import ValidationError
+
 from vicjoint.recipe.file import show
+from vicjoint.recipe.keys import Written
 from vicjoint.recipe.recipe import Recipe
 
 # where a run is written and shown, how many processes read, how long to wait for them, whether its end is
@@ -35,10 +38,18 @@ def by_kind(before: dict, now: dict) -> dict[str, list[str]]:
     `imports`), by what they mean to a run that goes on: place, where its data lie; length; other, which makes
     it another run."""
     found: dict[str, list[str]] = {"place": [], "length": [], "other": []}
-    for key, values in differing([before, now]).items():
+    for key, values in differing([filled(before), now]).items():
         kind = "place" if PLACE.fullmatch(key) else "length" if LENGTH.fullmatch(key) else "other"
         found[kind].append(f"{key}: {' -> '.join(values)}")
     return found
+
+
+def filled(recipe: dict) -> dict:
+    """What `dump` gave in an earlier version, with the defaults of keys that came later."""
+    try:
+        return Written.model_validate(recipe).dump()
+    except ValidationError:  # damaged, or of another version: every key that differs is named
+        return recipe
 
 
 def shortly(lines: list[str]) -> list[str]:
