@@ -261,8 +261,8 @@ def _read_picture(path: str) -> tuple[np.ndarray, str]:
             return _read_tiff(path)
         if image.format not in PICTURES:
             raise MicroscopeError(
-                f"{path}: a file of the format {image.format}, of which more than 8 bits a value might be lost."
-                " Convert it to tiff or png"
+                f"{path}: a file of the format {image.format}, of which more than 8 bits a value might be"
+                " lost. Convert it to tiff or png"
             )
         _check_size(path, image.width * image.height * len(image.getbands()))
         if is_deep(image) and len(image.getbands()) > 1:
