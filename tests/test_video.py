@@ -2,6 +2,7 @@
 barcode."""
 
 import importlib.util
+import re
 import struct
 
 import av
@@ -308,7 +309,7 @@ def test_frames_after_damage_are_still_found(tmp_path):
                     found += codes(image[None])
                     at += 1
             except VideoError as error:
-                assert f"frame {at} is damaged" in str(error)
+                assert re.search(rf"frames? {at} (to 39 are|is) damaged", str(error))
                 bad.append(at)
                 at += 1
         assert found == [n for n in range(20, 60) if n not in bad] and 35 in bad and len(bad) <= 5

@@ -49,7 +49,7 @@ class Video:
             if name == "pyav":
                 break
             try:
-                return OTHERS[name](self.path, self.info), name
+                return OTHERS[name](self.path, self._pyav), name
             except VideoError:
                 if not self._may_fall_back:
                     raise

@@ -2,7 +2,7 @@
 distinct numbers.
 
     decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-    decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
+    decoder = OTHERS["decord"]("clip.mp4", decoder)        # VideoError where it differs from that
     decoder.read([3, 5, 7]), decoder.close()
 """
 
@@ -17,16 +17,17 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
+from vicjoint.files.media import best_stream, open_media
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
+# mean difference of two decoders' pixels in 0..255: above rounding, and other ways to enlarge colours
+SAME_PICTURE = 3.0
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
-
-av.logging.set_level(None)  # FFmpeg's chatter about broken files: the cause is in the VideoError
 
 
 class VideoError(ValueError):
@@ -63,11 +64,14 @@ class PyAV:
 
     def __init__(self, path: str):
         self.path = path
-        self._walk: Iterator[tuple[int, av.VideoFrame]] | None = None  # of `each`
+        self._walk: Iterator[tuple[int, av.VideoFrame]] | None = None  # frames by time, or by number
         self._walked = 0
+        self._fed = -1  # place of the last packet that the decoder got
         # whether frames that cannot be decoded from their key frame on can be from the file's beginning on;
         # None: not tried yet
         self._straight: bool | None = None
+        # each packet's time is known, and none that follows a key frame is shown before it
+        self.closed = False
         # one for all frames: making its tables anew costs more than the conversion
         self._convert = VideoReformatter()
         self._container = _open(path)
@@ -82,7 +86,7 @@ class PyAV:
             raise
 
     def _use_stream(self) -> None:
-        self._stream = self._container.streams.video[0]
+        self._stream = best_stream(self._container, "video")
         self._context = self._stream.codec_context
         self._context.thread_count = 1
         # damaged data is an error, not a grey patch
@@ -97,25 +101,25 @@ class PyAV:
         """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first
         for its shape."""
         packets = self._stamps()
-        listed = (
-            len(getattr(self._stream, "index_entries", ())) if "mp4" in self._container.format.name else 0
-        )
+        listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
         if not packets:
             raise VideoError(f"{self.path}: the video stream is empty.")
+        self._keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
         self._shown = _shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
             self._packets = None
             frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
-            return _info([pts for pts, _ in frames], frames[0][1], self._stream)
+            self._first = frames[0][1]
+            return _info([pts for pts, _ in frames], self._first, self._stream)
         self._place = {p.pts: i for i, p in enumerate(packets)}
-        self._keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
         self._key_times = sorted(self._keys)
-        first = self._shown[0]
-        return _info(self._shown, self._frames_at([first])[first], self._stream)
+        self.closed = _closed(packets)
+        self._first = self._whole(0, [0])
+        return _info(self._shown, self._first, self._stream)
 
     def _stamps(self) -> list[Stamp]:
         """Of all packets with content; the packets themselves are kept where they are few."""
@@ -134,26 +138,29 @@ class PyAV:
 
     def read(self, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        self._walk = None
-        try:
-            found = self._search(numbers) if self._shown is None else self._frames_shown(numbers)
-        except av.FFmpegError as error:
-            raise VideoError(
-                f"{self.path}: frames {numbers[0]} to {numbers[-1]} are damaged ({_cause(error)})."
-            ) from None
-        for number in numbers:
-            self._check_whole(number, found.get(number))
         out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
-        for place, number in enumerate(numbers):
-            out[place] = self._image(number, found[number])
+        for place, image in enumerate(self.each(numbers)):
+            out[place] = image
         return out
 
-    def _check_whole(self, number: int, frame) -> None:
-        if frame is None or frame.is_corrupt:
-            raise VideoError(f"{self.path}: frame {number} is damaged: it cannot be decoded.")
+    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
+        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
+        ended, and jumps to a later key frame where nothing before it is wanted."""
+        for place, number in enumerate(numbers):
+            yield self._image(number, self._whole(number, numbers[place:]))
+
+    def first(self) -> np.ndarray:
+        """Frame 0, uint8 [H, W, 3]."""
+        return self._image(0, self._first)
 
     def _image(self, number: int, frame) -> np.ndarray:
-        image = self._upright(frame)
+        try:
+            image = _upright(self._convert.reformat(frame, format="rgb24").to_ndarray(), _turn(frame))
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"{self.path}: no colours can be made of its pixels (format {frame.format.name}, colour"
+                f" space {frame.colorspace}: {_cause(error)}). Convert the file."
+            ) from None
         if image.shape != (self.info.height, self.info.width, 3):
             raise VideoError(
                 f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
@@ -161,24 +168,41 @@ class PyAV:
             )
         return image
 
-    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
-        ended, and jumps to a later key frame where nothing before it is wanted."""
-        for number in numbers:
-            try:
-                frame = self._walk_to(number)
-            except av.FFmpegError as error:
-                frame = self._other_way_to(number, error)
-            self._check_whole(number, frame)
-            yield self._image(number, frame)
+    def _whole(self, number: int, wanted: list[int]):
+        """The frame. Decoded from the beginning of the file where it cannot be from its key frame on (which
+        may lean on what is before it), and the other way round; no second time where that failed. Raises
+        VideoError, naming those of the frames `wanted` from it on that lean on the same key frame."""
+        frame, error = self._try(number)
+        if frame is None and self._shown is not None and self._straight is not False:
+            self._straight = not self._straight
+            frame, _ = self._try(number)
+            if frame is None:
+                self._straight = False
+        if frame is not None:
+            return frame
+        last = max((n for n in wanted if self._key(n) == self._key(number)), default=number)
+        which = f"frame {number} is" if last == number else f"frames {number} to {last} are"
+        raise VideoError(f"{self.path}: {which} damaged ({_cause(error) if error else 'cannot be decoded'}).")
+
+    def _try(self, number: int):
+        """(the frame or None, the error or None)."""
+        try:
+            frame = self._walk_to(number)
+            return (None if frame is None or frame.is_corrupt else frame), None
+        except av.FFmpegError as error:
+            self._walk = None
+            return None, error
+
+    def _key(self, number: int) -> tuple | None:
+        """(pts, dts) of the last key frame that is not shown later; None: decoded from the beginning."""
+        if self._shown is None:
+            return None
+        return self._key_times[max(bisect.bisect_left(self._key_times, (self._shown[number] + 1,)) - 1, 0)]
 
     def _walk_to(self, number: int):
         """The frame, or None where the decoder does not give it."""
-        name, start = number, None
-        if self._shown is not None:
-            name = self._shown[number]
-            # the last key frame that is not shown later
-            start = self._key_times[max(bisect.bisect_left(self._key_times, (name + 1,)) - 1, 0)]
+        name = number if self._shown is None else self._shown[number]
+        start = self._key(number)
         jump = start is not None and self._straight is not True and self._place[start[0]] > self._fed
         if self._walk is None or name <= self._walked or jump:
             frames = self._decode_from(None if self._straight else start)
@@ -191,73 +215,24 @@ class PyAV:
         self._walk = None
         return None
 
-    def _other_way_to(self, number: int, error: av.FFmpegError):
-        """The frame, decoded from the beginning of the file where it could not be from its key frame on (an
-        open group of pictures leans on the group before), and the other way round; no second time where that
-        failed."""
-        self._walk = None
-        if self._shown is not None and self._straight is not False:
-            self._straight = not self._straight
-            try:
-                return self._walk_to(number)
-            except av.FFmpegError:
-                self._walk, self._straight = None, False
-        raise VideoError(f"{self.path}: frame {number} is damaged ({_cause(error)}).") from None
-
-    def _search(self, wanted: list[int]) -> dict:
-        """Frames by timestamp, or by number where the file was counted by decoding; decoded from the
-        beginning of the file."""
-        missing, found = set(wanted), {}
-        for number, frame in enumerate(self._decode_from(None)):
-            name = number if self._shown is None else frame.pts
-            if name in missing:
-                found[name] = frame
-                missing.discard(name)
-            if not missing:
-                break
-        return found
-
-    def _frames_shown(self, numbers: list[int]) -> dict:
-        wanted = [self._shown[n] for n in numbers]
-        try:
-            found = self._frames_at(wanted)
-        except (
-            av.FFmpegError
-        ):  # an open group of pictures: its key frame leans on the group before; damage fails again
-            found = self._search(wanted)
-        return {n: found[self._shown[n]] for n in numbers if self._shown[n] in found}
-
-    def _frames_at(self, wanted: list[int]) -> dict:
-        """Decoded frames by timestamp. Goes forward once, and jumps to a later key frame where nothing before
-        it is wanted."""
-        starts: dict = {}
-        for pts in wanted:
-            start = max((key for key in self._keys if key[0] <= pts), default=self._keys[0])
-            starts.setdefault(start, set()).add(pts)
-        found: dict = {}
-        self._fed = -1
-        frames = iter(())
-        for start, group in sorted(starts.items(), key=lambda item: self._place[item[0][0]]):
-            if self._place[start[0]] > self._fed:
-                frames = self._decode_from(start)
-            missing = set(group) - found.keys()
-            while missing and (frame := next(frames, None)) is not None:
-                found[frame.pts] = frame
-                missing.discard(frame.pts)
-        return found
-
     def _decode_from(self, start: tuple | None):
-        """Every frame from a key packet (pts, dts) on, or from the beginning, in order of presentation."""
+        """Every frame from a key packet (pts, dts) on, or from the beginning, in order of presentation.
+        Frames before the key frame may lean on what is not there: they are left out, as players do."""
         self._context.flush_buffers()
         if start is not None and self._packets is not None:
             packets = self._packets[self._place[start[0]] :]
         else:
             self._rewind(start)
             packets = (p for p in self._container.demux(self._stream) if p.size)
+        key = start or next(iter(self._keys), (None, None))
         for packet in packets:
             if self._shown is not None:
                 self._fed = self._place[packet.pts]
-            yield from self._context.decode(packet)
+            try:
+                yield from self._context.decode(packet)
+            except av.FFmpegError:
+                if None in (packet.pts, key[0]) or packet.pts >= key[0]:
+                    raise
         yield from self._context.decode(None)
 
     def _rewind(self, start: tuple | None) -> None:
@@ -268,11 +243,8 @@ class PyAV:
         self._container = _open(self.path)
         self._use_stream()
 
-    def _upright(self, frame) -> np.ndarray:
-        return np.rot90(self._convert.reformat(frame, format="rgb24").to_ndarray(), _quarter_turns(frame))
-
     def close(self) -> None:
-        self._packets = None
+        self._packets = self._first = self._walk = None
         self._container.close()
 
 
@@ -281,11 +253,10 @@ def _open(path: str):
     if cause := no_file(path, "video") or no_media(path):
         raise VideoError(f"{path}: {cause}.")
     try:
-        container = av.open(path)
+        container = open_media(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video file ({_cause(error)}).") from None
-    # a cover picture in a sound file is a "video stream" of one frame
-    if not any(s.codec_context is not None for s in container.streams.video):
+    if best_stream(container, "video") is None:
         what = "only sound" if container.streams.audio else "no video stream"
         container.close()
         raise VideoError(f"{path}: the file has {what}; expected a video.")
@@ -309,6 +280,16 @@ def _shown(packets: list, container: str, codec: str) -> list[int] | None:
     return shown if shown and shown[0] >= packets[0].pts else None
 
 
+def _closed(packets: list) -> bool:
+    """Whether no packet that follows a key frame is shown before it."""
+    key = packets[0].pts
+    for p in packets:
+        if p.pts < key:
+            return False
+        key = p.pts if p.is_keyframe else key
+    return True
+
+
 def _info(times: list, first, stream) -> VideoInfo:
     rate = float(stream.average_rate or 25)
     usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
@@ -319,28 +300,49 @@ def _info(times: list, first, stream) -> VideoInfo:
     )
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
-    sides = (first.height, first.width) if _quarter_turns(first) % 2 == 0 else (first.width, first.height)
+    height, width = _upright(np.empty((first.height, first.width, 0)), _turn(first)).shape[:2]
     start = (stream.container.start_time or 0) / av.time_base if usable else 0.0
-    return VideoInfo(len(times), rate, *sides, seconds, start)
+    return VideoInfo(len(times), rate, height, width, seconds, start)
 
 
-def _quarter_turns(frame) -> int:
-    """Quarter turns anti-clockwise that make the frame upright; other angles are left as they are stored."""
-    return round(frame.rotation / 90) % 4
+def _turn(frame) -> np.ndarray:
+    """The 2 x 2 matrix by which a frame is to be shown: (x, y) @ it is where a stored pixel goes, x to the
+    right and y down."""
+    try:
+        matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
+    except KeyError:
+        return np.eye(2)
+    except ValueError:  # PyAV lists no side data where one is of a kind that it does not know
+        angle = np.deg2rad(frame.rotation)
+        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return matrix.reshape(3, 3)[:2, :2] / (1 << 16)
+
+
+def _upright(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """[H, W, C], mirrored and turned by right angles; other angles go to the nearest one."""
+    if abs(turn[0, 1]) > abs(turn[0, 0]):
+        image, turn = image.swapaxes(0, 1), turn[::-1]
+    return image[:: -1 if turn[1, 1] < 0 else 1, :: -1 if turn[0, 0] < 0 else 1]
 
 
 class _Other:
     """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
-    decodes."""
+    decodes. closed: whether it finds frames only in files that are (`PyAV.closed`)."""
 
     name: str
+    closed = False
     module: (
         str  # imported when a file is opened and not at the top: optional, and decord must load after torch
     )
     missing: str  # what to do where that fails
 
-    def __init__(self, path: str, info: VideoInfo):
+    def __init__(self, path: str, pyav: PyAV):
         self.path = path
+        if self.closed and not pyav.closed:
+            raise self._differs(
+                "may give other frames than a player shows (some come before their key frame, or have no time"
+                " of their own)"
+            )
         try:
             module = importlib.import_module(self.module)
         except (
@@ -352,10 +354,14 @@ class _Other:
         try:
             self._open(module)
         except Exception as error:  # decord raises its own errors, some of them plain Exception
-            raise VideoError(
-                f"{path}: {self.name} cannot open this file ({_brief(error)}). Use video_backend: auto."
-            ) from None
-        self._compare(info)
+            raise self._differs(f"cannot open this file ({_brief(error)})") from None
+        self._compare(pyav.info)
+        first, own = self.read([0])[0], pyav.first()
+        if first.shape != own.shape or np.abs(first.astype(np.int16) - own).mean() > SAME_PICTURE:
+            raise self._differs("shows another first frame (its stream, turn or colours)")
+
+    def _differs(self, how: str) -> VideoError:
+        return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
 
     def read(self, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
@@ -373,6 +379,7 @@ class _Other:
 
 class _Decord(_Other):
     name = module = "decord"
+    closed = True
     missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
 
     def _open(self, decord) -> None:
@@ -388,9 +395,8 @@ class _Decord(_Other):
             or self._times.min() < 0
             or not _same_times(self._times, info.timestamps_seconds)
         ):
-            raise VideoError(
-                f"{self.path}: decord gives other frames than the {info.frames} a player shows "
-                "(an edit list, most often). Use video_backend: auto."
+            raise self._differs(
+                f"gives other frames than the {info.frames} a player shows (an edit list, most often)"
             )
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
@@ -412,10 +418,7 @@ class _TorchCodec(_Other):
 
     def _compare(self, info: VideoInfo) -> None:
         if len(self._reader) != info.frames:
-            raise VideoError(
-                f"{self.path}: torchcodec counts {len(self._reader)} frames, {info.frames} exist. "
-                "Use video_backend: auto."
-            )
+            raise self._differs(f"counts {len(self._reader)} frames, {info.frames} exist")
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
         return self._reader.get_frames_at(numbers).data.numpy()
