@@ -21,8 +21,6 @@ from vicjoint.files.media import best_stream, open_media
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
-# mean difference of two decoders' pixels in 0..255: above rounding, and other ways to enlarge colours
-SAME_PICTURE = 3.0
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
@@ -70,8 +68,8 @@ class PyAV:
         # whether frames that cannot be decoded from their key frame on can be from the file's beginning on;
         # None: not tried yet
         self._straight: bool | None = None
-        # each packet's time is known, and none that follows a key frame is shown before it
-        self.closed = False
+        # decoding can begin at each key frame as at the beginning, and frames are shown as they are stored
+        self.plain = False
         # one for all frames: making its tables anew costs more than the conversion
         self._convert = VideoReformatter()
         self._container = _open(path)
@@ -113,21 +111,30 @@ class PyAV:
             frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
-            self._first = frames[0][1]
-            return _info([pts for pts, _ in frames], self._first, self._stream)
+            return _info([pts for pts, _ in frames], frames[0][1], self._stream)
         self._place = {p.pts: i for i, p in enumerate(packets)}
         self._key_times = sorted(self._keys)
-        self.closed = _closed(packets)
-        self._first = self._whole(0, [0])
-        return _info(self._shown, self._first, self._stream)
+        first = self._whole(0, [0])
+        self.plain = (
+            len(self._container.streams.video) == 1
+            and _closed(packets)
+            and (self._context.name != "h264" or self._all_idr)
+            and not first.interlaced_frame
+            and np.array_equal(_turn(first), np.eye(2))
+        )
+        return _info(self._shown, first, self._stream)
 
     def _stamps(self) -> list[Stamp]:
         """Of all packets with content; the packets themselves are kept where they are few."""
         stamps, packets, size = [], [], 0
+        prefix = _length_bytes(self._context.extradata)
+        self._all_idr = True
         for p in self._container.demux(self._stream):
             if not p.size:
                 continue
             stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt))
+            if p.is_keyframe and self._all_idr:
+                self._all_idr = _is_idr(p, prefix)
             size += p.size
             if size <= KEEP_BYTES:
                 packets.append(p)
@@ -148,10 +155,6 @@ class PyAV:
         ended, and jumps to a later key frame where nothing before it is wanted."""
         for place, number in enumerate(numbers):
             yield self._image(number, self._whole(number, numbers[place:]))
-
-    def first(self) -> np.ndarray:
-        """Frame 0, uint8 [H, W, 3]."""
-        return self._image(0, self._first)
 
     def _image(self, number: int, frame) -> np.ndarray:
         try:
@@ -244,7 +247,7 @@ class PyAV:
         self._use_stream()
 
     def close(self) -> None:
-        self._packets = self._first = self._walk = None
+        self._packets = None
         self._container.close()
 
 
@@ -290,6 +293,23 @@ def _closed(packets: list) -> bool:
     return True
 
 
+def _length_bytes(extradata: bytes | None) -> int:
+    """Of the lengths in front of an H.264 packet's parts (units), as in mp4 and mkv; 0: it has none."""
+    return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
+
+
+def _is_idr(packet, prefix: int) -> bool:
+    """Whether decoding can begin at an H.264 key frame as at the file's beginning; others are recovery
+    points, after which decoders still use what was before."""
+    data, at = memoryview(packet), 0
+    while prefix and at + prefix < len(data):
+        kind = data[at + prefix] & 31
+        if kind in (1, 5):  # a slice of another picture, of an IDR picture
+            return kind == 5
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return False
+
+
 def _info(times: list, first, stream) -> VideoInfo:
     rate = float(stream.average_rate or 25)
     usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
@@ -327,10 +347,10 @@ def _upright(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 class _Other:
     """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
-    decodes. closed: whether it finds frames only in files that are (`PyAV.closed`)."""
+    decodes. only_plain: whether it is right only about files that are (`PyAV.plain`)."""
 
     name: str
-    closed = False
+    only_plain = False
     module: (
         str  # imported when a file is opened and not at the top: optional, and decord must load after torch
     )
@@ -338,10 +358,10 @@ class _Other:
 
     def __init__(self, path: str, pyav: PyAV):
         self.path = path
-        if self.closed and not pyav.closed:
+        if self.only_plain and not pyav.plain:
             raise self._differs(
-                "may give other frames than a player shows (some come before their key frame, or have no time"
-                " of their own)"
+                "would not be right about each frame of this file (frames without times, key frames that are"
+                " no beginning, several video streams, interlaced or turned pictures)"
             )
         try:
             module = importlib.import_module(self.module)
@@ -356,9 +376,6 @@ class _Other:
         except Exception as error:  # decord raises its own errors, some of them plain Exception
             raise self._differs(f"cannot open this file ({_brief(error)})") from None
         self._compare(pyav.info)
-        first, own = self.read([0])[0], pyav.first()
-        if first.shape != own.shape or np.abs(first.astype(np.int16) - own).mean() > SAME_PICTURE:
-            raise self._differs("shows another first frame (its stream, turn or colours)")
 
     def _differs(self, how: str) -> VideoError:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
@@ -379,7 +396,7 @@ class _Other:
 
 class _Decord(_Other):
     name = module = "decord"
-    closed = True
+    only_plain = True
     missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
 
     def _open(self, decord) -> None:
