@@ -30,10 +30,15 @@ def best_stream(container, kind: str):
     return best if best in streams else next(iter(streams), None)
 
 
+def estimated(container) -> bool:
+    """Whether FFmpeg guesses how long a file is: one without a container (mp3, aac) has no place for it, and
+    what the bit rate of its first frames says can be a third of the truth."""
+    return bool(container.format.flags & Flags.generic_index.value)
+
+
 def stated_end(stream) -> float | None:
-    """Seconds of the file's clock at which the stream ends, where the container says so; None where it says
-    nothing, or FFmpeg guesses: a file without a container (mp3, aac) has no place for it, and what is guessed
-    from the first frames' bit rate can be a third of the truth."""
-    if stream.duration is None or stream.container.format.flags & Flags.generic_index.value:
+    """Seconds of the file's clock at which a stream ends, as its container says; None where it says nothing
+    that can be trusted: count the packets."""
+    if stream.duration is None or estimated(stream.container):
         return None
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
