@@ -215,12 +215,13 @@ class NextFrame(Pair):
         if self.seconds is None:
             return range(max(0, info.frames - (self.frames - 1) * self.stride - self.gap))
         starts = np.flatnonzero(times + after * self.seconds <= times[-1] + self.seconds / 2)
-        if np.diff(times).max(initial=0) < self.seconds:
+        apart = np.diff(times) / self.seconds
+        if apart.max(initial=0) < 1 or np.abs(apart - 1).max() < 0.25 / (after + 1):
             return starts
         # frames further apart than `seconds`: the same one would be used twice
-        steps = np.array([*range(self.frames), after] if self.gap else range(self.frames))
-        numbers = nearest_frames(times, times[starts, None] + steps * self.seconds)
-        return starts[(np.diff(numbers) > 0).all(1)]
+        steps = [*range(self.frames), after] if self.gap else range(self.frames)
+        numbers = [nearest_frames(times, times[starts] + step * self.seconds) for step in steps]
+        return starts[(np.diff(numbers, axis=0) > 0).all(0)]
 
     def _window(self, info: VideoInfo, start: int) -> Window:
         if self.seconds is None:
@@ -283,7 +284,7 @@ def as_view(clips: Tensor) -> Tensor:
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to the times asked for [...]."""
+    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to those asked for."""
     right = np.searchsorted(times, asked).clip(min(1, len(times) - 1), len(times) - 1)
     left = np.maximum(right - 1, 0)
     return np.where(asked - times[left] <= times[right] - asked, left, right)

@@ -1,13 +1,13 @@
-"""The decoders behind `vicjoint.video`, which is the module to use; a decoder gives frames of increasing,
-distinct numbers.
+"""The decoder behind `vicjoint.video`, which is the module to use; it gives frames of increasing, distinct
+numbers. Others, beside it: vicjoint.video.others.
 
     decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-    decoder = OTHERS["decord"]("clip.mp4", decoder)        # VideoError where it differs from that
     decoder.read([3, 5, 7]), decoder.close()
 """
 
 import bisect
-import importlib
+import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,11 +17,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
+from vicjoint.files.kept import Kept
 from vicjoint.files.media import best_stream, open_media
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
+COUNTED = Kept(64)  # what `PyAV` counted, by file; in each process
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
@@ -57,25 +59,41 @@ class Stamp(NamedTuple):
     is_corrupt: bool
 
 
+class Key(NamedTuple):
+    """A key frame of a file: its times, and its place among the packets."""
+
+    pts: int
+    dts: int
+    place: int
+
+
 class PyAV:
-    """Counts and decodes with PyAV, one thread."""
+    """Counts and decodes with PyAV, one thread. What was counted is kept: a film of an hour has a hundred
+    thousand packets.
+
+    plain: whether decoding can begin at each key frame as at the beginning, and all frames are shown as they
+    are stored."""
 
     def __init__(self, path: str):
         self.path = path
+        self._packets: list | None = None
         self._walk: Iterator[tuple[int, av.VideoFrame]] | None = None  # frames by time, or by number
         self._walked = 0
         self._fed = -1  # place of the last packet that the decoder got
         # whether frames that cannot be decoded from their key frame on can be from the file's beginning on;
         # None: not tried yet
         self._straight: bool | None = None
-        # decoding can begin at each key frame as at the beginning, and frames are shown as they are stored
-        self.plain = False
         # one for all frames: making its tables anew costs more than the conversion
         self._convert = VideoReformatter()
         self._container = _open(path)
         try:
             self._use_stream()
-            self.info = self._index()
+            state = os.stat(path)
+            name = f"{path} {state.st_size} {state.st_mtime_ns}"
+            if (counted := COUNTED.get(name)) is None:
+                counted = self._count()
+                COUNTED.add(name, counted, 1000 + 16 * counted[0].frames + 200 * len(self._keys))
+            self.info, self._shown, self._keys, self.plain = counted
         except av.FFmpegError as error:
             self.close()
             raise VideoError(f"{path}: the video data are damaged or cut off ({_cause(error)}).") from None
@@ -95,34 +113,35 @@ class PyAV:
                 f" than the {MOST_PIXELS:,} that are read. Make them smaller."
             )
 
-    def _index(self) -> VideoInfo:
-        """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first
-        for its shape."""
+    def _count(self) -> tuple[VideoInfo, np.ndarray | None, list[Key], bool]:
+        """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else
+        by decoding all; their timestamps, None where all were decoded; key frames; plain."""
         packets = self._stamps()
         listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
         if not packets:
             raise VideoError(f"{self.path}: the video stream is empty.")
-        self._keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
+        self._keys = [
+            Key(p.pts, p.pts if p.dts is None else p.dts, n) for n, p in enumerate(packets) if p.is_keyframe
+        ]
         self._shown = _shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
             self._packets = None
             frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
-            return _info([pts for pts, _ in frames], frames[0][1], self._stream)
-        self._place = {p.pts: i for i, p in enumerate(packets)}
-        self._key_times = sorted(self._keys)
+            return _info([pts for pts, _ in frames], frames[0][1], self._stream), None, self._keys, False
+        self._keys.sort()
         first = self._whole(0, [0])
-        self.plain = (
+        plain = (
             len(self._container.streams.video) == 1
             and _closed(packets)
             and (self._context.name != "h264" or self._all_idr)
             and not first.interlaced_frame
             and np.array_equal(_turn(first), np.eye(2))
         )
-        return _info(self._shown, first, self._stream)
+        return _info(self._shown.tolist(), first, self._stream), self._shown, self._keys, plain
 
     def _stamps(self) -> list[Stamp]:
         """Of all packets with content; the packets themselves are kept where they are few."""
@@ -196,17 +215,18 @@ class PyAV:
             self._walk = None
             return None, error
 
-    def _key(self, number: int) -> tuple | None:
-        """(pts, dts) of the last key frame that is not shown later; None: decoded from the beginning."""
+    def _key(self, number: int) -> Key | None:
+        """The last key frame that is not shown later; None: decoded from the beginning."""
         if self._shown is None:
             return None
-        return self._key_times[max(bisect.bisect_left(self._key_times, (self._shown[number] + 1,)) - 1, 0)]
+        after = bisect.bisect_right(self._keys, self._shown[number], key=lambda key: key.pts)
+        return self._keys[max(after - 1, 0)]
 
     def _walk_to(self, number: int):
         """The frame, or None where the decoder does not give it."""
         name = number if self._shown is None else self._shown[number]
         start = self._key(number)
-        jump = start is not None and self._straight is not True and self._place[start[0]] > self._fed
+        jump = start is not None and self._straight is not True and start.place > self._fed
         if self._walk is None or name <= self._walked or jump:
             frames = self._decode_from(None if self._straight else start)
             known = self._shown is not None
@@ -218,29 +238,29 @@ class PyAV:
         self._walk = None
         return None
 
-    def _decode_from(self, start: tuple | None):
-        """Every frame from a key packet (pts, dts) on, or from the beginning, in order of presentation.
-        Frames before the key frame may lean on what is not there: they are left out, as players do."""
+    def _decode_from(self, start: Key | None):
+        """Every frame from a key frame on, or from the beginning, in order of presentation. Frames before the
+        key frame may lean on what is not there: they are left out, as players do."""
         self._context.flush_buffers()
         if start is not None and self._packets is not None:
-            packets = self._packets[self._place[start[0]] :]
+            packets = iter(self._packets[start.place :])
         else:
             self._rewind(start)
             packets = (p for p in self._container.demux(self._stream) if p.size)
-        key = start or next(iter(self._keys), (None, None))
-        for packet in packets:
-            if self._shown is not None:
-                self._fed = self._place[packet.pts]
+            if start is not None:
+                packets = itertools.dropwhile(lambda p: p.pts != start.pts, packets)
+        key = start or next(iter(self._keys), None)
+        for self._fed, packet in enumerate(packets, 0 if start is None else start.place):
             try:
                 yield from self._context.decode(packet)
             except av.FFmpegError:
-                if None in (packet.pts, key[0]) or packet.pts >= key[0]:
+                if key is None or None in (packet.pts, key.pts) or packet.pts >= key.pts:
                     raise
         yield from self._context.decode(None)
 
-    def _rewind(self, start: tuple | None) -> None:
+    def _rewind(self, start: Key | None) -> None:
         if start is not None:
-            self._container.seek(start[1], stream=self._stream, backward=True)
+            self._container.seek(start.dts, stream=self._stream, backward=True)
             return
         self._container.close()  # not every container without an index can seek to its very first frame
         self._container = _open(self.path)
@@ -270,8 +290,8 @@ def _cause(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _shown(packets: list, container: str, codec: str) -> list[int] | None:
-    """Timestamps of the frames a player shows, sorted, or None where only decoding can tell."""
+def _shown(packets: list, container: str, codec: str) -> np.ndarray | None:
+    """Timestamps int64 of the frames a player shows, sorted, or None where only decoding can tell."""
     times = [p.pts for p in packets]
     if not TIMED_CONTAINERS & set(container.split(",")) or codec not in TIMED_CODECS:
         return None
@@ -280,7 +300,7 @@ def _shown(packets: list, container: str, codec: str) -> list[int] | None:
     # an edit list discards frames that are only decoded
     shown = sorted(p.pts for p in packets if not p.is_discard)
     # frames before the first key frame lack what they refer to; decoders differ in showing them
-    return shown if shown and shown[0] >= packets[0].pts else None
+    return np.array(shown) if shown and shown[0] >= packets[0].pts else None
 
 
 def _closed(packets: list) -> bool:
@@ -343,113 +363,3 @@ def _upright(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
     if abs(turn[0, 1]) > abs(turn[0, 0]):
         image, turn = image.swapaxes(0, 1), turn[::-1]
     return image[:: -1 if turn[1, 1] < 0 else 1, :: -1 if turn[0, 0] < 0 else 1]
-
-
-class _Other:
-    """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
-    decodes. only_plain: whether it is right only about files that are (`PyAV.plain`)."""
-
-    name: str
-    only_plain = False
-    module: (
-        str  # imported when a file is opened and not at the top: optional, and decord must load after torch
-    )
-    missing: str  # what to do where that fails
-
-    def __init__(self, path: str, pyav: PyAV):
-        self.path = path
-        if self.only_plain and not pyav.plain:
-            raise self._differs(
-                "would not be right about each frame of this file (frames without times, key frames that are"
-                " no beginning, several video streams, interlaced or turned pictures)"
-            )
-        try:
-            module = importlib.import_module(self.module)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-        ):  # RuntimeError: torchcodec without an FFmpeg that it can load
-            raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
-        try:
-            self._open(module)
-        except Exception as error:  # decord raises its own errors, some of them plain Exception
-            raise self._differs(f"cannot open this file ({_brief(error)})") from None
-        self._compare(pyav.info)
-
-    def _differs(self, how: str) -> VideoError:
-        return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
-
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        try:
-            return self._decode(numbers)
-        except Exception as error:
-            raise VideoError(
-                f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
-                f"({_brief(error)})."
-            ) from None
-
-    def close(self) -> None:
-        self._reader = None
-
-
-class _Decord(_Other):
-    name = module = "decord"
-    only_plain = True
-    missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
-
-    def _open(self, decord) -> None:
-        decord.logging.set_level(decord.logging.QUIET)
-        self._reader = decord.VideoReader(self.path, num_threads=1)
-        self._times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
-
-    def _compare(self, info: VideoInfo) -> None:
-        # decord does not know edit lists: it counts frames that are never shown and returns wrong ones,
-        # without an error
-        if (
-            len(self._times) != info.frames
-            or self._times.min() < 0
-            or not _same_times(self._times, info.timestamps_seconds)
-        ):
-            raise self._differs(
-                f"gives other frames than the {info.frames} a player shows (an edit list, most often)"
-            )
-
-    def _decode(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_batch(numbers).asnumpy()
-
-
-class _TorchCodec(_Other):
-    name = "torchcodec"
-    module = "torchcodec.decoders"
-    missing = (
-        "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
-        "or use video_backend: pyav."
-    )
-
-    def _open(self, decoders) -> None:
-        self._reader = decoders.VideoDecoder(
-            self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
-        )
-
-    def _compare(self, info: VideoInfo) -> None:
-        if len(self._reader) != info.frames:
-            raise self._differs(f"counts {len(self._reader)} frames, {info.frames} exist")
-
-    def _decode(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_frames_at(numbers).data.numpy()
-
-
-OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def _same_times(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two lists of timestamps in seconds agree to half the shortest gap, apart from a common
-    shift."""
-    gap = np.diff(b).min() if len(b) > 1 else 1.0
-    return bool(np.all(np.abs((a - a[0]) - (b - b[0])) < gap / 2))
