@@ -8,6 +8,7 @@ numbers. Others, beside it: vicjoint.video.others.
 import bisect
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from vicjoint.files.media import best_stream, open_media
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
+MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
 COUNTED = Kept(64)  # what `PyAV` counted, by file; in each process
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
@@ -55,16 +57,18 @@ class Stamp(NamedTuple):
     pts: int | None
     dts: int | None
     is_keyframe: bool
+    is_clean: bool  # decoding can begin at this key frame as at the beginning of a film
     is_discard: bool
     is_corrupt: bool
 
 
 class Key(NamedTuple):
-    """A key frame of a file: its times, and its place among the packets."""
+    """A key frame of a file: its times, its place among the packets, and Stamp.is_clean."""
 
     pts: int
     dts: int
     place: int
+    is_clean: bool
 
 
 class PyAV:
@@ -123,7 +127,9 @@ class PyAV:
         if not packets:
             raise VideoError(f"{self.path}: the video stream is empty.")
         self._keys = [
-            Key(p.pts, p.pts if p.dts is None else p.dts, n) for n, p in enumerate(packets) if p.is_keyframe
+            Key(p.pts, p.pts if p.dts is None else p.dts, n, p.is_clean)
+            for n, p in enumerate(packets)
+            if p.is_keyframe
         ]
         self._shown = _shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
@@ -137,8 +143,9 @@ class PyAV:
         plain = (
             len(self._container.streams.video) == 1
             and _closed(packets)
-            and (self._context.name != "h264" or self._all_idr)
+            and all(key.is_clean for key in self._keys)
             and not first.interlaced_frame
+            and first.colorspace in MATRICES
             and np.array_equal(_turn(first), np.eye(2))
         )
         return _info(self._shown.tolist(), first, self._stream), self._shown, self._keys, plain
@@ -146,14 +153,12 @@ class PyAV:
     def _stamps(self) -> list[Stamp]:
         """Of all packets with content; the packets themselves are kept where they are few."""
         stamps, packets, size = [], [], 0
-        prefix = _length_bytes(self._context.extradata)
-        self._all_idr = True
+        h264, prefix = self._context.name == "h264", _length_bytes(self._context.extradata)
         for p in self._container.demux(self._stream):
             if not p.size:
                 continue
-            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt))
-            if p.is_keyframe and self._all_idr:
-                self._all_idr = _is_idr(p, prefix)
+            clean = not h264 or (p.is_keyframe and _is_idr(p, prefix))
+            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, p.is_discard, p.is_corrupt))
             size += p.size
             if size <= KEEP_BYTES:
                 packets.append(p)
@@ -239,8 +244,7 @@ class PyAV:
         return None
 
     def _decode_from(self, start: Key | None):
-        """Every frame from a key frame on, or from the beginning, in order of presentation. Frames before the
-        key frame may lean on what is not there: they are left out, as players do."""
+        """Every frame from a key frame on, or from the beginning, in order of presentation."""
         self._context.flush_buffers()
         if start is not None and self._packets is not None:
             packets = iter(self._packets[start.place :])
@@ -249,14 +253,24 @@ class PyAV:
             packets = (p for p in self._container.demux(self._stream) if p.size)
             if start is not None:
                 packets = itertools.dropwhile(lambda p: p.pts != start.pts, packets)
-        key = start or next(iter(self._keys), None)
         for self._fed, packet in enumerate(packets, 0 if start is None else start.place):
             try:
                 yield from self._context.decode(packet)
             except av.FFmpegError:
-                if key is None or None in (packet.pts, key.pts) or packet.pts >= key.pts:
+                if not self._harmless(packet, start):
                     raise
         yield from self._context.decode(None)
+
+    def _harmless(self, packet: av.Packet, start: Key | None) -> bool:
+        """Whether an error says no more than that decoding began in the middle of a film: frames before the
+        first key frame lean on what is not there and are left out, as players do; and where that frame is not
+        clean, those after it may command to forget what never was."""
+        first = start or next(iter(self._keys), None)
+        if first is None or packet.pts is None or first.pts is None:
+            return False
+        group = self._keys[1].place if len(self._keys) > 1 else self._fed + 1
+        cut = start is None and not first.is_clean and self._fed < group
+        return cut or packet.pts < first.pts
 
     def _rewind(self, start: Key | None) -> None:
         if start is not None:
@@ -314,15 +328,18 @@ def _closed(packets: list) -> bool:
 
 
 def _length_bytes(extradata: bytes | None) -> int:
-    """Of the lengths in front of an H.264 packet's parts (units), as in mp4 and mkv; 0: it has none."""
+    """Of the lengths in front of an H.264 packet's units, in mp4 and mkv; 0: they begin with 0, 0, 1."""
     return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
 
 
 def _is_idr(packet, prefix: int) -> bool:
-    """Whether decoding can begin at an H.264 key frame as at the file's beginning; others are recovery
-    points, after which decoders still use what was before."""
+    """Whether an H.264 key frame is an IDR picture, which forgets what was before; others are recovery
+    points."""
     data, at = memoryview(packet), 0
-    while prefix and at + prefix < len(data):
+    if not prefix:
+        kinds = (found[1][0] & 31 for found in re.finditer(rb"\x00\x00\x01(.)", data, re.DOTALL))
+        return next((kind for kind in kinds if kind in (1, 5)), 1) == 5
+    while at + prefix < len(data):
         kind = data[at + prefix] & 31
         if kind in (1, 5):  # a slice of another picture, of an IDR picture
             return kind == 5
