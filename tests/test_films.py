@@ -53,17 +53,21 @@ def copy(source, target, first: int, shift: int = 0, **options):
     return target
 
 
-@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv", "cut.ts"])
-def test_frames_before_the_first_key_frame_are_left_out(tmp_path, name):
-    """A cut without encoding, at a key frame of an open group: the frames shown before it are not whole."""
-    options = {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
-    whole = write(tmp_path / ("whole.ts" if name == "cut.ts" else "whole.mp4"), 60, options=options)
+@pytest.mark.parametrize("back", [0, 3])  # packets before the key frame
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv", "cut.ts", "hevc.mkv"])
+def test_frames_before_the_first_key_frame_are_left_out(tmp_path, name, is_open, back):
+    """A cut without encoding: the frames shown before the first key frame are not whole."""
+    params = f"open-gop={int(is_open)}:scenecut=0:b-adapt=0:keyint=10:bframes=3:log-level=0"
+    codec, key = ("libx265", "x265-params") if name == "hevc.mkv" else ("libx264", "x264-params")
+    suffix = "ts" if name == "cut.ts" else "mp4"
+    whole = write(tmp_path / f"whole.{suffix}", 60, codec=codec, options={key: params})
     with av.open(str(whole)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
         first = [n for n, p in enumerate(packets) if p.is_keyframe][2]
         key = sorted(p.pts for p in packets).index(packets[first].pts)
-        assert any(p.pts < packets[first].pts for p in packets[first:]), "the group is open"
-    cut = copy(whole, tmp_path / name, first - 3 * (name == "cut.ts"), shift=key)
+        assert any(p.pts < packets[first].pts for p in packets[first:]) == is_open
+    cut = copy(whole, tmp_path / name, first - back, shift=key)
     for backend in ("pyav", "auto"):
         with Video(cut, backend) as video:
             found = codes(video.read(range(video.info.frames)))
@@ -123,11 +127,11 @@ def film(path, sizes, default: int, cover: bool = False):
         streams = [out.add_stream("libx264", rate=25) for _ in sizes]
         for number, (stream, (height, width)) in enumerate(zip(streams, sizes)):
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.disposition = Disposition.default if number == default else Disposition(0)
+            stream.disposition = Disposition.default.value if number == default else 0
         if cover:
             picture = out.add_stream("png", rate=1)
             picture.width, picture.height, picture.pix_fmt = 32, 32, "rgb24"
-            picture.disposition = Disposition.attached_pic
+            picture.disposition = Disposition.attached_pic.value
             out.mux(picture.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 250, np.uint8))))
         for _, stream in itertools.product(range(20), streams):
             grey = 50 + 50 * streams.index(stream)
@@ -176,7 +180,7 @@ def test_a_sound_with_a_cover_picture_is_only_sound(tmp_path):
     with av.open(str(path), "w") as out:
         sound, picture = out.add_stream("aac", rate=16000, layout="mono"), out.add_stream("png", rate=1)
         picture.width, picture.height, picture.pix_fmt = 32, 32, "rgb24"
-        picture.disposition = Disposition.attached_pic
+        picture.disposition = Disposition.attached_pic.value
         out.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
         wave = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
         wave.sample_rate = 16000
