@@ -67,7 +67,8 @@ def test_frames_before_the_first_key_frame_are_left_out(tmp_path, name, is_open,
         first = [n for n, p in enumerate(packets) if p.is_keyframe][2]
         key = sorted(p.pts for p in packets).index(packets[first].pts)
         assert any(p.pts < packets[first].pts for p in packets[first:]) == is_open
-    cut = copy(whole, tmp_path / name, first - back, shift=key)
+    # an edit list leaves out what begins before 0, in mp4 alone
+    cut = copy(whole, tmp_path / name, first - back, shift=key - 5 * (name != "cut.mp4"))
     for backend in ("pyav", "auto"):
         with Video(cut, backend) as video:
             found = codes(video.read(range(video.info.frames)))
