@@ -221,6 +221,19 @@ def test_a_display_matrix_turns_and_mirrors(tmp_path, backend, a, b, c, d):
     assert np.abs(image.astype(int) - expected).max() <= 3
 
 
+def test_a_turn_is_known_beside_side_data_that_is_not():
+    """PyAV lists none of a frame's side data where it does not know the kind of one (spatial video, EXIF)."""
+
+    class Frame:
+        rotation = -90  # clockwise
+
+        @property
+        def side_data(self):
+            raise ValueError("31 is not a valid Type")
+
+    assert np.allclose(backends._turn(Frame()), [[0, 1], [-1, 0]])
+
+
 # ---- colours ----
 
 MATRICES = {
