@@ -4,6 +4,7 @@ import itertools
 import struct
 
 import av
+import av.filter
 import numpy as np
 import pytest
 from av.stream import Disposition
@@ -271,6 +272,20 @@ def rgb(Y, U, V, red: float, blue: float, full: bool):
     return np.stack([r, (Y - red * r - blue * b) / (1 - red - blue), b], -1).clip(0, 255)
 
 
+def scaled(path) -> np.ndarray:
+    """Frame 0 as FFmpeg's own programs show it, by their scale filter."""
+    with av.open(str(path)) as container:
+        stream, graph = container.streams.video[0], av.filter.Graph()
+        graph.link_nodes(
+            graph.add_buffer(template=stream),
+            graph.add("scale"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ).configure()
+        graph.push(next(container.decode(stream)))
+        return graph.pull().to_ndarray().astype(float)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("matrix", MATRICES)
@@ -281,6 +296,7 @@ def test_colours_by_the_matrix_and_range_of_the_film(tmp_path, matrix, full, bac
     Y, U, V = (np.kron(patches[None, :, k], np.ones((side, side), np.uint8)) for k in range(3))
     path = yuv_film(tmp_path / "a.mp4", Y, U[::2, ::2], V[::2, ::2], space=space, full=full)
     image = read(path, [1], backend)[0].astype(float)
+    assert np.abs(image - scaled(path)).max() <= 2
     for n, patch in enumerate(PATCHES):
         inside = image[4:12, n * side + 4 : n * side + 12].mean((0, 1))
         assert np.abs(inside - rgb(*map(float, patch), red, blue, full)).max() < 3, (patch, inside)
