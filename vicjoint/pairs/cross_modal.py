@@ -238,13 +238,14 @@ class CrossModal(Pair):
         for value in self._values_of(row, side):
             window = self._view_window(row, side, value)
             content = named = self._named(side, row, value)
+            item, seconds = (named, None) if isinstance(named, str) else ("", None)
             if not isinstance(named, str):
                 content = json.dumps(named, sort_keys=True, default=str)
             if window is not None and self._reader(side).timed:
-                content = f"{content} from {window[0]} s"
+                content, seconds = f"{content} from {window[0]} s", (window[0], sum(window))
             raw = self._read(side, row, value, rng, window) if read else None
             title = str(value) if str(value) == str(row["id"]) else f"{row['id']}: {value}"
-            found.append(View(raw, content, self._key(row) if self.key else None, title))
+            found.append(View(raw, content, self._key(row) if self.key else None, title, item, seconds))
         return found
 
     def _view_window(self, record: Record, side: Side, value) -> tuple[float, float] | None:

@@ -165,19 +165,28 @@ class NextFrame(Pair):
             chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
             shown = [w.context if side == "a" else [w.target] for w in chosen]
             wanted = sorted({n for numbers in shown for n in numbers})
-            frames = self.transform(video.read(wanted))
+            frames, seen = self.transform(video.read(wanted)), [seconds_of(video.info, n) for n in shown]
         place = {n: i for i, n in enumerate(wanted)}
         return [
             self._view(
                 record,
                 as_view(frames[[place[n] for n in numbers]][None]),
                 f"frames {numbers[0]}-{numbers[-1]}",
+                path_of(record) if side == "a" else "",  # of a frame its picture says more than the film
+                seconds if side == "a" else None,
             )
-            for numbers in shown
+            for numbers, seconds in zip(shown, seen)
         ]
 
-    def _view(self, record: Record, raw: Tensor | None, what: str) -> View:
-        return View(raw, f"{path_of(record)} {what}", title=record["id"])
+    def _view(
+        self,
+        record: Record,
+        raw: Tensor | None,
+        what: str,
+        item: str = "",
+        seconds: tuple[float, float] | None = None,
+    ) -> View:
+        return View(raw, f"{path_of(record)} {what}", None, record["id"], item, seconds)
 
     def open(self, path: str) -> Video:
         """A video file, by the recipe's backend. Raises VideoError."""
@@ -281,6 +290,11 @@ class NextFrame(Pair):
 def as_view(clips: Tensor) -> Tensor:
     """[W, T, 3, H, W] -> clips [W, 3, T, H, W], or of one frame pictures [W, 3, H, W]."""
     return clips[:, 0] if clips.shape[1] == 1 else clips.transpose(1, 2).contiguous()
+
+
+def seconds_of(info: VideoInfo, numbers: list[int]) -> tuple[float, float]:
+    """When the first of some frames begins and the last one ends, from the start of the file."""
+    return float(info.timestamps_seconds[numbers[0]] - info.start_seconds), ends(info, numbers[-1])
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
