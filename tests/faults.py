@@ -322,9 +322,9 @@ AUDIO = of_files("sound", ".wav", wav) | {
         "a header that claims four gigabytes",
     ),
     "odd rate": Fault(
-        file(lambda: patched_rate(999_983), "rate.wav"),
-        "sampling rate is 999983",
-        "a sampling rate that no filter fits",
+        file(lambda: patched_rate(999_999_937), "rate.wav"),
+        "sampling rate is 999999937",
+        "a sampling rate of a billion",
     ),
     "no samples": Fault(
         file(lambda: wav(np.zeros(0)), "none.wav"), "holds no sound", "a header and no sample"
