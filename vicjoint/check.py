@@ -20,8 +20,9 @@ from vicjoint.data import READ_ERRORS, ReaderError, Readers, Reads, Stream, Time
 from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.files.guard import printable, printable_lines
 from vicjoint.parts import Record
-from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.recipe import Recipe, load_recipe
 from vicjoint.registry import ComponentError
+from vicjoint.training.build import build_measures
 
 CLEAN, BAD, WRONG = 0, 1, 2
 AT_ONCE = 16  # records that a process is given
@@ -95,10 +96,11 @@ def parts_of(task: TaskReading) -> dict[str, list[Record]]:
 
 
 def check(recipe: Recipe) -> dict:
-    """Read everything; {records, bad, seconds, records_per_second, processes, pairs: [{pair, source, records:
-    {part: number}, bad: [{part, sample, cause}]}]}. Raises RecipeError, and ReaderError where processes that
-    read keep dying."""
-    tasks, _ = build_reading(recipe)
+    """Read everything; {records, bad, seconds, records_per_second, processes, unused: what probes say of
+    records without a part in them, pairs: [{pair, source, records: {part: number}, bad: [{part, sample,
+    cause}]}]}. Raises ValueError, and ReaderError where processes that read keep dying."""
+    tasks, readers = build_reading(recipe)
+    _, unused = build_measures(recipe, tasks, readers)
     records = Records(tasks, recipe)
     places, workers = records.places(), recipe.data.workers
     batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
@@ -129,6 +131,7 @@ def check(recipe: Recipe) -> dict:
         "seconds": seconds,
         "records_per_second": len(places) / seconds,
         "processes": max(1, workers),
+        "unused": unused,
         "pairs": [
             {
                 "pair": task.spec.name,
@@ -203,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = check(recipe)
         if options.json:
             options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    except (RecipeError, ComponentError, OSError) as error:
+    except (ValueError, ComponentError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG
     except (ReaderError, KeyboardInterrupt) as error:

@@ -341,15 +341,10 @@ class Items:
 
     def only(self, kept: Tensor) -> "Items":
         """Those that `kept` bool [N] marks."""
-        chosen = [i for i, yes in enumerate(kept.tolist()) if yes]
-        return Items(
-            rows={row: x[kept.to(x.device)] for row, x in self.rows.items()},
-            places=self.places[kept],
-            numbers=self.numbers[kept],
-            contents=[self.contents[i] for i in chosen],
-            keys=[self.keys[i] for i in chosen],
-            titles=[self.titles[i] for i in chosen],
-        )
+        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
+        of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
+        texts = of(self.contents), of(self.keys), of(self.titles)
+        return Items(rows, self.places[kept], self.numbers[kept], *texts)
 
 
 class Features(Protocol):
@@ -431,6 +426,10 @@ class Probe:
     def misses(self, data: EvaluationData) -> str | None:
         """Why there is nothing to measure here, or None. Raises ValueError for a recipe that asks for what
         cannot be."""
+        return None
+
+    def unused(self, data: EvaluationData) -> str | None:
+        """In words, which records have no part in it, such as those without a label; None: all have one."""
         return None
 
     def wants(self, data: EvaluationData) -> list[Want]:

@@ -13,7 +13,7 @@ import sys
 import time
 
 from vicjoint import registry
-from vicjoint.files.guard import printable, printable_lines
+from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.registry import ComponentError
 
@@ -143,8 +143,6 @@ def dry_run(recipe: Recipe) -> int:
         print(
             f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
         )
-    for source in dict.fromkeys(task.source.describe() for task in parts.tasks):
-        print(printable(source))
     each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
     evaluation = parts.evaluation.cost(parts.model, parts.untrained)
     print(evaluation.words())

@@ -8,7 +8,6 @@ None of them is held in memory.
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from vicjoint.embeddings.encoder import ItemReader
 from vicjoint.files.cells import CellError, file_path, values
+from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair
 from vicjoint.recipe import TaskSpec
 from vicjoint.registry import nearest
@@ -127,27 +127,23 @@ class File(Part):
 
 
 class Folder(Part):
-    """Files by their endings, of each folder in order, then those of its folders. Hidden names are skipped,
-    links to folders are not followed."""
+    """Files by their endings, as `Walk` lists them."""
 
     def __init__(self, root: str, suffixes: tuple[str, ...], with_shards: bool):
         self.root, self.suffixes, self.with_shards = root, suffixes, with_shards
-        self.others: Counter[str] = Counter()
+        self.walk = Walk(root, suffixes and (*suffixes, *((".tar",) if with_shards else ())))
 
     def __iter__(self) -> Iterator[Item]:
-        self.others, some = Counter(), False
-        for folder, folders, files in os.walk(self.root, onerror=self._refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in files if not name.startswith(".")):
-                path, ending = os.path.join(folder, name), os.path.splitext(name)[1].lower()
-                if self.with_shards and ending == ".tar":
-                    some = True
+        some = False
+        try:
+            for name in self.walk:
+                some, path = True, os.path.join(self.root, name)
+                if self.with_shards and name.lower().endswith(".tar"):
                     yield from Shards(path)
-                elif not self.suffixes or name.lower().endswith(self.suffixes):
-                    some = True
-                    yield Item(path, path)
                 else:
-                    self.others[ending or "without ending"] += 1
+                    yield Item(path, path)
+        except OSError as error:
+            raise SourceError(f"{self.root}: cannot be listed: {error.strerror}. Allow reading it.") from None
         if not some:
             raise SourceError(
                 f"{self.root}: no file below it that this branch reads. {self.note() or 'It has no files.'}"
@@ -155,17 +151,12 @@ class Folder(Part):
             )
 
     def add_columns(self, columns: "Columns") -> None:
-        if self.with_shards and next(Path(self.root).rglob("*.tar"), None) is not None:
+        if self.with_shards and next(iter(Walk(self.root, (".tar",))), None) is not None:
             columns.add("label", columns.text)
 
     def note(self) -> str | None:
-        if not self.others:
-            return None
-        kinds = ", ".join(f"{number:,} {ending}" for ending, number in self.others.most_common(5))
-        return f"{self.root}: {self.others.total():,} other files were passed over: {kinds}."
-
-    def _refuse(self, error: OSError) -> None:
-        raise SourceError(f"{error.filename}: cannot be listed: {error.strerror}. Allow reading it.")
+        passed = self.walk.passed_over()
+        return f"{self.root}: passed over: {passed}." if passed else None
 
 
 class Shards(Part):

@@ -10,9 +10,15 @@ into a recipe.
 """
 
 import json
+import math
 import os
 
 from vicjoint.registry import nearest
+
+# as pandas, numpy, R, SQL and spreadsheets write it; "none" is a class
+MISSING = frozenset(
+    {"", "nan", "NaN", "null", "NULL", "Null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"}
+)
 
 
 class CellError(ValueError):
@@ -56,9 +62,13 @@ def values(record: dict, column: str, several: bool = False, separator: str | No
 
 
 def is_empty(value) -> bool:
-    return value is None or (
-        isinstance(value, (str, list)) and not (value.strip() if isinstance(value, str) else value)
-    )
+    """The one rule for a cell without a value, wherever one is read: None, not a number, an empty list, and a
+    text that is blank or one of MISSING."""
+    if isinstance(value, str):
+        return value.strip() in MISSING
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, (list, bytes)) and not value)
 
 
 def _split(cell: str, separator: str | None):

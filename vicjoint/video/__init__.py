@@ -18,7 +18,10 @@ import numpy as np
 from vicjoint.video.backends import OTHERS, PyAV, VideoError, VideoInfo
 
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+    *(".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
 AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they come one by one
 
 
