@@ -1,8 +1,8 @@
 """What the DATA of `python -m vicjoint.embed` holds: items, one after the other, always in the same order.
 
-A file is one item; a folder the files below it that the branch reads; a table (csv, jsonl, parquet) the cells
-of a column; a tar file, or a pattern such as x-{000..146}.tar, the pictures in it; a .txt file a text a line.
-None of them is held in memory.
+A file is one item; a folder the files below it that the branch reads; a table the cells of a column; a tar
+file, or a pattern such as x-{000..146}.tar, the pictures in it; a .txt file a text a line. None of them is
+held in memory.
 """
 
 import hashlib
@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from vicjoint.embeddings.encoder import ItemReader
-from vicjoint.files.cells import CellError, file_path, values
+from vicjoint.files.cells import CellError, compared, file_of, text_of, values
 from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair
 from vicjoint.recipe import TaskSpec
 from vicjoint.registry import nearest
 from vicjoint.sources.base import SourceError
-from vicjoint.sources.rows import TABLE_SUFFIXES, check_file, open_parquet, rows_of
-from vicjoint.sources.shards import find_shards, list_members
+from vicjoint.sources.rows import FORMATS, check_file, format_of, open_parquet, rows_of
+from vicjoint.sources.shards import find_shards, pictures_of
 
 OWN = ("item", "embedding", "start_seconds", "end_seconds")  # columns that embed writes
 AT_ONCE = 4096  # rows of a jsonl file whose types are looked at together
-LABEL = "cls"  # suffix of the member of a tar file with the class
 
 
 @dataclass(frozen=True)
@@ -167,9 +166,8 @@ class Shards(Part):
 
     def __iter__(self) -> Iterator[Item]:
         for shard in find_shards(self.pattern):
-            for _, key, offset, size, label in list_members(0, shard, LABEL):
-                name = f"{shard}/{key}"
-                yield Item({"id": key, "path": shard, "offset": offset, "size": size}, name, {"label": label})
+            for record, label in pictures_of(shard):
+                yield Item(record, f"{shard}/{record['id']}", {"label": label})
 
     def add_columns(self, columns: "Columns") -> None:
         columns.add("label", columns.text)
@@ -215,11 +213,12 @@ class Table(Part):
                 continue
             for value in found:
                 try:
-                    value = file_path(folder, value) if cell.is_file else value
+                    value = file_of(folder, value) if cell.is_file else text_of(value)
                 except CellError as error:
                     yield Item(error, f"{self.path}, row {number}", own)
                     continue
-                yield Item(value, value if isinstance(value, str) else json.dumps(value, default=str), own)
+                inside = cell.is_file and isinstance(value, dict)
+                yield Item(value, f"{self.path}, row {number}" if inside else compared(value), own)
 
     def add_columns(self, columns: "Columns") -> None:
         names = columns.add_table(self.path)
@@ -245,7 +244,7 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
     """What one of the DATA is. Raises SourceError for what holds no items of the branch."""
     path, ending = Path(name), os.path.splitext(name)[1].lower()
     with_shards = ".tar" in reader.suffixes
-    if ending in TABLE_SUFFIXES:
+    if format_of(path):
         return Table(name, cell)
     if ending == ".tar" and reader.reads == "file":
         if not with_shards:
@@ -262,8 +261,8 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
         if ending == ".txt" and path.is_file():
             return Lines(name)
         raise SourceError(
-            f"{name}: this branch reads texts, expected a table (csv, jsonl, parquet) with a column of them,"
-            " or a .txt file with one a line."
+            f"{name}: this branch reads texts, expected a table ({FORMATS}) with a column of them, or"
+            " a .txt file with one a line."
         )
     suffixes = tuple(suffix for suffix in reader.suffixes if suffix != ".tar")
     return Folder(name, suffixes, with_shards) if path.is_dir() else File(name)
@@ -290,13 +289,14 @@ class Columns:
 
     def add_table(self, path: Path) -> list[str]:
         """Those of a table; returns its names."""
-        if path.suffix.lower() == ".parquet":
+        kind = format_of(path)
+        if kind == "parquet":
             with open_parquet(path) as file:
                 schema = file.schema_arrow
             for name, type in zip(schema.names, schema.types):
                 self.add(own_name(name), type)
             return list(schema.names)
-        if path.suffix.lower() == ".csv":
+        if kind == "csv":
             header = list(next(rows_of(path))[1])
             for name in header:
                 self.add(own_name(name), self.text)

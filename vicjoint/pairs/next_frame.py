@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.cells import path_of
+from vicjoint.files.cells import opened
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
@@ -98,11 +98,12 @@ class NextFrame(Pair):
         windows, wanted = [], []
 
         def choose(info: VideoInfo) -> list[int]:
-            windows.extend(self.draw(info, rng, record["path"]))
+            windows.extend(self.draw(info, rng, path))
             wanted.extend(sorted({n for w in windows for n in [*w.context, w.target]}))
             return wanted
 
-        squares = self.squares.read(path_of(record), self.video_backend, choose)
+        with opened(record) as path:
+            squares = self.squares.read(path, self.video_backend, choose)
         frames = cut(squares, rng, self.area, self.flip)
         if self.a is None and self.b is None:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
@@ -135,15 +136,15 @@ class NextFrame(Pair):
     ) -> list[View]:
         """Clips for a, the frames after them for b; windows are repeated where the video has fewer. Raises
         VideoError, too, where none lies `between` the seconds."""
-        with self.open(path_of(record)) as video:
-            possible = self.possible_windows(video.info, record["path"])
+        with opened(record) as path, self.open(path) as video:
+            possible = self.possible_windows(video.info, path)
             if between is not None:
                 times = video.info.timestamps_seconds - video.info.start_seconds
                 inside = lambda n: between[0] <= times[n] < between[1]
                 possible = [w for w in possible if inside(w.context[0]) and inside(w.context[-1])]
             if not possible:
                 raise VideoError(
-                    f"{record['path']}: no clip lies between {between[0]:g} and {between[1]:g} s"
+                    f"{path}: no clip lies between {between[0]:g} and {between[1]:g} s"
                     " (pair.frames, stride or seconds)"
                 )
             chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
@@ -161,7 +162,8 @@ class NextFrame(Pair):
         ]
 
     def _view(self, record: Record, raw: Tensor | None, what: str) -> View:
-        return View(raw, f"{path_of(record)} {what}", title=record["id"])
+        where = record["id"] if {"bytes", "offset"} & set(record) else record["path"]
+        return View(raw, f"{where} {what}", title=record["id"])
 
     def open(self, path: str) -> Video:
         """A video file, by the recipe's backend. Raises VideoError."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.cells import is_empty
+from vicjoint.files.cells import cell
 from vicjoint.files.guard import printable
 from vicjoint.parts import EvaluationData, Record, Side
 from vicjoint.probes.interval import with_intervals
@@ -72,8 +72,8 @@ def without(label: str, **splits: tuple[int, Sized]) -> list[str]:
 
 def class_of(record: Record, label: str):
     """The record's class, without blanks around it; None where it has none."""
-    value = record.get(label)
-    return None if is_empty(value) else value.strip() if isinstance(value, str) else value
+    value = cell(record, label)
+    return value.strip() if isinstance(value, str) else value
 
 
 def known(labels: Tensor) -> np.ndarray:
@@ -84,14 +84,13 @@ def known(labels: Tensor) -> np.ndarray:
 def zero_or_one(record: Record, column: str, probe: str) -> int | None:
     """The record's 0 or 1 (also as text, or False and True); None where it has none. Raises ValueError for
     anything else."""
-    if is_empty(record.get(column)):
+    if (value := cell(record, column)) is None:
         return None
-    text = str(record[column]).strip().lower()
+    text = str(value).strip().lower()
     values = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
     if text not in values:
         raise ValueError(
-            f"evaluate.probes: {probe}: {column} of {record['id']} is {record[column]!r:.60}, expected 0"
-            " or 1."
+            f"evaluate.probes: {probe}: {column} of {record['id']} is {value!r:.60}, expected 0 or 1."
         )
     return values[text]
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vicjoint.files.cells import is_empty
+from vicjoint.files.cells import cell
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
 from vicjoint.probes.interval import with_intervals
@@ -100,8 +100,7 @@ class Regression(Probe):
 
     def _number(self, record: Record) -> float:
         """The record's value; not a number where it has none."""
-        value = record.get(self.label)
-        if is_empty(value):
+        if (value := cell(record, self.label)) is None:
             return math.nan
         try:
             number = float(value)

@@ -58,15 +58,18 @@ def real_path(path: str) -> str:
         return path
 
 
-def check_apart(source: str, side: dict[str, str | None], same: dict[str, str]) -> None:
-    """No file in both splits: a test on training data proves nothing. side: id -> split; same: id -> the
-    first id of the same file."""
-    sides: dict[str, str] = {}
-    for i, first in same.items():
-        if side[i] and side[other := sides.setdefault(first, i)] != side[i]:
-            pair = sorted((other, i), key=lambda one: side[one] == "test")
+def check_apart(source: str, rows: Iterable[tuple[str, str | None, str]]) -> None:
+    """No file in both splits: a test on training data proves nothing. rows: (id, split, the first id of the
+    same file)."""
+    first: dict[str, tuple[str, str]] = {}
+    for name, side, same in rows:
+        if side is None:
+            continue
+        other, its = first.setdefault(same, (name, side))
+        if its != side:
+            train, test = (other, name) if its == "train" else (name, other)
             raise SourceError(
-                f"{source}: {pair[0]} in train and {pair[1]} in test are the same file. "
+                f"{source}: {train} in train and {test} in test are the same file. "
                 "Keep it on one side, or the test is on training data."
             )
 

@@ -73,7 +73,7 @@ def split_folders(
                 f"{source}: {root} has split folders, but no {what} in its {split} part. "
                 "Put some there, or rename the folders to split by hash."
             )
-    check_apart(source, side, same)
+    check_apart(source, zip(side, side.values(), same.values()))
     return True, side
 
 
