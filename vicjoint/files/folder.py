@@ -80,8 +80,14 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def not_used(passed: Counter[str]) -> str:
+    """The end of a sentence: what was passed over; nothing: an empty text."""
+    return f"; passed over: {found}" if (found := counted(passed)) else ""
+
+
 def counted(kinds: Counter[str]) -> str:
     """The kinds with their numbers, the commonest first; nothing: an empty text."""
+    kinds = +kinds  # without zeros
     said = [f"{number:,} {kind}" for kind, number in kinds.most_common(KINDS)]
     others = kinds.total() - sum(number for _, number in kinds.most_common(KINDS))
     return ", ".join(said + ([f"{others:,} others"] if others else []))

@@ -90,6 +90,12 @@ def numbered(ids: Iterable[str]) -> list[str]:
     return found
 
 
+def repeated(ids: list[str], what: str) -> str:
+    """The end of a sentence: how many names stood before; none: an empty text."""
+    again = len(ids) - len(set(ids))
+    return f"; {again:,} {what} with an id that stood before have a number after it" if again else ""
+
+
 def root_of(source: str, root: str, what: str) -> Path:
     """The absolute path of a root that is a folder. Raises SourceError."""
     path = Path(root).expanduser().absolute()

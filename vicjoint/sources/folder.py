@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vicjoint.files.cache import cache_root
-from vicjoint.files.folder import Walk, counted
+from vicjoint.files.folder import Walk, not_used
 from vicjoint.sources.base import SPLIT_NAMES, SPLITS, SourceError, check_apart, split_by_hash, split_of
 
 INDEX_VERSION = 2
@@ -116,7 +116,7 @@ def _same_files(root: Path, files: Files) -> dict[str, str]:
 def described(files: Files, beside: int) -> str:
     """What of a folder is not used; nothing: an empty text."""
     left_out = f" ({beside:,} outside the split folders left out)" if beside else ""
-    return left_out + (f"; passed over: {counted(files.passed)}" if files.passed else "")
+    return left_out + not_used(files.passed)
 
 
 # ---- the index ----

@@ -25,7 +25,7 @@ import numpy as np
 
 from vicjoint.files.cache import cache_root
 from vicjoint.files.cells import bytes_of, file_of, is_empty
-from vicjoint.files.folder import Walk, counted
+from vicjoint.files.folder import Walk, not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.write import whole_folder
 from vicjoint.options import Count
@@ -148,10 +148,9 @@ class WebDataset(Source):
 
     def describe(self) -> str:
         shards = len(set(self.train.shards))
-        passed = f"; passed over: {counted(self.passed)}" if self.passed else ""
         return (
             f"webdataset {self.root}: {len(self.train):,} train, {len(self.test):,} test samples in {shards}"
-            f" shards{passed}"
+            f" shards{not_used(self.passed)}"
         )
 
 
@@ -206,11 +205,10 @@ def split_of_shard(shard: str, root: str) -> str | None:
 def list_samples(shards: list[str], label: str, passed: Counter[str]) -> list[Sample]:
     """Those of all shards: a picture each, else a video, else a key."""
     keys = [s for number, shard in enumerate(shards) for s in list_members(number, shard, label, passed)]
-    for endings in (IMAGE_SUFFIXES, VIDEO_SUFFIXES):
+    for what, endings in (("picture", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)):
         found = [s._replace(own=own) for s in keys for own in s.members if f".{own}".endswith(endings)]
         if found:
-            if without := len(keys) - len({(s.shard, s.key) for s in found}):
-                passed[f"keys without a {'picture' if endings is IMAGE_SUFFIXES else 'video'}"] += without
+            passed[f"keys without a {what}"] += len(keys) - len({(s.shard, s.key) for s in found})
             return found
     return keys
 

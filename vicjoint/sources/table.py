@@ -23,6 +23,7 @@ from vicjoint.sources.base import (
     TestFraction,
     check_apart,
     numbered,
+    repeated,
     same_files,
     split_by_hash,
     split_of,
@@ -130,9 +131,8 @@ class _Rows:
             if self.left_out
             else ""
         )
-        again = len(self.names) - len(set(self.names)) if self.column is None else 0
-        repeated = f"; {again:,} rows with a name that stood before have a number after it" if again else ""
-        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}{repeated}"
+        again = repeated(self.names, "rows") if self.column is None else ""
+        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}{again}"
 
     def _record(self, number: int, row: dict) -> dict:
         folder = self.path.parent
@@ -212,7 +212,7 @@ class _Rows:
             found = printable(first[0]["path"] or "an empty cell", 200)
             raise SourceError(
                 f"table: {self.path}: none of the first {len(first)} files exists, the first is {found}."
-                f" Paths are relative to the table's folder {self.path.parent}: correct them, or move the table."
+                f" Paths are relative to the table's folder {self.path.parent}: correct them, or move it."
             )
 
 
