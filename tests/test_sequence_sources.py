@@ -81,13 +81,12 @@ def test_marked_splits_and_gzip(tmp_path):
         (">a\nMK\n", "has 1 sequences"),
         ("id,sequence\na,MK\n", "line 1 is 'id,sequence', expected a header"),
         (">a\nMK\n> \nMK\n", "line 3: a header without an id"),
-        (">a\nMK\n>a\nML\n", "line 3: id 'a' stands on line 1 already"),
         (">a\nMK\n>b\nMK\n", "all 2 sequences are equal"),
         (made([1, 2], " split=train") + made([3]), "2 of 3 headers have split=, 'p3' has none"),
         (made([1, 2], " split=train"), "no header says split=test"),
         (
-            made([1, 2], " split=train") + made([3], " split=dev"),
-            "split of 'p3' is 'dev', expected one of train, test, val, validation",
+            made([1, 2], " split=train") + made([3], " split=holdout"),
+            "split of 'p3' is 'holdout', expected one of train, training, test, testing, val,",
         ),
         (
             made([1, 2], " split=train") + ">x split=test\nMKATT\n",

@@ -56,7 +56,7 @@ def test_split_folders_of_shards(tmp_path):
     ]
     assert [int(images.read_record(r)[0, 0, 0]) for r in source.train] == [0, 10, 0]
     assert source.test[0]["label"] is None and source.describe().endswith(
-        ": 3 train, 1 test images in 3 shards"
+        ": 3 train, 1 test samples in 3 shards"
     )
 
 
@@ -98,7 +98,7 @@ def test_wrong_shards(tmp_path):
         WebDataset(str(tmp_path / "none"))
     with tarfile.open(tmp_path / "c.tar", "w"):
         pass
-    with pytest.raises(SourceError, match="no image in the shards of .*Expected members ending in .bmp"):
+    with pytest.raises(SourceError, match="no sample in .*c.tar and .*Expected members ending in .bmp"):
         WebDataset(str(tmp_path / "c.tar"))
 
 
@@ -127,7 +127,7 @@ def saved(folder, splits=("train", "test"), column="image", n=10):
 def test_hugging_face_from_disk(tmp_path):
     source = HuggingFace(saved(tmp_path / "both", ("train", "validation")))
     assert (len(source.train), len(source.test)) == (10, 10) and source.describe().endswith(
-        ": 10 train, 10 test images"
+        ": 10 train, 10 test samples"
     )
     record = source.train[3]
     assert (record["id"], record["label"]) == ("train/3", "dog") and int(

@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vicjoint.data import READ_ERRORS, ReaderError, Readers, Reads, Stream, TimeLimit, cause_of
+from vicjoint.data.quarantine import allowed
 from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.files.guard import printable, printable_lines
 from vicjoint.parts import Record
@@ -168,7 +169,8 @@ def in_words(found: dict, max_bad_fraction: float) -> str:
             f"{which}{len(of['bad']):,} of {sum(of['records'].values()):,} records cannot be read ({parts})",
         ]
         if in_training:
-            verdict = "stops at" if share > max_bad_fraction else "replaces"
+            too_many = in_training > allowed(of["records"]["train"], max_bad_fraction)
+            verdict = "stops at" if too_many else "replaces"
             lines.append(
                 f"{which}{in_training:,} are for training, {share:.2%}: with"
                 f" data.max_bad_fraction={max_bad_fraction:g} a run {verdict} them"

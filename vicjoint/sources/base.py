@@ -91,9 +91,9 @@ def numbered(ids: Iterable[str]) -> list[str]:
 
 
 def repeated(ids: list[str], what: str) -> str:
-    """The end of a sentence: how many names stood before; none: an empty text."""
+    """The end of a sentence: how many ids came again; none: an empty text."""
     again = len(ids) - len(set(ids))
-    return f"; {again:,} {what} with an id that stood before have a number after it" if again else ""
+    return f"; ids that came again have a number after them: {again:,} {what}" if again else ""
 
 
 def root_of(source: str, root: str, what: str) -> Path:

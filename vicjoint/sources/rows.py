@@ -15,7 +15,7 @@ import itertools
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,10 @@ def _csv(path: Path) -> Iterator[Row]:
     with io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", newline="") as file:
         separator = _separator(file)
         file.seek(0)
-        reader = _reader(file, separator)
-        header, before = None, 0
-        for cells in reader:
-            first, before = before + 1, reader.line_num
+        header, first, line, last, lines = None, 1, 0, [], []  # lines: of the row that is read
+        for cells in _reader(_kept(file, lines), separator):
+            first, line, last = line + 1, line + len(lines), [*lines]
+            lines.clear()
             if not cells:
                 continue
             cells = [cell.strip() for cell in cells]
@@ -118,13 +118,25 @@ def _csv(path: Path) -> Iterator[Row]:
             if len(cells) != len(header):
                 raise SourceError(
                     f"table: {path}, line {first}: {len(cells)} fields, the header has {len(header)}. Put"
-                    f" quotes around values with {SEPARATORS[separator]}, and close them."
+                    f" quotes around values with {SEPARATORS[separator]}."
                 )
-            yield reader.line_num, dict(zip(header, cells))
+            yield line, dict(zip(header, cells))
+        if last and len(list(_reader([*last, '"'], separator))) == 1:
+            raise SourceError(
+                f"table: {path}, line {first}: a quote begins there and does not end, so all that follows"
+                " would be one value. Close it."
+            )
 
 
-def _reader(file: io.TextIOWrapper, separator: str):
-    return csv.reader(file, delimiter=separator, skipinitialspace=True)
+def _kept(file: Iterable[str], lines: list[str]) -> Iterator[str]:
+    """The lines of a file, put down in `lines` as well."""
+    for line in file:
+        lines.append(line)
+        yield line
+
+
+def _reader(lines: Iterable[str], separator: str):
+    return csv.reader(lines, delimiter=separator, skipinitialspace=True)
 
 
 def _separator(file: io.TextIOWrapper) -> str:
