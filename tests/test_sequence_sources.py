@@ -74,6 +74,17 @@ def test_marked_splits_and_gzip(tmp_path):
         ] == ["p5", "p6", "p7"]
 
 
+def test_ids_that_come_again_are_numbered(tmp_path):
+    """As in >ESMFOLD V0 PREDICTION FOR MGYP1, where the first word says nothing."""
+    source = Fasta(fasta(tmp_path, "".join(f">MODEL no {i}\nMK{'A' * i}\n" for i in range(12))))
+    records = sorted(source.train + source.test, key=lambda r: len(r["sequence"]))
+    assert [r["id"] for r in records] == ["MODEL", *(f"MODEL ({i})" for i in range(2, 13))]
+    assert [r["description"] for r in records] == [f"no {i}" for i in range(12)]
+    assert source.describe().endswith(
+        "10 train, 2 test sequences; ids that came again have a number after them: 11 sequences"
+    )
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
