@@ -741,7 +741,10 @@ WRONG = {
         "--every: branch a (image) has no time to slide over. Leave it out.",
     ),
     "no file": (["two", "missing.png", *TO], "missing.png: no such file or folder. Expected files, folders"),
-    "no table": (["two", "missing.csv", *TO], "missing.csv does not exist. Expected a csv, jsonl or parquet"),
+    "no table": (
+        ["two", "missing.csv", *TO],
+        "missing.csv does not exist. Expected a csv, tsv, json, jsonl or parquet",
+    ),
     "column": (
         ["two", "index.csv", *TO, "--column", "pictur"],
         "has no column 'pictur' (--column). Did you mean 'picture'? Columns: picture, words, number.",
@@ -752,7 +755,7 @@ WRONG = {
     ),
     "texts": (
         ["two", "videos", *TO, "--branch", "b"],
-        "videos: this branch reads texts, expected a table (csv, jsonl, parquet) with a column of them",
+        "videos: this branch reads texts, expected a table (csv, tsv, json, jsonl or parquet) with",
     ),
     "tar": (["future", "x.tar", *TO], "x.tar: this branch reads no pictures, so no tar files of them."),
     "folder": (

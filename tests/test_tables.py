@@ -243,7 +243,7 @@ def test_paths_of_cells(tmp_path):
         "/data/table/e.png",
         "/data/table/~/f.png",
     ]
-    with pytest.raises(CellError, match="expected a file, its path or its bytes, got int 3"):
+    with pytest.raises(CellError, match="expected the path of a file, got int 3"):
         cells.file_path(record, 3)
 
 

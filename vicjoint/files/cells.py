@@ -46,9 +46,7 @@ def path_of(record: dict) -> str:
 def file_path(record: dict, value) -> str:
     """The absolute path that a cell's value means. Raises CellError where the value is no text."""
     if not isinstance(value, str):
-        raise CellError(
-            f"expected a file, its path or its bytes, got {type(value).__name__} {str(value)[:50]}"
-        )
+        raise CellError(f"expected the path of a file, got {type(value).__name__} {str(value)[:50]}")
     return os.path.normpath(os.path.join(record.get("folder", ""), value.strip()))
 
 

@@ -222,9 +222,11 @@ def list_members(number: int, shard: str, label: str, passed: Counter[str]) -> l
             for member in members:
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if not member.isfile():
-                    passed["links in tar files"] += member.issym() or member.islnk()
+                    passed["members that are no files"] += not member.isdir()
                     continue
-                if name.startswith(".") or folder.startswith(".") or "/." in folder:
+                if any(
+                    part.startswith(".") and part not in ("", ".", "..") for part in member.name.split("/")
+                ):
                     passed["hidden"] += 1
                     continue
                 if member.issparse():  # its content does not lie there as it is
