@@ -108,7 +108,7 @@ class Previews:
         suffix = Path(item).suffix.lower()
         if self.modality == "audio" or suffix in SOUND_SUFFIXES:
             return self._heard(item, *window)
-        if suffix in VIDEO_SUFFIXES and self.modality != "image":  # of a gif, the first picture
+        if suffix in VIDEO_SUFFIXES and (suffix != ".gif" or self.modality != "image"):
             return self._seen(item, *window)
         if suffix in images.IMAGE_SUFFIXES or self.modality in ("image", "next_frame"):
             pixels = images.read_record(member_of_tar(item) or {"path": item})

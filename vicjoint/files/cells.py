@@ -76,7 +76,7 @@ def text_of(value):
     if not part and not isinstance(value, bytes):
         return value
     try:
-        text = (bytes_of(value) if part else value).decode("utf-8-sig").strip()
+        text = (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
         return json.loads(text).get(value["key"]) if part and "key" in value else text
     except (ValueError, RecursionError, AttributeError) as error:
         what = "JSON object" if part and "key" in value else "text in UTF-8"
