@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 
 from vicjoint.data import BadDataError, Quarantine, Stream
+from vicjoint.data.reading import build_reading
 from vicjoint.files import cells, images
 from vicjoint.files.cells import CellError
 from vicjoint.pairs.augment import Augment
 from vicjoint.pairs.cross_modal import CrossModal
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Reading
+from vicjoint.recipe import load_recipe
 from vicjoint.registry import build, load_built_in
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.rows import rows_of
@@ -589,6 +591,9 @@ def test_pairs_that_read_for_themselves_take_cells_with_files(tmp_path):
     assert (
         ids(found.train + found.test) and "film" in found.train[0] and found.train[0]["id"].startswith("row ")
     )
+    source = f"source={{name: table, root: {tmp_path / 't.parquet'}, column: film}}"
+    tasks, _ = build_reading(load_recipe("video_next_frame", [source]))
+    assert tasks[0].source.train == found.train
     clip, target = NextFrame(frames=2, size=32).sample(found.train[0], np.random.default_rng(0))
     level = 50 + found.train[0]["n"]
     assert abs(float(clip.float().mean()) - level) < 3 and abs(float(target.float().mean()) - level) < 3

@@ -57,7 +57,7 @@ class NextFrame(Pair):
     """
 
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
-    reads = ("path",)
+    reads = ("path", "bytes")
     suffixes = VIDEO_SUFFIXES
 
     def __init__(
