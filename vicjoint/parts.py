@@ -57,7 +57,7 @@ class Source:
     """Whether a recipe's `source.root` has to exist; False: it may be a pattern or the id of a hub."""
 
     def describe(self) -> str:
-        """One line: what it is, where, and how many records of each split."""
+        """One line: what it is, where, how many records of each split, and what there is not used."""
         return f"{type(self).__name__}: {len(self.train)} train, {len(self.test)} test records"
 
     def records(self, split: Split, side: Side = "a") -> Sequence[Record]:

@@ -30,6 +30,11 @@ class CellError(ValueError):
     """A cell that is missing or empty; the message names the column."""
 
 
+class Part(dict):
+    """A part of a tar file, as the value of a cell: what `images.read_record` reads; with a `key`, the value
+    that the part's JSON has there."""
+
+
 def path_of(record: dict) -> str:
     """The path of the record's file. Raises CellError for a record without one, as of a table that has no
     column of paths."""
@@ -51,10 +56,10 @@ def file_path(record: dict, value) -> str:
 
 
 def file_of(record: dict, value) -> str | dict:
-    """The file that a cell means: its absolute path, or where the cell holds it (bytes, or {bytes, path} as
-    in data sets of Hugging Face) or says which part of a tar file it is, what `images.read_record` reads.
-    Raises CellError for anything else."""
-    if isinstance(value, dict) and "offset" in value:
+    """The file that a cell means: its absolute path; or where the cell is a Part or holds the file (bytes, or
+    {bytes, path} as in data sets of Hugging Face), what `images.read_record` reads. Raises CellError for
+    anything else."""
+    if isinstance(value, Part):
         return value
     content = value.get("bytes") if isinstance(value, dict) else value
     name = value.get("path") if isinstance(value, dict) else None
@@ -70,9 +75,9 @@ def cell(record: dict, column: str):
 
 
 def text_of(value):
-    """A cell that is no file: bytes as text; what a part of a tar file holds, as text or, with a `key`, what
-    its JSON has there. Raises CellError."""
-    part = isinstance(value, dict) and "offset" in value
+    """A cell that is no file: bytes and a Part as text, or what the Part's JSON has under its key. Raises
+    CellError."""
+    part = isinstance(value, Part)
     if not part and not isinstance(value, bytes):
         return value
     try:
@@ -133,7 +138,7 @@ def values(record: dict, column: str, several: bool = False, separator: str | No
     """
     check_column(column, record)
     held = record[column]
-    if isinstance(held, dict) and (several or "key" in held):
+    if isinstance(held, Part) and (several or "key" in held):
         held = text_of(held)
     found = _split(held, separator) if several and isinstance(held, str) else held
     found = found if isinstance(found, list) and found and all(isinstance(v, str) for v in found) else [found]
@@ -160,7 +165,7 @@ def _split(cell: str, separator: str | None):
     if cell.lstrip().startswith("["):
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # a text that begins with a bracket
     return [part.strip() for part in cell.split(separator)] if separator else cell
 

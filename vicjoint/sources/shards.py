@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vicjoint.files.cache import cache_root
-from vicjoint.files.cells import bytes_of, file_of, is_empty
+from vicjoint.files.cells import Part, bytes_of, file_of, is_empty
 from vicjoint.files.folder import Walk, not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.write import whole_folder
@@ -55,9 +55,9 @@ class Sample(NamedTuple):
 
 class ShardRecords(Sequence):
     """Records of samples: the place of their own file, their class, and a column for each member, by its
-    suffix. keys: those of the JSON members, which are columns, too."""
+    suffix, and for each key of the JSON members: keys {column: key}."""
 
-    def __init__(self, shards: list[str], samples: list[Sample], keys: list[str]):
+    def __init__(self, shards: list[str], samples: list[Sample], keys: dict[str, str]):
         self.shards, self.keys = shards, keys
         names = [os.path.basename(shard) for shard in shards]
         twice = len(set(names)) < len(names)
@@ -83,9 +83,9 @@ class ShardRecords(Sequence):
         columns = {}
         for m in range(self.ends[i - 1] if i else 0, self.ends[i]):
             suffix, (offset, size) = self.suffixes[self.suffix[m]], self.places[m].tolist()
-            columns[suffix] = {"path": path, "offset": offset, "size": size, "id": f"{self.ids[i]}.{suffix}"}
+            columns[suffix] = Part(id=f"{self.ids[i]}.{suffix}", path=path, offset=offset, size=size)
         if "json" in columns:
-            columns |= {f"json_{k}" if k in OWN else k: columns["json"] | {"key": k} for k in self.keys}
+            columns |= {column: Part(columns["json"], key=key) for column, key in self.keys.items()}
         own = {key: columns[self.own[i]][key] for key in ("path", "offset", "size")} if self.own[i] else {}
         return {**columns, "id": f"{name}/{self.ids[i]}", **own, "label": self.labels[i]}
 
@@ -257,17 +257,19 @@ def pictures_of(shard: str, label: str = "cls") -> list[tuple[dict, str | None]]
     return found
 
 
-def keys_of_json(shards: list[str], samples: list[Sample]) -> list[str]:
-    """The keys of the first JSON member."""
+def keys_of_json(shards: list[str], samples: list[Sample]) -> dict[str, str]:
+    """{column: key} of the keys of the first JSON member; json_... where a column of that name is there."""
     first = next((s for s in samples if "json" in s.members), None)
     if first is None:
-        return []
+        return {}
     offset, size = first.members["json"]
     try:
         content = json.loads(bytes_of({"path": shards[first.shard], "offset": offset, "size": size}))
     except (ValueError, RecursionError):
-        return []
-    return list(content) if isinstance(content, dict) else []
+        return {}
+    taken = {*OWN, *(suffix for s in samples for suffix in s.members)}
+    keys = content if isinstance(content, dict) else {}
+    return {f"json_{key}" if key in taken else key: key for key in keys}
 
 
 # ---- Hugging Face ----
