@@ -25,9 +25,10 @@ import torchvision
 from torch import Tensor, nn
 
 from encoders.clip import OverTime, over_time
-from encoders.image import ConvTrunk, remove_head
+from encoders.image import ConvTrunk, remove_head, torchvision_tokens
 from vicjoint.options import Count, Natural, NotNegative, Positive, RateHz, ShareBelowOne, options_of
 from vicjoint.registry import ComponentError, register_encoder
+from vicjoint.tokens import TokenEncoder, flat
 
 RANGE_DB = 80.0  # what lies further below the loudest cell of a sound is as good as silence
 FIXED_DB = (-40.0, 20.0)  # mean and spread of speech at normal level, for normalise: fixed
@@ -142,7 +143,7 @@ def log_mel(mel: dict | None, rate_hz: int) -> LogMel:
 
 
 @register_encoder("audio", "conv_mel")
-class ConvMel(nn.Module):
+class ConvMel(TokenEncoder, nn.Module):
     """The small image CNN on a log-mel spectrogram of one channel; its last map is pooled to 4 x 4, which
     keeps the order of sounds."""
 
@@ -156,9 +157,12 @@ class ConvMel(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.project(self.trunk(self.mel(view).unsqueeze(1)))
 
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self.trunk.map(self.mel(view).unsqueeze(1)))
+
 
 @register_encoder("audio", "conv_time")
-class ConvTimeMel(nn.Module):
+class ConvTimeMel(TokenEncoder, nn.Module):
     """Two convolutions over time on the log-mel, its bands as channels, each of stride 2, then means over
     `slots` parts of time, which are kept apart: for sounds of a whole sentence, of any length."""
 
@@ -182,9 +186,12 @@ class ConvTimeMel(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.slots(self.time(self.mel(view)))
 
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self.time(self.mel(view)))
+
 
 @register_encoder("audio", "resnet18_mel")
-class ResNet18Mel(nn.Module):
+class ResNet18Mel(TokenEncoder, nn.Module):
     """torchvision's ResNet-18 on a log-mel spectrogram of one channel. stem: imagenet, or small (3x3, no
     pooling) for sounds below about half a second."""
 
@@ -208,9 +215,12 @@ class ResNet18Mel(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.net(self.mel(view).unsqueeze(1))
 
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return torchvision_tokens(self.net, self.mel(view).unsqueeze(1))
+
 
 @register_encoder("audio", "transformer_mel")
-class TransformerMel(nn.Module):
+class TransformerMel(TokenEncoder, nn.Module):
     """A transformer over patches of the log-mel, after the Audio Spectrogram Transformer (Gong et al. 2021),
     small; mean of its tokens.
 
@@ -250,6 +260,9 @@ class TransformerMel(nn.Module):
         self.blocks = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, view: Tensor) -> Tensor:
+        return self.forward_tokens(view).mean(1)
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
         mel = self.mel(view)
         if mel.shape[2] < self.patch[1]:
             raise ValueError(
@@ -258,7 +271,7 @@ class TransformerMel(nn.Module):
             )
         x = self.embed(mel.unsqueeze(1)).permute(0, 2, 3, 1)
         x = x + self.band.to(x.dtype) + sinusoid(x.shape[2], self.dim, x.device).to(x.dtype)
-        return self.blocks(x.flatten(1, 2)).mean(1)
+        return self.blocks(x.flatten(1, 2))
 
 
 def sinusoid(length: int, width: int, device) -> Tensor:
@@ -296,7 +309,7 @@ class Block1d(nn.Module):
 
 
 @register_encoder("audio", "resnet1d18")
-class ResNet1d18(nn.Module):
+class ResNet1d18(TokenEncoder, nn.Module):
     """ResNet-18 with 1-D convolutions on the waveform: 17 convolutions of 64 to 512 channels, mean over time.
 
     The first convolution sees `kernel` samples every `stride`; `stage_stride` is what each of the last three
@@ -325,7 +338,13 @@ class ResNet1d18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, view: Tensor) -> Tensor:
-        return self.stages(self.stem(scaled(view).unsqueeze(1))).mean(2)
+        return self._map(view).mean(2)
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self._map(view))
+
+    def _map(self, view: Tensor) -> Tensor:
+        return self.stages(self.stem(scaled(view).unsqueeze(1)))
 
 
 def scaled(view: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from encoders.image import load_transformer, random_transformer, save_transforme
 from vicjoint.library import LibraryPart
 from vicjoint.options import RateHz
 from vicjoint.registry import ComponentError, register_encoder
+from vicjoint.tokens import TokenEncoder
 
 # of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
 AST_MEAN, AST_SPREAD = (-4.2677393, 4.5689974)
@@ -26,7 +27,7 @@ PLAIN = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob"
 
 
 @register_encoder("audio", "transformers")
-class AudioTransformer(LibraryPart, nn.Module):
+class AudioTransformer(LibraryPart, TokenEncoder, nn.Module):
     """An audio model of the transformers library: `model`, a type such as 'wav2vec2', 'hubert', 'wavlm',
     'audio-spectrogram-transformer', with random weights and `config` overrides; or `weights`, a local folder
     or a hub id (online). y is the mean of its last hidden states; of the Audio Spectrogram Transformer its
@@ -70,14 +71,21 @@ class AudioTransformer(LibraryPart, nn.Module):
             self.model.masked_spec_embed.requires_grad_(False)
 
     def forward(self, view: Tensor) -> Tensor:
+        out = self._out(view)
+        return out.pooler_output if self.spectrogram else out.last_hidden_state.mean(1)
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return self._out(view).last_hidden_state
+
+    def _out(self, view: Tensor):
         if self.spectrogram:
-            return self.model(input_values=self.filter_banks(view)).pooler_output
+            return self.model(input_values=self.filter_banks(view))
         if view.shape[1] < (least := self._least()):
             raise ValueError(
                 f"{type(self.model).__name__}: a view of {view.shape[1]} samples is shorter than its first"
                 f" frame, {least}. Use longer windows: the modality's seconds."
             )
-        return self.model(input_values=scaled(view)).last_hidden_state.mean(1)
+        return self.model(input_values=scaled(view))
 
     def _least(self) -> int:
         """Samples that make one frame."""

@@ -22,15 +22,23 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.video import MViT
 
-from encoders.image import ConvTrunk, expect_size, load_weights, remove_head, torchvision_encoder
+from encoders.image import (
+    ConvTrunk,
+    expect_size,
+    load_weights,
+    remove_head,
+    torchvision_encoder,
+    torchvision_tokens,
+)
 from vicjoint.options import ComponentOf, Count, ShareBelowOne
 from vicjoint.registry import ComponentError, build_encoder, register_encoder
+from vicjoint.tokens import TokenEncoder, flat, with_tokens
 
 
 @register_encoder("clip", "conv_gru")
-class ConvGRU(nn.Module):
+class ConvGRU(TokenEncoder, nn.Module):
     """A small CNN on each frame, a GRU over time; y joins its last state (motion) with the last frame's
-    feature (position), which together say what comes next."""
+    feature (position), which together say what comes next. Tokens: the same of every frame, y the last."""
 
     def __init__(self, width: Count = 32, dim: Count = 256, channels: Count = 3):
         super().__init__()
@@ -41,10 +49,17 @@ class ConvGRU(nn.Module):
         self.join = nn.Linear(2 * dim, dim)
 
     def forward(self, view: Tensor) -> Tensor:
-        frames = self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w")))
-        frames_BTD = rearrange(frames, "(b t) d -> b t d", b=view.shape[0])
+        frames_BTD = self._frames(view)
         _, state = self.gru(frames_BTD)
         return self.join(torch.cat([state[-1], frames_BTD[:, -1]], 1))
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        frames_BTD = self._frames(view)
+        return self.join(torch.cat([self.gru(frames_BTD)[0], frames_BTD], 2))
+
+    def _frames(self, view: Tensor) -> Tensor:
+        frames = self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w")))
+        return rearrange(frames, "(b t) d -> b t d", b=view.shape[0])
 
 
 class OverTime(nn.Module):
@@ -74,10 +89,10 @@ def over_time(before: int, after: int, stride: int = 1) -> list[nn.Module]:
 
 
 @register_encoder("clip", "conv_time")
-class ConvTime(nn.Module):
+class ConvTime(TokenEncoder, nn.Module):
     """A small CNN on each frame, as it differs from the clip's mean and from the frame before, a convolution
     over five frames, and means over `slots` parts of time, which are kept apart: for clips of a whole
-    sentence or gesture, of any number of frames."""
+    sentence or gesture, of any number of frames. Tokens: one for each frame."""
 
     def __init__(
         self,
@@ -100,8 +115,14 @@ class ConvTime(nn.Module):
         self.slots = OverTime(features, slots, dim, dropout)
 
     def forward(self, view: Tensor) -> Tensor:
+        return self.slots(self._over_time(view))
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self._over_time(view))
+
+    def _over_time(self, view: Tensor) -> Tensor:
         features = self.frame(self.trunk.after_first(self._of_differences(view)))
-        return self.slots(self.time(rearrange(features, "(b t) d -> b d t", b=view.shape[0])))
+        return self.time(rearrange(features, "(b t) d -> b d t", b=view.shape[0]))
 
     def _of_differences(self, view: Tensor) -> Tensor:
         """The first convolution over the channels [frame - mean frame, frame - frame before] (nothing before
@@ -123,7 +144,7 @@ class ConvTime(nn.Module):
 
 
 @register_encoder("clip", "conv_stack")
-class ConvStack(nn.Module):
+class ConvStack(TokenEncoder, nn.Module):
     """Early fusion: the `frames` frames and their successive differences (which show motion) are channels of
     one small CNN."""
 
@@ -135,12 +156,18 @@ class ConvStack(nn.Module):
         self.project = nn.Linear(self.trunk.features, dim)
 
     def forward(self, view: Tensor) -> Tensor:
+        return self.project(self.trunk(self._stacked(view)))
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self.trunk.map(self._stacked(view)))
+
+    def _stacked(self, view: Tensor) -> Tensor:
         if view.shape[2] != self.frames:
             raise ValueError(
                 f"encoder 'conv_stack' was built for {self.frames} frames, got a clip of {view.shape[2]}. "
                 "Set the encoder's frames to the pair's frames."
             )
-        return self.project(self.trunk(rearrange(view, "b c t h w -> b (c t) h w")))
+        return rearrange(view, "b c t h w -> b (c t) h w")
 
 
 class OverDifferences(nn.Module):
@@ -165,7 +192,7 @@ class OverDifferences(nn.Module):
 
 
 @register_encoder("clip", "frame_and_motion")
-class FrameAndMotion(nn.Module):
+class FrameAndMotion(TokenEncoder, nn.Module):
     """y of a clip = y of its last frame + a change, read from that frame and the successive differences
     before it.
 
@@ -176,7 +203,7 @@ class FrameAndMotion(nn.Module):
     they spend most of a short run on it.
 
     The change starts at zero. `gain` multiplies the differences, which in real video are some hundredths of
-    the pixels' range.
+    the pixels' range. Tokens: positions of the frame's map, beside them those of the motion's for a clip.
     """
 
     def __init__(
@@ -199,21 +226,31 @@ class FrameAndMotion(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         if view.ndim == 4:
             return self.project(self.trunk(view))
+        last, seen = self._moving(view)
+        return self.project(self.trunk(last)) + self.change(self.motion(seen))
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        if view.ndim == 4:
+            return flat(self.trunk.map(view))
+        last, seen = self._moving(view)
+        return flat(torch.cat([self.trunk.map(last), self.motion.map(seen)], 1))
+
+    def _moving(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """The last frame, and what the motion is read from: that frame and the differences before it."""
         if view.shape[2] != self.frames:
             raise ValueError(
                 f"encoder 'frame_and_motion' was built for {self.frames} frames, got a clip of"
                 f" {view.shape[2]}. Set the encoder's frames to the pair's frames."
             )
         last = view[:, :, -1]
-        seen = torch.cat([last, rearrange(view.diff(dim=2) * self.gain, "b c t h w -> b (c t) h w")], 1)
-        return self.project(self.trunk(last)) + self.change(self.motion(seen))
+        return last, torch.cat([last, rearrange(view.diff(dim=2) * self.gain, "b c t h w -> b (c t) h w")], 1)
 
 
 @register_encoder("clip", "frames_transformer")
-class FramesTransformer(nn.Module):
+class FramesTransformer(TokenEncoder, nn.Module):
     """Any image encoder on each frame, `image: {name: resnet18, ...}`, then a transformer over time with a
     learnt position for each frame; y is its class token, normalised. Clips may have up to `max_frames`
-    frames."""
+    frames. Tokens: the class token and one for each frame."""
 
     def __init__(
         self,
@@ -242,6 +279,9 @@ class FramesTransformer(nn.Module):
         )
 
     def forward(self, view: Tensor) -> Tensor:
+        return self.forward_tokens(view)[:, 0]
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
         B, _, T, _, _ = view.shape
         if T > self.max_frames:
             raise ValueError(
@@ -250,7 +290,7 @@ class FramesTransformer(nn.Module):
             )
         frames = self.image(rearrange(view, "b c t h w -> (b t) c h w"))
         frames_BTD = rearrange(self.project(frames), "(b t) d -> b t d", b=B) + self.position[:, :T]
-        return self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1))[:, 0]
+        return self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1))
 
 
 # ---- torchvision's video models, without their heads ----
@@ -260,7 +300,7 @@ def _register_video(name: str) -> None:
     if name.startswith("mvit"):
 
         def build(weights: str | None = None, spatial_size: list[int] = (224, 224), temporal_size: int = 16):
-            model = mvit(name, tuple(spatial_size), temporal_size)
+            model = with_tokens(mvit(name, tuple(spatial_size), temporal_size), torchvision_tokens)
             model.dim = remove_head(model)
             if weights is not None:
                 load_weights(model, name, weights)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vicjoint.library import LibraryPart
 from vicjoint.options import Count
 from vicjoint.registry import ComponentError, nearest, register_encoder
+from vicjoint.tokens import TokenEncoder, flat, with_tokens
 
 # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the
 # next frame
@@ -58,14 +59,20 @@ class ConvTrunk(nn.Module):
 
     def after_first(self, x: Tensor) -> Tensor:
         """Features [B, features] from what the first convolution gives."""
-        x = self.layers[1:](x)
+        return self.pool(self.layers[1:](x))
+
+    def map(self, x: Tensor) -> Tensor:
+        """The last map as it is, [B, C', H', W']."""
+        return self.layers(x.contiguous(memory_format=torch.channels_last))
+
+    def pool(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (CELLS, CELLS):
             x = nn.functional.adaptive_avg_pool2d(x, CELLS)
         return x.flatten(1)
 
 
 @register_encoder("image", "conv")
-class ConvEncoder(nn.Module):
+class ConvEncoder(TokenEncoder, nn.Module):
     """ConvTrunk, then a linear layer to `dim`: about 13 M multiply-adds for a 64 x 64 RGB frame at width
     32."""
 
@@ -78,9 +85,12 @@ class ConvEncoder(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.project(self.trunk(view))
 
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self.trunk.map(view))
+
 
 @register_encoder("image", "pooled_conv")
-class PooledConv(nn.Module):
+class PooledConv(TokenEncoder, nn.Module):
     """3 x 3 convolutions with batch norm and ReLU, one per width, and no linear layer after them: the
     representation is the last map, averaged over `pool` x `pool` fields, so `dim` is widths[-1] * pool^2. For
     classes of small pictures on a CPU: 6 M multiply-adds for 28 x 28 pixels by default. Where a thing stands
@@ -113,6 +123,9 @@ class PooledConv(nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.layers(view.contiguous(memory_format=torch.channels_last))
 
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return flat(self.layers[:-2](view.contiguous(memory_format=torch.channels_last)))
+
 
 # ---- torchvision: every classifier by its name, without its head ----
 
@@ -123,11 +136,28 @@ def torchvision_encoder(name: str, weights: str | None, **settings) -> nn.Module
     The model itself is returned, so its state_dict has torchvision's own keys. Raises ComponentError for
     weights that cannot be found or do not fit."""
     builder = torchvision.models.get_model_builder(name)
-    model = builder(**settings)
+    model = with_tokens(builder(**settings), torchvision_tokens)
     model.dim = remove_head(model)
     if weights is not None:
         load_weights(model, name, weights)
     return model
+
+
+# whose input (avgpool) or output (of the first that a model has) torchvision's models pool
+BEFORE_POOLING = ("avgpool", "encoder", "norm", "conv5", "layers", "blocks", "features")
+
+
+def torchvision_tokens(model: nn.Module, view: Tensor) -> Tensor:
+    """[B, T, D] of an image or video model of torchvision, a vision transformer's class token first."""
+    where, seen = next(name for name in BEFORE_POOLING if hasattr(model, name)), []
+    module = model.blocks[-1] if where == "blocks" else getattr(model, where)
+    if where == "avgpool":
+        hook = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    else:
+        hook = module.register_forward_hook(lambda _, __, given: seen.append(given))
+    with hook:
+        model(view)  # DenseNet's ReLU, which comes after `features`, works in place: it is in what was seen
+    return seen[0] if seen[0].ndim == 3 else flat(seen[0])
 
 
 def remove_head(model: nn.Module) -> int:
@@ -317,7 +347,7 @@ for _name in torchvision.models.list_models(module=torchvision.models):
 
 
 @register_encoder("image", "transformers")
-class TransformersEncoder(LibraryPart, nn.Module):
+class TransformersEncoder(LibraryPart, TokenEncoder, nn.Module):
     """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet',
     'convnext', with random weights and `config` overrides; or `weights`, a local folder or a hub id (online).
     y is the pooled output where the model has one, else its first token, or the mean of its map.
@@ -354,6 +384,10 @@ class TransformersEncoder(LibraryPart, nn.Module):
             return pooled.flatten(1)
         hidden = out.last_hidden_state
         return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        hidden = self.model(pixel_values=view).last_hidden_state
+        return hidden if hidden.ndim == 3 else flat(hidden)
 
     def save(self, folder: Path) -> None:
         """A pooler that nothing was read from stays out, so that it is not read from the folder either."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
 from vicjoint.options import Count, ShareBelowOne
 from vicjoint.registry import ComponentError, need, register_encoder
+from vicjoint.tokens import TokenEncoder
 
 
 class Categories(nn.Module):
@@ -61,7 +62,7 @@ def pool(x: Tensor, batch: Tensor, molecules: int, how: str) -> Tensor:
         return total / x.new_zeros(molecules, 1).index_add_(0, batch, x.new_ones(len(x), 1)).clamp_min(1)
 
 
-class GraphEncoder(nn.Module):
+class GraphEncoder(TokenEncoder, nn.Module):
     """Embeddings of atoms and bonds, the layers `(x, edge_index, bonds) -> x` with a virtual node between
     them, pooling."""
 
@@ -73,6 +74,14 @@ class GraphEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, view) -> Tensor:
+        return pool(self._atoms(view), view.batch, view.num_graphs, self.pooling)
+
+    def forward_tokens(self, view) -> tuple[Tensor, Tensor]:
+        (utils,) = need(["torch_geometric.utils"], "a molecule's tokens", "molecule")
+        return utils.to_dense_batch(self._atoms(view), view.batch, batch_size=view.num_graphs)
+
+    def _atoms(self, view) -> Tensor:
+        """[N, D]."""
         x, bonds, batch, molecules = (
             self.atoms(view.x),
             self.bonds(view.edge_attr),
@@ -84,7 +93,7 @@ class GraphEncoder(nn.Module):
             x = layer(x, view.edge_index, bonds)
             if self.virtual is not None and i < len(self.virtual):
                 state, x = self.virtual[i](state, x, batch)
-        return pool(x, batch, molecules, self.pooling)
+        return x
 
 
 class GINELayer(nn.Module):

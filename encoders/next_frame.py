@@ -25,7 +25,15 @@ class ConvCoords(ConvEncoder):
         super().__init__(width, dim, channels + 2)
 
     def forward(self, view: Tensor) -> Tensor:
-        B, _, H, W = view.shape
-        y = torch.linspace(-1, 1, H, device=view.device, dtype=view.dtype).view(1, 1, H, 1).expand(B, 1, H, W)
-        x = torch.linspace(-1, 1, W, device=view.device, dtype=view.dtype).view(1, 1, 1, W).expand(B, 1, H, W)
-        return super().forward(torch.cat([view, x, y], 1))
+        return super().forward(with_coordinates(view))
+
+    def forward_tokens(self, view: Tensor) -> Tensor:
+        return super().forward_tokens(with_coordinates(view))
+
+
+def with_coordinates(view: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C + 2, H, W]."""
+    B, _, H, W = view.shape
+    y = torch.linspace(-1, 1, H, device=view.device, dtype=view.dtype).view(1, 1, H, 1).expand(B, 1, H, W)
+    x = torch.linspace(-1, 1, W, device=view.device, dtype=view.dtype).view(1, 1, 1, W).expand(B, 1, H, W)
+    return torch.cat([view, x, y], 1)

@@ -19,6 +19,7 @@ from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, ma
 from vicjoint.library import LibraryPart
 from vicjoint.options import Count, Natural
 from vicjoint.registry import ComponentError, need, register_encoder
+from vicjoint.tokens import TokenEncoder
 
 VOCABULARY = 33  # of ESM-2; ids 0, 1, 2 are <cls>, <pad>, <eos>
 LAST_SPECIAL = 2
@@ -66,7 +67,7 @@ class ProteinTransformer(SequenceTransformer):
 
 
 @register_encoder("protein", "esm")
-class ESM(LibraryPart, nn.Module):
+class ESM(LibraryPart, TokenEncoder, nn.Module):
     """ESM-2 of the transformers library (Lin et al. 2023), mean over residues without <cls> and <eos>.
 
     config: overrides of a small random one (3 layers of 64); or weights: a folder made by save_pretrained, or
@@ -96,10 +97,13 @@ class ESM(LibraryPart, nn.Module):
         self.dim = made.config.hidden_size
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        return masked_mean(*self.forward_tokens(view))
+
+    def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids_BL, mask_BL = view
         check_vocabulary(ids_BL, self.model.config.vocab_size, "config.vocab_size")
         hidden_BLC = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
-        return masked_mean(hidden_BLC, mask_BL & (ids_BL > LAST_SPECIAL))
+        return hidden_BLC, mask_BL & (ids_BL > LAST_SPECIAL)
 
     def save(self, folder: Path) -> None:
         save_transformer(self.model, folder)

@@ -24,6 +24,7 @@ from vicjoint.facts.hashing import BYTE_VOCABULARY, buckets_of, word_codes
 from vicjoint.library import LibraryPart
 from vicjoint.options import Count
 from vicjoint.registry import ComponentError, need, register_encoder
+from vicjoint.tokens import TokenEncoder
 
 
 class Tokens(nn.Module):
@@ -79,7 +80,7 @@ class ConvBlock(nn.Module):
         return x_BLC + nn.functional.gelu(h_BLC)
 
 
-class SequenceCNN(nn.Module):
+class SequenceCNN(TokenEncoder, nn.Module):
     """Embedding, `layers` residual convolutions whose dilation doubles, masked mean and maximum over
     positions, and a linear layer to `dim`. A position sees (kernel - 1) * (2^layers - 1) + 1 tokens. ends:
     the means over the first and over the last so many positions go in too.
@@ -98,12 +99,15 @@ class SequenceCNN(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear((4 if ends else 2) * width, dim)
 
-    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+    def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids_BL, mask_BL = view
         x_BLC = self.tokens(ids_BL)
         for block in self.blocks:
             x_BLC = block(x_BLC, mask_BL)
-        x_BLC = self.norm(x_BLC)
+        return self.norm(x_BLC), mask_BL
+
+    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        x_BLC, mask_BL = self.forward_tokens(view)
         pooled = [masked_mean(x_BLC, mask_BL), masked_max(x_BLC, mask_BL)]
         if self.ends:
             place, number = mask_BL.cumsum(1), mask_BL.sum(1, keepdim=True)
@@ -126,7 +130,7 @@ def bytes_cnn(
     return SequenceCNN(vocabulary, width, layers, kernel, dim)
 
 
-class SequenceTransformer(nn.Module):
+class SequenceTransformer(TokenEncoder, nn.Module):
     """Embedding and positions, `layers` pre-norm transformer layers with padding masked, masked mean, and a
     linear layer to `dim`.
 
@@ -160,10 +164,12 @@ class SequenceTransformer(nn.Module):
         self.project = nn.Linear(width, dim)
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        return self.project(masked_mean(*self.forward_tokens(view)))
+
+    def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids_BL, mask_BL = view
         x_BLC = self.tokens(ids_BL)
-        x_BLC = self.layers(x_BLC + self._positions(x_BLC), src_key_padding_mask=~mask_BL)
-        return self.project(masked_mean(x_BLC, mask_BL))
+        return self.layers(x_BLC + self._positions(x_BLC), src_key_padding_mask=~mask_BL), mask_BL
 
     def _positions(self, x_BLC: Tensor) -> Tensor:
         length, width = x_BLC.shape[1:]
@@ -221,7 +227,7 @@ class Words(nn.Module):
 
 
 @register_encoder("text", "words")
-class BagOfWords(nn.Module):
+class BagOfWords(TokenEncoder, nn.Module):
     """Mean of the words' embeddings and two layers: without the order of words. `unit` and `buckets` as in
     Words."""
 
@@ -240,11 +246,14 @@ class BagOfWords(nn.Module):
         )
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
-        return self.project(masked_mean(*self.words(view)))
+        return self.project(masked_mean(*self.forward_tokens(view)))
+
+    def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.words(view)
 
 
 @register_encoder("text", "word_gru")
-class WordGRU(nn.Module):
+class WordGRU(TokenEncoder, nn.Module):
     """A GRU over the words' embeddings; y is its state after the last word (VSE++, Faghri et al. 2018).
     `unit` and `buckets` as in Words."""
 
@@ -260,15 +269,18 @@ class WordGRU(nn.Module):
         self.words = Words(width, buckets, unit)
         self.gru = nn.GRU(width, dim, batch_first=True)
 
-    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+    def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x_BLC, valid_BL = self.words(view)
-        states_BLD, _ = self.gru(x_BLC)
+        return self.gru(x_BLC)[0], valid_BL
+
+    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        states_BLD, valid_BL = self.forward_tokens(view)
         last_B = (valid_BL.sum(1) - 1).clamp(min=0)  # states after it have seen padding
         return states_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
 @register_encoder("text", "transformers")
-class PretrainedText(LibraryPart, nn.Module):
+class PretrainedText(LibraryPart, TokenEncoder, nn.Module):
     """A text model of the transformers library: `model`, a type such as 'bert', 'distilbert', 't5', with
     random weights and `config` overrides; or `weights`, a local folder or a hub id. Of an encoder-decoder
     model the encoder is taken. pool: `mean` over tokens, or `cls`, the first token.
@@ -301,10 +313,13 @@ class PretrainedText(LibraryPart, nn.Module):
         self.model = without_heads(made.get_encoder() if made.config.is_encoder_decoder else made)
         self.dim = self.model.config.hidden_size
 
-    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+    def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         ids_BL, mask_BL = view
         check_vocabulary(ids_BL, self.model.config.vocab_size, "config.vocab_size")
-        hidden_BLC = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+        return self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state, mask_BL
+
+    def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        hidden_BLC, mask_BL = self.forward_tokens(view)
         return masked_mean(hidden_BLC, mask_BL) if self.pool == "mean" else hidden_BLC[:, 0]
 
     def save(self, folder: Path) -> None:

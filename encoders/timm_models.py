@@ -8,9 +8,10 @@ encoder: {name: timm, model: vit_small_patch16_224, options: {img_size: 96, dyna
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from vicjoint.registry import ComponentError, nearest, need, register_encoder
+from vicjoint.tokens import flat, with_tokens
 
 
 @register_encoder("image", "timm")
@@ -45,4 +46,13 @@ def timm_encoder(model: str, weights: str | None = None, options: dict | None = 
             f"{str(error).splitlines()[0][:200]}"
         ) from None
     made.dim = made.num_features
-    return made
+    return with_tokens(made, timm_tokens)
+
+
+def timm_tokens(model: nn.Module, view: Tensor) -> Tensor:
+    """[B, T, D]: the class token, where there is one, and the patches; or a map, which timm gives with
+    channels first or, of Swin for one, last."""
+    x = model.forward_features(view)
+    if x.ndim == 3:
+        return x
+    return flat(x) if x.shape[1] == model.num_features else x.flatten(1, 2)

@@ -4,8 +4,8 @@ docs/reliability.md.
     FAULTS["image"]["truncated"].make(folder)      # the value of the cell: a path, a text
     python tests/faults.py                        # the table, in Markdown
 
-`cause` is what the message has to say; None: this damage cannot be told from another sample, so the sample is
-read and must not crash, hang, or print anything.
+`cause` is what the message has to say; None: it is only odd, or this damage cannot be told from another
+sample, so the sample is read and must not crash, hang, or print anything.
 """
 
 import io
@@ -18,9 +18,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pngs
 import soundfile
 import tifffile
+from omes import metadata
 from PIL import Image
+from pngs import chunk
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
@@ -85,13 +88,10 @@ def mp4(frames: int = 24, size: int = 32, codec: str = "libx264", seed: int = 0)
     return target.getvalue()
 
 
-def tif(pixels=None) -> bytes:
+def tif(pixels=None, photometric: str = "minisblack", **options) -> bytes:
     target = io.BytesIO()
-    tifffile.imwrite(
-        target,
-        RNG.integers(0, 60000, (2, 40, 40), dtype=np.uint16) if pixels is None else pixels,
-        photometric="minisblack",
-    )
+    pixels = RNG.integers(0, 60000, (2, 40, 40), dtype=np.uint16) if pixels is None else pixels
+    tifffile.imwrite(target, pixels, photometric=photometric, **options)
     return target.getvalue()
 
 
@@ -122,15 +122,8 @@ def flipped_film(content: bytes, seed: int, bits: int) -> bytes:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return pngs.framed(chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))))
 
 
 def patched(content: bytes, before: bytes, after: bytes) -> bytes:
@@ -147,6 +140,12 @@ def mjpeg_that_claims(side: int) -> bytes:
     return content.replace(
         b"\xff\xc0\x00\x11\x08\x00\x20\x00\x20", b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", side, side)
     )
+
+
+def part_of_a_series() -> bytes:
+    """A position of a series; the metadata name the files of all of them."""
+    names = ["part.ome.tif", "other.ome.tif"]
+    return tif(description=metadata(names[0], (40, 40), [[(n, 0), (n, 1)] for n in names]), metadata=None)
 
 
 def tif_that_claims(side: int) -> bytes:
@@ -234,6 +233,27 @@ IMAGE = of_files("image", ".png", png) | {
         file(lambda: tif(np.ones((8, 8), np.float32)), "float.tif"),
         "no known range",
         "pixels without a known range",
+    ),
+    "10 bits": Fault(
+        file(lambda: pngs.png(NOISE.astype(np.uint16) * 4), "dark.png"),
+        "use at most a sixteenth of their range",
+        "10 bits in values of 16",
+    ),
+    "planes": Fault(
+        file(lambda: tif(NOISE.T.astype(np.uint16) * 257, "rgb", planarconfig="separate"), "planes.tif"),
+        "16-bit colours in separate planes",
+        "16-bit colours in separate planes",
+    ),
+    "16 bits": Fault(
+        file(lambda: pngs.png(NOISE.astype(np.uint16) * 257), "deep.png"), None, "16-bit colours"
+    ),
+    "metadata": Fault(
+        file(lambda: pngs.png(NOISE, chunk(b"iCCP", b"\0\0" + zlib.compress(bytes(1 << 22)))), "profile.png"),
+        None,
+        "a colour profile of 4 MB, or a damaged one",
+    ),
+    "thin": Fault(
+        file(lambda: pngs.png(np.resize(NOISE, (1, 3_000_000, 3))), "thin.png"), None, "3,000,000 x 1 pixels"
     ),
 }
 VIDEO = of_files("video", ".mp4", mp4) | {
@@ -403,6 +423,19 @@ MICROSCOPE = of_files("microscope", ".tif", tif) | {
         "complex numbers",
     ),
     "wrong type": Fault(file(lambda: wav(), "sound.tif"), "cannot be decoded", "a sound under its name"),
+    "deep ppm": Fault(
+        file(b"P6 40 40 1023\n" + bytes(9600), "deep.ppm"),
+        "colours of more than 8 bits",
+        "colours of more than 8 bits in a format that is read with 8",
+    ),
+    "part": Fault(
+        file(part_of_a_series, "part.ome.tif"), None, "a file of a series, whose metadata name other files"
+    ),
+    "alpha": Fault(
+        file(lambda: pngs.png(NOISE[..., :2].astype(np.uint16)), "alpha.png"),
+        "colours of more than 8 bits",
+        "16-bit grey and transparency in a png",
+    ),
 }
 
 
@@ -470,8 +503,8 @@ def table() -> str:
     """Markdown: what is injected into each modality, and what cannot be told."""
     lines = [
         (
-            "| modality | faults | told, replaced, named | read without harm, since nothing tells them from"
-            " good samples |"
+            "| modality | faults | told, replaced, named | read without harm: only odd, or nothing tells them"
+            " from good samples |"
         ),
         "| --- | --- | --- | --- |",
     ]

@@ -90,6 +90,77 @@ for case, one, several in zip(cases, alone, shared):
 '''
 
 
+BATCH_NORM = '''
+import sys
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from vicjoint import distributed
+from vicjoint.batch_norm import GlobalBatchNorm, synchronised
+
+WORLD = int(sys.argv[1])
+ROWS = {2: [6, 1], 4: [3, 1, 4, 2]}[WORLD]
+N, CPU = sum(ROWS), torch.device("cpu")
+
+def build(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(2), nn.BatchNorm1d(4, affine=False),
+        nn.Flatten(1), nn.Linear(36, 8), nn.BatchNorm1d(8, momentum=None),
+        nn.Linear(8, 3), nn.BatchNorm1d(3, track_running_stats=False),
+    )
+    return model.to(dtype)
+
+def run(dtype, rows, called, model):
+    """Two steps: what comes out of the second, gradients of input and weights, all buffers, an evaluation."""
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        x = 3 + torch.randn(N, 2, 5, 5, dtype=dtype, generator=generator)
+        pull = torch.randn(N, 3, dtype=dtype, generator=generator)
+        x = x[rows].requires_grad_()
+        model.zero_grad()
+        y = called(x)
+        (distributed.world_size() * (y * pull[rows]).sum()).backward()
+    evaluated = model[:-1].eval()(torch.ones(2, 2, 5, 5, dtype=dtype))
+    return {
+        "y": y.detach(), "x": x.grad / distributed.world_size(), "evaluated": evaluated.detach(),
+        **{name: p.grad.clone() for name, p in model.named_parameters()},
+        **{name: b.clone() for name, b in model.named_buffers()},
+    }
+
+both = (torch.float64, torch.float32)
+alone = {}
+for dtype in both:
+    model = build(dtype)
+    alone[dtype] = run(dtype, slice(0, N), model, model)
+distributed.start()
+own = distributed.own_rows(ROWS)
+for dtype in both:
+    model = synchronised(build(dtype), CPU)
+    assert sum(isinstance(m, GlobalBatchNorm) for m in model) == 4
+    assert model.state_dict().keys() == build(dtype).state_dict().keys()
+    for name, got in run(dtype, own, DistributedDataParallel(model), model).items():
+        expected = alone[dtype][name]
+        expected = expected[own] if name in ("x", "y") else expected
+        assert got.dtype == expected.dtype
+        apart, largest = (float(x.double().abs().max()) for x in (got - expected, expected))
+        worst = apart / max(1, largest)
+        assert worst < (1e-12 if dtype == torch.float64 else 3e-5), (name, dtype, worst)
+half = synchronised(nn.BatchNorm1d(4), CPU)
+with torch.autocast("cpu", torch.bfloat16):
+    y = half(torch.randn(ROWS[distributed.rank()], 4).bfloat16())
+assert y.dtype == torch.bfloat16 and half.running_mean.dtype == torch.float32
+y.float().sum().backward()
+one = synchronised(nn.BatchNorm1d(4), CPU)
+try:
+    Row = one(torch.zeros(1 if distributed.rank() == 0 else 0, 4))
+    raise SystemExit("one row in all was normalised")
+except ValueError as error:
+    assert "more than one value" in str(error)
+distributed.stop()
+'''
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -97,8 +168,9 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_union_batch(tmp_path, world):
-    (tmp_path / "union.py").write_text(SCRIPT)
+@pytest.mark.parametrize("script", [SCRIPT, BATCH_NORM], ids=["objectives", "batch_norm"])
+def test_union_batch(tmp_path, script, world):
+    (tmp_path / "union.py").write_text(script)
     shared = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

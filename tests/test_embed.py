@@ -28,7 +28,8 @@ from vicjoint.exporting.reading import read_trained
 from vicjoint.modalities.image import Clip
 from vicjoint.model import build_model
 from vicjoint.parts import EvaluationData, Modality, Want
-from vicjoint.probes.features import Part, Reader, part_of
+from vicjoint.probes.features import Reader
+from vicjoint.probes.reading import Part, part_of
 from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.registry import register
 from vicjoint.sources.base import SourceError

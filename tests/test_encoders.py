@@ -1,5 +1,6 @@
 """Every registered encoder: width, gradients, weights from files, and what it says when used wrongly."""
 
+import copy
 import importlib.util
 import sys
 
@@ -11,7 +12,9 @@ from torchvision.models.regnet import BlockParams
 from wrong import refused
 
 from vicjoint import registry
+from vicjoint.batch import concatenate
 from vicjoint.registry import ComponentError
+from vicjoint.tokens import TokenEncoder, tokens_of
 
 registry.load_encoder_folders()  # before collection: the tests below are made from the registry itself
 BUILT_IN = {
@@ -79,7 +82,7 @@ def make(key: str, **options):
     return registry.build_encoder(modality, name, **(options or OPTIONS.get(key, {})))
 
 
-def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
+def make_view(key: str, batch: int = 2, frames: int = 4, size: int = 32) -> torch.Tensor:
     if key.startswith("molecule/"):
         pytest.importorskip("rdkit")
         from vicjoint.modalities.molecule import Graphs, Molecule
@@ -91,7 +94,7 @@ def make_view(key: str, batch: int = 2, frames: int = 4) -> torch.Tensor:
         )
     if key.startswith("audio/"):
         return 0.1 * torch.randn(batch, 8000)
-    size = SIZE.get(key, 32)
+    size = SIZE.get(key, size)
     return (
         torch.randn(batch, 3, frames, size, size)
         if key.startswith("clip/")
@@ -389,3 +392,139 @@ def test_timm(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ComponentError, match=r"encoder 'timm' needs timm .*: pip install 'vicjoint\[timm\]'"):
         make("image/timm", model="test_vit")
+
+
+# ---- tokens ----
+
+
+def make_long_view(key: str):
+    """One of more than one token: a picture that stays a map, two texts with words in them."""
+    if key.startswith("text/word"):
+        from vicjoint.modalities.text import Text
+
+        return Text()(concatenate([Text().read("three short words"), Text().read("two more")]))
+    return make_view(key, size=64, frames=16 if key == "clip/s3d" else 4)
+
+
+def tokens(encoder, view) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return tokens_of(encoder.eval(), view)
+
+
+@pytest.mark.parametrize("key", SMALL + RUN)
+def test_every_shipped_encoder_gives_tokens(key):
+    encoder = make(key)
+    view = make_view(key) if key == "clip/mvit_v2_s" else make_long_view(key)
+    x, mask = tokens(encoder, view)
+    assert x.ndim == 3 and len(x) == 2 and x.shape[1] > 1 and x.isfinite().all()
+    assert mask.dtype == torch.bool and mask.shape == x.shape[:2] and mask.any(1).all()
+    assert x[mask].std(0).max() > 0  # they differ
+
+
+# how y comes from the tokens x, where that is a mean, or one of them
+MEAN_OF = {
+    "audio/resnet18_mel": {},
+    "audio/resnet1d18": {"width": 4},
+    "audio/transformer_mel": {"width": 16, "layers": 1},
+    "audio/transformers": {},
+    "image/pooled_conv": {"pool": 1},
+    "image/resnet18": {},
+    "image/timm": {},
+    "image/densenet121": {},
+    "image/mobilenet_v2": {},
+    "image/shufflenet_v2_x0_5": {},
+    "image/squeezenet1_1": {},
+    "image/swin_t": {},
+    "clip/r3d_18": {},
+    "clip/s3d": {},
+    "clip/swin3d_t": {},
+    "molecule/attention": {"dim": 16, "heads": 2},
+    "molecule/gine": {"dim": 16},
+    "protein/esm": {},
+    "text/transformers": {},
+}
+
+
+@pytest.mark.parametrize("key", sorted(MEAN_OF))
+def test_the_mean_of_the_tokens_is_y_where_y_is_a_mean(key):
+    if key == "image/timm":
+        pytest.importorskip("timm")
+    encoder = make(key, **MEAN_OF[key])
+    view = make_long_view(key)
+    x, mask = tokens(encoder, view)
+    mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    with torch.no_grad():
+        y = encoder(view)
+    assert x.shape[2] == encoder.dim and torch.allclose(mean, y, atol=1e-5 * float(y.abs().max()))
+
+
+def test_what_is_behind_the_mean_gives_y_of_it():
+    for key in ("text/transformer", "text/words", "protein/transformer"):
+        encoder, view = make(key).eval(), make_long_view(key)
+        x, mask = tokens(encoder, view)
+        mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        with torch.no_grad():
+            assert torch.allclose(encoder.project(mean), encoder(view), atol=1e-5), key
+
+
+def test_y_is_one_of_the_tokens_where_it_is_a_state_or_a_class_token():
+    for key, which in (
+        ("clip/conv_gru", -1),
+        ("clip/frames_transformer", 0),
+        ("image/vit_b_16", 0),
+        ("clip/mvit_v2_s", 0),
+        ("text/word_gru", -1),
+    ):
+        encoder, view = make(key).eval(), make_long_view(key) if key == "text/word_gru" else make_view(key)
+        x, mask = tokens(encoder, view)
+        with torch.no_grad():
+            y = encoder(view)
+        assert all(torch.allclose(of[kept][which], one, atol=1e-5) for of, kept, one in zip(x, mask, y)), key
+
+
+def test_a_frame_alone_has_tokens_too():
+    encoder = make("clip/frame_and_motion")
+    (of_clip, _), (of_frame, _) = (
+        tokens(encoder, torch.randn(2, 3, *size)) for size in ((4, 32, 32), (32, 32))
+    )
+    assert of_frame.shape == (2, 4, 128) and of_clip.shape == (2, 4, 256)
+
+
+def test_a_librarys_model_stays_what_it_is():
+    """Its class is torchvision's and its tensors keep their names; copies have tokens, too."""
+    encoder = make("image/resnet18")
+    assert isinstance(encoder, torchvision.models.ResNet) and type(encoder).__module__.startswith(
+        "torchvision"
+    )
+    assert type(encoder) is type(make("image/resnet18"))
+    whole = torchvision.models.resnet18().state_dict()
+    assert set(encoder.state_dict()) == {name for name in whole if not name.startswith("fc.")}
+    again, view = copy.deepcopy(encoder), make_view("image/resnet18")
+    assert torch.equal(tokens(again, view)[0], tokens(encoder, view)[0])
+
+
+class Without(torch.nn.Module):
+    def forward(self, view):
+        return view
+
+
+class Wrong(TokenEncoder, Without):
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def forward_tokens(self, view):
+        return self.given
+
+
+def test_what_is_no_token_is_refused():
+    with pytest.raises(ValueError, match="encoder Without gives y and no tokens, .* Use linear, or let"):
+        tokens_of(Without(), torch.zeros(2, 3))
+    with pytest.raises(
+        ValueError, match=r"encoder Wrong: forward_tokens gave \[2, 3\]. Expected tokens \[B,"
+    ):
+        tokens_of(Wrong(torch.zeros(2, 3)), None)
+    with pytest.raises(ValueError, match=r"gave \[2, 3, 4\] and a mask float32 \[2, 3\]. Expected"):
+        tokens_of(Wrong((torch.zeros(2, 3, 4), torch.ones(2, 3))), None)
+    with pytest.raises(NotImplementedError, match=r"'TokenEncoder' has no method forward_tokens\(view\)"):
+        TokenEncoder().forward_tokens(None)

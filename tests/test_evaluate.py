@@ -59,6 +59,9 @@ def test_any_checkpoint_is_evaluated_as_it_was_then(run, tmp_path, capsys):
     assert "tiny_probe after 4 steps" in capsys.readouterr().out
     then = json.loads((folder / "evaluation.jsonl").read_text().splitlines()[0])
     assert then["step"] == 4 and json.loads((tmp_path / "found.json").read_text()) == then["results"]
+    assert main([str(folder), "--step", "4", "--write", "data.workers=0"]) == 0
+    assert "tiny_probe after 4 steps" in capsys.readouterr().out
+    assert json.loads((folder / "evaluation.json").read_text()) == then["results"]
 
 
 def test_the_run_is_written_anew_where_asked(tmp_path):

@@ -256,6 +256,9 @@ def test_an_earlier_page_is_replaced_and_other_folders_are_left_alone(tmp_path):
     write_explorer(folder, [cloud(2)])
     assert len(data(folder)["items"]) == 2 and not list(folder.glob("media/*/*.jpg"))
     assert (folder / "note.txt").read_text() == "mine"
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "data.js.tmp").write_text("const")
+    assert write_explorer(tmp_path / "killed", [cloud(2)]).exists()
     other = tmp_path / "other"
     other.mkdir()
     (other / "index.html").write_text("mine")
@@ -349,7 +352,7 @@ def place(page, i: int) -> tuple[float, float]:
 
 
 def test_point_shows_and_click_chooses(page):
-    assert "texts: 4 items, a random sample of 1,000. Neighbours are those among" in page.inner_text("#about")
+    assert "texts: 4 items, a sample of 1,000. Neighbours are those among" in page.inner_text("#about")
     page.mouse.move(*place(page, 1))
     page.wait_for_selector("#tip img")
     assert "1.png" in page.inner_text("#tip")
@@ -401,6 +404,29 @@ def test_words_and_colours_choose_items(page):
     assert page.locator("#legend button").count() == 5
     page.click("#legend button >> nth=0")
     assert page.inner_text("#count") == "2 of 9"
+
+
+def test_partners_are_right_and_the_other_cloud_comes_first(browser, tmp_path):
+    clouds = [cloud(3, "pictures"), cloud(2, "words")]
+    partners = [[3], [4], [4], [0], [1, 2]]
+    address = write_explorer(tmp_path / "page", clouds, partners=partners, quick=True).as_uri()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    for item, marks in (
+        (0, {"word 0": "right", "word 1": "wrong"}),
+        (4, dict.fromkeys(("word 1", "word 2"), "right")),
+    ):
+        page.goto(f"{address}#{item}")
+        page.wait_for_selector("#side blockquote")
+        headings = page.locator("#side h2").all_inner_texts()
+        assert headings[1] == f"Nearest in {'words' if item == 0 else 'pictures'}"
+        tiles = [tile.inner_text() for tile in page.locator("#side .tiles >> nth=0 >> .tile").all()]
+        said = {text.splitlines()[0]: text.split()[-1] for text in tiles}
+        assert marks.items() <= said.items() and set(said.values()) == {"right", "wrong"}
+        assert page.locator("#side .tiles >> nth=1 >> b").count() == 0
+    page.goto(address)
+    page.reload()
+    assert "right where they belong together" in page.inner_text("#side")
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

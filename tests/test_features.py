@@ -329,12 +329,12 @@ def test_random_crops_say_what_they_cost_and_are_read_by_one_set_of_readers(caps
 def test_a_bar_counts_the_samples(monkeypatch):
     bars = []
 
-    class Bar(evaluations.tqdm):
+    class Bar(features.tqdm):
         def __init__(self, *given, **options):
             super().__init__(*given, **{**options, "leave": True, "delay": 0, "mininterval": 0})
             bars.append(self)
 
-    monkeypatch.setattr(evaluations, "tqdm", Bar)
+    monkeypatch.setattr(features, "tqdm", Bar)
     source = records()
     probes = {"knn": PROBES["knn"](), "crops": Linear(rates=[0.1], epochs=3, holdout=0.5)}
     evaluation = evaluation_of(probes, data_of(source, bound(Numbers(), source)))

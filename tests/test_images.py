@@ -3,11 +3,13 @@ it cannot be."""
 
 import io
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pngs import chunk, png
 
 from vicjoint.files import images
 from vicjoint.files.images import ImageError, read, read_record
@@ -79,6 +81,74 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     values = np.array([[0, 257], [32896, 65535]], np.uint16)
     assert pixels(save(tmp_path / "a.png", values))[..., 0].tolist() == [[0, 1], [128, 255]]
     assert pixels(save(tmp_path / "a.tif", values.astype(np.int32)))[..., 0].tolist() == [[0, 1], [128, 255]]
+
+
+RAMP = np.arange(64 * 48 * 3, dtype=np.uint16).reshape(48, 64, 3) * 7  # 9,216 levels up to 64,505
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_sixteen_bit_colours_the_upper_eight_are_kept(tmp_path, channels):
+    ramp = RAMP[..., [0, 0, 0] if channels < 3 else [0, 1, 2]]
+    alpha = np.full_like(ramp[..., :1], 65535)
+    stored = np.concatenate([ramp[..., : (channels - 1) | 1], alpha], 2)[..., :channels]
+    (tmp_path / "a.png").write_bytes(png(stored))
+    assert np.abs(pixels(tmp_path / "a.png") - ramp / 257).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "values", [RAMP // 64, RAMP // 16, RAMP // 256], ids=["10 bits", "12 bits", "8 bits"]
+)
+def test_sixteen_bits_of_which_eight_would_keep_nothing_are_refused(tmp_path, values):
+    (tmp_path / "rgb.png").write_bytes(png(values))
+    (tmp_path / "grey.png").write_bytes(png(values[..., :1]))
+    save(tmp_path / "grey.tif", values[..., 0])
+    (tmp_path / "rgb.pgm").write_bytes(b"P5 64 48 65535\n" + values[..., 0].astype(">u2").tobytes())
+    for path in tmp_path.iterdir():
+        with pytest.raises(ImageError, match=f"{path.name}: 16-bit values that use at most a sixteenth"):
+            read(path)
+
+
+def test_sixteen_bit_colours_of_a_tiff(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for order in "<>":
+        tifffile.imwrite(tmp_path / "a.tif", RAMP, photometric="rgb", byteorder=order)
+        assert np.array_equal(pixels(tmp_path / "a.tif"), RAMP >> 8)
+    tifffile.imwrite(tmp_path / "b.tif", RAMP // 64, photometric="rgb")
+    with pytest.raises(ImageError, match="at most a sixteenth"):
+        read(tmp_path / "b.tif")
+    planes = np.moveaxis(RAMP, -1, 0)  # Pillow reads bytes as values
+    tifffile.imwrite(tmp_path / "c.tif", planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(ImageError, match="c.tif: 16-bit colours in separate planes"):
+        read(tmp_path / "c.tif")
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 22))),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(1 << 22))),
+        chunk(b"tEXt", b"Comment\0" + b"x" * 1000) * 70_000,
+        chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(1 << 22))),
+        chunk(b"iCCP", b"profile\0\5" + b"of another compression"),
+        chunk(b"pHYs", b"1"),
+        chunk(b"acTL", b""),
+        chunk(b"tIME", b"1234567")[:-1] + b"?",
+    ],
+    ids=[
+        "text",
+        "international text",
+        "many texts",
+        "profile",
+        "compression",
+        "short",
+        "animation",
+        "checksum",
+    ],
+)
+def test_metadata_does_not_decide_over_a_png(tmp_path, note):
+    shown = picture()
+    (tmp_path / "a.png").write_bytes(png(shown, note))
+    assert np.array_equal(pixels(tmp_path / "a.png"), shown)
 
 
 def test_the_first_frame_of_an_animation(tmp_path):

@@ -9,19 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"sliding", "library"},
+    {"sliding", "library", "tokens", "wants"},
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
-    {"transforms", "objectives", "optim", "metrics", "accumulate", "latents"},
+    {"transforms", "objectives", "optim", "metrics", "accumulate", "latents", "batch_norm"},
     {"modalities", "sources"},
     {"samples", "model"},
     {"pairs"},
     {"data"},
     {"probes"},
     {"report"},
-    {"training"},
     {"embeddings"},
+    {"training"},
     {"exporting"},
     {"run", "evaluate", "export", "check", "compare", "embed", "search", "explore", "hub"},
 ]
@@ -51,6 +51,7 @@ def test_imports_point_down(path):
             "parts",
             "options",
             "library",
+            "tokens",
             "batch",
             "facts",
             "register_encoder",

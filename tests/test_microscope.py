@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omes import metadata
 from PIL import Image
+from pngs import chunk, png
 from wrong import refused
 
 from vicjoint import registry
@@ -81,6 +83,59 @@ def test_colour_pictures_and_single_channels(tmp_path):
     assert np.array_equal(read_channels(tmp_path / "grey.png", 1), PIXELS[:1])  # all 16 bits
     tifffile.imwrite(tmp_path / "float.tif", PIXELS.astype(np.float32) / 7, photometric="minisblack")
     assert np.array_equal(read_channels(tmp_path / "float.tif", 5), PIXELS.astype(np.float32) / 7)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colours_keep_every_level(tmp_path, channels):
+    ramp = np.moveaxis(field(channels, 8, 1024), 0, -1)
+    (tmp_path / "ramp.png").write_bytes(png(ramp, chunk(b"pHYs", b"damaged")))
+    assert np.array_equal(read_channels(tmp_path / "ramp.png", channels), np.moveaxis(ramp, -1, 0))
+    if channels == 3:
+        tifffile.imwrite(tmp_path / "tiff.png", ramp, photometric="rgb")  # its name does not decide
+        assert np.array_equal(read_channels(tmp_path / "tiff.png", 3), np.moveaxis(ramp, -1, 0))
+        (tmp_path / "ramp.ppm").write_bytes(b"P6 1024 8 65535\n" + ramp.astype(">u2").tobytes())
+        with pytest.raises(MicroscopeError, match="ramp.ppm: colours of more than 8 bits"):
+            read_channels(tmp_path / "ramp.ppm", 3)
+
+
+def write_part(folder: Path, name: str, pixels: np.ndarray, images: list) -> None:
+    """A file that says in its metadata where all of `images` lie."""
+    text = metadata(name, pixels.shape[-2:], images)
+    tifffile.imwrite(folder / name, pixels, description=text, metadata=None, photometric="minisblack")
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_of_a_series_over_several_files_only_the_one_asked_for_is_read(tmp_path, missing):
+    """As Micro-Manager saves positions: each file's metadata name all of them."""
+    wells = {f"Pos{i}.ome.tif": field(2, seed=i) for i in range(3)}
+    for name, pixels in wells.items():
+        write_part(tmp_path, name, pixels, [[(well, 0), (well, 1)] for well in wells])
+    if missing:
+        (tmp_path / "Pos0.ome.tif").unlink()
+    for name in list(wells)[1:]:
+        assert np.array_equal(read_channels(tmp_path / name, 2), wells[name])
+
+
+def test_an_image_whose_channels_lie_in_several_files_is_what_lies_in_this_one(tmp_path):
+    for name, pixels in zip("ab", field(2)):
+        write_part(tmp_path, f"{name}.ome.tif", pixels, [[("a.ome.tif", 0), ("b.ome.tif", 0)]])
+        assert np.array_equal(read_channels(tmp_path / f"{name}.ome.tif", 1)[0], pixels)
+    with pytest.raises(MicroscopeError, match=r"1 channel\(s\) of 80 x 60, the modality expects 2"):
+        Microscope(channels=2).read(str(tmp_path / "b.ome.tif"))
+
+
+def test_in_one_file_the_metadata_say_which_page_is_which_channel(tmp_path):
+    write_part(tmp_path, "a.ome.tif", field(2), [[("a.ome.tif", 1), ("a.ome.tif", 0)]])
+    assert np.array_equal(read_channels(tmp_path / "a.ome.tif", 2), field(2)[::-1])
+
+
+def test_a_tiff_without_pixels_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="zero-size"):
+        tifffile.imwrite(tmp_path / "none.tif", PIXELS[:, :0], photometric="minisblack")
+    with pytest.raises(
+        MicroscopeError, match=r"none.tif: an array of shape \[5, 0, 80\], which has no pixel"
+    ):
+        Microscope().read(str(tmp_path / "none.tif"))
 
 
 def test_percentiles_against_a_float64_reference():

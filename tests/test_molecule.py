@@ -146,7 +146,7 @@ def test_the_graph_does_not_depend_on_the_order_of_atoms(smiles):
         (
             "C" * 2000,
             (
-                r"'C{120}\.\.\. \(2000 characters\)' has 2000 atoms, max_atoms is 1024. Leave it out, or"
+                r"'C{120}\.\.\. \(2,000 characters\)' has 2000 atoms, max_atoms is 1024. Leave it out, or"
                 r" raise max_atoms"
             ),
         ),

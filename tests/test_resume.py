@@ -173,7 +173,7 @@ def test_three_workers(world, tmp_path):
 
 
 def test_another_number_of_processes_keeps_the_order_of_the_samples(monkeypatch):
-    """By the names of the samples; numbers differ in rounding, and in what batch norm and dropout see."""
+    """By the names of the samples; numbers differ in rounding, and in dropout."""
     parts = build_parts(load_recipe(tiny.recipe()))
     alone = [batch.samples for batch, _ in parts.batches(0, 0, 14)]
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

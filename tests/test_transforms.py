@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -132,6 +133,21 @@ def test_any_shape_can_be_cropped(height, width):
             torch.zeros(3, height, width, dtype=torch.uint8), np.random.default_rng(seed)
         ).shape == (3, 16, 16)
     assert T.centre_crop(torch.zeros(3, height, width, dtype=torch.uint8), 16, 0.875).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(2, 2_000), (2_000, 3), (2, 2_001), (1, 1_000)])
+def test_the_centre_of_a_thin_picture_is_that_of_the_whole_resized(shape):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8))
+    whole = F.resize(pixels, [n * 16 // min(shape) for n in shape], antialias=True)
+    expected = F.center_crop(whole, [16, 16])
+    assert (T.centre_crop(pixels, 16, 1.0).int() - expected.int()).abs().max() <= 1
+
+
+def test_a_thin_picture_costs_the_memory_of_its_view():
+    pixels = torch.zeros(3, 1, 10_000_000, dtype=torch.uint8)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        T.centre_crop(pixels, 224, 0.875)  # whole: 1.8 TB
+    assert max(event.cpu_memory_usage for event in measured.events()) < 2**23
 
 
 def test_centre_crop_is_resize_256_then_224(image):

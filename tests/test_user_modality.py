@@ -146,3 +146,14 @@ def test_mistakes_are_named_and_the_encoder_of_ten_lines_is_there(folder):
     for message in MISTAKES.values():
         assert message in done.stderr
     assert not (folder / "wrong").exists()
+
+
+def test_the_encoder_with_tokens_gives_them(folder):
+    done = python(
+        folder,
+        "-c",
+        "import vicjoint, torch\nfrom vicjoint.tokens import tokens_of\ne = vicjoint.build_encoder('image',"
+        " 'pieces', width=16)\nx, mask = tokens_of(e, view := torch.ones(2, 3, 64, 64))\nprint(list(x.shape),"
+        " bool(mask.all()), torch.allclose(x.mean(1), e(view)))",
+    )
+    assert done.stdout.strip() == "[2, 64, 16] True True", done.stderr

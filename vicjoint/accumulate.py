@@ -16,6 +16,7 @@ import contextlib
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from vicjoint.batch import Batch
 from vicjoint.parts import Objective
@@ -39,8 +40,10 @@ def backward(
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
                 z_a, z_b = forward(part.a, part.b, number)
-            loss, terms = objective(z_a, z_b, part.group)
-            (loss / len(parts)).backward()
+            with record_function("objective"):
+                loss, terms = objective(z_a, z_b, part.group)
+            with record_function("backward"):
+                (loss / len(parts)).backward()
         total = total + loss.detach() / len(parts)
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in terms.items()}
     return total, sums, (z_a.detach(), z_b.detach())
@@ -55,10 +58,10 @@ def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: 
             with autocast:
                 embedded.append(forward(part.a, part.b, number))
     z_a, z_b = (torch.cat(z) for z in zip(*embedded))
-    loss, terms = objective(
-        z_a.requires_grad_(), z_b.requires_grad_(gradient_b), torch.cat([part.group for part in parts])
-    )
-    loss.backward()
+    group = torch.cat([part.group for part in parts])
+    with record_function("objective"):
+        loss, terms = objective(z_a.requires_grad_(), z_b.requires_grad_(gradient_b), group)
+        loss.backward()
 
     sizes = [len(z) for z, _ in embedded]  # several rows a sample where branch a sees several crops
     shares = zip(z_a.grad.split(sizes), z_b.grad.split(sizes) if gradient_b else [None] * len(parts))
@@ -67,9 +70,10 @@ def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: 
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
                 again_a, again_b = forward(part.a, part.b, number)
-            torch.autograd.backward(
-                [again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a]
-            )
+            with record_function("backward"):
+                torch.autograd.backward(
+                    [again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a]
+                )
     return loss.detach(), terms, (z_a.detach(), z_b.detach())
 
 

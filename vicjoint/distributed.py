@@ -2,20 +2,22 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 _patient = None  # the group in which processes wait for the first one's long work
+_host = None  # the group for numbers that the processor holds: no GPU has to be waited for
 
 
 def start(timeout_seconds: float = 600) -> None:
     """Join the process group when launched by torchrun; otherwise do nothing. A process waits so long for the
     others in a step."""
-    global _patient
+    global _patient, _host
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -31,12 +33,13 @@ def start(timeout_seconds: float = 600) -> None:
             timeout=timedelta(seconds=timeout_seconds),
         )
         _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        _host = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def stop() -> None:
-    global _patient
+    global _patient, _host
     if dist.is_initialized():
-        _patient = None
+        _patient = _host = None
         # a DistributedDataParallel that only waits for the garbage collector still holds the group, and
         # gloo's threads then abort the exit
         gc.collect()
@@ -49,6 +52,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints; known before the processes meet and after they part."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def barrier() -> None:
@@ -89,6 +97,12 @@ def is_lost(error: Exception) -> bool:
     )
 
 
+def same_as_first(tensors: Iterable[Tensor]) -> None:
+    """Let tensors be what they are on the first process, in place."""
+    for tensor in tensors if world_size() > 1 else ():
+        dist.broadcast(tensor, 0)
+
+
 def broadcast_object(value):
     """Rank 0's value on every process."""
     if not dist.is_initialized():
@@ -116,20 +130,49 @@ def from_first(make: Callable):
 
 
 def gather_objects(value) -> list:
+    """Every process's value, in rank order."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, _host)
     return values
 
 
-def row_counts(rows: int, device) -> list[int]:
+def shared(own: Iterator, count: int) -> Iterator:
+    """`count` things in order, on every process, of which `own` gives this one's: those numbered rank, rank +
+    W, ... Each round waits for the slowest of W, as long as it takes. Tensors travel by the processor's
+    memory."""
+    if world_size() == 1:
+        yield from own
+        return
+    for first in range(0, count, world_size()):
+        values = [None] * world_size()
+        dist.all_gather_object(values, next(own, None), _patient)
+        yield from values[: count - first]
+
+
+def say(line: str) -> None:
+    """Print a line, beside a progress bar too, if this is the first process."""
+    if rank() == 0:
+        tqdm.write(line)
+
+
+def anywhere(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on some process."""
+    if world_size() == 1:
+        return list(flags)
+    found = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX, _host)
+    return found.bool().tolist()
+
+
+def row_counts(rows: int) -> list[int]:
     """How many rows each process holds."""
     if world_size() == 1:
         return [rows]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([rows], device=device))
-    return [int(c) for c in counts]
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    dist.all_gather(list(counts.split(1)), torch.tensor([rows]), _host)
+    return counts.tolist()
 
 
 def own_rows(counts: list[int]) -> slice:

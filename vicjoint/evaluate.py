@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vicjoint import distributed
 from vicjoint.exporting.reading import add_step_and_imports, imports_of, read_checkpoint
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_json
@@ -43,13 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     add_step_and_imports(
         parser, "a step that has a checkpoint, or best (with checkpoint.best); the run stays as it is"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         check_run(options.run)
         check_overrides(options.overrides)
         imports = imports_of(options)
         path = options.run / "recipe.yaml"
         own = load_recipe(path, check_paths=False, imports=imports)
+        distributed.start(own.train.timeout)
         parts = build_parts(load_recipe(path, options.overrides, imports=imports))
         step = load_state(parts, options.run, own, options.step)
         as_it_is = options.overrides or options.step is not None
@@ -57,13 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
             results = evaluate(parts)[0]
             show(parts, results, step)
         else:
-            results = finish(parts, options.run)
-        if options.json:
+            results = finish(parts, options.run, step)
+        if options.json and distributed.rank() == 0:
             write_json(options.json, results)
             print(f"results: {options.json}")
     except (RecipeError, ComponentError, CheckpointError, ValueError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return 2
+    finally:
+        distributed.stop()
     return 0
 
 

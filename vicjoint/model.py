@@ -11,6 +11,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vicjoint.batch import Crops
 from vicjoint.latents import Choice, check_latents
@@ -18,6 +19,7 @@ from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Recipe
 from vicjoint.registry import build, register, shared_options
+from vicjoint.tokens import tokens_of
 
 
 class Branch(nn.Module):
@@ -33,6 +35,11 @@ class Branch(nn.Module):
     def represent(self, raw) -> Tensor:
         """The representation y [B, D] of a raw view, which is what users keep."""
         return self.encoder(self.modality(raw))
+
+    def tokens(self, raw) -> tuple[Tensor, Tensor]:
+        """(tokens [B, T, D] float32, mask [B, T] bool): y before it is pooled. Raises ValueError where the
+        encoder gives none."""
+        return tokens_of(self.encoder, self.modality(raw))
 
     def forward(self, raw) -> Tensor:
         if isinstance(raw, Crops):
@@ -97,9 +104,11 @@ class Model(nn.Module):
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
         and z_b, [B, E] each."""
         a, b = self.tasks[task]
-        z_a = self.branches[a](view_a)
+        with record_function("forward a"):
+            z_a = self.branches[a](view_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
-            z_b = self.branches[b](view_b)
+            with record_function("forward b"):
+                z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
         return self.predict(z_a) if self.choice is None else self.choice(self.predictions(z_a), z_b), z_b

@@ -28,6 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.sliding import Sliding, spans
+from vicjoint.wants import Side, Split, Want
+from vicjoint.wants import Space as Space
+from vicjoint.wants import Spread as Spread
 
 Record = dict[str, Any]
 """One sample of a source: its `id`, where it is (`path`, `bytes` or the cells of a row), and labels."""
@@ -35,9 +38,6 @@ Record = dict[str, Any]
 Raw = Any
 """A raw view, with a leading dimension of samples: a tensor, a tuple of tensors, or an object with `len`,
 `to(device)`, `view[start:end]` and a static `concatenate(views)`."""
-
-Split = Literal["train", "test"]
-Side = Literal["a", "b"]
 
 
 # ---- reading ----
@@ -141,12 +141,15 @@ class Reading:
 class View(NamedTuple):
     """What one branch sees of a record in evaluation. `content`: text, equal for equal views (the value of a
     cell, the path of a file and its time window); `key`: what views of the other branch that belong to it
-    share, or None where they share a record; `title`: how a person calls it."""
+    share, or None where they share a record; `title`: how a person calls it; `item`: the file's path, or the
+    text, that shows it, or "" for the raw view alone; `seconds`: (start, end) of a window of that file."""
 
     raw: Raw
     content: str = ""
     key: str | None = None
     title: str = ""
+    item: str = ""
+    seconds: tuple[float, float] | None = None
 
 
 Gives = Literal["views", "both", "rows", "crops", "windows", "spread"]
@@ -293,40 +296,6 @@ class EvaluationData:
         return self.source.records(split, side)
 
 
-Space = Literal["representation", "embedding"]
-"""y, what an encoder gives; or z, what the objective sees, after the predictor where branch a has one."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Several views along the time of a record, made into one row of features. windows: how many. slots: of
-    so many equal parts of them the average, side by side, which keeps what was when. between: columns of the
-    record with the seconds of its start and end; None: all of it."""
-
-    windows: int
-    slots: int
-    between: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Want:
-    """What a probe will ask of one branch in one split. It is said before anything is read, so that each view
-    is read once and encoded once per row whatever the number of probes, and the cost is known."""
-
-    side: Side
-    split: Split
-    places: np.ndarray | None = None
-    """Numbers of the records [n], ascending; None: all."""
-    rows: tuple[str, ...] = ("model", "random_init", "simple")
-    space: Space = "representation"
-    every: bool = False
-    """Every view of a record, where it has several; else the first."""
-    epochs: int = 0
-    """Above 0: random crops, drawn anew in each epoch, instead of the evaluation views."""
-    spread: Spread | None = None
-    """Views along time instead of the evaluation views; features then have one item a record."""
-
-
 @dataclass(frozen=True)
 class Items:
     """Views of one branch through the encoders of some rows: rows {row: [N, D] float32}, and of each item the
@@ -338,12 +307,14 @@ class Items:
     contents: list[str]
     keys: list[str | None]
     titles: list[str]
+    items: list[str]
+    seconds: list[tuple[float, float] | None]
 
     def only(self, kept: Tensor) -> "Items":
         """Those that `kept` bool [N] marks."""
         rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
         of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
-        texts = of(self.contents), of(self.keys), of(self.titles)
+        texts = of(self.contents), of(self.keys), of(self.titles), of(self.items), of(self.seconds)
         return Items(rows, self.places[kept], self.numbers[kept], *texts)
 
 
@@ -371,6 +342,12 @@ class Features(Protocol):
     ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
         """(epoch, {row: [B, D]}, numbers of the records [B]) batch by batch; `order(epoch)`: the records of
         an epoch."""
+        ...
+
+    def tokens(self, want: Want) -> Iterator[tuple[dict[str, list[list[Tensor]]], Tensor]]:
+        """({row: of B records the tokens [T, D] float32 of each of their views along time}, numbers of the
+        records [B]), some at once, in order: nothing of it is kept, since tokens are large. Raises ValueError
+        where the encoder has no tokens (vicjoint/tokens.py), or none of the records can be read."""
         ...
 
     def baseline(self, side: Side) -> str:
@@ -435,6 +412,10 @@ class Probe:
     def wants(self, data: EvaluationData) -> list[Want]:
         """What `measure` will ask for."""
         return []
+
+    def check(self, features: Features) -> None:
+        """Called before training, with the models as they are: raises ValueError for what they cannot
+        give."""
 
     reads: ClassVar[bool] = False
     """Whether it has a `read` of its own."""

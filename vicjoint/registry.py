@@ -114,7 +114,8 @@ def register_encoder(modality: str, name: str) -> Callable:
     """Decorator for an encoder class, or a function that returns a module.
 
     The module states its representation's width as `dim` (set in `__init__`) and maps the modality's view to
-    y [B, dim]. Raises ComponentError when (modality, name) is taken by other code.
+    y [B, dim]. One that also gives what it pools inherits vicjoint.tokens.TokenEncoder. Raises
+    ComponentError when (modality, name) is taken by other code.
     """
     return register("encoder", f"{modality}/{name}")
 

@@ -1,4 +1,5 @@
-"""python -m vicjoint.run RECIPE [key=value ...] [--seeds 0-4] [--dry-run] [--list] [--schema] [--replay STEP]
+"""python -m vicjoint.run RECIPE [key=value ...] [--seeds 0-4] [--dry-run] [--profile STEPS] [--replay STEP]
+python -m vicjoint.run --list | --schema
 
 Trains what a recipe describes; with --seeds once for each of them, one after another. Exit code 0: done (the
 last line on stdout is `run: FOLDER`); 2: a wrong recipe or arguments; 75: stopped by a signal with a
@@ -12,7 +13,7 @@ import resource
 import sys
 import time
 
-from vicjoint import registry
+from vicjoint import distributed, registry
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.registry import ComponentError
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.recipe is None:
             raise RecipeError("no recipe given. Usage: python -m vicjoint.run RECIPE [key=value ...]")
         recipe = load_recipe(options.recipe, options.overrides)
-        if recipe.announcement:
+        if recipe.announcement and distributed.is_first():
             print(printable_lines(recipe.announcement), flush=True)
         if options.dry_run:
             return dry_run(recipe)
@@ -44,12 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             from vicjoint.training.loop import train
 
-            folder = train(recipe)
+            folder = train(recipe, profile=options.profile)
     except (RecipeError, ComponentError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG_RECIPE
     except stopped() as error:
-        print(printable_lines(error), file=sys.stderr)
+        if distributed.is_first():  # all stop at the same step
+            print(printable_lines(error), file=sys.stderr)
         return STOPPED
     except expected_failures() as error:
         print(f"stopped: {printable_lines(error)}", file=sys.stderr)
@@ -60,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return FAILED
-    print(f"run: {folder}")
+    if distributed.is_first():
+        print(f"run: {folder}")
     return DONE
 
 
@@ -84,6 +87,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--seeds",
         metavar="0-4",
         help="train with each of these seeds (0-4, or 0,3,7), then show every row's mean and spread",
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="take the time of so many steps apart: a table, and RUN/trace.json.gz for ui.perfetto.dev",
     )
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     parser.add_argument(
@@ -134,7 +144,7 @@ def show(text: str) -> int:
 
 def dry_run(recipe: Recipe) -> int:
     """Build everything, take one step on real data, say what a run would need; nothing is written."""
-    from vicjoint.training.build import build_parts
+    from vicjoint.training.build import build_parts, check_probes
     from vicjoint.training.loop import parameters
 
     parts = build_parts(recipe)
@@ -144,6 +154,7 @@ def dry_run(recipe: Recipe) -> int:
             f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
         )
     each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
+    check_probes(parts)
     evaluation = parts.evaluation.cost(parts.model, parts.untrained)
     print(evaluation.words())
     every, last = recipe.evaluate.every, recipe.evaluate.last

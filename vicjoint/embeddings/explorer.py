@@ -86,22 +86,28 @@ def cloud_of(index: Index, most: int = MOST) -> Cloud:
     )
 
 
-def write_explorer(folder: str | Path, clouds: Sequence[Cloud], right: str | None = None) -> Path:
+def write_explorer(
+    folder: str | Path,
+    clouds: Sequence[Cloud],
+    right: str | None = None,
+    partners: Sequence[Sequence[int]] | None = None,
+    quick: bool = False,
+) -> Path:
     """Write the page of some clouds in one space, and return its path. right: a column by which neighbours
-    are marked: right where it holds the same, else wrong. Raises ExplorerError where `folder` holds anything
-    else, where nothing can be shown, and where no item has the column."""
+    are marked: right where it holds the same, else wrong. partners: instead of it, for each item the numbers
+    of those that are right; items of all clouds are numbered together. quick: no map that takes long. Raises
+    ExplorerError where `folder` holds anything else, where nothing can be shown, and where no item has the
+    column."""
     folder = Path(folder)
     check_clouds(clouds, right)
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.html").unlink(missing_ok=True)  # the page comes last: what is there is whole
-    write_text(folder / "data.js", DATA + "null;\n")
-    shutil.rmtree(folder / "media", ignore_errors=True)
+    empty(folder)
     previews = [
         write_previews(cloud, folder / "media" / str(number), f"media/{number}")
         for number, cloud in enumerate(clouds)
     ]
-    data = page_data(clouds, [preview for made in previews for preview in made], right)
+    data = page_data(clouds, [preview for made in previews for preview in made], right, partners, quick)
     write_text(folder / "data.js", f"{DATA}{json.dumps(data, separators=(',', ':'), allow_nan=False)};\n")
     shutil.copyfile(STYLE, folder / "report.css")
     for name in ("explorer.css", "map.js", "explorer.js", "index.html"):
@@ -127,15 +133,24 @@ def check_folder(folder: Path) -> None:
     """Raises ExplorerError where the folder holds anything but an earlier explorer."""
     if folder.exists() and not folder.is_dir():
         raise ExplorerError(f"to: {folder} is a file. Expected a folder for the page.")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    others = [path for path in folder.glob("*") if path.name != "data.js.tmp"]  # of a killed process
+    if others and not is_explorer(folder):
+        raise ExplorerError(
+            f"to: {folder} holds other files. Expected a new folder, an empty one, or an earlier page."
+        )
+
+
+def is_explorer(folder: Path) -> bool:
     data = folder / "data.js"
-    with open(data, "rb") if data.is_file() else open(os.devnull, "rb") as file:
-        if file.read(len(DATA)) == DATA.encode():
-            return
-    raise ExplorerError(
-        f"to: {folder} holds other files. Expected a new folder, an empty one, or an earlier page."
-    )
+    with open(data if data.is_file() else os.devnull, "rb") as file:
+        return file.read(len(DATA)) == DATA.encode()
+
+
+def empty(folder: Path) -> None:
+    """Take away what an earlier page shows: what is there later is whole, since the page comes last."""
+    (folder / "index.html").unlink(missing_ok=True)
+    write_text(folder / "data.js", DATA + "null;\n")
+    shutil.rmtree(folder / "media", ignore_errors=True)
 
 
 # ---- pictures, clips and sounds ----
@@ -180,7 +195,13 @@ def place_of(row: dict[str, Any]) -> tuple[str, float]:
 # ---- data ----
 
 
-def page_data(clouds: Sequence[Cloud], previews: Sequence[Preview], right: str | None) -> dict[str, Any]:
+def page_data(
+    clouds: Sequence[Cloud],
+    previews: Sequence[Preview],
+    right: str | None,
+    partners: Sequence[Sequence[int]] | None = None,
+    quick: bool = False,
+) -> dict[str, Any]:
     """What the page knows. Items of all clouds are numbered together, cloud after cloud; lists have one entry
     for each. `near`: {similarity, numbers}: of each item, for each cloud, its neighbours there."""
     rows = [row for cloud in clouds for row in cloud.rows]
@@ -204,9 +225,10 @@ def page_data(clouds: Sequence[Cloud], previews: Sequence[Preview], right: str |
             for name in known
         ],
         "right": None if right is None else known.index(right),
+        "partners": partners,
         "maps": [
             {"name": found.name, "note": found.note, "places": [of_axis(axis) for axis in found.places.T]}
-            for found in maps(joined(clouds))
+            for found in maps(joined(clouds), quick)
         ],
         "near": [all_near(clouds, number) for number in range(len(clouds))],
         **{

@@ -29,8 +29,9 @@ class Map(NamedTuple):
     note: str
 
 
-def maps(vectors: np.ndarray) -> list[Map]:
-    """The maps of vectors [N, D]: by principal components, and by UMAP where it is installed."""
+def maps(vectors: np.ndarray, quick: bool = False) -> list[Map]:
+    """The maps of vectors [N, D]: by principal components, and by UMAP where it is installed. quick: the
+    first alone."""
     x, finite = directions(vectors, mean_of(vectors))
 
     def of_all(places: np.ndarray) -> np.ndarray:
@@ -40,7 +41,7 @@ def maps(vectors: np.ndarray) -> list[Map]:
 
     places, share = principal(x)
     found = [Map("PCA", of_all(places), f"The two axes hold {share:.0%} of the variance.")]
-    if importlib.util.find_spec("umap") is not None and len(x) >= FEWEST:
+    if not quick and importlib.util.find_spec("umap") is not None and len(x) >= FEWEST:
         tqdm.write(f"map: UMAP of {len(x):,} items, which may take a minute")
         note = "Near items are near in the embedding; far distances and axes mean nothing."
         found.append(Map("UMAP", of_all(by_umap(x)), note))

@@ -20,13 +20,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
-from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.files.images import IMAGE_SUFFIXES, is_deep, opened
 from vicjoint.options import Count, ShareBelowOne, Size
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
@@ -232,7 +232,8 @@ def _read_tiff(path: str) -> tuple[np.ndarray, str]:
     # what matters of it is raised here, with the file's name
     disabled, logger.disabled = (logger.disabled, True)
     try:
-        with tifffile.TiffFile(path) as file:
+        # of an image that is spread over several files only the planes that lie in this one
+        with tifffile.TiffFile(path, _multifile=False, is_mmstack=False, is_ndtiff=False) as file:
             series = file.series
             _check_size(path, sum(math.prod(s.shape) for s in series))
             if len(series) > 1 and len({(s.shape, s.dtype) for s in series}) == 1:  # written page by page
@@ -253,15 +254,31 @@ def _check_size(path: str, values: int) -> None:
 def _read_picture(path: str) -> tuple[np.ndarray, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata that Pillow finds odd
-        with Image.open(path) as image:
-            _check_size(path, image.width * image.height * len(image.getbands()))
-            array = np.array(image.convert("RGB") if image.mode == "P" else image)
+        content = Path(path).read_bytes()
+        image = opened(content)
+        if isinstance(image, TiffImageFile):  # whatever its name
+            return _read_tiff(path)
+        _check_size(path, image.width * image.height * len(image.getbands()))
+        if is_deep(image) and len(image.getbands()) > 1:
+            lower = opened(content)
+            *place, form = lower.tile[0]
+            if form not in ("RGB;16B", "RGBA;16B"):
+                raise MicroscopeError(
+                    f"{path}: colours of more than 8 bits, which are read from tiff, and from RGB and RGBA in"
+                    " png. Convert it"
+                )
+            # Pillow keeps the first byte of a value; told that the second one is the higher, it keeps that
+            lower.tile = [(*place, form[:-1] + "L")]
+            return np.array(image).astype(np.uint16) << 8 | np.array(lower), "YXS"
+        array = np.array(image.convert("RGB") if image.mode == "P" else image)
     return array, "YXS"[: array.ndim]
 
 
 def _channels_first(array: np.ndarray, axes: str, channels: int, path: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise MicroscopeError(f"{path}: pixels of type {array.dtype}, expected integers or real numbers")
+    if not array.size:
+        raise MicroscopeError(f"{path}: an array of shape {list(array.shape)}, which has no pixel")
     single = [i for i, length in enumerate(array.shape) if length == 1 and axes[i] not in "YX"]
     shape, array = array.shape, array.squeeze(tuple(single))
     axes = "".join(letter for i, letter in enumerate(axes) if i not in single)

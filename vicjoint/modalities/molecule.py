@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vicjoint.facts.graphs import ATOM_CATEGORIES, BOND_CATEGORIES
+from vicjoint.files.guard import printable
 from vicjoint.options import Count, ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import need, register
@@ -123,7 +124,7 @@ def parse(smiles: str, max_atoms: int | None = None):
 
 
 def shortened(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    return printable(text, most)
 
 
 def _reason(text: str, parameters) -> str:

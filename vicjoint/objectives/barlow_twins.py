@@ -47,7 +47,7 @@ class BarlowTwins(Objective):
         return attach(loss, (z_a, gradients[0]), (z_b, gradients[1])), terms
 
     def _compute(self, z_a: Tensor, z_b: Tensor, wanted: tuple[bool, bool]):
-        counts = distributed.row_counts(len(z_a), z_a.device)
+        counts = distributed.row_counts(len(z_a))
         rows, own = sum(counts), distributed.own_rows(counts)
         if rows < 2:
             raise ValueError(f"barlow_twins needs at least 2 samples in the global batch, got {rows}.")

@@ -76,7 +76,7 @@ class InfoNCE(Objective):
 
     def _compute(self, x_a: Tensor, x_b: Tensor, wanted: tuple[bool, bool]):
         """(loss, gradients of own rows, gradient of log_scale)."""
-        counts = distributed.row_counts(len(x_a), x_a.device)
+        counts = distributed.row_counts(len(x_a))
         rows = sum(counts)
         if rows < 2 and self.form != "moco":
             raise ValueError(f"infonce needs at least 2 samples in the global batch, got {rows}.")

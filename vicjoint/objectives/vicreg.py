@@ -109,7 +109,7 @@ class VICReg(Objective):
 
     def _compute(self, z: dict[str, Tensor], group: Tensor | None, wanted: dict[str, bool]):
         """({term: weighted value}, {branch: gradient of own rows or None})."""
-        counts = distributed.row_counts(len(z["a"]), z["a"].device)
+        counts = distributed.row_counts(len(z["a"]))
         rows, dim, scale = sum(counts), z["a"].shape[1], distributed.world_size()
         official = self.official_weights(dim)
         # DistributedDataParallel averages over the processes, while the union batch's gradient is the sum:

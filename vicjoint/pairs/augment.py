@@ -105,7 +105,8 @@ class Augment(Pair):
             for step in self.probe_steps:
                 pixels = step(pixels, rng)
             pixels = pixels[None]
-        return [View(pixels, record["id"], title=record["id"])]
+        alone = "" if "offset" in record else record.get("path", "")  # a file that holds this image only
+        return [View(pixels, record["id"], title=record["id"], item=alone)]
 
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
         return modality.preprocessing() | images.of_picture(self.size, self.centre)

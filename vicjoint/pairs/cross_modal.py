@@ -257,14 +257,15 @@ class CrossModal(Pair):
         row, found = self._own_row(record, side), []
         for value in self._values_of(row, side):
             window = self._view_window(row, side, value)
-            content = compared(self._named(side, row, value))
+            named, seconds = self._named(side, row, value), None
+            content, item = compared(named), named if isinstance(named, str) else ""
             if window is not None and self._reader(side).timed:
-                content = f"{content} from {window[0]} s"
+                content, seconds = f"{content} from {window[0]} s", (window[0], sum(window))
             raw = self._read(side, row, value, rng, window) if read else None
             title = str(row["id"])
             if isinstance(value, str) and value != title:
                 title += f": {value}"
-            found.append(View(raw, content, self._key(row) if self.key else None, title))
+            found.append(View(raw, content, self._key(row) if self.key else None, title, item, seconds))
         return found
 
     def _view_window(self, record: Record, side: Side, value) -> tuple[float, float] | None:

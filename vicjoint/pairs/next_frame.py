@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.cells import opened
+from vicjoint.files.cells import opened, path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
@@ -150,20 +150,28 @@ class NextFrame(Pair):
             chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
             shown = [w.context if side == "a" else [w.target] for w in chosen]
             wanted = sorted({n for numbers in shown for n in numbers})
-            frames = self.transform(video.read(wanted))
+            frames, seen = self.transform(video.read(wanted)), [seconds_of(video.info, n) for n in shown]
         place = {n: i for i, n in enumerate(wanted)}
         return [
             self._view(
                 record,
                 as_view(frames[[place[n] for n in numbers]][None]),
                 f"frames {numbers[0]}-{numbers[-1]}",
+                _file(record) if side == "a" else "",  # of a frame its picture says more than the film
+                seconds if side == "a" else None,
             )
-            for numbers in shown
+            for numbers, seconds in zip(shown, seen)
         ]
 
-    def _view(self, record: Record, raw: Tensor | None, what: str) -> View:
-        where = record["id"] if {"bytes", "offset"} & set(record) else record["path"]
-        return View(raw, f"{where} {what}", title=record["id"])
+    def _view(
+        self,
+        record: Record,
+        raw: Tensor | None,
+        what: str,
+        item: str = "",
+        seconds: tuple[float, float] | None = None,
+    ) -> View:
+        return View(raw, f"{_file(record) or record['id']} {what}", None, record["id"], item, seconds)
 
     def open(self, path: str) -> Video:
         """A video file, by the recipe's backend. Raises VideoError."""
@@ -261,9 +269,19 @@ class NextFrame(Pair):
         return square_frames(self.squares.of(frames), self.size)
 
 
+def _file(record: Record) -> str:
+    """The path of a record's own file; "" where it lies in a cell or a tar file."""
+    return "" if {"bytes", "offset"} & set(record) else path_of(record)
+
+
 def as_view(clips: Tensor) -> Tensor:
     """[W, T, 3, H, W] -> clips [W, 3, T, H, W], or of one frame pictures [W, 3, H, W]."""
     return clips[:, 0] if clips.shape[1] == 1 else clips.transpose(1, 2).contiguous()
+
+
+def seconds_of(info: VideoInfo, numbers: list[int]) -> tuple[float, float]:
+    """When the first of some frames begins and the last one ends, from the start of the file."""
+    return float(info.timestamps_seconds[numbers[0]] - info.start_seconds), ends(info, numbers[-1])
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:

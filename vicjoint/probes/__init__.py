@@ -2,6 +2,7 @@
 (evaluation), and a file for each kind of measurement."""
 
 from vicjoint.probes import (
+    attentive,
     classify,
     geometry,
     many_futures,

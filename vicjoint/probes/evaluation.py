@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from vicjoint import distributed
 from vicjoint.batch import to_device
 from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
-from vicjoint.parts import EvaluationData, Want
-from vicjoint.probes.features import FeaturesOf, Measure, Own, Part, Reader, Views, collate, encoded, part_of
+from vicjoint.parts import EvaluationData, Probe, Want
+from vicjoint.probes.features import FeaturesOf, Reader, encoded, progress_bar
+from vicjoint.probes.reading import Measure, Own, Part, Views, collate, part_of
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
@@ -56,19 +57,19 @@ class Evaluation:
                 self._part(measure.data, want).add(want)
 
     def _part(self, data: EvaluationData, want: Want) -> Part:
-        key = (id(data.source), id(data.pair), data.branches, *part_of(want))
+        key = key_of_part(data, want)
         if key not in self._parts:
-            records = data.records(want.split, want.side)
-            self._parts[key] = Part(data, want.side, want.split, records, want.spread)
+            self._parts[key] = new_part(data, want)
         return self._parts[key]
 
     def __call__(self, model: Model, untrained: Model) -> tuple[dict[str, dict], dict[str, dict]]:
-        """Raises ValueError where a probe finds nothing to measure."""
+        """On all processes at once: they share the reading and the encoding, and then have the same features.
+        Raises ValueError where a probe finds nothing to measure."""
         results: dict[str, dict] = {}
         pictures: dict[str, dict] = {}
         cost = self.cost(model, untrained, WORTH_TRYING)
         if cost.seconds > QUICK_SECONDS:
-            tqdm.write(cost.words())
+            distributed.say(cost.words())
         total = sum(part.cost + part.crops for part in self._parts.values())
         total += sum(len(measure.data.records("test")) for measure in self._to_read())
         with evaluating(model, untrained), self._progress(total):
@@ -85,14 +86,33 @@ class Evaluation:
                         rows.setdefault(row, {})[metric] = value
         return results, pictures
 
+    def check(self, model: Model, untrained: Model) -> None:
+        """Before training. Raises ValueError for what a probe asks of these models in vain."""
+        with evaluating(model, untrained):
+            for measure in self.measures:
+                measure.probe.check(self._features(measure, model, untrained))
+
     @contextmanager
     def _progress(self, total: int) -> Iterator[None]:
-        with tqdm(
-            total=total, unit="sample", leave=False, delay=1, mininterval=0.5, dynamic_ncols=True
-        ) as bar:
-            self.reader.bar = bar
-            yield
-        self.reader.bar = None
+        self.reader.together = True
+        try:
+            with progress_bar(total, mininterval=0.5) as bar:
+                self.reader.bar = bar
+                yield
+        finally:
+            self.reader.bar, self.reader.together = None, False
+
+    def after(self, probe: Probe, data: EvaluationData, model: Model, untrained: Model) -> FeaturesOf:
+        """What a probe sees that looks after an evaluation of these models, in evaluation mode: what is
+        encoded already, and the rest read and encoded when it asks. It wants one thing of a part."""
+        measure, parts = Measure("", probe, data), {}
+        for want in measure.wants:
+            part = self._parts.get(key_of_part(data, want))
+            if part is None or not part.holds(want):
+                part = new_part(data, want)
+                part.add(want)
+            parts[part_of(want)] = part
+        return FeaturesOf(measure, self.reader, parts, models_between(data, model, untrained))
 
     def _features(self, measure: Measure, model: Model, untrained: Model) -> FeaturesOf:
         parts = {part_of(want): self._part(measure.data, want) for want in measure.wants}
@@ -145,6 +165,15 @@ class Evaluation:
         return {
             m.name: {name: list(metric) for name, metric in m.probe.explains.items()} for m in self.measures
         }
+
+
+def key_of_part(data: EvaluationData, want: Want) -> tuple:
+    return id(data.source), id(data.pair), data.branches, *part_of(want)
+
+
+def new_part(data: EvaluationData, want: Want) -> Part:
+    """With nothing in it."""
+    return Part(data, want.side, want.split, data.records(want.split, want.side), want.spread)
 
 
 def seconds_to_read(measure: Measure, limit: TimeLimit) -> float:

@@ -3,8 +3,8 @@ clips."""
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from vicjoint import distributed
 from vicjoint.data import READ_ERRORS
 from vicjoint.files.guard import printable
 from vicjoint.parts import Features, Items
@@ -56,5 +56,5 @@ def pictures_of(
         }
         return found | ({"query": np.stack(own)} if own[0] is not None else {})
     except READ_ERRORS as error:
-        tqdm.write(f"evaluation shows no pictures: {printable(str(error))}")
+        distributed.say(f"evaluation shows no pictures: {printable(str(error))}")
         return {}

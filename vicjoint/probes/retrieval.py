@@ -121,7 +121,7 @@ class Retrieval(Probe):
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where fewer than two test records can be read by both branches."""
-        a, b = self._groups(features)
+        a, b = groups_of(features, features.wants[:2])
         right = right_of(a, b, features.data.source.second is not None)
         rows = {
             row: {"a_to_b": (z, b.items.rows[row]), "b_to_a": (b.items.rows[row], z)}
@@ -142,24 +142,6 @@ class Retrieval(Probe):
             shown := pictures_of(rows["model"], right, (a.items, b.items), features, self.pictures)
         ):
             yield "pictures", shown
-
-    def _groups(self, features: Features) -> tuple[Group, Group]:
-        """Both branches' test items, of the records that both can read; one numbering of classes for both."""
-        classes: dict = {}
-        groups = []
-        for want in features.wants[:2]:
-            items = features.items(want)
-            contents, keys = ranking.numbered(items.contents, {}), ranking.numbered(items.keys, classes)
-            groups.append(Group(items, contents, keys))
-        a, b = groups
-        if features.data.source.second is None:
-            a, b = (x.only(torch.isin(x.items.places, y.items.places)) for x, y in ((a, b), (b, a)))
-        if min(len(group.items.places.unique()) for group in (a, b)) < 2:
-            raise ValueError(
-                "retrieval: fewer than two test records can be read by both branches, so there is nothing to"
-                " choose among."
-            )
-        return a, b
 
     def _floors(self, features: Features, simple: dict) -> dict[str, dict]:
         """The rows made of simple features, `simple` {direction: (queries, candidates)}."""
@@ -195,6 +177,26 @@ class Retrieval(Probe):
         x, y = a.rows["simple"], b.rows["simple"]
         right = ranking.Right(pairs, pairs, (classes_a[i], classes_b[j]))
         return LinearMap(x[i.to(x.device)], y[j.to(y.device)], right)
+
+
+def groups_of(features: Features, wants: Sequence[Want]) -> tuple[Group, Group]:
+    """Both branches' test items, of the records that both can read; one numbering of classes for both. wants:
+    for a and for b. Raises ValueError where fewer than two records can be read."""
+    classes: dict = {}
+    groups = []
+    for want in wants:
+        items = features.items(want)
+        contents, keys = ranking.numbered(items.contents, {}), ranking.numbered(items.keys, classes)
+        groups.append(Group(items, contents, keys))
+    a, b = groups
+    if features.data.source.second is None:
+        a, b = (x.only(torch.isin(x.items.places, y.items.places)) for x, y in ((a, b), (b, a)))
+    if min(len(group.items.places.unique()) for group in (a, b)) < 2:
+        raise ValueError(
+            "retrieval: fewer than two test records can be read by both branches, so there is nothing to"
+            " choose among."
+        )
+    return a, b
 
 
 def right_of(a: Group, b: Group, separate: bool) -> ranking.Right:

@@ -5,8 +5,8 @@ from typing import Any
 from vicjoint.recipe.file import show
 from vicjoint.recipe.recipe import Recipe
 
-# where a run is written and shown, how many processes read, how long to wait for them, and whether its end is
-# evaluated
+# where a run is written and shown, how many processes read, how long to wait for them, whether its end is
+# evaluated, and how much of that is shown
 DO_NOT_COUNT = (
     "out",
     "data.workers",
@@ -15,6 +15,7 @@ DO_NOT_COUNT = (
     "train.trackers",
     "train.tensorboard",  # of checkpoints before train.trackers
     "evaluate.last",
+    "evaluate.explorer",
 )
 
 

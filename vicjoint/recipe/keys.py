@@ -81,6 +81,9 @@ class Train(Section):
             "with parts: the objective sees the whole batch, for one more forward pass; false: each part"
         ),
     )
+    sync_batch_norm: bool = Field(
+        True, description="on several processes: batch norm over all rows of a step; false: each its own"
+    )
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     nonfinite: Literal["stop", "skip"] = Field(
@@ -131,6 +134,12 @@ class Evaluate(Section):
     )
     last: bool = Field(True, description="evaluate at the end; false: later, by python -m vicjoint.evaluate")
     probes: list[Component] = Field([], description="what is measured")
+    explorer: Whole = Field(
+        300,
+        ge=0,
+        description="about how many test items the page in the run's folder explorer shows, small copies of"
+        " pictures and sounds included; 0: no page",
+    )
 
 
 class Checkpoint(Section):

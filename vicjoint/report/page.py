@@ -164,6 +164,15 @@ def part(path: Path, read: Callable, show: Callable = lambda found: found) -> di
     return {"file": path.name, "shown": None, "reason": reason}
 
 
+def explorers(folder: Path) -> list[tuple[str, str]]:
+    """(task, address from the report) of the run's pages to look around in; of a single one without a
+    name."""
+    found = sorted((folder / "explorer").glob("*/index.html"))
+    if (folder / "explorer" / "index.html").exists():
+        return [("", "explorer/index.html")]
+    return [(path.parent.name, f"explorer/{path.parent.name}/index.html") for path in found]
+
+
 def page(folder: Path) -> str:
     """The whole HTML text for a run folder."""
     environment = part(folder / "environment.json", read_json)["shown"] or {}
@@ -184,6 +193,7 @@ def page(folder: Path) -> str:
         progress=part(folder / "evaluation.jsonl", read_steps, lambda rows: progress(rows, probes)),
         training=part(folder / "metrics.jsonl", read_steps, lambda rows: training(rows, terms, pairs)),
         spectrum=part(folder / "spectrum.json", read_json, spectrum),
+        explorers=explorers(folder),
         pictures=part(folder / "pictures.npz", read_arrays, lambda arrays: pictures(arrays, probes)),
         bad_samples=part(folder / "bad_samples.jsonl", read_lines),
         facts=part(folder / "environment.json", read_json, facts),

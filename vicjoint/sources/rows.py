@@ -213,14 +213,16 @@ def open_parquet(path: Path):
         raise _unreadable(path, error) from None
 
 
-def _arrow_error() -> type[Exception]:
+def _arrow_error() -> tuple[type[Exception], ...]:
     from pyarrow import ArrowException
 
-    return ArrowException
+    return ArrowException, OSError  # it has both for damaged files
 
 
 def _unreadable(path: Path, error: Exception) -> SourceError:
-    return SourceError(f"table: cannot read {path}: {str(error).splitlines()[0]}. Expected a parquet file.")
+    return SourceError(
+        f"table: cannot read {path}: {str(error).splitlines()[0].rstrip('.')}. Expected a parquet file."
+    )
 
 
 def _check_twice(path: Path, header: list[str]) -> None:

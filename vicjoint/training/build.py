@@ -261,7 +261,7 @@ def check_best(recipe: Recipe, measures: list[Measure]) -> None:
 @torch.no_grad()
 def try_one_record(parts: Parts) -> None:
     """Send one record through both branches of every task before anything is written: a model that does not
-    fit its views is a wrong recipe."""
+    fit its views, or its probes, is a wrong recipe."""
     parts.model.eval()
     for task in parts.tasks:
         batch, _ = next(parts.batches_of(task, 1, distributed.world_size()))
@@ -272,6 +272,15 @@ def try_one_record(parts: Parts) -> None:
             shapes = " and ".join(map(shape_of, (on_device.a, on_device.b)))
             which = f"{task.name}'s" if task.spec.label else "this pair's"
             raise RecipeError(f"the encoders cannot take {which} views {shapes}: {error}") from error
+    check_probes(parts)
+
+
+def check_probes(parts: Parts) -> None:
+    """Raises RecipeError for a probe that the model cannot give what it asks for."""
+    try:
+        parts.evaluation.check(parts.model, parts.untrained)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def shape_of(view) -> str:

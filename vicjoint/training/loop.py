@@ -1,7 +1,7 @@
 """The loop: recipe in, run folder out. `train(recipe, overrides)` is what `python -m vicjoint.run` calls.
 
 Writes recipe.yaml, environment.json, metrics.jsonl, evaluation.jsonl (while training), evaluation.json,
-spectrum.json, pictures.npz, bad_samples.jsonl, checkpoints/ and report.html into the run folder.
+spectrum.json, pictures.npz, bad_samples.jsonl, checkpoints/, explorer/ and report.html into the run folder.
 """
 
 import contextlib
@@ -9,16 +9,19 @@ import ctypes
 import errno
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
+from vicjoint.batch_norm import synchronised
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.reading import sources_of
 from vicjoint.files.write import replaced, write_json
@@ -29,9 +32,11 @@ from vicjoint.report.page import write_report
 from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.training.exploring import write_explorers
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
+from vicjoint.training.profiling import profiled
 from vicjoint.training.resuming import resume, save
 from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 from vicjoint.training.trackers import Trackers, check_trackers
@@ -47,10 +52,10 @@ class TrainingError(RuntimeError):
 OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, BadDataError)  # they say all already
 
 
-def train(recipe, overrides=()) -> Path:
+def train(recipe, overrides=(), profile: int = 0) -> Path:
     """Train what a recipe (file, bare name or mapping) with overrides (`["train.steps=10"]`) describes;
-    returns the run folder. A folder given by `out` that holds a run of the same recipe is resumed. Raises
-    Stopped, with a checkpoint saved, where a signal asked for it.
+    returns the run folder. A folder given by `out` that holds a run of the same recipe is resumed. `profile`:
+    steps whose time is taken apart. Raises Stopped, with a checkpoint saved, where a signal asked for it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     keep_freed_memory()
@@ -65,7 +70,7 @@ def train(recipe, overrides=()) -> Path:
             StopSignal() as signal,
         ):
             try:
-                run_in(parts, folder, signal)
+                run_in(parts, folder, signal, profile)
             except OWN_ERRORS:
                 raise
             except (OSError, RuntimeError) as error:
@@ -85,18 +90,21 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def run_in(parts: Parts, folder: Path, signal: StopSignal) -> None:
+def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None:
     """From the folder's last checkpoint to the report."""
     if distributed.rank() == 0:
         describe(parts, folder)
     begin = resume(parts, folder)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
     with Trackers(parts.recipe, folder, begin) as trackers:
-        with MetricsLog(folder, begin, steps, batch_size, names, trackers) as log:
-            fit(parts, folder, begin, log, signal)
+        with (
+            MetricsLog(folder, begin, steps, batch_size, names, trackers) as log,
+            profiled(folder, begin, steps, profile) as stepped,
+        ):
+            fit(parts, folder, begin, log, signal, stepped)
         try:
             with signal.at_once():
-                results = finish(parts, folder, parts.recipe.evaluate.last)
+                results = finish(parts, folder, steps, parts.recipe.evaluate.last)
         except Interrupted:  # the last step's checkpoint is saved
             raise Stopped(stopped_at(steps, folder)) from None
         trackers.evaluation(steps, results)
@@ -160,9 +168,11 @@ def branch_names(parts: Parts) -> dict[str, dict[str, tuple[str, str]]]:
     }
 
 
-def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSignal) -> None:
-    """Train from step `begin` to the recipe's last one. Raises Stopped, after saving, where a signal asked
-    for it."""
+def fit(
+    parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSignal, stepped: Callable[[], None]
+) -> None:
+    """Train from step `begin` to the recipe's last one; `stepped` is called after each. Raises Stopped, after
+    saving, where a signal asked for it."""
     recipe, turns = parts.recipe, len(parts.tasks)
     quarantines = quarantine(parts, folder)
     forward = wrap(parts)
@@ -184,21 +194,24 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
             # one step
             began = time.perf_counter()
             task = parts.tasks[step % turns]
-            batch, bad = read(parts, folder, batches, step)
+            with record_function("waiting for data"):
+                batch, bad = read(parts, folder, batches, step)
             waited = time.perf_counter() - began
-            gathered = distributed.gather_objects((bad, signal.asked))
-            if any(asked for _, asked in gathered):
+            some_bad, asked = distributed.anywhere(bool(bad), signal.asked)
+            if asked:
                 save(parts, folder, step)
                 raise Stopped(stopped_at(step, folder))
-            found = [b for of_process, _ in gathered for b in of_process]
+            found = sum(distributed.gather_objects(bad), []) if some_bad else []
             quarantines[task.source_name].add(found)
             parts.limit.learn(task.number, found)
 
             seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
             lr = set_learning_rate(parts.optimizer, recipe.schedule, step, parts.steps, parts.steps_per_epoch)
             watch.remember()
+            with record_function("transfer"):
+                batch = batch.to(parts.device)
             loss, terms, embeddings = backward(
-                forward, task.objective, batch.to(parts.device), recipe.train, task.number, task.gradient_b
+                forward, task.objective, batch, recipe.train, task.number, task.gradient_b
             )
             skipped = watch.look(step, task, batch, loss, terms)
             if skipped and watch.over:
@@ -206,7 +219,8 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
                     save(parts, folder, step)  # as before this step: --replay has its exact weights
                 raise TrainingError(skipped)
             if not skipped:
-                update(parts)
+                with record_function("optimizer"):
+                    update(parts)
 
             # what it was like
             rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
@@ -216,6 +230,7 @@ def fit(parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSig
             else:
                 z = embeddings if healthy else None
                 log.step(step + 1, task.name, loss, terms, rates, z, parts.model.usage)
+            stepped()
 
 
 def due(step: int, every: int | None) -> bool:
@@ -276,7 +291,8 @@ def wrap(parts: Parts) -> nn.Module:
     forward = model = parts.model
     if distributed.world_size() > 1:
         cuda = parts.device.type == "cuda"
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if cuda else model
+        if parts.recipe.train.sync_batch_norm:
+            model = synchronised(model, parts.device)
         # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on
         # one process
         idle = any({t.spec.a, t.spec.b} != set(model.branches) for t in parts.tasks)
@@ -289,17 +305,18 @@ def wrap(parts: Parts) -> nn.Module:
 
 
 def evaluate(parts: Parts) -> tuple[dict, dict]:
-    """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is, on the first process."""
+    """({probe: {row: {metric: number}}}, {probe: pictures}) of the model as it is."""
     # the same model gives the same numbers, whenever asked
     seed_everything(parts.recipe.train.seed, EVALUATION)
-    found = parts.evaluation(parts.model, parts.untrained) if distributed.rank() == 0 else ({}, {})
+    distributed.same_as_first(parts.model.buffers())
+    found = parts.evaluation(parts.model, parts.untrained)
     distributed.barrier()
     return found
 
 
-def finish(parts: Parts, folder: Path, last: bool = True) -> dict:
-    """The last evaluation, its files, the report, and the table on the terminal; returns its results. `last`:
-    False leaves the evaluation for later."""
+def finish(parts: Parts, folder: Path, step: int, last: bool = True) -> dict:
+    """The last evaluation, of the model after so many steps, its files, the report, and the table on the
+    terminal; returns its results. `last`: False leaves the evaluation for later."""
     results, pictures = evaluate(parts) if last else ({}, {})
     if distributed.rank() == 0:
         write_json(folder / "spectrum.json", final_spectra(parts))
@@ -311,7 +328,9 @@ def finish(parts: Parts, folder: Path, last: bool = True) -> dict:
             arrays = {f"{probe}/{name}": x for probe, shown in pictures.items() for name, x in shown.items()}
             with replaced(folder / "pictures.npz") as file:
                 np.savez_compressed(file, **arrays)
-        show(parts, results, parts.steps)
+        show(parts, results, step)
+        if last:
+            write_explorers(parts, folder)
         print(f"report: {write_report(folder)}")
     distributed.barrier()
     return results
@@ -320,7 +339,7 @@ def finish(parts: Parts, folder: Path, last: bool = True) -> dict:
 def show(parts: Parts, results: dict, step: int) -> None:
     """Every probe's table on the terminal."""
     branches = branch_names(parts)["probes"]
-    for probe, rows in results.items():
+    for probe, rows in results.items() if distributed.rank() == 0 else ():
         print(f"\n{probe} after {step} steps\n{table(rows, branches[probe])}")
 
 

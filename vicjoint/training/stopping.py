@@ -48,7 +48,7 @@ class StopSignal:
     @contextlib.contextmanager
     def at_once(self):
         """Inside, a signal (also one that came before) raises Interrupted where it meets the program: for an
-        evaluation, which can be long. Only the first process evaluates; others stop with it."""
+        evaluation, which can be long. The first process's signal counts: others end with it."""
         if distributed.rank() > 0:
             yield
             return

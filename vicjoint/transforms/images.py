@@ -117,8 +117,12 @@ class HorizontalFlip(Geometry):
 def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
     """uint8 [3, H, W] -> [3, size, size]: the short side to size / share, then the centre (ImageNet's
     evaluation: 256 and 224)."""
+    shorter = min(pixels.shape[-2:])
+    # of a wide or thin picture the ends are never seen, and would take gigabytes once resized; the middle
+    # stays the middle
+    pixels = F.center_crop(pixels, [n - max(0, (n - 4 * shorter) // 2 * 2) for n in pixels.shape[-2:]])
     height, width = pixels.shape[-2:]
-    scale = round(size / share) / min(height, width)
+    scale = round(size / share) / shorter
     if scale != 1:
         shape = [max(size, round(height * scale)), max(size, round(width * scale))]
         pixels = F.resize(pixels, shape, interpolation=F.InterpolationMode.BILINEAR, antialias=True)

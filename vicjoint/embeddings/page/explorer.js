@@ -149,14 +149,15 @@ function label(i) {
   return value === null || value === undefined || state.column.coarse ? [seconds(i), title(i)].filter(Boolean).join(", ") : written(value);
 }
 
-/* Whether two items hold the same in the column that says which neighbours are right. */
+/* Whether item k is right for i: a partner, or of the same value in the column that says so. */
 function same(i, k) {
+  if (DATA.partners) return DATA.partners[i].includes(k);
   const { values } = DATA.columns[DATA.right];
   return values[i] !== null && values[i] === values[k];
 }
 
 /* Whether an item has any right neighbour in a cloud, so that others are wrong. */
-const judged = (i, cloud) => DATA.right !== null && cloudOf.some((k, other) => k === cloud && other !== i && same(i, other));
+const judged = (i, cloud) => (DATA.partners || DATA.right !== null) && cloudOf.some((k, other) => k === cloud && other !== i && same(i, other));
 
 /* `beside`: {item that it is a neighbour of, their similarity, whether it is right or wrong}. */
 function tile(i, beside) {
@@ -169,7 +170,7 @@ function tile(i, beside) {
   if (beside) {
     line.append(beside.similarity.toFixed(3));
     if (beside.judged) {
-      const right = same(i, beside.item);
+      const right = same(beside.item, i);
       made.classList.add(right ? "right" : "wrong");
       line.append(make("b", {}, right ? "✓ right" : "✗ wrong"));
     }
@@ -217,7 +218,9 @@ function showItem(i) {
   const back = make("button", { type: "button" }, "close");
   back.onclick = () => choose(-1);
   const facts = make("dl", {}, ...DATA.columns.flatMap(({ name, values }) => (values[i] === null ? [] : [make("dt", {}, name), make("dd", {}, written(values[i]))])));
-  const near = DATA.clouds.flatMap((of, k) => nearest(i, k));
+  // where partners are in another cloud, it comes first
+  const order = DATA.clouds.map((_, k) => k).sort((k, other) => (DATA.partners ? (k === cloudOf[i]) - (other === cloudOf[i]) : 0));
+  const near = order.flatMap((k) => nearest(i, k));
   element("side").replaceChildren(
     make("div", { className: "top" }, make("h2", {}, cloudName(cloud)), back),
     ...media(i),
@@ -244,6 +247,7 @@ function showHint() {
   element("side").replaceChildren(
     make("h2", {}, "Look around"),
     make("p", { className: "soft" }, "Point at an item to see it. Click it to play or read it, and to see what is nearest to it. Drag to move, scroll to zoom."),
+    ...(DATA.partners ? [make("p", { className: "soft" }, "Neighbours in the other set are right where they belong together.")] : []),
     ...(DATA.right === null ? [] : [make("p", { className: "soft" }, `Neighbours are right where they hold the same in “${DATA.columns[DATA.right].name}”.`)]),
     make("h2", {}, "Some items"),
     tiles(Array.from({ length: Math.min(12, count) }, (_, k) => Math.floor((k * count) / Math.min(12, count)))),
@@ -316,7 +320,7 @@ function about() {
   element("title").textContent = document.title = DATA.clouds.map(cloudName).join(" and ");
   element("about").textContent = DATA.clouds.map((cloud) => {
     const branch = cloud.branch ? ` of branch ${cloud.branch}` : "", name = DATA.clouds.length > 1 ? `${cloud.name}: ` : "";
-    const sample = cloud.total > cloud.count ? `, a random sample of ${number(cloud.total)}` : "";
+    const sample = cloud.total > cloud.count ? `, a sample of ${number(cloud.total)}` : "";
     return `${name}${number(cloud.count)} items${branch}${sample}.`;
   }).concat(DATA.clouds.some((cloud) => cloud.total > cloud.count) ? "Neighbours are those among the sample." : []).join(" ");
 }
