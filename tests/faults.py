@@ -70,10 +70,13 @@ def wav(samples=None, rate: int = 16000, subtype: str = "PCM_16") -> bytes:
     return target.getvalue()
 
 
-def mp4(frames: int = 24, size: int = 32, codec: str = "libx264", seed: int = 0) -> bytes:
+def mp4(
+    frames: int = 24, size: int = 32, codec: str = "libx264", seed: int = 0, title: str = "", **options: str
+) -> bytes:
     target, rng = io.BytesIO(), np.random.default_rng(seed)
     with av.open(target, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=8)
+        container.metadata["title"] = title
+        stream = container.add_stream(codec, rate=8, options=options)
         stream.width, stream.height, stream.pix_fmt = (
             size,
             size,
@@ -113,6 +116,42 @@ def flipped(content: bytes, seed: int, bits: int = 20, spared: int = 0) -> bytes
     for place in rng.integers(spared, len(out), bits):
         out[place] ^= 1 << int(rng.integers(8))
     return bytes(out)
+
+
+def cut_film() -> bytes:
+    """The packets of a film from its third key frame on; frames of an open group before it are not whole."""
+    whole = mp4(40, g="10", bf="3", **{"x264-params": "open-gop=1:scenecut=0:b-adapt=0"})
+    target = io.BytesIO()
+    with av.open(io.BytesIO(whole)) as old, av.open(target, "w", format="mp4") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        first = [number for number, packet in enumerate(packets) if packet.is_keyframe][2]
+        for packet in packets[first:]:
+            packet.stream = stream
+            new.mux(packet)
+    return target.getvalue()
+
+
+def mp3_without_length() -> bytes:
+    """A bit rate that changes, and no first frame that says how many there are."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp3", options={"write_xing": "0"}) as container:
+        stream = container.add_stream("libmp3lame", rate=16000, layout="mono", options={"abr": "1"})
+        wave = np.sin(np.arange(32000) ** 1.5 / 2000).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(wave[None] / 2, format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return target.getvalue()
+
+
+def flac_from_a_pipe() -> bytes:
+    target = io.BytesIO()
+    soundfile.write(target, np.sin(np.arange(16000) / 20) / 2, 16000, format="FLAC")
+    content = bytearray(target.getvalue())
+    content[21] &= 0xF0  # the number of samples in all, 36 bits
+    content[22:26] = bytes(4)
+    return bytes(content)
 
 
 def flipped_film(content: bytes, seed: int, bits: int) -> bytes:
@@ -284,6 +323,14 @@ VIDEO = of_files("video", ".mp4", mp4) | {
         "playlist",
         "a playlist that names other files",
     ),
+    "title": Fault(
+        file(lambda: mp4(title="a title").replace(b"a title", "caf\xe9 n1".encode("latin-1")), "title.mp4"),
+        None,
+        "a title that is not UTF-8",
+    ),
+    "cut": Fault(
+        file(cut_film, "cut_out.mp4"), None, "leading frames that need others, which a cut left out"
+    ),
 }
 
 
@@ -322,9 +369,9 @@ AUDIO = of_files("sound", ".wav", wav) | {
         "a header that claims four gigabytes",
     ),
     "odd rate": Fault(
-        file(lambda: patched_rate(999_983), "rate.wav"),
-        "sampling rate is 999983",
-        "a sampling rate that no filter fits",
+        file(lambda: patched_rate(999_999_937), "rate.wav"),
+        "sampling rate is 999999937",
+        "a sampling rate of a billion",
     ),
     "no samples": Fault(
         file(lambda: wav(np.zeros(0)), "none.wav"), "holds no sound", "a header and no sample"
@@ -332,6 +379,21 @@ AUDIO = of_files("sound", ".wav", wav) | {
     "wrong type": Fault(
         file(lambda: png(), "picture.wav"), "has no sound|not a sound", "a picture under its name"
     ),
+    "counts itself": Fault(
+        file(
+            lambda: patched(wav(), struct.pack("<4sI", b"data", 32000), struct.pack("<4sI", b"data", 32044)),
+            "header.wav",
+        ),
+        None,
+        "a header that counts itself among the samples",
+    ),
+    "pipe header": Fault(
+        file(flac_from_a_pipe, "pipe.flac"), None, "a header that leaves the length open (flac)"
+    ),
+    "no length": Fault(
+        file(mp3_without_length, "rate.mp3"), None, "no length, and bit rates that change (mp3)"
+    ),
+    "44,099 Hz": Fault(file(lambda: wav(rate=44_099), "odd.wav"), None, "a sampling rate of 44,099 Hz"),
 }
 TEXT = {
     "empty": Fault(lambda _: "", "is empty", "no character"),

@@ -96,6 +96,9 @@ def test_sixteen_bit_colours_keep_every_level(tmp_path, channels):
         (tmp_path / "ramp.ppm").write_bytes(b"P6 1024 8 65535\n" + ramp.astype(">u2").tobytes())
         with pytest.raises(MicroscopeError, match="ramp.ppm: colours of more than 8 bits"):
             read_channels(tmp_path / "ramp.ppm", 3)
+        Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / "ramp.sgi")
+        with pytest.raises(MicroscopeError, match="ramp.sgi: a file of the format SGI, of which more than 8"):
+            read_channels(tmp_path / "ramp.sgi", 3)
 
 
 def write_part(folder: Path, name: str, pixels: np.ndarray, images: list) -> None:

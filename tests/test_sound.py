@@ -3,6 +3,7 @@ with broken ones."""
 
 import io
 import os
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -34,11 +35,13 @@ def write_film(
     codec: str = "aac",
     start: float = 0.0,
     later: float = 0.0,
+    title: str = "",
 ):
     """A video as long as the sound, black, with white frames at the numbers `flashes`. start: of the pictures
     and of the sound, in seconds of the file's clock; later: how much later the sound starts than the
     pictures."""
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         video = container.add_stream("mpeg4" if path.suffix != ".webm" else "libvpx-vp9", rate=fps)
         video.width = video.height = 64
         video.pix_fmt = "yuv420p"
@@ -375,6 +378,143 @@ def broken(tmp_path, kind: str):
 def test_what_is_wrong_is_named(tmp_path, kind, message):
     with pytest.raises(SoundError, match=message):
         read(broken(tmp_path, kind), RATE)
+
+
+# ---- what headers say of the length ----
+
+
+def header_claims(path, more: int) -> None:
+    """A wav whose header counts so many bytes more than there are."""
+    soundfile.write(path, tone(2.0, RATE), RATE, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = (4 * RATE + more).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("more", [1, 16, 44, 128])
+def test_a_header_that_counts_itself_among_the_samples_is_no_damage(tmp_path, more):
+    header_claims(tmp_path / "a.wav", more)
+    np.testing.assert_allclose(read(tmp_path / "a.wav", RATE).numpy(), tone(2.0, RATE), atol=1e-4)
+
+
+def test_a_wav_that_lacks_more_than_a_header_is_cut_off(tmp_path):
+    header_claims(tmp_path / "a.wav", 700)
+    with pytest.raises(SoundError, match="is cut off: 99% of its samples are there"):
+        read(tmp_path / "a.wav", RATE)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_has_all_its_samples(tmp_path, size):
+    header_claims(tmp_path / "a.wav", size - 4 * RATE)
+    assert len(read(tmp_path / "a.wav", RATE)) == 2 * RATE
+
+
+def test_a_flac_from_a_pipe_is_as_long_as_its_frames(tmp_path):
+    soundfile.write(tmp_path / "a.flac", tone(2.0, RATE), RATE)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # the number of samples in all, 36 bits
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    with Sound(tmp_path / "a.flac") as sound:
+        assert sound.seconds == 2.0
+        for start in (0.0, 0.7, 1.9):
+            expected = np.pad(tone(2.0, RATE), (0, RATE))[round(start * RATE) :][: RATE // 2]
+            np.testing.assert_allclose(sound.read(start, 0.5, RATE).numpy(), expected, atol=1e-4)
+
+
+def write_mp3(path, wave, bit_rate: int, **options: str) -> bytes:
+    """An mp3 at 44,100 Hz, with a title in front."""
+    with av.open(str(path), "w", options=options) as container:
+        container.metadata["title"] = "a title" * 50
+        stream = container.add_stream("libmp3lame", rate=44100, layout="mono", bit_rate=bit_rate)
+        frame = av.AudioFrame.from_ndarray(wave.astype(np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
+def riff_of_mp3(content: bytes) -> bytes:
+    """A wav that holds mp3 frames (WAVE_FORMAT_MPEGLAYER3)."""
+    frames = content[content.index(b"\xff\xfb") :]
+    extra = struct.pack("<HIHHH", 1, 2, 418, 1, 0)
+    form = struct.pack("<HHIIHHH", 0x55, 1, 44100, 8000, 1, 0, len(extra)) + extra
+    body = (
+        b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(frames)) + frames
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    "kind", ["quiet then loud", "loud then quiet", "in a wav", "joined", "with its length"]
+)
+def test_an_estimated_length_is_not_trusted(tmp_path, kind):
+    """Where the first frame does not say how many there are, libsndfile and FFmpeg guess by its bit rate."""
+    path, silence = tmp_path / ("a.wav" if kind == "in a wav" else "a.mp3"), np.zeros(4 * 44100)
+    beep = silence.copy()
+    beep[44100:88200] = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(44100) / 44100)  # from 1 to 2 s
+    parts = {
+        "quiet then loud": [(silence, 32_000), (beep, 256_000)],
+        "loud then quiet": [(silence, 256_000), (beep, 32_000)],
+        "in a wav": [(beep, 64_000)],
+        "joined": [(silence, 32_000), (beep, 256_000)],
+        "with its length": [(beep, 64_000)],
+    }[kind]
+    options = {} if kind in ("joined", "with its length") else {"write_xing": "0"}
+    content = b"".join(write_mp3(tmp_path / "part.mp3", wave, rate, **options) for wave, rate in parts)
+    path.write_bytes(riff_of_mp3(content) if kind == "in a wav" else content)
+    with Sound(path) as sound:
+        assert abs(sound.seconds - 4 * len(parts)) < 0.1 * len(parts)
+        whole = sound.read(0, sound.seconds, 8000)
+        heard = np.flatnonzero(whole.abs().numpy() > 0.1) / 8000
+        begin = 4 * len(parts) - 3
+        assert abs(heard[0] - begin) < 0.15 and abs(heard[-1] - begin - 1) < 0.15
+        part = sound.read(begin + 0.3, 0.5, 8000)  # after a jump
+        assert (part - whole[round((begin + 0.3) * 8000) :][:4000]).abs().max() < 1e-2
+        assert isinstance(sound._reader, sound_files._File) == (kind == "with its length")  # the quick way
+
+
+def test_joined_mp3_files_are_one_sound(tmp_path):
+    """The first frame says how long the first file was, and where its places are."""
+    waves = [tone(2.0, RATE), tone(6.0, RATE, 880.0)]
+    for number, wave in enumerate(waves):
+        soundfile.write(tmp_path / f"{number}.mp3", wave, RATE)
+    (tmp_path / "a.mp3").write_bytes(b"".join((tmp_path / f"{n}.mp3").read_bytes() for n in (0, 1)))
+    with Sound(tmp_path / "a.mp3") as sound:
+        assert abs(sound.seconds - 8.0) < 0.2
+        whole = sound.read(0, sound.seconds, RATE)
+        for start in (1.0, 3.0, 6.5):
+            assert (sound.read(start, 1.0, RATE) - whole[round(start * RATE) :][:RATE]).abs().max() < 1e-3
+
+
+def test_a_title_in_another_encoding_decides_over_nothing(tmp_path):
+    write_film(tmp_path / "a.avi", tone(1.0, RATE), RATE, codec="pcm_s16le", title="a title")
+    content = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "b.avi").write_bytes(content.replace(b"a title", "caf\xe9 \x83\x8d".encode("latin-1")))
+    assert torch.equal(read(tmp_path / "a.avi", RATE), read(tmp_path / "b.avi", RATE))
+
+
+@pytest.mark.parametrize("source, target", [(44099, 16000), (22254, 16000), (999_983, 16000), (7999, 44100)])
+def test_rates_without_a_common_divisor(tmp_path, source, target):
+    soundfile.write(tmp_path / "a.wav", tone(1.0, source), source, subtype="FLOAT")
+    whole = read(tmp_path / "a.wav", target)
+    inside = slice(target // 20, -target // 20)
+    assert len(whole) == target and np.abs(whole.numpy() - tone(1.0, target))[inside].max() < 2e-3
+    with Sound(tmp_path / "a.wav") as sound:
+        part = sound.read(0.4, 0.3, target)
+    assert (part - whole[round(0.4 * target) :][: len(part)]).abs().max() < 1e-5
+
+
+def test_a_rate_beyond_all_microphones_is_damage(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1.0, RATE), RATE, subtype="PCM_16")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = (50_000_000).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(
+        SoundError, match="its sampling rate is 50000000 Hz, a damaged one: expected at most 16777216"
+    ):
+        read(tmp_path / "a.wav", RATE)
 
 
 def test_damaged_flac_and_headers_of_pipes(tmp_path):

@@ -2,6 +2,7 @@
 barcode."""
 
 import importlib.util
+import re
 import struct
 
 import av
@@ -148,8 +149,7 @@ def test_rotation(tmp_path, backend, turn):
     try:
         image = read(path, [3], backend)[0]
     except VideoError as error:
-        # its own limit; auto goes round it
-        assert backend == "decord" and turn != 180 and "decord cannot decode" in str(error)
+        assert backend == "decord" and "turned pictures" in str(error)  # auto goes round it
         return
     assert np.abs(image.astype(int) - np.rot90(plain, -turn // 90)).mean() < 3  # the matrix turns clockwise
 
@@ -308,7 +308,7 @@ def test_frames_after_damage_are_still_found(tmp_path):
                     found += codes(image[None])
                     at += 1
             except VideoError as error:
-                assert f"frame {at} is damaged" in str(error)
+                assert re.search(rf"frames? {at} (to 39 are|is) damaged", str(error))
                 bad.append(at)
                 at += 1
         assert found == [n for n in range(20, 60) if n not in bad] and 35 in bad and len(bad) <= 5

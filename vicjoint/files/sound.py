@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vicjoint.files.guard import no_file, no_media, quiet
 from vicjoint.files.kept import BESIDE, Kept, WholeSound
+from vicjoint.files.media import best_stream, estimated, open_media, stated_end
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (
@@ -60,10 +61,16 @@ LOSSLESS = ("pcm", "flac", "alac")
 # timestamps are rounded (1 ms in mkv): frames follow each other unless theirs are further off than this
 ADRIFT_SECONDS = 0.02
 LOUDEST = 2.0  # a codec's overshoot is clipped to 1; what is above this was never meant to be in [-1, 1]
+MOST_RATE_HZ = 1 << 24  # above what is recorded under water; a damaged header can claim any
 # of a filter that resamples: one for rates without a common divisor would fill the memory
 MOST_WEIGHTS = 1 << 25
+# of that filter, as torchaudio makes it: zeros of the sinc on a side, and the share of the band that is kept
+ZEROS, ROLLOFF = 6, 0.99
 # what programs write into a wav's header when they write to a pipe
 UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000)
+HEADER_BYTES = 128  # that a wav may count among its samples
+TAG_BYTES = 4096  # behind an mp3's last frame; more is another file joined to it
+TAGS = (b"ID3", b"TAG", b"APE")
 
 
 class SoundError(ValueError):
@@ -95,15 +102,20 @@ class Sound:
         first = round(start * source)
         if source == rate_hz:
             return torch.from_numpy(self._samples(first, count))
+        if source > MOST_RATE_HZ:
+            raise SoundError(
+                f"{self.path}: its sampling rate is {source} Hz, a damaged one: expected at most"
+                f" {MOST_RATE_HZ} Hz. Write the file anew."
+            )
         common = math.gcd(source, rate_hz)
         if source // common * (rate_hz // common) > MOST_WEIGHTS:
-            raise SoundError(
-                f"{self.path}: its sampling rate is {source} Hz, a damaged or an odd one: {rate_hz} Hz cannot"
-                " be made of it. Write the file anew."
-            )
+            reach = math.ceil(ZEROS / ROLLOFF * max(1, source / rate_hz)) + 1
+            wave = self._samples(first - reach, math.ceil(count * source / rate_hz) + 2 * reach + 1)
+            places = reach + start * source - first + np.arange(count) * (source / rate_hz)
+            return torch.from_numpy(_at_places(wave, places, reach, min(1, rate_hz / source))).clamp_(-1, 1)
         resample, block_in, block_out = _resampler(source, rate_hz)
         # the filter looks beyond both ends
-        blocks = math.ceil(6 / 0.99 * max(1, source / rate_hz) / block_in) + 1
+        blocks = math.ceil(ZEROS / ROLLOFF * max(1, source / rate_hz) / block_in) + 1
         wave = self._samples(
             first - blocks * block_in, math.ceil(count * source / rate_hz) + 2 * blocks * block_in
         )
@@ -150,6 +162,19 @@ def _resampler(source: int, target: int):
     return Resample(source, target), source // common, target // common
 
 
+def _at_places(wave: np.ndarray, places: np.ndarray, reach: int, band: float) -> np.ndarray:
+    """float32: the wave between its samples, by torchaudio's filter, for places that no filter repeats at.
+    band: the share of its frequencies that the new rate can hold."""
+    out = np.empty(len(places), np.float32)
+    for begin in range(0, len(places), 4096):
+        at = places[begin : begin + 4096, None]
+        near = np.floor(at).astype(int) + np.arange(1 - reach, reach + 1)
+        far = (ROLLOFF * band * (at - near)).clip(-ZEROS, ZEROS)
+        weights = ROLLOFF * band * np.sinc(far) * np.cos(np.pi / 2 / ZEROS * far) ** 2
+        out[begin : begin + 4096] = (wave[near.clip(0, len(wave) - 1)] * weights).sum(1)
+    return out
+
+
 def _check_file(path: str) -> None:
     if cause := no_file(path, "sound") or no_media(path):
         raise SoundError(f"{path}: {cause}.")
@@ -161,7 +186,7 @@ def _open(path: str, stream: int | None):
     if stream is not None or path.lower().endswith(FILM_SUFFIXES):
         return _Film(path, stream)
     try:
-        return _File(path)
+        file = _File(path)
     except soundfile.LibsndfileError as error:
         try:
             return _Film(path, stream)
@@ -169,6 +194,10 @@ def _open(path: str, stream: int | None):
             raise SoundError(
                 f"{path}: not a sound file that can be read ({str(error.error_string).rstrip('.')})."
             ) from None
+    if file.sure:
+        return file
+    file.close()
+    return _Film(path, stream)
 
 
 def _keep(path: str, reader, kept: Kept):
@@ -188,7 +217,8 @@ def _keep(path: str, reader, kept: Kept):
 
 class _File:
     """Through soundfile. `samples(first, count)`: float32 [count], mono; zeros outside of the file. `exact`:
-    a sample has the same bits wherever reading begins."""
+    a sample has the same bits wherever reading begins. `sure`: whether the file says how long it is; else
+    libsndfile guesses."""
 
     def __init__(self, path: str):
         import soundfile
@@ -199,6 +229,10 @@ class _File:
             self._file = soundfile.SoundFile(path)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         self.seconds, self.exact = self.frames / self.rate, self._file.format != "MP3"
+        self.sure = 0 < self.frames < 2**62
+        if self._file.subtype == "MPEG_LAYER_III":
+            stated, there = _mp3_bytes(path)
+            self.sure = self.sure and there <= stated
         try:
             self._check_length()
         except SoundError:
@@ -208,13 +242,11 @@ class _File:
     def _check_length(self) -> None:
         # libsndfile makes a cut-off wav shorter in silence, and tells so only in its log
         stated = re.search(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", self._file.extra_info, re.MULTILINE)
-        if stated and int(stated[1]) > int(stated[2]) and int(stated[1]) not in UNKNOWN_SIZES:
+        if stated and int(stated[1]) > int(stated[2]) + HEADER_BYTES and int(stated[1]) not in UNKNOWN_SIZES:
             share = int(stated[2]) / int(stated[1])
             raise SoundError(
                 f"{self.path}: is cut off: {share:.0%} of its samples are there. Get the file anew."
             )
-        if not 0 < self.frames < 2**62:
-            raise SoundError(f"{self.path}: holds no sound (0 samples).")
 
     def samples(self, first: int, count: int) -> np.ndarray:
         import soundfile
@@ -244,6 +276,23 @@ class _File:
         self._file.close()
 
 
+def _mp3_bytes(path: str) -> tuple[int, int]:
+    """(bytes that an mp3 has by its first frame, which then also says how many samples, or 0 where it says
+    nothing; bytes that there are, but for tags). Several files joined into one say what the first had."""
+    with open(path, "rb") as file:
+        head, begin = file.read(10), 0
+        if head[:3] == b"ID3":  # a tag in front, its size in seven bits a byte
+            begin = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
+        file.seek(begin)
+        head = file.read(192)
+    stated = b""
+    if (at := head.find(b"VBRI")) >= 0:
+        stated = head[at + 10 : at + 14]
+    elif (at := max(head.find(b"Xing"), head.find(b"Info"))) >= 0 and head[at + 7] & 3 == 3:
+        stated = head[at + 12 : at + 16]
+    return int.from_bytes(stated, "big"), os.path.getsize(path) - begin - TAG_BYTES
+
+
 class NotMedia(SoundError):
     """No container that FFmpeg knows."""
 
@@ -260,7 +309,11 @@ class _Film:
             self._zero = (
                 self._container.start_time or 0
             ) / av.time_base  # the file's start, as for its frames
-            self.seconds, self._sure = self._end()
+            self.seconds = self._end() - self._zero
+            # of containers with an index; others are rounded
+            self._sure = bool(self._stream.duration) and "mp4" in self._container.format.name
+            stated, there = _mp3_bytes(self.path) if self._container.format.name == "mp3" else (0, 0)
+            self._joined = 0 < stated < there  # FFmpeg seeks by what is stated
         except av.FFmpegError as error:
             raise SoundError(f"{self.path}: the file is damaged ({error.strerror}).") from None
         if self.seconds <= 0:
@@ -268,7 +321,7 @@ class _Film:
 
     def _open(self) -> None:
         try:
-            self._container = av.open(self.path)
+            self._container = open_media(self.path)
         except (av.FFmpegError, OSError, ValueError) as error:
             cause = getattr(error, "strerror", None) or error
             raise NotMedia(f"{self.path}: not a sound or video file that can be read ({cause}).") from None
@@ -280,7 +333,7 @@ class _Film:
                 " audio stream."
             )
         if self._wanted is None:
-            self._stream = self._container.streams.best("audio") or streams[0]
+            self._stream = best_stream(self._container, "audio")
         elif 0 <= self._wanted < len(streams):
             self._stream = streams[self._wanted]
         else:
@@ -292,23 +345,18 @@ class _Film:
         self.rate = self._stream.codec_context.sample_rate
         self.exact = self._stream.codec_context.name.startswith(LOSSLESS)
 
-    def _end(self) -> tuple[float, bool]:
-        """Seconds from time 0 to the end of the sound, and whether the file is sure of it (others
-        estimate)."""
-        stream, container = self._stream, self._container
-        if stream.duration:
-            return (
-                float(((stream.start_time or 0) + stream.duration) * stream.time_base) - self._zero,
-                "mp4" in container.format.name,
-            )
-        ends: list[float] = []
-        # some containers count it from 0, some from their start: look at the last packets
-        if container.duration:
+    def _end(self) -> float:
+        """Seconds of the file's clock at which the sound ends."""
+        if (end := stated_end(self._stream)) is not None:
+            return end
+        container, ends = self._container, []
+        # matroska counts it from 0 or from its start: look at the last packets
+        if container.duration and not estimated(container):
             try:
                 ends = self._packet_ends(((container.start_time or 0) + container.duration) / av.time_base)
             except av.FFmpegError:  # no way to start in the middle
                 pass
-        return max(ends or self._packet_ends(None), default=self._zero) - self._zero, False
+        return max(ends or self._packet_ends(None), default=self._zero)
 
     def _packet_ends(self, start: float | None) -> list[float]:
         return [
@@ -323,7 +371,8 @@ class _Film:
             return out
         try:
             try:
-                begun, end = self._fill(out, first, first / self.rate + self._zero - RUN_UP_SECONDS)
+                start = None if self._joined else first / self.rate + self._zero - RUN_UP_SECONDS
+                begun, end = self._fill(out, first, start)
             except av.FFmpegError:  # not every container can start in the middle; real damage fails again
                 begun, end = None, 0
             if begun is None or begun > max(first, 0):
@@ -345,7 +394,7 @@ class _Film:
         """Decode from `start` (seconds of the file's clock; None: the beginning) to the end of `out`, which
         begins at sample `first`; (first sample decoded, sample after the last)."""
         begun, end, last = None, 0, first + len(out)
-        for frame in self._from(start).decode(self._stream):
+        for frame in self._frames(start):
             if frame.sample_rate != self.rate:
                 raise SoundError(
                     f"{self.path}: the sampling rate changes from {self.rate} to {frame.sample_rate} Hz."
@@ -366,6 +415,14 @@ class _Film:
             if end >= last:
                 break
         return begun, end
+
+    def _frames(self, start: float | None):
+        for packet in self._from(start).demux(self._stream):
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                if bytes(packet)[:3] not in TAGS:  # of joined mp3 files
+                    raise
 
     def _from(self, start: float | None):
         """The container, ready to go on at `start` seconds of the file's clock or a little before; None: from

@@ -32,6 +32,7 @@ from vicjoint.parts import Modality
 from vicjoint.registry import need, register
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".stk", ".lsm")
+PICTURES = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "WEBP")  # Pillow's formats whose depth is known
 MOST_VALUES = 1 << 28  # of all channels of an image: half a GiB at 16 bits, five channels of 7,000 x 7,000
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
@@ -258,6 +259,11 @@ def _read_picture(path: str) -> tuple[np.ndarray, str]:
         image = opened(content)
         if isinstance(image, TiffImageFile):  # whatever its name
             return _read_tiff(path)
+        if image.format not in PICTURES:
+            raise MicroscopeError(
+                f"{path}: a file of the format {image.format}, of which more than 8 bits a value might be"
+                " lost. Convert it to tiff or png"
+            )
         _check_size(path, image.width * image.height * len(image.getbands()))
         if is_deep(image) and len(image.getbands()) > 1:
             lower = opened(content)

@@ -5,7 +5,8 @@ pair: {name: next_frame, frames: 8, stride: 2, gap: 1, size: 64, windows: 8}
 
 # W windows, T context frames, F frames of a video
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,20 @@ class Window:
 
     context: list[int]
     target: int
+
+
+class Windows(Sequence[Window]):
+    """The windows with these starts [W], each made when it is asked for."""
+
+    def __init__(self, starts: Sequence[int], make: Callable[[int], Window]):
+        self.starts, self.make = starts, make
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, at):
+        chosen = self.starts[at]
+        return Windows(chosen, self.make) if isinstance(at, slice) else self.make(int(chosen))
 
 
 @register("pair", "next_frame")
@@ -140,8 +155,9 @@ class NextFrame(Pair):
             possible = self.possible_windows(video.info, path)
             if between is not None:
                 times = video.info.timestamps_seconds - video.info.start_seconds
-                inside = lambda n: between[0] <= times[n] < between[1]
-                possible = [w for w in possible if inside(w.context[0]) and inside(w.context[-1])]
+                first = bisect_left(possible, between[0], key=lambda w: times[w.context[0]])
+                last = bisect_left(possible, between[1], key=lambda w: times[w.context[-1]])
+                possible = possible[first:last]
             if not possible:
                 raise VideoError(
                     f"{path}: no clip lies between {between[0]:g} and {between[1]:g} s"
@@ -187,10 +203,10 @@ class NextFrame(Pair):
         edges = np.linspace(0, len(possible), self.windows + 1).astype(int)
         return [possible[rng.integers(low, max(high, low + 1))] for low, high in zip(edges, edges[1:])]
 
-    def possible_windows(self, info: VideoInfo, path: str) -> list[Window]:
+    def possible_windows(self, info: VideoInfo, path: str) -> Windows:
         """Every window of a video in order of its start. Raises VideoError where there is none."""
-        windows = [w for start in range(info.frames) if (w := self.window(info, start)) is not None]
-        if not windows:
+        starts = self._starts(info)
+        if not len(starts):
             has, need = f"{info.frames} frames", f"{(self.frames - 1) * self.stride + self.gap + 1}"
             if self.seconds is not None:
                 has, need = (
@@ -201,21 +217,30 @@ class NextFrame(Pair):
                 f"{path}: too short for one window: it has {has}, {need} are needed (pair.frames, stride or"
                 " seconds, gap)"
             )
-        return windows
+        return Windows(starts, lambda start: self._window(info, start))
 
-    def window(self, info: VideoInfo, start: int) -> Window | None:
-        """The window whose first context frame is `start`, or None where the video ends before its target."""
-        context, after = self.context(info, start), self.frames - 1 + self.gap
-        if context is None:
-            return None
+    def _starts(self, info: VideoInfo) -> Sequence[int]:
+        """The first frames of all windows."""
+        times, after = info.timestamps_seconds, self.frames - 1 + self.gap
         if self.seconds is None:
-            target = context[-1] + self.gap
-            return Window(context, target) if target < info.frames else None
-        numbers = self._at_times(info, start, [*range(self.frames), after])
+            return range(max(0, info.frames - (self.frames - 1) * self.stride - self.gap))
+        starts = np.flatnonzero(times + after * self.seconds <= times[-1] + self.seconds / 2)
+        apart = np.diff(times) / self.seconds
+        if apart.max(initial=0) < 1 or np.abs(apart - 1).max() < 0.25 / (after + 1):
+            return starts
         # frames further apart than `seconds`: the same one would be used twice
-        if numbers is None or (self.gap and numbers[-1] <= numbers[-2]):
-            return None
-        return Window(numbers[:-1], numbers[-1])
+        steps = [*range(self.frames), after] if self.gap else range(self.frames)
+        numbers = [nearest_frames(times, times[starts] + step * self.seconds) for step in steps]
+        return starts[(np.diff(numbers, axis=0) > 0).all(0)]
+
+    def _window(self, info: VideoInfo, start: int) -> Window:
+        if self.seconds is None:
+            context = list(range(start, start + self.frames * self.stride, self.stride))
+            return Window(context, context[-1] + self.gap)
+        steps = np.array([*range(self.frames), self.frames - 1 + self.gap])
+        times = info.timestamps_seconds
+        *context, target = nearest_frames(times, times[start] + steps * self.seconds).tolist()
+        return Window(context, target)
 
     def context(self, info: VideoInfo, start: int) -> list[int] | None:
         """The clip whose first frame is `start`, whether or not a target follows; None where the video ends
@@ -223,17 +248,11 @@ class NextFrame(Pair):
         if self.seconds is None:
             last = start + (self.frames - 1) * self.stride
             return list(range(start, last + 1, self.stride)) if last < info.frames else None
-        numbers = self._at_times(info, start, range(self.frames))
-        return numbers if numbers is not None and not np.any(np.diff(numbers) < 1) else None
-
-    def _at_times(self, info: VideoInfo, start: int, steps: Sequence[int]) -> list[int] | None:
-        """The frames nearest to so many times `seconds` after that of `start`; None where the video ends
-        before."""
         times = info.timestamps_seconds
-        asked = times[start] + np.array(steps) * self.seconds
-        if asked[-1] > times[-1] + self.seconds / 2:
-            return None
-        return nearest_frames(times, asked).tolist()
+        asked = times[start] + np.arange(self.frames) * self.seconds
+        numbers = nearest_frames(times, asked)
+        late = asked[-1] > times[-1] + self.seconds / 2
+        return None if late or np.any(np.diff(numbers) < 1) else numbers.tolist()
 
     def slide(self, value: str, side: Side, every: float) -> Sliding:
         """Clips for a, whether or not a frame follows; single frames for b. Raises VideoError."""
@@ -285,11 +304,7 @@ def seconds_of(info: VideoInfo, numbers: list[int]) -> tuple[float, float]:
 
 
 def nearest_frames(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to the times asked for."""
-    right = (
-        np.clip(np.searchsorted(times, asked), 1, len(times) - 1)
-        if len(times) > 1
-        else np.zeros(len(asked), dtype=int)
-    )
+    """Numbers of the frames whose timestamps [F] (increasing, seconds) are nearest to those asked for."""
+    right = np.searchsorted(times, asked).clip(min(1, len(times) - 1), len(times) - 1)
     left = np.maximum(right - 1, 0)
     return np.where(asked - times[left] <= times[right] - asked, left, right)

@@ -15,13 +15,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vicjoint.video.backends import OTHERS, PyAV, VideoError, VideoInfo
+from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.others import OTHERS
 
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
     *(".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
+MOST_FRAMES = 10_000  # of a file that decord is tried with: it reads the whole file whenever it opens it
 AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they come one by one
 
 
@@ -48,11 +50,13 @@ class Video:
 
     def _choose(self, backend: str):
         wanted = ("decord", "torchcodec") if backend == "auto" else (backend,)
+        if backend == "auto" and self.info.frames > MOST_FRAMES:
+            wanted = ()
         for name in wanted:
             if name == "pyav":
                 break
             try:
-                return OTHERS[name](self.path, self.info), name
+                return OTHERS[name](self.path, self._pyav), name
             except VideoError:
                 if not self._may_fall_back:
                     raise

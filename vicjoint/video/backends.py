@@ -1,13 +1,14 @@
-"""The decoders behind `vicjoint.video`, which is the module to use; a decoder gives frames of increasing,
-distinct numbers.
+"""The decoder behind `vicjoint.video`, which is the module to use; it gives frames of increasing, distinct
+numbers. Others, beside it: vicjoint.video.others.
 
     decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-    decoder = OTHERS["decord"]("clip.mp4", decoder.info)   # VideoError where it disagrees with that count
     decoder.read([3, 5, 7]), decoder.close()
 """
 
 import bisect
-import importlib
+import itertools
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,16 +18,18 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
+from vicjoint.files.kept import Kept
+from vicjoint.files.media import best_stream, open_media
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
+MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
+COUNTED = Kept(64)  # what `PyAV` counted, by file; in each process
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
-
-av.logging.set_level(None)  # FFmpeg's chatter about broken files: the cause is in the VideoError
 
 
 class VideoError(ValueError):
@@ -54,17 +57,33 @@ class Stamp(NamedTuple):
     pts: int | None
     dts: int | None
     is_keyframe: bool
+    is_clean: bool  # decoding can begin at this key frame as at the beginning of a film
     is_discard: bool
     is_corrupt: bool
 
 
+class Key(NamedTuple):
+    """A key frame of a file: its times, its place among the packets, and Stamp.is_clean."""
+
+    pts: int
+    dts: int
+    place: int
+    is_clean: bool
+
+
 class PyAV:
-    """Counts and decodes with PyAV, one thread."""
+    """Counts and decodes with PyAV, one thread. What was counted is kept: a film of an hour has a hundred
+    thousand packets.
+
+    plain: whether decoding can begin at each key frame as at the beginning, and all frames are shown as they
+    are stored."""
 
     def __init__(self, path: str):
         self.path = path
-        self._walk: Iterator[tuple[int, av.VideoFrame]] | None = None  # of `each`
+        self._packets: list | None = None
+        self._walk: Iterator[tuple[int, av.VideoFrame]] | None = None  # frames by time, or by number
         self._walked = 0
+        self._fed = -1  # place of the last packet that the decoder got
         # whether frames that cannot be decoded from their key frame on can be from the file's beginning on;
         # None: not tried yet
         self._straight: bool | None = None
@@ -73,7 +92,12 @@ class PyAV:
         self._container = _open(path)
         try:
             self._use_stream()
-            self.info = self._index()
+            state = os.stat(path)
+            name = f"{path} {state.st_size} {state.st_mtime_ns}"
+            if (counted := COUNTED.get(name)) is None:
+                counted = self._count()
+                COUNTED.add(name, counted, 1000 + 16 * counted[0].frames + 200 * len(self._keys))
+            self.info, self._shown, self._keys, self.plain = counted
         except av.FFmpegError as error:
             self.close()
             raise VideoError(f"{path}: the video data are damaged or cut off ({_cause(error)}).") from None
@@ -82,7 +106,7 @@ class PyAV:
             raise
 
     def _use_stream(self) -> None:
-        self._stream = self._container.streams.video[0]
+        self._stream = best_stream(self._container, "video")
         self._context = self._stream.codec_context
         self._context.thread_count = 1
         # damaged data is an error, not a grey patch
@@ -93,37 +117,48 @@ class PyAV:
                 f" than the {MOST_PIXELS:,} that are read. Make them smaller."
             )
 
-    def _index(self) -> VideoInfo:
-        """Count the frames without decoding where `_shown` is sure, else by decoding all; decode the first
-        for its shape."""
+    def _count(self) -> tuple[VideoInfo, np.ndarray | None, list[Key], bool]:
+        """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else
+        by decoding all; their timestamps, None where all were decoded; key frames; plain."""
         packets = self._stamps()
-        listed = (
-            len(getattr(self._stream, "index_entries", ())) if "mp4" in self._container.format.name else 0
-        )
+        listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
         if not packets:
             raise VideoError(f"{self.path}: the video stream is empty.")
+        self._keys = [
+            Key(p.pts, p.pts if p.dts is None else p.dts, n, p.is_clean)
+            for n, p in enumerate(packets)
+            if p.is_keyframe
+        ]
         self._shown = _shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
             self._packets = None
             frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
-            return _info([pts for pts, _ in frames], frames[0][1], self._stream)
-        self._place = {p.pts: i for i, p in enumerate(packets)}
-        self._keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
-        self._key_times = sorted(self._keys)
-        first = self._shown[0]
-        return _info(self._shown, self._frames_at([first])[first], self._stream)
+            return _info([pts for pts, _ in frames], frames[0][1], self._stream), None, self._keys, False
+        self._keys.sort()
+        first = self._whole(0, [0])
+        plain = (
+            len(self._container.streams.video) == 1
+            and _closed(packets)
+            and all(key.is_clean for key in self._keys)
+            and not first.interlaced_frame
+            and first.colorspace in MATRICES
+            and np.array_equal(_turn(first), np.eye(2))
+        )
+        return _info(self._shown.tolist(), first, self._stream), self._shown, self._keys, plain
 
     def _stamps(self) -> list[Stamp]:
         """Of all packets with content; the packets themselves are kept where they are few."""
         stamps, packets, size = [], [], 0
+        h264, prefix = self._context.name == "h264", _length_bytes(self._context.extradata)
         for p in self._container.demux(self._stream):
             if not p.size:
                 continue
-            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt))
+            clean = not h264 or (p.is_keyframe and _is_idr(p, prefix))
+            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, p.is_discard, p.is_corrupt))
             size += p.size
             if size <= KEEP_BYTES:
                 packets.append(p)
@@ -134,26 +169,25 @@ class PyAV:
 
     def read(self, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        self._walk = None
-        try:
-            found = self._search(numbers) if self._shown is None else self._frames_shown(numbers)
-        except av.FFmpegError as error:
-            raise VideoError(
-                f"{self.path}: frames {numbers[0]} to {numbers[-1]} are damaged ({_cause(error)})."
-            ) from None
-        for number in numbers:
-            self._check_whole(number, found.get(number))
         out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
-        for place, number in enumerate(numbers):
-            out[place] = self._image(number, found[number])
+        for place, image in enumerate(self.each(numbers)):
+            out[place] = image
         return out
 
-    def _check_whole(self, number: int, frame) -> None:
-        if frame is None or frame.is_corrupt:
-            raise VideoError(f"{self.path}: frame {number} is damaged: it cannot be decoded.")
+    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
+        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
+        ended, and jumps to a later key frame where nothing before it is wanted."""
+        for place, number in enumerate(numbers):
+            yield self._image(number, self._whole(number, numbers[place:]))
 
     def _image(self, number: int, frame) -> np.ndarray:
-        image = self._upright(frame)
+        try:
+            image = _upright(self._convert.reformat(frame, format="rgb24").to_ndarray(), _turn(frame))
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"{self.path}: no colours can be made of its pixels (format {frame.format.name}, colour"
+                f" space {frame.colorspace}: {_cause(error)}). Convert the file."
+            ) from None
         if image.shape != (self.info.height, self.info.width, 3):
             raise VideoError(
                 f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
@@ -161,25 +195,43 @@ class PyAV:
             )
         return image
 
-    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
-        ended, and jumps to a later key frame where nothing before it is wanted."""
-        for number in numbers:
-            try:
-                frame = self._walk_to(number)
-            except av.FFmpegError as error:
-                frame = self._other_way_to(number, error)
-            self._check_whole(number, frame)
-            yield self._image(number, frame)
+    def _whole(self, number: int, wanted: list[int]):
+        """The frame. Decoded from the beginning of the file where it cannot be from its key frame on (which
+        may lean on what is before it), and the other way round; no second time where that failed. Raises
+        VideoError, naming those of the frames `wanted` from it on that lean on the same key frame."""
+        frame, error = self._try(number)
+        if frame is None and self._shown is not None and self._straight is not False:
+            self._straight = not self._straight
+            frame, _ = self._try(number)
+            if frame is None:
+                self._straight = False
+        if frame is not None:
+            return frame
+        last = max((n for n in wanted if self._key(n) == self._key(number)), default=number)
+        which = f"frame {number} is" if last == number else f"frames {number} to {last} are"
+        raise VideoError(f"{self.path}: {which} damaged ({_cause(error) if error else 'cannot be decoded'}).")
+
+    def _try(self, number: int):
+        """(the frame or None, the error or None)."""
+        try:
+            frame = self._walk_to(number)
+            return (None if frame is None or frame.is_corrupt else frame), None
+        except av.FFmpegError as error:
+            self._walk = None
+            return None, error
+
+    def _key(self, number: int) -> Key | None:
+        """The last key frame that is not shown later; None: decoded from the beginning."""
+        if self._shown is None:
+            return None
+        after = bisect.bisect_right(self._keys, self._shown[number], key=lambda key: key.pts)
+        return self._keys[max(after - 1, 0)]
 
     def _walk_to(self, number: int):
         """The frame, or None where the decoder does not give it."""
-        name, start = number, None
-        if self._shown is not None:
-            name = self._shown[number]
-            # the last key frame that is not shown later
-            start = self._key_times[max(bisect.bisect_left(self._key_times, (name + 1,)) - 1, 0)]
-        jump = start is not None and self._straight is not True and self._place[start[0]] > self._fed
+        name = number if self._shown is None else self._shown[number]
+        start = self._key(number)
+        jump = start is not None and self._straight is not True and start.place > self._fed
         if self._walk is None or name <= self._walked or jump:
             frames = self._decode_from(None if self._straight else start)
             known = self._shown is not None
@@ -191,85 +243,42 @@ class PyAV:
         self._walk = None
         return None
 
-    def _other_way_to(self, number: int, error: av.FFmpegError):
-        """The frame, decoded from the beginning of the file where it could not be from its key frame on (an
-        open group of pictures leans on the group before), and the other way round; no second time where that
-        failed."""
-        self._walk = None
-        if self._shown is not None and self._straight is not False:
-            self._straight = not self._straight
-            try:
-                return self._walk_to(number)
-            except av.FFmpegError:
-                self._walk, self._straight = None, False
-        raise VideoError(f"{self.path}: frame {number} is damaged ({_cause(error)}).") from None
-
-    def _search(self, wanted: list[int]) -> dict:
-        """Frames by timestamp, or by number where the file was counted by decoding; decoded from the
-        beginning of the file."""
-        missing, found = set(wanted), {}
-        for number, frame in enumerate(self._decode_from(None)):
-            name = number if self._shown is None else frame.pts
-            if name in missing:
-                found[name] = frame
-                missing.discard(name)
-            if not missing:
-                break
-        return found
-
-    def _frames_shown(self, numbers: list[int]) -> dict:
-        wanted = [self._shown[n] for n in numbers]
-        try:
-            found = self._frames_at(wanted)
-        except (
-            av.FFmpegError
-        ):  # an open group of pictures: its key frame leans on the group before; damage fails again
-            found = self._search(wanted)
-        return {n: found[self._shown[n]] for n in numbers if self._shown[n] in found}
-
-    def _frames_at(self, wanted: list[int]) -> dict:
-        """Decoded frames by timestamp. Goes forward once, and jumps to a later key frame where nothing before
-        it is wanted."""
-        starts: dict = {}
-        for pts in wanted:
-            start = max((key for key in self._keys if key[0] <= pts), default=self._keys[0])
-            starts.setdefault(start, set()).add(pts)
-        found: dict = {}
-        self._fed = -1
-        frames = iter(())
-        for start, group in sorted(starts.items(), key=lambda item: self._place[item[0][0]]):
-            if self._place[start[0]] > self._fed:
-                frames = self._decode_from(start)
-            missing = set(group) - found.keys()
-            while missing and (frame := next(frames, None)) is not None:
-                found[frame.pts] = frame
-                missing.discard(frame.pts)
-        return found
-
-    def _decode_from(self, start: tuple | None):
-        """Every frame from a key packet (pts, dts) on, or from the beginning, in order of presentation."""
+    def _decode_from(self, start: Key | None):
+        """Every frame from a key frame on, or from the beginning, in order of presentation."""
         self._context.flush_buffers()
         if start is not None and self._packets is not None:
-            packets = self._packets[self._place[start[0]] :]
+            packets = iter(self._packets[start.place :])
         else:
             self._rewind(start)
             packets = (p for p in self._container.demux(self._stream) if p.size)
-        for packet in packets:
-            if self._shown is not None:
-                self._fed = self._place[packet.pts]
-            yield from self._context.decode(packet)
+            if start is not None:
+                packets = itertools.dropwhile(lambda p: p.pts != start.pts, packets)
+        for self._fed, packet in enumerate(packets, 0 if start is None else start.place):
+            try:
+                yield from self._context.decode(packet)
+            except av.FFmpegError:
+                if not self._harmless(packet, start):
+                    raise
         yield from self._context.decode(None)
 
-    def _rewind(self, start: tuple | None) -> None:
+    def _harmless(self, packet: av.Packet, start: Key | None) -> bool:
+        """Whether an error says no more than that decoding began in the middle of a film: frames before the
+        first key frame lean on what is not there and are left out, as players do; and where that frame is not
+        clean, those after it may command to forget what never was."""
+        first = start or next(iter(self._keys), None)
+        if first is None or packet.pts is None or first.pts is None:
+            return False
+        group = self._keys[1].place if len(self._keys) > 1 else self._fed + 1
+        cut = start is None and not first.is_clean and self._fed < group
+        return cut or packet.pts < first.pts
+
+    def _rewind(self, start: Key | None) -> None:
         if start is not None:
-            self._container.seek(start[1], stream=self._stream, backward=True)
+            self._container.seek(start.dts, stream=self._stream, backward=True)
             return
         self._container.close()  # not every container without an index can seek to its very first frame
         self._container = _open(self.path)
         self._use_stream()
-
-    def _upright(self, frame) -> np.ndarray:
-        return np.rot90(self._convert.reformat(frame, format="rgb24").to_ndarray(), _quarter_turns(frame))
 
     def close(self) -> None:
         self._packets = None
@@ -281,11 +290,10 @@ def _open(path: str):
     if cause := no_file(path, "video") or no_media(path):
         raise VideoError(f"{path}: {cause}.")
     try:
-        container = av.open(path)
+        container = open_media(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video file ({_cause(error)}).") from None
-    # a cover picture in a sound file is a "video stream" of one frame
-    if not any(s.codec_context is not None for s in container.streams.video):
+    if best_stream(container, "video") is None:
         what = "only sound" if container.streams.audio else "no video stream"
         container.close()
         raise VideoError(f"{path}: the file has {what}; expected a video.")
@@ -296,8 +304,8 @@ def _cause(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _shown(packets: list, container: str, codec: str) -> list[int] | None:
-    """Timestamps of the frames a player shows, sorted, or None where only decoding can tell."""
+def _shown(packets: list, container: str, codec: str) -> np.ndarray | None:
+    """Timestamps int64 of the frames a player shows, sorted, or None where only decoding can tell."""
     times = [p.pts for p in packets]
     if not TIMED_CONTAINERS & set(container.split(",")) or codec not in TIMED_CODECS:
         return None
@@ -306,7 +314,37 @@ def _shown(packets: list, container: str, codec: str) -> list[int] | None:
     # an edit list discards frames that are only decoded
     shown = sorted(p.pts for p in packets if not p.is_discard)
     # frames before the first key frame lack what they refer to; decoders differ in showing them
-    return shown if shown and shown[0] >= packets[0].pts else None
+    return np.array(shown) if shown and shown[0] >= packets[0].pts else None
+
+
+def _closed(packets: list) -> bool:
+    """Whether no packet that follows a key frame is shown before it."""
+    key = packets[0].pts
+    for p in packets:
+        if p.pts < key:
+            return False
+        key = p.pts if p.is_keyframe else key
+    return True
+
+
+def _length_bytes(extradata: bytes | None) -> int:
+    """Of the lengths in front of an H.264 packet's units, in mp4 and mkv; 0: they begin with 0, 0, 1."""
+    return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
+
+
+def _is_idr(packet, prefix: int) -> bool:
+    """Whether an H.264 key frame is an IDR picture, which forgets what was before; others are recovery
+    points."""
+    data, at = memoryview(packet), 0
+    if not prefix:
+        kinds = (found[1][0] & 31 for found in re.finditer(rb"\x00\x00\x01(.)", data, re.DOTALL))
+        return next((kind for kind in kinds if kind in (1, 5)), 1) == 5
+    while at + prefix < len(data):
+        kind = data[at + prefix] & 31
+        if kind in (1, 5):  # a slice of another picture, of an IDR picture
+            return kind == 5
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return False
 
 
 def _info(times: list, first, stream) -> VideoInfo:
@@ -319,117 +357,26 @@ def _info(times: list, first, stream) -> VideoInfo:
     )
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
-    sides = (first.height, first.width) if _quarter_turns(first) % 2 == 0 else (first.width, first.height)
+    height, width = _upright(np.empty((first.height, first.width, 0)), _turn(first)).shape[:2]
     start = (stream.container.start_time or 0) / av.time_base if usable else 0.0
-    return VideoInfo(len(times), rate, *sides, seconds, start)
+    return VideoInfo(len(times), rate, height, width, seconds, start)
 
 
-def _quarter_turns(frame) -> int:
-    """Quarter turns anti-clockwise that make the frame upright; other angles are left as they are stored."""
-    return round(frame.rotation / 90) % 4
+def _turn(frame) -> np.ndarray:
+    """The 2 x 2 matrix by which a frame is to be shown: (x, y) @ it is where a stored pixel goes, x to the
+    right and y down."""
+    try:
+        matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
+    except KeyError:
+        return np.eye(2)
+    except ValueError:  # PyAV lists no side data where one is of a kind that it does not know
+        angle = np.deg2rad(frame.rotation)
+        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return matrix.reshape(3, 3)[:2, :2] / (1 << 16)
 
 
-class _Other:
-    """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
-    decodes."""
-
-    name: str
-    module: (
-        str  # imported when a file is opened and not at the top: optional, and decord must load after torch
-    )
-    missing: str  # what to do where that fails
-
-    def __init__(self, path: str, info: VideoInfo):
-        self.path = path
-        try:
-            module = importlib.import_module(self.module)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-        ):  # RuntimeError: torchcodec without an FFmpeg that it can load
-            raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
-        try:
-            self._open(module)
-        except Exception as error:  # decord raises its own errors, some of them plain Exception
-            raise VideoError(
-                f"{path}: {self.name} cannot open this file ({_brief(error)}). Use video_backend: auto."
-            ) from None
-        self._compare(info)
-
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        try:
-            return self._decode(numbers)
-        except Exception as error:
-            raise VideoError(
-                f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
-                f"({_brief(error)})."
-            ) from None
-
-    def close(self) -> None:
-        self._reader = None
-
-
-class _Decord(_Other):
-    name = module = "decord"
-    missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
-
-    def _open(self, decord) -> None:
-        decord.logging.set_level(decord.logging.QUIET)
-        self._reader = decord.VideoReader(self.path, num_threads=1)
-        self._times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
-
-    def _compare(self, info: VideoInfo) -> None:
-        # decord does not know edit lists: it counts frames that are never shown and returns wrong ones,
-        # without an error
-        if (
-            len(self._times) != info.frames
-            or self._times.min() < 0
-            or not _same_times(self._times, info.timestamps_seconds)
-        ):
-            raise VideoError(
-                f"{self.path}: decord gives other frames than the {info.frames} a player shows "
-                "(an edit list, most often). Use video_backend: auto."
-            )
-
-    def _decode(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_batch(numbers).asnumpy()
-
-
-class _TorchCodec(_Other):
-    name = "torchcodec"
-    module = "torchcodec.decoders"
-    missing = (
-        "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
-        "or use video_backend: pyav."
-    )
-
-    def _open(self, decoders) -> None:
-        self._reader = decoders.VideoDecoder(
-            self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
-        )
-
-    def _compare(self, info: VideoInfo) -> None:
-        if len(self._reader) != info.frames:
-            raise VideoError(
-                f"{self.path}: torchcodec counts {len(self._reader)} frames, {info.frames} exist. "
-                "Use video_backend: auto."
-            )
-
-    def _decode(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_frames_at(numbers).data.numpy()
-
-
-OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def _same_times(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two lists of timestamps in seconds agree to half the shortest gap, apart from a common
-    shift."""
-    gap = np.diff(b).min() if len(b) > 1 else 1.0
-    return bool(np.all(np.abs((a - a[0]) - (b - b[0])) < gap / 2))
+def _upright(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """[H, W, C], mirrored and turned by right angles; other angles go to the nearest one."""
+    if abs(turn[0, 1]) > abs(turn[0, 0]):
+        image, turn = image.swapaxes(0, 1), turn[::-1]
+    return image[:: -1 if turn[1, 1] < 0 else 1, :: -1 if turn[0, 0] < 0 else 1]

@@ -1,0 +1,122 @@
+"""Decoders beside PyAV, for files that they are right about.
+
+pyav = PyAV("clip.mp4")
+decoder = OTHERS["decord"]("clip.mp4", pyav)           # VideoError where it differs from that
+decoder.read([3, 5, 7]), decoder.close()
+"""
+
+import importlib
+
+import numpy as np
+
+from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+
+
+class _Other:
+    """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
+    decodes. only_plain: whether it is right only about files that are (`PyAV.plain`)."""
+
+    name: str
+    only_plain = False
+    module: (
+        str  # imported when a file is opened and not at the top: optional, and decord must load after torch
+    )
+    missing: str  # what to do where that fails
+
+    def __init__(self, path: str, pyav: PyAV):
+        self.path = path
+        if self.only_plain and not pyav.plain:
+            raise self._differs(
+                "would not be right about each frame of this file (frames without times, key frames that are"
+                " no beginning, several video streams, interlaced or turned pictures)"
+            )
+        try:
+            module = importlib.import_module(self.module)
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+        ):  # RuntimeError: torchcodec without an FFmpeg that it can load
+            raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
+        try:
+            self._open(module)
+        except Exception as error:  # decord raises its own errors, some of them plain Exception
+            raise self._differs(f"cannot open this file ({_brief(error)})") from None
+        self._compare(pyav.info)
+
+    def _differs(self, how: str) -> VideoError:
+        return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
+
+    def read(self, numbers: list[int]) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
+        try:
+            return self._decode(numbers)
+        except Exception as error:
+            raise VideoError(
+                f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
+                f"({_brief(error)})."
+            ) from None
+
+    def close(self) -> None:
+        self._reader = None
+
+
+class _Decord(_Other):
+    name = module = "decord"
+    only_plain = True
+    missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
+
+    def _open(self, decord) -> None:
+        decord.logging.set_level(decord.logging.QUIET)
+        self._reader = decord.VideoReader(self.path, num_threads=1)
+        self._times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
+
+    def _compare(self, info: VideoInfo) -> None:
+        # decord does not know edit lists: it counts frames that are never shown and returns wrong ones,
+        # without an error
+        if (
+            len(self._times) != info.frames
+            or self._times.min() < 0
+            or not _same_times(self._times, info.timestamps_seconds)
+        ):
+            raise self._differs(
+                f"gives other frames than the {info.frames} a player shows (an edit list, most often)"
+            )
+
+    def _decode(self, numbers: list[int]) -> np.ndarray:
+        return self._reader.get_batch(numbers).asnumpy()
+
+
+class _TorchCodec(_Other):
+    name = "torchcodec"
+    module = "torchcodec.decoders"
+    missing = (
+        "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
+        "or use video_backend: pyav."
+    )
+
+    def _open(self, decoders) -> None:
+        self._reader = decoders.VideoDecoder(
+            self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
+        )
+
+    def _compare(self, info: VideoInfo) -> None:
+        if len(self._reader) != info.frames:
+            raise self._differs(f"counts {len(self._reader)} frames, {info.frames} exist")
+
+    def _decode(self, numbers: list[int]) -> np.ndarray:
+        return self._reader.get_frames_at(numbers).data.numpy()
+
+
+OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _same_times(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two lists of timestamps in seconds agree to half the shortest gap, apart from a common
+    shift."""
+    gap = np.diff(b).min() if len(b) > 1 else 1.0
+    return bool(np.all(np.abs((a - a[0]) - (b - b[0])) < gap / 2))
