@@ -403,7 +403,7 @@ TEXT = {
     "not UTF-8": Fault(lambda _: "caf\udce9", "is not UTF-8", "bytes of another encoding"),
     "mapping": Fault(lambda _: {"text": "a dog"}, "expected text, got dict", "a mapping"),
     "numbers": Fault(lambda _: [1, 2], "expected text, got list", "a list of numbers"),
-    "bytes": Fault(lambda _: b"a dog", "expected text, got bytes", "bytes"),
+    "bytes": Fault(lambda _: b"a d\xe9g", "is no text in UTF-8", "bytes"),
     "huge": Fault(lambda _: "dog " * 500_000, None, "two million letters: cut at the modality's length"),
     "controls": Fault(lambda _: "\x1b[2J\u202egod a", None, "control characters: bytes like others"),
 }

@@ -10,7 +10,7 @@ import torch
 from faults import FAULTS, GOOD
 from PIL import Image
 
-from vicjoint import check
+from vicjoint import check, run
 from vicjoint.recipe import load_recipe
 
 
@@ -220,3 +220,72 @@ def test_kinds_leave_out_what_differs():
     assert check.kind("/a/b 1.png: 3 channel(s)") == check.kind("/c/d 22.png: 4 channel(s)")
     assert check.kind("'CCO' is not") == check.kind("'C(' is not") != check.kind("'CCO' has not")
     assert len({check.kind(f.cause or "") for f in FAULTS["text"].values()}) > 4
+
+
+# ---- what was found, and what is not used ----
+
+
+@pytest.fixture
+def classes(tmp_path, monkeypatch):
+    """Three classes; in testing one of them is spelt differently, and a file that is no picture."""
+    monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path / "cache"))
+    for split, names in (("train", ("cat", "dog", "fox")), ("valid", ("CAT", "dog", "fox"))):
+        for name in names:
+            for i in range(4):
+                path = tmp_path / "in" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((20, 20, 3), 9 * i, np.uint8)).save(path)
+    (tmp_path / "in" / "train" / "notes.txt").write_text("-")
+    return tmp_path / "in"
+
+
+def test_a_run_says_what_it_found_and_what_it_does_not_use(classes, tmp_path, capsys):
+    """In the same words on the terminal, in environment.json, on the page and by check."""
+    probes = [{"name": "knn", "k": [1]}, {"name": "linear", "solver": "ridge"}]
+    path = write(tmp_path, recipe(classes, evaluate={"probes": probes}))
+    found = f"image_folder {classes}: 12 train, 12 test images of 3 classes; passed over: 1 .txt"
+    unused = "knn, linear: 4 of 12 test records have a class that training lacks: CAT (4)"
+    assert run.main([path, f"out={tmp_path / 'run'}"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [found, unused]
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["source"] == found and environment["unused"] == unused
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert found in page and unused in page
+    assert check.main([path, "--json", str(tmp_path / "found.json")]) == 0
+    said, checked = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "found.json").read_text())
+    assert found in said and unused in said
+    assert checked["unused"] == [unused] and checked["pairs"][0]["source"] == found
+
+
+def test_ordinary_data_are_one_short_line(classes, tmp_path, capsys):
+    (classes / "train" / "notes.txt").unlink()
+    (classes / "valid" / "CAT").rename(classes / "valid" / "cat")
+    path = write(tmp_path, recipe(classes, evaluate={"probes": [{"name": "knn", "k": [1]}]}))
+    assert check.main([path]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"image_folder {classes}: 12 train, 12 test images of 3 classes"
+    )
+
+
+def test_a_split_without_classes_says_so(classes, tmp_path, capsys):
+    for i, image in enumerate(sorted(classes.glob("valid/*/*.png"))):
+        image.rename(classes / "valid" / f"{i}.png")
+    path = write(tmp_path, recipe(classes, evaluate={"probes": [{"name": "knn", "k": [1]}]}))
+    assert check.main([path]) == 0
+    assert (
+        "probe knn is left out: it needs two classes or more, and test samples of them, in 'label' of the"
+        " records; found 3 classes. 12 of 12 test records have no 'label'."
+    ) in capsys.readouterr().out.splitlines()
+
+
+def test_the_verdict_is_that_of_a_run(classes, tmp_path, capsys):
+    """One of twelve is more than a hundredth, and one may be bad all the same."""
+    (classes / "train" / "cat" / "0.png").write_bytes(b"")
+    path = write(tmp_path, recipe(classes, evaluate={"probes": []}))
+    for most, verdict in ((0.01, "replaces"), (0, "stops at")):
+        assert check.main([path, f"data.max_bad_fraction={most}"]) == 1
+        assert f"with data.max_bad_fraction={most} a run {verdict} them" in capsys.readouterr().out
+        assert run.main(
+            [path, f"data.max_bad_fraction={most}", f"out={tmp_path / str(most)}", "train.steps=4"]
+        ) == (0 if most else 1)
+        capsys.readouterr()

@@ -309,9 +309,9 @@ def test_bad_cells_become_bad_samples(tmp_path):
         "c": "column 'im': .*cut.png: cannot be decoded",
         "t": "column 'n': could not convert",
     }
-    assert set(causes) == set(expected)
-    for name, cause in expected.items():
-        assert re.match(cause, causes[name]), causes[name]
+    assert set(causes) == {name + again for name in expected for again in ("", " (2)")}
+    for name, cause in causes.items():
+        assert re.match(expected[name[0]], cause), cause
 
 
 def test_files_in_both_splits_are_said(tmp_path, capsys):

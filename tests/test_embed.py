@@ -386,7 +386,7 @@ def test_a_folder(place, tmp_path, capsys):
     out = tmp_path / "out.parquet"
     assert command(place / "two", tmp_path / "in", "--to", out) == 0
     spoken = said(capsys)
-    assert f"{tmp_path}/in: 3 other files were passed over: 2 .txt, 1 .mp4." in spoken
+    assert f"{tmp_path}/in: passed over: 2 .txt, 1 hidden, 1 .mp4." in spoken
     assert f"1 could not be read and are left out: {out}.bad.jsonl names them" in spoken
     assert spoken.endswith(f"embed: {out}") or f"embed: {out}" in spoken
     index = read_index(out)
@@ -742,7 +742,10 @@ WRONG = {
         "--every: branch a (image) has no time to slide over. Leave it out.",
     ),
     "no file": (["two", "missing.png", *TO], "missing.png: no such file or folder. Expected files, folders"),
-    "no table": (["two", "missing.csv", *TO], "missing.csv does not exist. Expected a csv, jsonl or parquet"),
+    "no table": (
+        ["two", "missing.csv", *TO],
+        "missing.csv does not exist. Expected a csv, tsv, json, jsonl or parquet",
+    ),
     "column": (
         ["two", "index.csv", *TO, "--column", "pictur"],
         "has no column 'pictur' (--column). Did you mean 'picture'? Columns: picture, words, number.",
@@ -753,12 +756,12 @@ WRONG = {
     ),
     "texts": (
         ["two", "videos", *TO, "--branch", "b"],
-        "videos: this branch reads texts, expected a table (csv, jsonl, parquet) with a column of them",
+        "videos: this branch reads texts, expected a table (csv, tsv, json, jsonl or parquet) with",
     ),
     "tar": (["future", "x.tar", *TO], "x.tar: this branch reads no pictures, so no tar files of them."),
     "folder": (
         ["two", "videos", *TO],
-        "videos: no file below it that this branch reads. videos: 3 other files were passed over: 3 .mp4.",
+        "videos: no file below it that this branch reads. videos: passed over: 3 .mp4.",
     ),
     "workers": (
         ["two", "index.csv", *TO, "--workers", "-1"],

@@ -67,7 +67,7 @@ def world():
             name: fault.make(place) for name, fault in faults.items()
         }
         records[modality] = [
-            {"id": name, "folder": str(place), "cell": cell, "path": cell, "word": name}
+            {"id": name, "folder": str(place), "cell": cell, "path": cell, "word": f"word {name}"}
             for name, cell in cells.items()
         ]
         # what a reader imports late, it has to import before the user changes

@@ -9,9 +9,10 @@ import pytest
 from wrong import refused
 
 from vicjoint.files import images
+from vicjoint.files.folder import Walk
 from vicjoint.samples import world
 from vicjoint.samples.images import SampleImages
-from vicjoint.sources import image_folder
+from vicjoint.sources import folder
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.image_folder import FileRecords, ImageFolder
 
@@ -49,7 +50,8 @@ def test_splits_and_classes_of_imagenets_layout(tmp_path):
     assert source.train[-1]["path"] == os.path.join(root, "train/n02/deep/er/b.png")
     assert (
         source.describe()
-        == f"image_folder {root}: 2 train, 2 test images of 2 classes (1 outside the split folders left out)"
+        == f"image_folder {root}: 2 train, 2 test images of 2 classes (1 outside the split folders left out);"
+        " passed over: 1 .txt, 1 hidden"
     )
 
 
@@ -64,8 +66,8 @@ def test_one_tree_of_classes_is_split_by_hash_and_a_flat_folder_has_no_labels(tm
 def test_the_index_is_used_until_a_folder_changes(tmp_path, monkeypatch):
     root = touch(tmp_path / "in", *(f"{c}/{i}.jpg" for c in "abc" for i in range(4)))
     first = ImageFolder(root)
-    walk, walks = image_folder._walk, []
-    monkeypatch.setattr(image_folder, "_walk", lambda *a: walks.append(1) or walk(*a))
+    walks = []
+    monkeypatch.setattr(folder, "Walk", lambda *a: walks.append(1) or Walk(*a))
     assert pairs(ImageFolder(root).train) == pairs(first.train) and not walks
     time.sleep(0.01)
     touch(tmp_path / "in", "b/new.jpg")
@@ -114,14 +116,17 @@ def test_links_are_followed_but_not_into_both_splits(tmp_path):
     (tmp_path / "in/val/n02/e.jpg").unlink()
     (tmp_path / "in/val/again").symlink_to(elsewhere / "n01")
     with pytest.raises(
-        SourceError,
-        match="(train/n01 and val/again|val/again and train/n01) below .* are the same folder, by a link",
+        SourceError, match="train/n01/a.jpg in train and val/again/a.jpg in test are the same file"
     ):
         ImageFolder(root)
     (tmp_path / "in/val/again").unlink()
     (tmp_path / "in/val/loop").symlink_to(tmp_path / "in")
-    with pytest.raises(SourceError, match="val/loop and the root below .* are the same folder"):
-        ImageFolder(root)
+    (tmp_path / "in/val/self").symlink_to(tmp_path / "in/val/self")
+    source = ImageFolder(root)
+    assert (len(source.train), len(source.test)) == (3, 1)
+    assert source.describe().endswith(
+        "passed over: 1 without ending, 1 link to a folder that is listed (val/loop)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_links_are_followed_but_not_into_both_splits(tmp_path):
     [
         (
             ["a.txt", "b.mp4"],
-            r"no image below .*Found 2 other files: 1 .*, 1 .*. Expected files ending in .bmp .gif",
+            r"no image below .*Passed over: 1 .txt, 1 .mp4. Expected files ending in .bmp .gif",
         ),
         (["train/a/1.jpg", "val/x.txt", "b.jpg"], "has split folders, but no image in its test part"),
         (["one.jpg"], r"only one file \(one.jpg\)"),
@@ -159,7 +164,14 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(SourceError, match="cannot list .*locked: Permission denied"):
+    with pytest.raises(SourceError, match="only one file .a.jpg."):
+        ImageFolder(root)
+
+    def shut(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", shut)
+    with pytest.raises(SourceError, match="cannot list .*in: Permission denied. Allow reading it"):
         ImageFolder(root)
 
 

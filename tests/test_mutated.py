@@ -4,6 +4,7 @@ a second run.
     python -m pytest tests/test_mutated.py -m slow       # 2,000 inputs; MUTATED_SEED: other ones
 """
 
+import gzip
 import io
 import itertools
 import json
@@ -184,6 +185,9 @@ INPUTS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
     "a.ogg": (lambda: sound("OGG", "VORBIS"), AUDIO),
     "a.csv": (lambda: separated(","), TABLE),
     "a.jsonl": (lambda: "\n".join(map(json.dumps, ROWS)).encode(), TABLE),
+    "a.tsv": (lambda: separated("\t"), TABLE),
+    "a.json": (lambda: json.dumps(ROWS).encode(), TABLE),
+    "a.csv.gz": (lambda: gzip.compress(separated(";")), TABLE),
     "a.parquet": (arrow, TABLE),
     "a.fasta": (
         lambda: "".join(f">p{i} words {i} OS=Homo OX={i}\nMKTAYIAK{'LAGV' * i}\n" for i in range(8)).encode(),

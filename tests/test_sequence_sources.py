@@ -74,6 +74,17 @@ def test_marked_splits_and_gzip(tmp_path):
         ] == ["p5", "p6", "p7"]
 
 
+def test_ids_that_come_again_are_numbered(tmp_path):
+    """As in >ESMFOLD V0 PREDICTION FOR MGYP1, where the first word says nothing."""
+    source = Fasta(fasta(tmp_path, "".join(f">MODEL no {i}\nMK{'A' * i}\n" for i in range(12))))
+    records = sorted(source.train + source.test, key=lambda r: len(r["sequence"]))
+    assert [r["id"] for r in records] == ["MODEL", *(f"MODEL ({i})" for i in range(2, 13))]
+    assert [r["description"] for r in records] == [f"no {i}" for i in range(12)]
+    assert source.describe().endswith(
+        "10 train, 2 test sequences; ids that came again have a number after them: 11 sequences"
+    )
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -81,13 +92,12 @@ def test_marked_splits_and_gzip(tmp_path):
         (">a\nMK\n", "has 1 sequences"),
         ("id,sequence\na,MK\n", "line 1 is 'id,sequence', expected a header"),
         (">a\nMK\n> \nMK\n", "line 3: a header without an id"),
-        (">a\nMK\n>a\nML\n", "line 3: id 'a' stands on line 1 already"),
         (">a\nMK\n>b\nMK\n", "all 2 sequences are equal"),
         (made([1, 2], " split=train") + made([3]), "2 of 3 headers have split=, 'p3' has none"),
         (made([1, 2], " split=train"), "no header says split=test"),
         (
-            made([1, 2], " split=train") + made([3], " split=dev"),
-            "split of 'p3' is 'dev', expected one of train, test, val, validation",
+            made([1, 2], " split=train") + made([3], " split=holdout"),
+            "split of 'p3' is 'holdout', expected one of train, training, test, testing, val,",
         ),
         (
             made([1, 2], " split=train") + ">x split=test\nMKATT\n",

@@ -2,18 +2,27 @@
 missing."""
 
 import io
+import json
 import sys
 import tarfile
+import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vicjoint.files import images
+from vicjoint.files.cells import CellError, cell
+from vicjoint.pairs.cross_modal import CrossModal
+from vicjoint.pairs.next_frame import NextFrame
+from vicjoint.parts import EvaluationData, Reading
+from vicjoint.probes.labels import labels_of
 from vicjoint.recipe import RecipeError, load_recipe
-from vicjoint.registry import ComponentError
+from vicjoint.registry import ComponentError, build, load_built_in
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.shards import HuggingFace, WebDataset, find_shards
+from vicjoint.video.write import write_mp4
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +65,7 @@ def test_split_folders_of_shards(tmp_path):
     ]
     assert [int(images.read_record(r)[0, 0, 0]) for r in source.train] == [0, 10, 0]
     assert source.test[0]["label"] is None and source.describe().endswith(
-        ": 3 train, 1 test images in 3 shards"
+        ": 3 train, 1 test samples in 3 shards"
     )
 
 
@@ -98,7 +107,7 @@ def test_wrong_shards(tmp_path):
         WebDataset(str(tmp_path / "none"))
     with tarfile.open(tmp_path / "c.tar", "w"):
         pass
-    with pytest.raises(SourceError, match="no image in the shards of .*Expected members ending in .bmp"):
+    with pytest.raises(SourceError, match="no sample in .*c.tar and .*Expected members ending in .bmp"):
         WebDataset(str(tmp_path / "c.tar"))
 
 
@@ -127,7 +136,7 @@ def saved(folder, splits=("train", "test"), column="image", n=10):
 def test_hugging_face_from_disk(tmp_path):
     source = HuggingFace(saved(tmp_path / "both", ("train", "validation")))
     assert (len(source.train), len(source.test)) == (10, 10) and source.describe().endswith(
-        ": 10 train, 10 test images"
+        ": 10 train, 10 test samples"
     )
     record = source.train[3]
     assert (record["id"], record["label"]) == ("train/3", "dog") and int(
@@ -177,3 +186,186 @@ def test_wrong_hugging_face(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ComponentError, match=r"source 'hf' needs datasets .*: pip install 'vicjoint\[hf\]'"):
         HuggingFace(folder)
+
+
+# ---- shards as people have them ----
+
+
+def tar(path, members: dict[str, bytes]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as out:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            out.addfile(info, io.BytesIO(content))
+    return path
+
+
+def of_a_mac(first: int, split: str = "") -> dict[str, bytes]:
+    members = {}
+    for i in range(first, first + 6):
+        facts = json.dumps({"caption": [f"one {i}", f"uno {i}"], "kind": "odd" if i % 2 else "NA", "id": i})
+        own = {
+            "png": png(9 * i),
+            "cls": f"{i % 2}".encode(),
+            "txt": f"picture {i}\n".encode(),
+            "json": facts.encode(),
+        }
+        for suffix, content in own.items():
+            members |= {f"./{split}._{i:03d}.{suffix}": b"junk", f"./{split}{i:03d}.{suffix}": content}
+    return members | {f"__MACOSX/._{first}.png": b"junk", ".DS_Store": b"x"}
+
+
+def test_hidden_members_are_no_samples(tmp_path):
+    """A tar made on a Mac has a `._` member beside each."""
+    for number in range(3):
+        tar(tmp_path / f"{number}.tar", of_a_mac(6 * number))
+    source = WebDataset(str(tmp_path), test_fraction=1 / 3)
+    records = [*source.train, *source.test]
+    assert (len(source.train), len(source.test)) == (12, 6) and len({r["id"] for r in records}) == 18
+    assert sorted(int(images.read_record(r)[0, 0, 0]) for r in records) == [9 * i for i in range(18)]
+    assert source.describe().endswith(": 12 train, 6 test samples in 3 shards; passed over: 78 hidden")
+
+
+@pytest.mark.parametrize("column, texts", [("txt", ["picture 4"]), ("caption", ["one 4", "uno 4"])])
+def test_members_of_a_key_are_columns(tmp_path, column, texts):
+    """Pictures, texts and keys of JSON members, for any pair, and what probes and keys look at."""
+    load_built_in()
+    for split in ("train", "val"):
+        tar(tmp_path / f"{split}-0.tar", of_a_mac(0))
+    source = WebDataset(str(tmp_path))
+    record = source.train[4]
+    readers = build("modality", {"name": "image", "size": 8}), build("modality", {"name": "text"})
+    pair = CrossModal("png", column, key="kind" if column == "txt" else None)
+    pair.bind(Reading(readers, source))
+    a, b = pair.views(record, "a"), pair.views(record, "b")
+    assert int(a[0].raw[0, 0, 0, 0]) == 36 and [view.content for view in b] == texts
+    assert len({pair.views(r, "a")[0].content for r in source.train}) == 6
+    assert [cell(r, "kind") for r in source.train] == [None, "odd"] * 3 and cell(record, "json_id") == 4
+    assert labels_of(EvaluationData(("a", "b"), source, pair), "kind", "a").train.tolist() == [-1, 0] * 3
+    pair = CrossModal("png", "jsn")
+    with pytest.raises(CellError, match="'jsn' is not in the table; columns: .* Did you mean 'json'"):
+        pair.bind(Reading(readers, source))
+
+
+def test_shards_without_pictures(tmp_path):
+    """Sounds and texts by column; videos are files of the records, as pictures are."""
+    load_built_in()
+    level = lambda i: np.full((12, 32, 32, 3), 50 + i, np.uint8)
+    films, sounds = {}, {}
+    for i in range(4):
+        write_mp4(tmp_path / "f.mp4", level(i))
+        films |= {f"{i}.mp4": (tmp_path / "f.mp4").read_bytes(), f"{i}.txt": f"film {i}".encode()}
+        with wave.open(str(tmp_path / "s.wav"), "wb") as out:
+            out.setnchannels(1), out.setsampwidth(2), out.setframerate(8000)
+            out.writeframes(np.full(8000, 1000 + i, "<i2").tobytes())
+        sounds |= {f"{i}.wav": (tmp_path / "s.wav").read_bytes(), f"{i}.txt": f"sound {i}".encode()}
+    clips = WebDataset(str(tar(tmp_path / "films.tar", films)))
+    clip, _ = NextFrame(frames=2, size=32).sample(clips.train[0], np.random.default_rng(0))
+    assert abs(float(clip.float().mean()) - 50 - int(clips.train[0]["id"][-1])) < 3
+    heard = WebDataset(str(tar(tmp_path / "sounds.tar", sounds)))
+    pair = CrossModal("wav", "txt", seconds=0.5)
+    audio = build("modality", {"name": "audio", "rate_hz": 8000})
+    pair.bind(Reading((audio, build("modality", {"name": "text"})), heard))
+    wave_of = pair.sample(heard.train[0], np.random.default_rng(0))[0]
+    assert wave_of.shape == (1, 4000) and "path" not in heard.train[0]
+    assert float(wave_of.mean()) == pytest.approx((1000 + int(heard.train[0]["id"][-1])) / 32768, abs=1e-5)
+
+
+def test_every_sample_has_an_id_of_its_own(tmp_path):
+    """Shards of one name in several folders, keys of several pictures, keys with dots in their names."""
+    for folder in ("a", "b"):
+        tar(
+            tmp_path / folder / "0.tar",
+            {f"{name}": png(3) for name in ("1.png", "1.mask.png", "x_0.5.png", "x_0.7.png")},
+        )
+    source = WebDataset(str(tmp_path))
+    assert sorted(r["id"] for r in [*source.train, *source.test]) == sorted(
+        f"{folder}/0.tar/{name}"
+        for folder in "ab"
+        for name in ("1.png", "1.mask.png", "x_0.5.png", "x_0.7.png")
+    )
+    names = lambda records: {
+        r["id"].rsplit("/", 1)[0] + r["id"].rsplit("/", 1)[1].split(".")[0] for r in records
+    }
+    assert not names(source.train) & names(source.test)  # one key, one side
+
+
+@pytest.mark.parametrize(
+    "train, test", [("in-train-000", "in-val-000"), ("Training/0", "VALID/0"), ("a/train/x/0", "a/dev/x/0")]
+)
+def test_shards_are_split_by_their_names(tmp_path, train, test):
+    shard(tmp_path / "in" / f"{train}.tar", ["a", "b"])
+    shard(tmp_path / "in" / f"{test}.tar", ["c"])
+    shard(tmp_path / "in" / "other.tar", ["d"])
+    source = WebDataset(str(tmp_path / "in"))
+    assert [r["id"][-1] for r in source.train] == ["a", "b"] and [r["id"][-1] for r in source.test] == ["c"]
+    assert source.describe().endswith("; passed over: 1 shards whose name is no split's")
+    shard(tmp_path / "train" / "x.tar", [f"k{i}" for i in range(10)])  # the root's own name says nothing
+    assert len(WebDataset(str(tmp_path / "train")).test) == 2
+
+
+def test_hugging_face_columns_are_for_every_pair(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    load_built_in()
+    features = {
+        "image": datasets.Image(),
+        "caption": datasets.Value("string"),
+        "kind": datasets.ClassLabel(names=["x", "y"]),
+    }
+    rows = {
+        "image": [{"bytes": png(i), "path": None} for i in range(6)],
+        "caption": [f"number {i}" for i in range(6)],
+        "kind": [i % 2 for i in range(5)] + [-1],
+    }
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    datasets.DatasetDict({"Training": data, "dev": data, "extra": data}).save_to_disk(str(tmp_path / "d"))
+    source = HuggingFace(str(tmp_path / "d"))
+    assert source.describe().endswith(": 6 train, 6 test samples; splits not used: extra")
+    assert source.train[0]["id"] == "Training/0" and [r["kind"] for r in source.test] == [
+        "x",
+        "y",
+        "x",
+        "y",
+        "x",
+        None,
+    ]
+    pair = CrossModal("image", "caption")
+    readers = build("modality", {"name": "image", "size": 8}), build("modality", {"name": "text"})
+    pair.bind(Reading(readers, source))
+    assert int(pair.views(source.train[3], "a")[0].raw[0, 0, 0, 0]) == 3
+    assert pair.views(source.train[3], "b")[0].content == "number 3"
+    texts = data.remove_columns("image")
+    datasets.DatasetDict({"train": texts, "test": texts}).save_to_disk(str(tmp_path / "t"))
+    assert HuggingFace(str(tmp_path / "t")).train[3]["caption"] == "number 3"
+
+
+def test_a_kill_while_samples_are_kept_costs_only_time(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        for i in range(6):
+            path = tmp_path / "tree" / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(i))
+    save = datasets.DatasetDict.save_to_disk
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, folder):
+        save(self, folder)
+        for state in Path(folder).rglob("state.json"):
+            state.unlink()
+        raise Killed
+
+    monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", killed)
+    with pytest.raises(Killed):
+        HuggingFace(str(tmp_path / "tree"), take=4)
+    assert not list((tmp_path / "cache").glob("hf-*"))
+    monkeypatch.undo()
+    monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path / "cache"))
+    assert len(HuggingFace(str(tmp_path / "tree"), take=4).train) == 4
+    (kept,) = (tmp_path / "cache").glob("hf-*")
+    for state in kept.rglob("state.json"):  # as an older version left it when it was killed
+        state.unlink()
+    assert len(HuggingFace(str(tmp_path / "tree"), take=4).train) == 4

@@ -1,20 +1,35 @@
 """Tables: three formats with one meaning, rows without files, splits by a column, two tables joined; messages
 for wrong ones."""
 
+import gzip
 import json
+import tempfile
+import wave
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
+from PIL import Image
 
-from vicjoint.files import cells
+from vicjoint.data import BadDataError, Quarantine, Stream
+from vicjoint.data.reading import build_reading
+from vicjoint.files import cells, images
 from vicjoint.files.cells import CellError
 from vicjoint.pairs.augment import Augment
+from vicjoint.pairs.cross_modal import CrossModal
 from vicjoint.pairs.next_frame import NextFrame
+from vicjoint.parts import Reading
+from vicjoint.recipe import load_recipe
+from vicjoint.registry import build, load_built_in
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.rows import rows_of
 from vicjoint.sources.table import Table
+from vicjoint.video.write import write_mp4
+
+load_built_in()
 
 ROWS = [
     {"smiles": s, "mass": m, "captions": [f"{s} one", f"{s} two"], "split": split}
@@ -280,12 +295,6 @@ def test_pairs_of_files_name_what_the_table_lacks(tmp_path):
         ("t.jsonl", '{"a": 1}\n', {}, "only one row .row 1., expected two or more"),
         (
             "t.jsonl",
-            '{"id": "x"}\n{"id": ""}\n',
-            {},
-            "line 2: column 'id' is empty, expected what names the row",
-        ),
-        (
-            "t.jsonl",
             '{"a": 1}\n{"a": null}\n{"a": 2}\n',
             {"split_by": "a"},
             "split_by: column 'a' is empty in some row",
@@ -296,7 +305,16 @@ def test_pairs_of_files_name_what_the_table_lacks(tmp_path):
             {},
             "rows named 'x' are in train and in test. Name another id column",
         ),
-        ("t.jsonl", '{"path": 3}\n{"path": 4}\n', {}, "line 1: column 'path' is 3, expected a file path"),
+        ("t.jsonl", '{"path": 3}\n{"path": 4}\n', {}, "none of the first 2 files exists, .* is .*/3. P"),
+        ("t.json", '[{"a": 1}', {}, "t.json is not JSON: .* Expected a list of objects"),
+        ("t.json", '[{"a": 1}, 2]', {}, "line 2: is int, expected an object such as"),
+        (
+            "t.csv.gz",
+            "a,b\n1,2\n",
+            {},
+            "cannot read .*t.csv.gz: Not a gzipped file .* Expected a csv file in UTF-8",
+        ),
+        ("t.csv", 'a,b\n1,2\n3,"4\n5,6\n7,8\n', {}, "line 3: a quote begins there and does not end"),
         ("t.csv", "name\na\nb\n", {"id": "nam"}, "no column 'nam' .option id.. Did you mean 'name'"),
         (
             "t.csv",
@@ -305,7 +323,7 @@ def test_pairs_of_files_name_what_the_table_lacks(tmp_path):
             "no column 'nam' .option split_by.. Did you mean 'name'",
         ),
         ("t.parquet", "no parquet", {}, "cannot read .*t.parquet: .* Expected a parquet file"),
-        ("t.tsv", "a\tb\n", {}, "ends in '.tsv', expected one of .csv .jsonl .parquet. Rename or convert it"),
+        ("t.xls", "a\tb\n", {}, "ends in '.xls', expected one of .csv .tsv .tab .jsonl"),
     ],
 )
 def test_wrong_tables(tmp_path, name, text, options, message):
@@ -345,3 +363,241 @@ def test_a_mistake_in_the_middle_comes_when_it_is_met(tmp_path):
     assert next(coming) == (2, {"n": "0", "text": "caf"})
     with pytest.raises(SourceError, match=f"is not UTF-8: .* at byte {place}. Save it as UTF-8"):
         list(coming)
+
+
+# ---- dialects ----
+
+MEANT = [
+    {
+        "path": f"{i}.png",
+        "caption": f'a cat, number {i}; "seen"\nfrom\tthe side',
+        "label": "cat dog".split()[i % 2],
+    }
+    for i in range(30)
+]
+
+
+def as_csv(separator: str, blank: str = "") -> str:
+    quoted = lambda value: '"' + value.replace('"', '""') + '"'
+    line = lambda values: f"{separator}{blank}".join(values)
+    rows = [line([row["path"], quoted(row["caption"]), row["label"] + blank]) for row in MEANT]
+    return "\r\n".join([line(MEANT[0]), *rows]) + "\r\n"
+
+
+FORMS = {
+    "comma.csv": as_csv(","),
+    "semicolon.csv": as_csv(";"),
+    "tab.csv": as_csv("\t"),
+    "tab.tsv": as_csv("\t"),
+    "upper.TSV": as_csv("\t"),
+    "comma.tsv": as_csv(","),
+    "tab.tab": as_csv("\t"),
+    "blank.csv": as_csv(",", " "),
+    "blanks.csv": as_csv(";", "   "),
+    "bom.csv": "\ufeff" + as_csv(";"),
+    "lines.jsonl": "\n".join(map(json.dumps, MEANT)),
+    "lines.ndjson": "\n".join(map(json.dumps, MEANT)),
+    "list.json": json.dumps(MEANT, indent=1),
+    "bom.json": "\ufeff \n" + json.dumps(MEANT),
+    "lines.json": "\n".join(map(json.dumps, MEANT)),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_every_dialect_means_the_same(tmp_path, name, packed):
+    (tmp_path / "0.png").write_bytes(b"x")
+    path, content = tmp_path / f"{name}{'.gz' if packed else ''}", FORMS[name].encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert [row for _, row in rows_of(path)] == MEANT
+    found = Table(str(path))
+    assert len(found.train) + len(found.test) == 30 and found.train[0]["caption"].startswith("a cat, number")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a\n1\n2\n", {"a": "1"}),  # one column
+        ("a;b\n1,5;2,5\n3,5;4,5\n", {"a": "1,5", "b": "2,5"}),  # decimal commas
+        ("path\tcaption\na.png\tred, green, blue\n", {"path": "a.png", "caption": "red, green, blue"}),
+        (
+            "x\tcaption, in English, short\n1\tone\n2\ttwo, or so\n",
+            {"x": "1", "caption, in English, short": "one"},
+        ),
+        ("a,b,\n1,2,\n", {"a": "1", "b": "2", "": ""}),
+        (' a , "b c" ,d\n 1 , "2, 3" ,\t4 \n', {"a": "1", "b c": "2, 3", "d": "4"}),
+    ],
+)
+def test_the_separator_is_found(tmp_path, text, expected):
+    (tmp_path / "t.csv").write_text(text)
+    assert next(rows_of(tmp_path / "t.csv"))[1] == expected
+
+
+def test_a_cell_may_hold_a_document(tmp_path):
+    (tmp_path / "t.csv").write_text(f"a,b\n{'word ' * 100_000},2\n")
+    assert [len(row["a"]) for _, row in rows_of(tmp_path / "t.csv")] == [499_999]
+
+
+def test_damaged_tables_are_named(tmp_path):
+    whole = gzip.compress(as_csv(",").encode())
+    (tmp_path / "cut.csv.gz").write_bytes(whole[:-20])
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "deep.jsonl").write_text('{"a":' * 100_000)
+    latin = gzip.compress("path\né.png\n".encode("latin-1"))
+    (tmp_path / "latin.csv.gz").write_bytes(latin)
+    for name, message in {
+        "cut.csv.gz": "cannot read .*cut.csv.gz: .*Expected a csv file",
+        "deep.json": "deep.json is not JSON",
+        "deep.jsonl": "line 1: is not JSON",
+        "latin.csv.gz": "is not UTF-8: .* at byte 5",
+    }.items():
+        with pytest.raises(SourceError, match=message):
+            list(rows_of(tmp_path / name))
+
+
+# ---- bad rows ----
+
+
+def test_a_bad_row_is_a_bad_sample(tmp_path):
+    picture(tmp_path / "a.png", 7)
+    paths = [
+        "a.png",
+        None,
+        "",
+        " ",
+        "nan",
+        3,
+        [1],
+        {"x": 1},
+        "a\0b.png",
+        "half \ud800.png",
+        " a.png ",
+        "gone.png",
+    ]
+    rows = [{"path": path, "split": "test" if i > 10 else "train"} for i, path in enumerate(paths)]
+    found = Table(write(tmp_path / "t.jsonl", rows))
+    assert (len(found.train), len(found.test)) == (11, 1)
+    causes = {}
+    for record in found.train:
+        try:
+            assert images.read_record(record).shape == (3, 4, 4)
+        except ValueError as error:
+            causes[record["id"]] = str(error)
+    assert len(causes) == 9 and ids(found.train)[10] == "a.png (2)"
+    empty = [cause for cause in causes.values() if cause == "the cell that names its file is empty"]
+    assert len(empty) == 4 and all(name in causes for name in ("row 2", "row 3", "row 4", "row 5", "3"))
+    with pytest.raises(ValueError, match="names its file is empty"):
+        NextFrame().sample(found.train[1], np.random.default_rng(0))
+
+
+def test_rows_without_an_id_have_their_number(tmp_path):
+    found = Table(
+        write(tmp_path / "t.jsonl", [{"id": i} for i in ("x", "", "x", None, 7)]), test_fraction=0.2
+    )
+    assert sorted(ids(found.train + found.test)) == ["7", "row 2", "row 4", "x", "x (2)"]
+    assert found.describe().endswith("; ids that came again have a number after them: 1 rows")
+
+
+def test_the_limit_of_bad_samples_counts_records(tmp_path):
+    """Not files: two rows of one damaged file are two."""
+    (tmp_path / "bad.png").write_bytes(b"x")
+    picture(tmp_path / "good.png", 7), picture(tmp_path / "other.png", 7)
+    names = ["bad.png"] * 4 + ["good.png"] * 5 + ["other.png"]
+    rows = [{"path": name, "split": "test" if name == "other.png" else "train"} for name in names]
+    found = Table(write(tmp_path / "t.jsonl", rows))
+    stream = Stream(found.train, Augment(8), seed=0)
+    bad = {pair for position in range(9) for pair in stream[position][-1]}
+    assert {name for name, _ in bad} == {"bad.png", "bad.png (2)", "bad.png (3)", "bad.png (4)"}
+    Quarantine(tmp_path / "q.jsonl", "t", 9, 4 / 9).add(sorted(bad))
+    with pytest.raises(BadDataError, match="4 of 9 samples cannot be read; .* allows 3"):
+        Quarantine(tmp_path / "r.jsonl", "t", 9, 3 / 9).add(sorted(bad))
+
+
+# ---- files in cells ----
+
+
+def picture(path: Path, level: int) -> bytes:
+    Image.fromarray(np.full((4, 4, 3), level, np.uint8)).save(path)
+    return path.read_bytes()
+
+
+def sound(path: Path, level: float) -> bytes:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
+        file.writeframes(np.full(8000, round(level * 500), "<i2").tobytes())
+    return path.read_bytes()
+
+
+def film(path: Path, level: int) -> bytes:
+    write_mp4(path, np.full((12, 32, 32, 3), level, np.uint8))
+    return path.read_bytes()
+
+
+def micro(path: Path, level: int) -> bytes:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(path, np.arange(2 * 32 * 32, dtype=np.uint16).reshape(2, 32, 32) + level)
+    return path.read_bytes()
+
+
+READERS = {
+    "image": (picture, ".png", {"size": 8}),
+    "audio": (sound, ".wav", {"seconds": 0.5, "rate_hz": 8000}),
+    "clip": (film, ".mp4", {"frames": 2, "size": 32}),
+    "microscope": (micro, ".tif", {"channels": 2, "size": 32}),
+}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("modality", READERS)
+def test_a_cell_may_hold_the_file_itself(tmp_path, modality, named, monkeypatch):
+    """As bytes, and as {bytes, path} as Hugging Face writes it: read as from its file."""
+    make, ending, options = READERS[modality]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    rows = []
+    for i in range(4):
+        content = make(tmp_path / f"{i}{ending}", 20 + i)
+        cell = {"bytes": content, "path": f"{i}{ending}"} if named else content
+        rows.append({"cell": cell, "path": f"{i}{ending}", "text": f"number {i}"})
+    found = Table(write(tmp_path / "t.parquet", rows))
+    reader, text = build("modality", {"name": modality, **options}), build("modality", {"name": "text"})
+    views = {}
+    for column in ("cell", "path"):
+        pair = CrossModal(column, "text")
+        pair.bind(Reading((reader, text), found))
+        views[column] = [pair.views(record, "a")[0] for record in found.train]
+        assert pair.sample(found.train[0], np.random.default_rng(0))[0].shape == views[column][0].raw.shape
+    for a, b in zip(views["cell"], views["path"]):
+        assert torch.equal(a.raw, b.raw) and len(a.content) < 200
+    assert len({view.content for view in views["cell"]}) == 3
+    assert not list(scratch.iterdir())  # nothing is left behind
+
+
+def test_a_damaged_file_in_a_cell_has_a_short_cause(tmp_path):
+    rows = [{"cell": {"bytes": b"\x1b[31m" * 9, "path": "x.wav"}, "text": f"{i}"} for i in range(3)]
+    found = Table(write(tmp_path / "t.parquet", rows))
+    audio, text = build("modality", {"name": "audio"}), build("modality", {"name": "text"})
+    pair = CrossModal("cell", "text")
+    pair.bind(Reading((audio, text), found))
+    with pytest.raises(CellError, match="column 'cell': x.wav") as caught:
+        pair.sample(found.train[0], np.random.default_rng(0))
+    assert len(str(caught.value)) < 200 and tempfile.gettempdir() not in str(caught.value)
+
+
+def test_pairs_that_read_for_themselves_take_cells_with_files(tmp_path):
+    rows = [{"film": film(tmp_path / f"{i}.mp4", 50 + i), "n": i} for i in range(4)]
+    found = Table(write(tmp_path / "t.parquet", rows), column="film")
+    assert (
+        ids(found.train + found.test) and "film" in found.train[0] and found.train[0]["id"].startswith("row ")
+    )
+    source = f"source={{name: table, root: {tmp_path / 't.parquet'}, column: film}}"
+    tasks, _ = build_reading(load_recipe("video_next_frame", [source]))
+    assert tasks[0].source.train == found.train
+    clip, target = NextFrame(frames=2, size=32).sample(found.train[0], np.random.default_rng(0))
+    level = 50 + found.train[0]["n"]
+    assert abs(float(clip.float().mean()) - level) < 3 and abs(float(target.float().mean()) - level) < 3
+    rows = [{"picture": {"bytes": picture(tmp_path / "p.png", 9 * i), "path": None}} for i in range(4)]
+    found = Table(write(tmp_path / "u.parquet", rows), column="picture")
+    levels = [int(Augment(4).views(r, "a")[0].raw[0, 0, 0, 0]) for r in found.train + found.test]
+    assert sorted(levels) == [0, 9, 18, 27]

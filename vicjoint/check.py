@@ -16,12 +16,14 @@ import time
 from tqdm import tqdm
 
 from vicjoint.data import READ_ERRORS, ReaderError, Readers, Reads, Stream, TimeLimit, cause_of
+from vicjoint.data.quarantine import allowed
 from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.files.guard import printable, printable_lines
 from vicjoint.files.paths import user_path
 from vicjoint.parts import Record
-from vicjoint.recipe import Recipe, RecipeError, load_recipe
+from vicjoint.recipe import Recipe, load_recipe
 from vicjoint.registry import ComponentError
+from vicjoint.training.build import build_measures
 
 CLEAN, BAD, WRONG = 0, 1, 2
 AT_ONCE = 16  # records that a process is given
@@ -95,10 +97,11 @@ def parts_of(task: TaskReading) -> dict[str, list[Record]]:
 
 
 def check(recipe: Recipe) -> dict:
-    """Read everything; {records, bad, seconds, records_per_second, processes, pairs: [{pair, source, records:
-    {part: number}, bad: [{part, sample, cause}]}]}. Raises RecipeError, and ReaderError where processes that
-    read keep dying."""
-    tasks, _ = build_reading(recipe)
+    """Read everything; {records, bad, seconds, records_per_second, processes, unused: what probes say of
+    records without a part in them, pairs: [{pair, source, records: {part: number}, bad: [{part, sample,
+    cause}]}]}. Raises ValueError, and ReaderError where processes that read keep dying."""
+    tasks, readers = build_reading(recipe)
+    _, unused = build_measures(recipe, tasks, readers)
     records = Records(tasks, recipe)
     places, workers = records.places(), recipe.data.workers
     batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
@@ -129,6 +132,7 @@ def check(recipe: Recipe) -> dict:
         "seconds": seconds,
         "records_per_second": len(places) / seconds,
         "processes": max(1, workers),
+        "unused": unused,
         "pairs": [
             {
                 "pair": task.spec.name,
@@ -165,7 +169,8 @@ def in_words(found: dict, max_bad_fraction: float) -> str:
             f"{which}{len(of['bad']):,} of {sum(of['records'].values()):,} records cannot be read ({parts})",
         ]
         if in_training:
-            verdict = "stops at" if share > max_bad_fraction else "replaces"
+            too_many = in_training > allowed(of["records"]["train"], max_bad_fraction)
+            verdict = "stops at" if too_many else "replaces"
             lines.append(
                 f"{which}{in_training:,} are for training, {share:.2%}: with"
                 f" data.max_bad_fraction={max_bad_fraction:g} a run {verdict} them"
@@ -205,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = check(recipe)
         if options.json:
             options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    except (RecipeError, ComponentError, OSError) as error:
+    except (ValueError, ComponentError, OSError) as error:
         print(printable_lines(error), file=sys.stderr)
         return WRONG
     except (ReaderError, KeyboardInterrupt) as error:

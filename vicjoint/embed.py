@@ -5,8 +5,9 @@
     python -m vicjoint.embed runs/image_text/1 captions.csv --branch b --column caption --to captions.parquet
     python -m vicjoint.embed runs/video_faces/1 films/ --every 0.5 --to films.parquet
 
-DATA: files, folders, tables (csv, jsonl, parquet), tar files of pictures, .txt files with a text a line. What
-cannot be read is left out, and named in out.parquet.bad.jsonl. Stopped or killed, the same command goes on.
+DATA: files, folders, tables (csv, tsv, json, jsonl, parquet), tar files of pictures, .txt files with a text a
+line. What cannot be read is left out, and named in out.parquet.bad.jsonl. Stopped or killed, the same command
+goes on.
 Exit code 0: done; 1: nothing could be read, or reading came to no end; 2: wrong arguments; 75: stopped.
 """
 
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("run", metavar="RUN_OR_EXPORT")
-    add("data", nargs="+", metavar="DATA", help="files, folders, tables (csv, jsonl, parquet), tar, txt")
+    add("data", nargs="+", metavar="DATA", help="files, folders, tables (csv, tsv, json, ...), tar, txt")
     add("--to", type=user_path, required=True, metavar="out.parquet")
     add("--branch", default="a", metavar="NAME", help="a, b, or a name of the recipe's branches")
     add("--every", type=float, metavar="SECONDS", help="slide a window over long videos and sounds")

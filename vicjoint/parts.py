@@ -57,7 +57,7 @@ class Source:
     """Whether a recipe's `source.root` has to exist; False: it may be a pattern or the id of a hub."""
 
     def describe(self) -> str:
-        """One line: what it is, where, and how many records of each split."""
+        """One line: what it is, where, how many records of each split, and what there is not used."""
         return f"{type(self).__name__}: {len(self.train)} train, {len(self.test)} test records"
 
     def records(self, split: Split, side: Side = "a") -> Sequence[Record]:
@@ -403,6 +403,10 @@ class Probe:
 
     def misses(self, data: EvaluationData) -> str | None:
         """Why there is nothing to measure here, or None. Raises ValueError for what cannot be asked."""
+        return None
+
+    def unused(self, data: EvaluationData) -> str | None:
+        """In words, which records have no part in it, such as those without a label; None: all have one."""
         return None
 
     def wants(self, data: EvaluationData) -> list[Want]:

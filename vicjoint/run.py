@@ -19,7 +19,7 @@ except ImportError:  # Windows
     resource = None
 
 from vicjoint import distributed, registry
-from vicjoint.files.guard import printable, printable_lines
+from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
 from vicjoint.registry import ComponentError
 
@@ -165,8 +165,6 @@ def dry_run(recipe: Recipe) -> int:
         print(
             f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
         )
-    for source in dict.fromkeys(task.source.describe() for task in parts.tasks):
-        print(printable(source))
     each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
     check_probes(parts)
     evaluation = parts.evaluation.cost(parts.model, parts.untrained)

@@ -8,12 +8,17 @@ from vicjoint import distributed
 from vicjoint.data.errors import BadDataError, listed
 
 
+def allowed(records: int, max_bad_fraction: float) -> int:
+    """How many of the records may be bad."""
+    return math.ceil(max_bad_fraction * records)
+
+
 class Quarantine:
     """Bad samples: counted once each, named in `bad_samples.jsonl`, and at most a share of the records."""
 
     def __init__(self, path: Path, source: str, records: int, max_bad_fraction: float):
         self.path, self.source = path, source
-        self.allowed = math.ceil(max_bad_fraction * records)
+        self.allowed = allowed(records, max_bad_fraction)
         self.fraction, self.records = max_bad_fraction, records
         self.causes: dict[str, str] = {}
         if path.exists():

@@ -8,8 +8,10 @@ No model, no device: what `check` and embeddings need.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vicjoint.files.guard import printable
 from vicjoint.parts import Modality, Pair, Reading, Source
 from vicjoint.recipe import Recipe, RecipeError, Spec, TaskSpec
 from vicjoint.registry import build, find, options
@@ -43,6 +45,11 @@ def build_reading(recipe: Recipe) -> tuple[list[TaskReading], dict[str, Modality
         return tasks, readers
     except (ValueError, TypeError, OSError) as error:
         raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
+
+
+def sources_of(tasks: Sequence[TaskReading]) -> list[str]:
+    """A line for each source: what was found, and what of it is not used."""
+    return list(dict.fromkeys(printable(task.source.describe()) for task in tasks))
 
 
 def build_readers(recipe: Recipe) -> dict[str, Modality]:

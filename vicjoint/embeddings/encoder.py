@@ -26,6 +26,7 @@ from tqdm import tqdm
 from vicjoint.batch import concatenate, to_device
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit, cause_of
 from vicjoint.data.reading import build_readers
+from vicjoint.files.cells import CellError, as_path
 from vicjoint.files.guard import printable
 from vicjoint.model import Branch, Model
 from vicjoint.parts import Modality, Pair, Raw, Side, Space
@@ -111,9 +112,14 @@ class ItemReader:
 
     def read(self, value: Any) -> Raw:
         """The raw view of one item, with a leading dimension of 1. Raises ValueError or OSError."""
-        return self.pair.read_item(value, self.side)
+        if self.reads == "text" or ".tar" in self.suffixes:
+            return self.pair.read_item(value, self.side)
+        with as_path(value) as path:
+            return self.pair.read_item(path, self.side)
 
     def slide(self, value: Any, every: float) -> Sliding:
+        if not isinstance(value, str):
+            raise CellError("no window slides over what lies in a cell or a tar file: write it to a file")
         return self.pair.slide(value, self.side, every)
 
 

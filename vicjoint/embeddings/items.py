@@ -1,31 +1,30 @@
 """What the DATA of `python -m vicjoint.embed` holds: items, one after the other, always in the same order.
 
-A file is one item; a folder the files below it that the branch reads; a table (csv, jsonl, parquet) the cells
-of a column; a tar file, or a pattern such as x-{000..146}.tar, the pictures in it; a .txt file a text a line.
-None of them is held in memory.
+A file is one item; a folder the files below it that the branch reads; a table the cells of a column; a tar
+file, or a pattern such as x-{000..146}.tar, the pictures in it; a .txt file a text a line. None of them is
+held in memory.
 """
 
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vicjoint.embeddings.encoder import ItemReader
-from vicjoint.files.cells import CellError, file_path, values
+from vicjoint.files.cells import CellError, compared, file_of, text_of, values
+from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair
 from vicjoint.recipe import TaskSpec
 from vicjoint.registry import nearest
 from vicjoint.sources.base import SourceError
-from vicjoint.sources.rows import TABLE_SUFFIXES, check_file, open_parquet, rows_of
-from vicjoint.sources.shards import find_shards, list_members
+from vicjoint.sources.rows import FORMATS, check_file, format_of, open_parquet, rows_of
+from vicjoint.sources.shards import find_shards, pictures_of
 
 OWN = ("item", "embedding", "start_seconds", "end_seconds")  # columns that embed writes
 AT_ONCE = 4096  # rows of a jsonl file whose types are looked at together
-LABEL = "cls"  # suffix of the member of a tar file with the class
 
 
 @dataclass(frozen=True)
@@ -127,27 +126,23 @@ class File(Part):
 
 
 class Folder(Part):
-    """Files by their endings, of each folder in order, then those of its folders. Hidden names are skipped,
-    links to folders are not followed."""
+    """Files by their endings, as `Walk` lists them."""
 
     def __init__(self, root: str, suffixes: tuple[str, ...], with_shards: bool):
         self.root, self.suffixes, self.with_shards = root, suffixes, with_shards
-        self.others: Counter[str] = Counter()
+        self.walk = Walk(root, suffixes and (*suffixes, *((".tar",) if with_shards else ())))
 
     def __iter__(self) -> Iterator[Item]:
-        self.others, some = Counter(), False
-        for folder, folders, files in os.walk(self.root, onerror=self._refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in files if not name.startswith(".")):
-                path, ending = os.path.join(folder, name), os.path.splitext(name)[1].lower()
-                if self.with_shards and ending == ".tar":
-                    some = True
+        some = False
+        try:
+            for name in self.walk:
+                some, path = True, os.path.join(self.root, name)
+                if self.with_shards and name.lower().endswith(".tar"):
                     yield from Shards(path)
-                elif not self.suffixes or name.lower().endswith(self.suffixes):
-                    some = True
-                    yield Item(path, path)
                 else:
-                    self.others[ending or "without ending"] += 1
+                    yield Item(path, path)
+        except OSError as error:
+            raise SourceError(f"{self.root}: cannot be listed: {error.strerror}. Allow reading it.") from None
         if not some:
             raise SourceError(
                 f"{self.root}: no file below it that this branch reads. {self.note() or 'It has no files.'}"
@@ -155,17 +150,12 @@ class Folder(Part):
             )
 
     def add_columns(self, columns: "Columns") -> None:
-        if self.with_shards and next(Path(self.root).rglob("*.tar"), None) is not None:
+        if self.with_shards and next(iter(Walk(self.root, (".tar",))), None) is not None:
             columns.add("label", columns.text)
 
     def note(self) -> str | None:
-        if not self.others:
-            return None
-        kinds = ", ".join(f"{number:,} {ending}" for ending, number in self.others.most_common(5))
-        return f"{self.root}: {self.others.total():,} other files were passed over: {kinds}."
-
-    def _refuse(self, error: OSError) -> None:
-        raise SourceError(f"{error.filename}: cannot be listed: {error.strerror}. Allow reading it.")
+        passed = self.walk.passed_over()
+        return f"{self.root}: passed over: {passed}." if passed else None
 
 
 class Shards(Part):
@@ -176,9 +166,8 @@ class Shards(Part):
 
     def __iter__(self) -> Iterator[Item]:
         for shard in find_shards(self.pattern):
-            for _, key, offset, size, label in list_members(0, shard, LABEL):
-                name = f"{shard}/{key}"
-                yield Item({"id": key, "path": shard, "offset": offset, "size": size}, name, {"label": label})
+            for record, label in pictures_of(shard):
+                yield Item(record, f"{shard}/{record['id']}", {"label": label})
 
     def add_columns(self, columns: "Columns") -> None:
         columns.add("label", columns.text)
@@ -224,11 +213,12 @@ class Table(Part):
                 continue
             for value in found:
                 try:
-                    value = file_path(folder, value) if cell.is_file else value
+                    value = file_of(folder, value) if cell.is_file else text_of(value)
                 except CellError as error:
                     yield Item(error, f"{self.path}, row {number}", own)
                     continue
-                yield Item(value, value if isinstance(value, str) else json.dumps(value, default=str), own)
+                inside = cell.is_file and isinstance(value, dict)
+                yield Item(value, f"{self.path}, row {number}" if inside else compared(value), own)
 
     def add_columns(self, columns: "Columns") -> None:
         names = columns.add_table(self.path)
@@ -254,7 +244,7 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
     """What one of the DATA is. Raises SourceError for what holds no items of the branch."""
     path, ending = Path(name), os.path.splitext(name)[1].lower()
     with_shards = ".tar" in reader.suffixes
-    if ending in TABLE_SUFFIXES:
+    if format_of(path):
         return Table(name, cell)
     if ending == ".tar" and reader.reads == "file":
         if not with_shards:
@@ -271,8 +261,8 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
         if ending == ".txt" and path.is_file():
             return Lines(name)
         raise SourceError(
-            f"{name}: this branch reads texts, expected a table (csv, jsonl, parquet) with a column of them,"
-            " or a .txt file with one a line."
+            f"{name}: this branch reads texts, expected a table ({FORMATS}) with a column of them, or"
+            " a .txt file with one a line."
         )
     suffixes = tuple(suffix for suffix in reader.suffixes if suffix != ".tar")
     return Folder(name, suffixes, with_shards) if path.is_dir() else File(name)
@@ -299,13 +289,14 @@ class Columns:
 
     def add_table(self, path: Path) -> list[str]:
         """Those of a table; returns its names."""
-        if path.suffix.lower() == ".parquet":
+        kind = format_of(path)
+        if kind == "parquet":
             with open_parquet(path) as file:
                 schema = file.schema_arrow
             for name, type in zip(schema.names, schema.types):
                 self.add(own_name(name), type)
             return list(schema.names)
-        if path.suffix.lower() == ".csv":
+        if kind == "csv":
             header = list(next(rows_of(path))[1])
             for name in header:
                 self.add(own_name(name), self.text)

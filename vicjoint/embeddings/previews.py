@@ -31,7 +31,7 @@ from vicjoint.modalities.image import duration
 from vicjoint.modalities.microscope import read_channels, stretch
 from vicjoint.modalities.molecule import parse
 from vicjoint.registry import ComponentError, need
-from vicjoint.sources.shards import list_members
+from vicjoint.sources.shards import pictures_of
 from vicjoint.sources.video_folder import VIDEO_SUFFIXES
 from vicjoint.video import Video
 from vicjoint.video.write import RATE_FPS, write_mp4
@@ -108,7 +108,7 @@ class Previews:
         suffix = Path(item).suffix.lower()
         if self.modality == "audio" or suffix in SOUND_SUFFIXES:
             return self._heard(item, *window)
-        if suffix in VIDEO_SUFFIXES:
+        if suffix in VIDEO_SUFFIXES and (suffix != ".gif" or self.modality != "image"):
             return self._seen(item, *window)
         if suffix in images.IMAGE_SUFFIXES or self.modality in ("image", "next_frame"):
             pixels = images.read_record(member_of_tar(item) or {"path": item})
@@ -224,8 +224,7 @@ def member_of_tar(item: str) -> dict | None:
 @functools.lru_cache(maxsize=4)
 def members(shard: str) -> dict[str, dict]:
     """{key: record} of the pictures of a tar file."""
-    found = list_members(0, shard, "cls")
-    return {key: {"id": key, "path": shard, "offset": at, "size": size} for _, key, at, size, _ in found}
+    return {record["id"]: record for record, _ in pictures_of(shard)}
 
 
 def channels_as_colours(path: str) -> np.ndarray:

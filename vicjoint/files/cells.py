@@ -9,14 +9,30 @@ stay as they are and `..` may lead out of the folder: a table is trusted as far 
 into a recipe.
 """
 
+import contextlib
+import hashlib
 import json
+import math
 import os
+import tempfile
+from collections.abc import Iterator
 
 from vicjoint.registry import nearest
+
+TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
+# as pandas, numpy, R, SQL and spreadsheets write it; "none" is a class
+MISSING = frozenset(
+    {"", "nan", "NaN", "null", "NULL", "Null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"}
+)
 
 
 class CellError(ValueError):
     """A cell that is missing or empty; the message names the column."""
+
+
+class Part(dict):
+    """A part of a tar file, as the value of a cell: what `images.read_record` reads; with a `key`, the value
+    that the part's JSON has there."""
 
 
 def path_of(record: dict) -> str:
@@ -24,7 +40,9 @@ def path_of(record: dict) -> str:
     column of paths."""
     if record.get("path") is None:
         raise CellError(
-            "the record has no file: its table has no column 'path'. Name the column with the files:"
+            "the cell that names its file is empty"
+            if "path" in record
+            else "the record has no file: its table has no column 'path'. Name the column with the files:"
             " source.column=..."
         )
     return record["path"]
@@ -39,6 +57,80 @@ def file_path(record: dict, value) -> str:
     return path if "\\" not in path or os.path.exists(path) else os.path.normpath(path.replace("\\", "/"))
 
 
+def file_of(record: dict, value) -> str | dict:
+    """The file that a cell means: its absolute path; or where the cell is a Part or holds the file (bytes, or
+    {bytes, path} as in data sets of Hugging Face), what `images.read_record` reads. Raises CellError for
+    anything else."""
+    if isinstance(value, Part):
+        return value
+    content = value.get("bytes") if isinstance(value, dict) else value
+    name = value.get("path") if isinstance(value, dict) else None
+    if isinstance(content, bytes):
+        return {"id": name or record.get("id", "a cell"), "bytes": content}
+    return file_path(record, name or value)
+
+
+def cell(record: dict, column: str):
+    """The value of a cell that is no file; None where it is empty or not there. Raises CellError."""
+    found = text_of(record.get(column))
+    return None if is_empty(found) else found
+
+
+def text_of(value):
+    """A cell that is no file: bytes and a Part as text, or what the Part's JSON has under its key. Raises
+    CellError."""
+    part = isinstance(value, Part)
+    if not part and not isinstance(value, bytes):
+        return value
+    try:
+        text = (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
+        return json.loads(text).get(value["key"]) if part and "key" in value else text
+    except (ValueError, RecursionError, AttributeError) as error:
+        what = "JSON object" if part and "key" in value else "text in UTF-8"
+        raise CellError(f"{value['id'] if part else 'a cell'} is no {what}: {error}") from None
+
+
+@contextlib.contextmanager
+def as_path(file: str | dict) -> Iterator[str]:
+    """What `file_of` gives as a path: what lies in a cell or a tar file is written to a file that is there
+    while this is entered. Raises as reading does, with a name in place of that file's."""
+    if isinstance(file, str):
+        yield file
+        return
+    content = bytes_of(file)
+    ending = os.path.splitext(file["id"])[1] or (".tif" if content[:4] in TIFF else "")
+    handle, path = tempfile.mkstemp(ending)
+    try:
+        with open(handle, "wb") as out:
+            out.write(content)
+        yield path
+    except (ValueError, OSError) as error:
+        raise CellError(str(error).replace(path, file["id"])) from error
+    finally:
+        os.unlink(path)
+
+
+def opened(record: dict):
+    """The path of a record's own file, as `as_path` gives it."""
+    inside = "bytes" in record or "offset" in record
+    return as_path(record if inside else path_of(record))
+
+
+def bytes_of(file: dict) -> bytes:
+    """The content of a file that lies in a cell or a tar file. Raises OSError."""
+    if "bytes" in file:
+        return file["bytes"]
+    with open(file["path"], "rb") as tar:
+        tar.seek(file["offset"])
+        return tar.read(file["size"])
+
+
+def compared(value) -> str:
+    """A text that is equal for equal values, of which bytes may be a part."""
+    digest = lambda v: f"sha256 {hashlib.sha256(v).hexdigest()}" if isinstance(v, bytes) else str(v)
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=digest)
+
+
 def values(record: dict, column: str, several: bool = False, separator: str | None = None) -> list:
     """What the cell of `column` holds: one value, or several.
 
@@ -47,8 +139,10 @@ def values(record: dict, column: str, several: bool = False, separator: str | No
     one value as it is. Raises CellError.
     """
     check_column(column, record)
-    cell = record[column]
-    found = _split(cell, separator) if several and isinstance(cell, str) else cell
+    held = record[column]
+    if isinstance(held, Part) and (several or "key" in held):
+        held = text_of(held)
+    found = _split(held, separator) if several and isinstance(held, str) else held
     found = found if isinstance(found, list) and found and all(isinstance(v, str) for v in found) else [found]
     found = [str(v) if isinstance(v, (int, float)) else v for v in found]
     found = [v for v in found if not is_empty(v)]
@@ -58,16 +152,22 @@ def values(record: dict, column: str, several: bool = False, separator: str | No
 
 
 def is_empty(value) -> bool:
-    return value is None or (
-        isinstance(value, (str, list)) and not (value.strip() if isinstance(value, str) else value)
-    )
+    """The one rule for a cell without a value, wherever one is read: None, not a number, no bytes, an empty
+    list, a mapping of none but those, and a text that is blank or one of MISSING."""
+    if isinstance(value, str):
+        return value.strip() in MISSING
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    return value is None or (isinstance(value, (list, bytes)) and not value)
 
 
 def _split(cell: str, separator: str | None):
     if cell.lstrip().startswith("["):
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # a text that begins with a bracket
     return [part.strip() for part in cell.split(separator)] if separator else cell
 
@@ -76,10 +176,9 @@ def as_text(record: dict, column: str) -> str:
     """A cell as the text by which keys, groups and equal values are compared. Raises CellError where it is
     empty."""
     check_column(column, record)
-    cell = record[column]
-    if is_empty(cell):
+    if (found := cell(record, column)) is None:
         raise CellError(f"column '{column}' is empty")
-    return cell.strip() if isinstance(cell, str) else json.dumps(cell, sort_keys=True, default=str)
+    return compared(found).strip()
 
 
 def check_column(column: str, columns, option: str = "") -> None:

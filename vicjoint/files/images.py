@@ -29,7 +29,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from vicjoint.files.cells import path_of
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
 READ_SUFFIXES = (*IMAGE_SUFFIXES, ".tar")  # of files that `read_record` reads, as a whole or a part
 MAX_PIXELS = 89_478_485  # Pillow's limit for what may be a decompression bomb: a quarter GiB of RGB
 LEAST_LEVELS = 16  # of the 256 that are left of 16 bits: below lie 12 bits and less, unscaled

@@ -1,8 +1,10 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Files and folders that are whole or absent: written under a temporary name, then renamed."""
 
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 
@@ -28,3 +30,20 @@ def replaced(path: Path):
 
 def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1))
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path):
+    """A folder beside `path` to write into, which takes its place when it is left without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}."))
+    try:
+        yield building
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            building.rename(path)
+        except OSError:
+            if not path.exists():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -7,13 +7,24 @@ pair: {name: cross_modal, a: path, b: path, key: digit}  # spoken seven, any wri
 """
 
 import hashlib
-import json
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from vicjoint import distributed
-from vicjoint.files.cells import CellError, as_text, check_column, file_path, is_empty, values
+from vicjoint.files.cells import (
+    CellError,
+    as_path,
+    as_text,
+    cell,
+    check_column,
+    compared,
+    file_of,
+    is_empty,
+    text_of,
+    values,
+)
 from vicjoint.files.guard import printable
 from vicjoint.options import Positive
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
@@ -105,11 +116,12 @@ class CrossModal(Pair):
         """A file in both splits makes a test on training data; tables may be made so on purpose, so this is a
         line and no error."""
         for side, reader in zip("ab", self.readers) if distributed.rank() == 0 else ():
-            if reader.reads != "file":
-                continue
             column = self._column(side)
+            if reader.reads != "file" or not isinstance(source.records("train", side)[0][column], str):
+                continue
             train, test = (
-                {str(r[column]) for r in source.records(split, side)} for split in ("train", "test")
+                {compared(r[column]) for r in source.records(split, side) if not is_empty(r[column])}
+                for split in ("train", "test")
             )
             if both := train & test:
                 print(
@@ -138,7 +150,7 @@ class CrossModal(Pair):
                 )
 
     def _key(self, record: dict) -> str | None:
-        return None if is_empty(record.get(self.key)) else as_text(record, self.key)
+        return None if cell(record, self.key) is None else as_text(record, self.key)
 
     def _by_key(self, records: list[dict]) -> dict[str, list[dict]]:
         found: dict[str, list[dict]] = {}
@@ -187,13 +199,20 @@ class CrossModal(Pair):
     def _read(self, side: Side, record: Record, value, rng, window) -> Raw:
         reader = self._reader(side)
         try:
-            return reader.read(self._named(side, record, value), rng, window if reader.timed else None)
+            with self._opened(side, self._named(side, record, value)) as named:
+                return reader.read(named, rng, window if reader.timed else None)
         except (ValueError, OSError) as error:
             raise CellError(f"column '{self._column(side)}': {error}") from error
 
     def _named(self, side: Side, record: Record, value):
-        """A value as the reader takes it: the path of a file, or the value itself."""
-        return file_path(record, value) if self._reader(side).reads == "file" else value
+        """A value as the reader takes it: a file, or the value itself."""
+        return file_of(record, value) if self._reader(side).reads == "file" else text_of(value)
+
+    def _opened(self, side: Side, named) -> AbstractContextManager:
+        """The same for a reader that takes only paths of files."""
+        reader = self._reader(side)
+        takes_all = reader.reads == "text" or ".tar" in reader.suffixes
+        return nullcontext(named) if takes_all else as_path(named)
 
     def _window(
         self, cells: list[tuple[Record, str]], rng: np.random.Generator | None
@@ -205,7 +224,8 @@ class CrossModal(Pair):
         for side, (record, value) in zip("ab", cells):
             if self._reader(side).timed:
                 try:
-                    lengths[side] = self._reader(side).seconds(self._named(side, record, value))
+                    with self._opened(side, self._named(side, record, value)) as named:
+                        lengths[side] = self._reader(side).seconds(named)
                 except (ValueError, OSError) as error:
                     raise CellError(f"column '{self._column(side)}': {error}") from error
         shortest = min(lengths, key=lengths.get)
@@ -225,7 +245,7 @@ class CrossModal(Pair):
         return number if self.group is None else hashed(as_text(record, self.group))
 
     def distinct_of(self, record: Record) -> str | None:
-        return None if is_empty(record.get(self.distinct)) else as_text(record, self.distinct)
+        return None if cell(record, self.distinct) is None else as_text(record, self.distinct)
 
     # ---- evaluation ----
 
@@ -237,14 +257,14 @@ class CrossModal(Pair):
         row, found = self._own_row(record, side), []
         for value in self._values_of(row, side):
             window = self._view_window(row, side, value)
-            content = named = self._named(side, row, value)
-            item, seconds = (named, None) if isinstance(named, str) else ("", None)
-            if not isinstance(named, str):
-                content = json.dumps(named, sort_keys=True, default=str)
+            named, seconds = self._named(side, row, value), None
+            content, item = compared(named), named if isinstance(named, str) else ""
             if window is not None and self._reader(side).timed:
                 content, seconds = f"{content} from {window[0]} s", (window[0], sum(window))
             raw = self._read(side, row, value, rng, window) if read else None
-            title = str(value) if str(value) == str(row["id"]) else f"{row['id']}: {value}"
+            title = str(row["id"])
+            if isinstance(value, str) and value != title:
+                title += f": {value}"
             found.append(View(raw, content, self._key(row) if self.key else None, title, item, seconds))
         return found
 

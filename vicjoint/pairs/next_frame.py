@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.cells import path_of
+from vicjoint.files.cells import opened, path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.parts import Modality, Pair, Record, Side, View
 from vicjoint.registry import register
@@ -72,7 +72,7 @@ class NextFrame(Pair):
     """
 
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
-    reads = ("path",)
+    reads = ("path", "bytes")
     suffixes = VIDEO_SUFFIXES
 
     def __init__(
@@ -113,11 +113,12 @@ class NextFrame(Pair):
         windows, wanted = [], []
 
         def choose(info: VideoInfo) -> list[int]:
-            windows.extend(self.draw(info, rng, record["path"]))
+            windows.extend(self.draw(info, rng, path))
             wanted.extend(sorted({n for w in windows for n in [*w.context, w.target]}))
             return wanted
 
-        squares = self.squares.read(path_of(record), self.video_backend, choose)
+        with opened(record) as path:
+            squares = self.squares.read(path, self.video_backend, choose)
         frames = cut(squares, rng, self.area, self.flip)
         if self.a is None and self.b is None:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
@@ -150,8 +151,8 @@ class NextFrame(Pair):
     ) -> list[View]:
         """Clips for a, the frames after them for b; windows are repeated where the video has fewer. Raises
         VideoError, too, where none lies `between` the seconds."""
-        with self.open(path_of(record)) as video:
-            possible = self.possible_windows(video.info, record["path"])
+        with opened(record) as path, self.open(path) as video:
+            possible = self.possible_windows(video.info, path)
             if between is not None:
                 times = video.info.timestamps_seconds - video.info.start_seconds
                 first = bisect_left(possible, between[0], key=lambda w: times[w.context[0]])
@@ -159,7 +160,7 @@ class NextFrame(Pair):
                 possible = possible[first:last]
             if not possible:
                 raise VideoError(
-                    f"{record['path']}: no clip lies between {between[0]:g} and {between[1]:g} s"
+                    f"{path}: no clip lies between {between[0]:g} and {between[1]:g} s"
                     " (pair.frames, stride or seconds)"
                 )
             chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
@@ -172,7 +173,7 @@ class NextFrame(Pair):
                 record,
                 as_view(frames[[place[n] for n in numbers]][None]),
                 f"frames {numbers[0]}-{numbers[-1]}",
-                path_of(record) if side == "a" else "",  # of a frame its picture says more than the film
+                _file(record) if side == "a" else "",  # of a frame its picture says more than the film
                 seconds if side == "a" else None,
             )
             for numbers, seconds in zip(shown, seen)
@@ -186,7 +187,7 @@ class NextFrame(Pair):
         item: str = "",
         seconds: tuple[float, float] | None = None,
     ) -> View:
-        return View(raw, f"{path_of(record)} {what}", None, record["id"], item, seconds)
+        return View(raw, f"{_file(record) or record['id']} {what}", None, record["id"], item, seconds)
 
     def open(self, path: str) -> Video:
         """A video file, by the recipe's backend. Raises VideoError."""
@@ -285,6 +286,11 @@ class NextFrame(Pair):
     def transform(self, frames: np.ndarray) -> Tensor:
         """uint8 [F, H, W, 3] -> [F, 3, size, size]: the squares, as in evaluation."""
         return square_frames(self.squares.of(frames), self.size)
+
+
+def _file(record: Record) -> str:
+    """The path of a record's own file; "" where it lies in a cell or a tar file."""
+    return "" if {"bytes", "offset"} & set(record) else path_of(record)
 
 
 def as_view(clips: Tensor) -> Tensor:

@@ -72,6 +72,9 @@ class Classification(Probe):
         check_spread(type(self).__name__.lower(), self.spread, data, self.branch)
         return labels_of(data, self.label, self.branch).missing(self.label)
 
+    def unused(self, data: EvaluationData) -> str | None:
+        return labels_of(data, self.label, self.branch).unused(self.label)
+
     def wants(self, data: EvaluationData) -> list[Want]:
         labels = labels_of(data, self.label, self.branch)
         return [

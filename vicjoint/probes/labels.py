@@ -1,43 +1,79 @@
 """Targets of probes: which records of a split have one, and what it is."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.files.cells import cell
+from vicjoint.files.guard import printable
 from vicjoint.parts import EvaluationData, Record, Side
 from vicjoint.probes.interval import with_intervals
 
 TOP = 5
+NAMED = 5  # classes that a message names
 
 
 @dataclass(frozen=True)
 class Labels:
     """Class numbers [N] of the records of both splits, -1 where there is none or training lacks the class;
-    and the classes' names."""
+    the classes' names; and those that only test records have, with their numbers."""
 
     train: Tensor
     test: Tensor
     classes: list
+    unknown: Counter
 
     def missing(self, label: str) -> str | None:
         """Why there is nothing to classify, or None."""
         if len(self.classes) < 2 or not (self.test >= 0).any():
+            unused = self.unused(label)
             return (
                 f"it needs two classes or more, and test samples of them, in '{label}' of the records; found"
-                f" {len(self.classes)} classes."
+                f" {len(self.classes)} classes.{f' {unused}.' if unused else ''}"
             )
         return None
 
+    def unused(self, label: str) -> str | None:
+        """The records that have no part in classifying, and why; None: all have one."""
+        found = []
+        if self.unknown:
+            names = ", ".join(f"{printable(name, 40)} ({n:,})" for name, n in self.unknown.most_common(NAMED))
+            more = f" and {len(self.unknown) - NAMED:,} more" if len(self.unknown) > NAMED else ""
+            found.append(
+                f"{self.unknown.total():,} of {len(self.test):,} test records have a class that training"
+                f" lacks: {names}{more}"
+            )
+        train, test = (int((of < 0).sum()) for of in (self.train, self.test))
+        test -= self.unknown.total()
+        return "; ".join(found + without(label, train=(train, self.train), test=(test, self.test))) or None
+
 
 def labels_of(data: EvaluationData, label: str, side: Side) -> Labels:
-    train, test = ([record.get(label) for record in data.records(split, side)] for split in ("train", "test"))
+    train, test = ([class_of(r, label) for r in data.records(split, side)] for split in ("train", "test"))
     classes = sorted({name for name in train if name is not None}, key=str)
     number = {name: i for i, name in enumerate(classes)}
     both = (torch.tensor([number.get(name, -1) for name in names]) for names in (train, test))
-    return Labels(*both, classes)
+    unknown = Counter(name for name in test if name is not None and name not in number)
+    return Labels(*both, classes, unknown)
+
+
+def without(label: str, **splits: tuple[int, Sized]) -> list[str]:
+    """In words, how many records of a split have no label; splits: (how many, all of its records)."""
+    return [
+        f"{number:,} of {len(of):,} {split} records have no '{label}'"
+        for split, (number, of) in splits.items()
+        if number
+    ]
+
+
+def class_of(record: Record, label: str):
+    """The record's class, without blanks around it; None where it has none."""
+    value = cell(record, label)
+    return value.strip() if isinstance(value, str) else value
 
 
 def known(labels: Tensor) -> np.ndarray:
@@ -48,12 +84,13 @@ def known(labels: Tensor) -> np.ndarray:
 def zero_or_one(record: Record, column: str, probe: str) -> int | None:
     """The record's 0 or 1 (also as text, or False and True); None where it has none. Raises ValueError for
     anything else."""
-    text = str("" if record.get(column) is None else record[column]).strip().lower()
-    values = {"": None, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+    if (value := cell(record, column)) is None:
+        return None
+    text = str(value).strip().lower()
+    values = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
     if text not in values:
         raise ValueError(
-            f"evaluate.probes: {probe}: {column} of {record['id']} is {record[column]!r:.60}, expected 0"
-            " or 1."
+            f"evaluate.probes: {probe}: {column} of {record['id']} is {value!r:.60}, expected 0 or 1."
         )
     return values[text]
 

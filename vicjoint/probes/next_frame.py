@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vicjoint.files.cells import path_of
+from vicjoint.files.cells import opened
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
@@ -137,8 +137,8 @@ class NextFrameRetrieval(Probe):
 
     def read(self, record: Record, pair: NextFrame) -> TestVideo:
         """Raises VideoError where the video cannot be read or is too short."""
-        with pair.open(path_of(record)) as video:
-            possible = pair.possible_windows(video.info, record["path"])
+        with opened(record) as path, pair.open(path) as video:
+            possible = pair.possible_windows(video.info, path)
             picks = np.linspace(0, len(possible) - 1, min(self.queries, len(possible))).round().astype(int)
             windows = [possible[p] for p in picks]
             candidates = [self._candidate_frames(w, video.info.frames) for w in windows]

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from vicjoint.parts import EvaluationData, Features, Items, Metric, Pair, Probe, Record, Want
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import evenly, named, zero_or_one
+from vicjoint.probes.labels import evenly, named, without, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.ranking import Right, numbered
 from vicjoint.probes.regression import auc
@@ -58,6 +58,10 @@ class PairMatch(Probe):
                 f" {labels.count(0)}."
             )
         return None
+
+    def unused(self, data: EvaluationData) -> str | None:
+        labels = self._labels(data.records("test"))
+        return "; ".join(without(self.label, test=(labels.count(None), labels))) or None
 
     def _labels(self, records: Sequence[Record]) -> list[int | None]:
         return [zero_or_one(record, self.label, "pair_match") for record in records]

@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vicjoint.files.cells import cell
 from vicjoint.options import Count
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import held_out, named
+from vicjoint.probes.labels import held_out, named, without
 from vicjoint.probes.ridge import fit_chosen
 from vicjoint.probes.spread import Pool, check_spread, spread_of
 from vicjoint.registry import register
@@ -85,6 +86,10 @@ class Regression(Probe):
             return f"it needs both 0 and 1 in '{self.label}' of the training and of the test samples."
         return None
 
+    def unused(self, data: EvaluationData) -> str | None:
+        train, test = ((int((~of.isfinite()).sum()), of) for of in self._values(data))
+        return "; ".join(without(self.label, train=train, test=test)) or None
+
     def _values(self, data: EvaluationData) -> tuple[Tensor, Tensor]:
         """Float64 [N] of the records of both splits; not a number where a record has none."""
         train, test = (
@@ -95,8 +100,7 @@ class Regression(Probe):
 
     def _number(self, record: Record) -> float:
         """The record's value; not a number where it has none."""
-        value = record.get(self.label)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if (value := cell(record, self.label)) is None:
             return math.nan
         try:
             number = float(value)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vicjoint.files.cells import text_of
 from vicjoint.options import Count, nearest
 from vicjoint.parts import EvaluationData, Record, Side, Spread
 
@@ -48,7 +49,7 @@ def seconds_of(record: Record, spread: Spread) -> tuple[float, float] | None:
     """The part of a record's time that its views are spread over. Raises ValueError."""
     if spread.between is None:
         return None
-    found = [record.get(column) for column in spread.between]
+    found = [text_of(record.get(column)) for column in spread.between]
     try:
         start, end = map(float, found)
     except (TypeError, ValueError):

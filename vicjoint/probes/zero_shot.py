@@ -65,6 +65,9 @@ class ZeroShot(Probe):
             )
         return labels_of(data, self.label, self.branch).missing(self.label)
 
+    def unused(self, data: EvaluationData) -> str | None:
+        return labels_of(data, self.label, self.branch).unused(self.label)
+
     def wants(self, data: EvaluationData) -> list[Want]:
         test = known(labels_of(data, self.label, self.branch).test)
         wants = [Want(self.branch, "test", test, ROWS, "embedding")]

@@ -1,4 +1,4 @@
-"""What sources share: the error, the names of splits, and the checks of a split.
+"""What sources share: the error, the names of splits, names of records, and the checks of a split.
 
 Where nothing says which samples are for testing, the relative paths do: they are ordered by their sha256, and
 the first round(n * test_fraction) are the test split (at least one on each side). A file may be missing or
@@ -8,6 +8,7 @@ damaged without harm here: it becomes a bad sample when it is read.
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,21 @@ from pydantic import Field
 
 TestFraction = Annotated[float, Field(gt=0, lt=1)]
 
-SPLIT_OF = {"train": "train", "test": "test", "val": "test", "validation": "test"}
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"),
+}
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+SPLIT_NAMES = ", ".join(SPLIT_OF)
 
 
 class SourceError(ValueError):
     """A source that cannot be listed; the message says what was found and what to do."""
+
+
+def split_of(name) -> str | None:
+    """'train' or 'test' for what a folder, a column or a header calls a split; None for any other name."""
+    return SPLIT_OF.get(str(name).strip().lower())
 
 
 def split_by_hash(ids: list[str], test_fraction: float, what: str, unit: str = "file") -> dict[str, str]:
@@ -34,39 +45,67 @@ def split_by_hash(ids: list[str], test_fraction: float, what: str, unit: str = "
     return {i: "test" if k < tests else "train" for k, i in enumerate(ordered)}
 
 
-def check_both_splits(source: str, what: str, root: Path, side: dict[str, str | None]) -> None:
-    """Split folders are there; so are samples (`what`) in both of them."""
-    for split in ("train", "test"):
-        if split not in side.values():
-            raise SourceError(
-                f"{source}: {root} has split folders, but no {what} in its {split} part. "
-                "Put some there, or rename the folders to split by hash."
-            )
+def same_files(paths: dict[str, str]) -> dict[str, str]:
+    """id -> the first id whose path leads to the same file; paths may be links."""
+    first: dict[str, str] = {}
+    return {i: first.setdefault(real_path(path), i) for i, path in paths.items()}
 
 
-def check_apart(source: str, train: list[dict], test: list[dict]) -> None:
-    """No file in both splits, links included: a test on training data proves nothing."""
-    trained = {os.path.realpath(r["path"]): r["id"] for r in train}
-    for record in test:
-        if (same := trained.get(os.path.realpath(record["path"]))) is not None:
+def real_path(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL character: no file, which is said when it is read
+        return path
+
+
+def check_apart(source: str, rows: Iterable[tuple[str, str | None, str]]) -> None:
+    """No file in both splits: a test on training data proves nothing. rows: (id, split, the first id of the
+    same file)."""
+    first: dict[str, tuple[str, str]] = {}
+    for name, side, same in rows:
+        if side is None:
+            continue
+        other, its = first.setdefault(same, (name, side))
+        if its != side:
+            train, test = (other, name) if its == "train" else (name, other)
             raise SourceError(
-                f"{source}: {same} in train and {record['id']} in test are the same file. "
+                f"{source}: {train} in train and {test} in test are the same file. "
                 "Keep it on one side, or the test is on training data."
             )
 
 
-def what_is_there(found: list[str], links: int) -> str:
-    kinds = Counter(os.path.splitext(f)[1].lower() or "without extension" for f in found).most_common(5)
-    text = (
-        f"Found {len(found)} other files: {', '.join(f'{n} {kind}' for kind, n in kinds)}."
-        if found
-        else "It has no files."
-    )
-    return text + (
-        f" {links} links to folders were not followed: give the folder they lead to." if links else ""
-    )
+def numbered(ids: Iterable[str]) -> list[str]:
+    """The same, with a number after those that stood before: every record of a source has a name of its
+    own."""
+    times: Counter[str] = Counter()
+    taken: set[str] = set()
+    found = []
+    for name in ids:
+        new = name
+        while new in taken:
+            times[name] += 1
+            new = f"{name} ({times[name] + 1})"
+        taken.add(new)
+        found.append(new)
+    return found
 
 
-def has_split_folders(root: Path) -> bool:
-    names = {SPLIT_OF.get(entry.name.lower()) for entry in os.scandir(root) if entry.is_dir()}
-    return {"train", "test"} <= names
+def repeated(ids: list[str], what: str) -> str:
+    """The end of a sentence: how many ids came again; none: an empty text."""
+    again = len(ids) - len(set(ids))
+    return f"; ids that came again have a number after them: {again:,} {what}" if again else ""
+
+
+def root_of(source: str, root: str, what: str) -> Path:
+    """The absolute path of a root that is a folder. Raises SourceError."""
+    path = Path(root).expanduser().absolute()
+    if not path.exists():
+        raise SourceError(
+            f"{source}: root {path} does not exist. Expected a folder with {what}s: check the path."
+        )
+    if not path.is_dir():
+        raise SourceError(
+            f"{source}: root {path} is a file, expected a folder. Give its folder {path.parent}, "
+            "or source: {name: table} for a csv of paths."
+        )
+    return path

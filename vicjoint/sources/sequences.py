@@ -13,7 +13,15 @@ from pathlib import Path
 
 from vicjoint.parts import Source
 from vicjoint.registry import register
-from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, split_by_hash
+from vicjoint.sources.base import (
+    SPLIT_NAMES,
+    SourceError,
+    TestFraction,
+    numbered,
+    repeated,
+    split_by_hash,
+    split_of,
+)
 
 # of a compressed file, unpacked: UniRef50 has three times as much, and would not fit either
 MOST_BYTES = 1 << 33
@@ -27,8 +35,8 @@ class Fasta(Source):
     """A FASTA file (.fasta, .fa, .faa, also .gz) of proteins, all in memory.
 
     The header `>id words key=value ...` gives the columns id, description (the words) and one for each key,
-    as text; a value reaches to the next key. Where all headers have `split=` (train, test, val or validation;
-    the last two count as test), these are the splits. Otherwise the split is by hash of the sequence, so that
+    as text; a value reaches to the next key. Ids that come again get a number. Where all headers have
+    `split=` (as in tables), these are the splits. Otherwise the split is by hash of the sequence, so that
     equal sequences are on one side. Lines that start with `;` are comments.
     """
 
@@ -69,17 +77,11 @@ class Fasta(Source):
                 )
 
     def _parse(self, lines: list[str]) -> list[dict]:
-        records, parts, seen = [], [], {}
+        records, parts = [], []
         for number, line in enumerate(lines, 1):
             line = line.strip()
             if line.startswith(">"):
-                record = self._header(line[1:], number)
-                if (first := seen.setdefault(record["id"], number)) != number:
-                    raise SourceError(
-                        f"fasta: {self.root}, line {number}: id '{record['id']}' stands on line {first}"
-                        " already. Rename one."
-                    )
-                records.append(record)
+                records.append(self._header(line[1:], number))
                 parts.append([])
             elif line and not line.startswith(";"):
                 if not records:
@@ -93,7 +95,12 @@ class Fasta(Source):
                 f"fasta: {self.root} has {len(records)} sequences, expected two or more: one to train on and"
                 " one to test on."
             )
-        return [{**record, "sequence": "".join(part)} for record, part in zip(records, parts)]
+        names = [record["id"] for record in records]
+        self.repeated = repeated(names, "sequences")
+        return [
+            {**record, "id": own, "sequence": "".join(part)}
+            for record, own, part in zip(records, numbered(names), parts)
+        ]
 
     def _header(self, text: str, number: int) -> dict:
         name, _, rest = text.strip().partition(" ")
@@ -105,16 +112,17 @@ class Fasta(Source):
         return {"id": name, "description": " ".join(PAIR.sub(" ", rest).split()), **pairs}
 
     def _side(self, record: dict) -> str:
-        side = SPLIT_OF.get(record["split"].lower())
-        if side is None:
+        if (side := split_of(record["split"])) is None:
             raise SourceError(
                 f"fasta: {self.root}: split of '{record['id']}' is '{record['split']}', expected one of"
-                f" {', '.join(SPLIT_OF)}."
+                f" {SPLIT_NAMES}."
             )
         return side
 
     def describe(self) -> str:
-        return f"fasta {self.root}: {len(self.train):,} train, {len(self.test):,} test sequences"
+        return (
+            f"fasta {self.root}: {len(self.train):,} train, {len(self.test):,} test sequences{self.repeated}"
+        )
 
 
 def read_text(path: Path) -> str:

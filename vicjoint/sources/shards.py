@@ -1,4 +1,4 @@
-"""Images in containers: WebDataset's tar shards, and Hugging Face data sets. Both are read in place and at
+"""Samples in containers: WebDataset's tar shards, and Hugging Face data sets. Both are read in place and at
 random, so a sample is a function of (seed, epoch, index) here too, and a run resumes exactly.
 
     source: {name: webdataset, root: /data/shards}  # every .tar below; folders train and val are the splits
@@ -11,59 +11,98 @@ random, so a sample is a function of (seed, epoch, index) here too, and a run re
 """
 
 import hashlib
+import json
 import os
 import re
+import sys
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vicjoint.files.cache import cache_root
+from vicjoint.files.cells import Part, bytes_of, file_of, is_empty
+from vicjoint.files.folder import Walk, not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.files.write import whole_folder
 from vicjoint.library import ask_hub
 from vicjoint.options import Count
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
-from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, split_by_hash
+from vicjoint.sources.base import SPLITS, SourceError, TestFraction, split_by_hash, split_of
+from vicjoint.video import VIDEO_SUFFIXES
+
+OWN = ("id", "path", "bytes", "offset", "size", "label", "folder", "second")  # keys of a record
 
 # ---- webdataset ----
 
+Place = tuple[int, int]
+"""Where the content of a member lies in its tar file: offset and size in bytes."""
+
+
+class Sample(NamedTuple):
+    """What tar file number `shard` has under one key: members {suffix: place}, its class, and the suffix of
+    the record's own file, a picture; where there are none, a video; else none."""
+
+    shard: int
+    key: str
+    members: dict[str, Place]
+    label: str | None
+    own: str | None = None
+
 
 class ShardRecords(Sequence):
-    """Images inside tar files: which file, where, how long; the class is the member with the suffix `label`
-    of the same key."""
+    """Records of samples: the place of their own file, their class, and a column for each member, by its
+    suffix, and for each key of the JSON members: keys {column: key}."""
 
-    def __init__(self, shards: list[str], members: list[tuple[int, str, int, int, str | None]]):
-        self.shards = shards
-        self.shard, self.offset, self.size = (
-            np.array([m[i] for m in members], dtype=np.int64) for i in (0, 2, 3)
-        )
-        self.keys = [m[1] for m in members]
-        self.labels = [m[4] for m in members]
+    def __init__(self, shards: list[str], samples: list[Sample], keys: dict[str, str]):
+        self.shards, self.keys = shards, keys
+        names = [os.path.basename(shard) for shard in shards]
+        twice = len(set(names)) < len(names)
+        self.names = [os.path.relpath(s, os.path.commonpath(shards)) for s in shards] if twice else names
+        self.shard = np.array([s.shard for s in samples], dtype=np.int32)
+        self.labels, self.own = [s.label for s in samples], [s.own for s in samples]
+        several = Counter((s.shard, s.key) for s in samples)  # pictures of one key have longer names
+        self.ids = [f"{s.key}.{s.own}" if several[s.shard, s.key] > 1 else s.key for s in samples]
+        self.ends = np.cumsum([len(s.members) for s in samples], dtype=np.int64)
+        self.suffixes = list({suffix: None for s in samples for suffix in s.members})
+        number = {suffix: i for i, suffix in enumerate(self.suffixes)}
+        self.suffix = np.array([number[suffix] for s in samples for suffix in s.members], dtype=np.int32)
+        self.places = np.array([place for s in samples for place in s.members.values()], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.ids)
 
     def __getitem__(self, i: int) -> dict:
-        path = self.shards[self.shard[i]]
-        return {
-            "id": f"{os.path.basename(path)}/{self.keys[i]}",
-            "path": path,
-            "offset": int(self.offset[i]),
-            "size": int(self.size[i]),
-            "label": self.labels[i],
-        }
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        path, name = self.shards[self.shard[i]], self.names[self.shard[i]]
+        columns = {}
+        for m in range(self.ends[i - 1] if i else 0, self.ends[i]):
+            suffix, (offset, size) = self.suffixes[self.suffix[m]], self.places[m].tolist()
+            columns[suffix] = Part(id=f"{self.ids[i]}.{suffix}", path=path, offset=offset, size=size)
+        if "json" in columns:
+            columns |= {column: Part(columns["json"], key=key) for column, key in self.keys.items()}
+        own = {key: columns[self.own[i]][key] for key in ("path", "offset", "size")} if self.own[i] else {}
+        return {**columns, "id": f"{name}/{self.ids[i]}", **own, "label": self.labels[i]}
 
 
 @register("source", "webdataset")
 class WebDataset(Source):
-    """Tar shards in WebDataset's layout: members of one key belong together, e.g. 0001.jpg and 0001.cls.
+    """Tar shards in WebDataset's layout: members of one key belong together, e.g. 0001.jpg, 0001.txt and
+    0001.cls.
 
-    root: a folder (all .tar files below it; those in folders train, and val or test, are the splits), or a
-    pattern of shards with a range such as {000..146}. test: a pattern of the test shards; without one, and
-    without split folders, the split is by hash of the key. label: suffix of the member that holds the class
-    as text. Uncompressed shards on a file system only: they are read in place.
+    root: a folder (all .tar files below it; those whose folder or name says train, and test, val, ..., are
+    the splits), or a pattern of shards with a range such as {000..146}. test: a pattern of the test shards;
+    without one, and without splits by name, the split is by hash of the key. label: suffix of the member that
+    holds the class as text. A record is a picture of a key (where there are none, a video; else the key),
+    with a column for each member of its key, by its suffix, and for each key of a .json member (json_...
+    where the name is taken). Hidden members are passed over. Uncompressed shards on a file system only: they
+    are read in place.
     """
 
     root_is_a_path = False  # it may be a pattern
@@ -72,55 +111,53 @@ class WebDataset(Source):
         self, root: str, test: str | None = None, label: str = "cls", test_fraction: TestFraction = 0.15
     ):
         self.root = root
-        shards = find_shards(root)
+        self.passed: Counter[str] = Counter()
+        shards = find_shards(root, self.passed)
         if test is not None:
-            parts = {"train": shards, "test": find_shards(test)}
+            parts = {"train": shards, "test": find_shards(test, self.passed)}
             if both := set(shards) & set(parts["test"]):
                 raise SourceError(
                     f"webdataset: {min(both)} is in root and in test. Keep it on one side, or the test is on"
                     " training data."
                 )
         else:
-            folder = lambda path: SPLIT_OF.get(Path(path).parent.name.lower())
-            parts = {split: [s for s in shards if folder(s) == split] for split in ("train", "test")}
-        if all(parts.values()):
-            self.train, self.test = (self._records(parts[split], label) for split in ("train", "test"))
-            return
-        members = [m for number, shard in enumerate(shards) for m in list_members(number, shard, label)]
-        ids = [f"{shards[m[0]]}/{m[1]}" for m in members]
-        if not ids:
+            sides = [split_of_shard(shard, root) for shard in shards]
+            parts = {split: [s for s, of in zip(shards, sides) if of == split] for split in SPLITS}
+        by_name = all(parts.values())
+        if by_name and test is None and None in sides:
+            self.passed["shards whose name is no split's"] += sides.count(None)
+        shards = parts["train"] + parts["test"] if by_name else shards
+        samples = list_samples(shards, label, self.passed)
+        if not samples:
             raise SourceError(
-                f"webdataset: no image in the shards of {root}. Expected members ending in"
-                f" {' '.join(IMAGE_SUFFIXES)}."
+                f"webdataset: no sample in {shards[0]} and the {len(shards) - 1} shards with it. "
+                f"Expected members ending in {' '.join(IMAGE_SUFFIXES)}, or others in pairs."
             )
-        side = split_by_hash(ids, test_fraction, f"webdataset {root}")
+        if by_name:
+            side = ["train" if s.shard < len(parts["train"]) else "test" for s in samples]
+        else:
+            ids = [f"{shards[s.shard]}/{s.key}" for s in samples]
+            by_hash = split_by_hash(list(dict.fromkeys(ids)), test_fraction, f"webdataset {root}", "key")
+            side = [by_hash[i] for i in ids]
+        keys = keys_of_json(shards, samples)
         self.train, self.test = (
-            ShardRecords(shards, [m for m, i in zip(members, ids) if side[i] == split])
-            for split in ("train", "test")
+            ShardRecords(shards, [s for s, of in zip(samples, side) if of == split], keys) for split in SPLITS
         )
-
-    def _records(self, shards: list[str], label: str) -> ShardRecords:
-        records = ShardRecords(
-            shards, [m for number, shard in enumerate(shards) for m in list_members(number, shard, label)]
-        )
-        if not len(records):
-            raise SourceError(
-                f"webdataset: no image in {shards[0]} and the {len(shards) - 1} shards with it. "
-                f"Expected members ending in {' '.join(IMAGE_SUFFIXES)}."
-            )
-        return records
+        for split, part in (("train", self.train), ("test", self.test)):
+            if not len(part):
+                raise SourceError(f"webdataset: {root} has no sample in its {split} shards. Put some there.")
 
     def describe(self) -> str:
-        shards = len(set(self.train.shards) | set(self.test.shards))
+        shards = len(set(self.train.shards))
         return (
-            f"webdataset {self.root}: {len(self.train):,} train, {len(self.test):,} test images in {shards}"
-            " shards"
+            f"webdataset {self.root}: {len(self.train):,} train, {len(self.test):,} test samples in {shards}"
+            f" shards{not_used(self.passed)}"
         )
 
 
-def find_shards(pattern: str) -> list[str]:
-    """Paths of the shards of a folder or of a pattern with one range {000..146}, sorted. Raises SourceError
-    where one is missing."""
+def find_shards(pattern: str, passed: Counter[str] | None = None) -> list[str]:
+    """Paths of the shards of a folder or of a pattern with one range {000..146}, sorted; to `passed` is added
+    what was passed over. Raises SourceError where one is missing."""
     if re.match(r"[a-z]+:", pattern):
         raise SourceError(
             f"webdataset: {pattern} is not on a file system. Copy the shards, or mount them: they are read at"
@@ -128,12 +165,21 @@ def find_shards(pattern: str) -> list[str]:
         )
     path = Path(pattern).expanduser().absolute()
     if path.is_dir():
-        shards = sorted(str(p) for p in path.rglob("*.tar") if not p.name.startswith("."))
-        if not shards:
+        walk = Walk(path, (".tar",))
+        try:
+            shards = sorted(str(path / name) for name in walk)
+        except OSError as error:
             raise SourceError(
-                f"webdataset: no .tar file below {path}. Give the folder of the shards, or a pattern such as"
-                " x-{000..146}.tar."
+                f"webdataset: cannot list {path}: {error.strerror}. Allow reading it."
+            ) from None
+        if not shards:
+            found = f" Passed over: {walk.passed_over()}." if walk.passed else ""
+            raise SourceError(
+                f"webdataset: no .tar file below {path}.{found} Give the folder of the shards, or a pattern"
+                " such as x-{000..146}.tar."
             )
+        if passed is not None:
+            passed.update(walk.passed)
         return shards
     parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
     shards = [str(path)]
@@ -149,56 +195,109 @@ def find_shards(pattern: str) -> list[str]:
     return shards
 
 
-def list_members(number: int, shard: str, label: str) -> list[tuple[int, str, int, int, str | None]]:
-    """(shard number, key, offset, size, class) of the images of one shard; only headers and classes are
-    read."""
-    found, classes = [], {}
+def split_of_shard(shard: str, root: str) -> str | None:
+    """What its folders below the root, or the words of its name, say."""
+    path, folder = Path(shard), Path(root).expanduser().absolute()
+    folders = path.parent.relative_to(folder).parts if folder.is_dir() else ()
+    words = (*folders, *re.split("[^A-Za-z]+", path.stem))
+    return next((split for word in words if (split := split_of(word))), None)
+
+
+def list_samples(shards: list[str], label: str, passed: Counter[str]) -> list[Sample]:
+    """Those of all shards: a picture each, else a video, else a key."""
+    keys = [s for number, shard in enumerate(shards) for s in list_members(number, shard, label, passed)]
+    for what, endings in (("picture", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)):
+        found = [s._replace(own=own) for s in keys for own in s.members if f".{own}".endswith(endings)]
+        if found:
+            passed[f"keys without a {what}"] += len(keys) - len({(s.shard, s.key) for s in found})
+            return found
+    return keys
+
+
+def list_members(number: int, shard: str, label: str, passed: Counter[str]) -> list[Sample]:
+    """The keys of one shard; only headers and classes are read."""
+    found: dict[str, dict[str, Place]] = {}
+    classes: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:") as members:
             for member in members:
-                folder, _, name = member.name.rpartition("/")
-                key, _, suffix = name.partition(".")
-                key = f"{folder}/{key}" if folder else key
-                if member.issparse():  # its content does not lie there as it is
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                if not member.isfile():
+                    passed["members that are no files"] += not member.isdir()
                     continue
-                if member.isfile() and suffix.lower() == label.lower():
-                    classes[key] = members.extractfile(member).read(256).decode("utf-8", "replace").strip()
-                elif member.isfile() and f".{suffix.lower()}".endswith(IMAGE_SUFFIXES):
-                    found.append((number, key, member.offset_data, member.size))
+                if any(
+                    part.startswith(".") and part not in ("", ".", "..") for part in member.name.split("/")
+                ):
+                    passed["hidden"] += 1
+                    continue
+                if member.issparse():  # its content does not lie there as it is
+                    passed["sparse"] += 1
+                    continue
+                key, _, suffix = name.partition(".")
+                key, suffix = f"{folder}/{key}" if folder else key, sys.intern(suffix.lower())
+                found.setdefault(key, {})[suffix] = member.offset_data, member.size
+                if suffix == label.lower() and (file := members.extractfile(member)):
+                    classes[key] = file.read(256).decode("utf-8", "replace").strip()
     except (tarfile.TarError, OSError) as error:
         raise SourceError(
             f"webdataset: {shard} cannot be listed: {error}. Expected an uncompressed tar file; make a broken"
             " or compressed one again."
         ) from None
-    return [(*image, classes.get(image[1])) for image in found]
+    return [Sample(number, key, of, classes.get(key)) for key, of in found.items()]
+
+
+def pictures_of(shard: str, label: str = "cls") -> list[tuple[dict, str | None]]:
+    """(record as `images.read_record` takes it, class) of each picture of a tar file."""
+    found = []
+    for s in list_members(0, shard, label, Counter()):
+        own = [suffix for suffix in s.members if f".{suffix}".endswith(IMAGE_SUFFIXES)]
+        for suffix in own:
+            name = s.key if len(own) == 1 else f"{s.key}.{suffix}"
+            offset, size = s.members[suffix]
+            found.append(({"id": name, "path": shard, "offset": offset, "size": size}, s.label))
+    return found
+
+
+def keys_of_json(shards: list[str], samples: list[Sample]) -> dict[str, str]:
+    """{column: key} of the keys of the first JSON member; json_... where a column of that name is there."""
+    first = next((s for s in samples if "json" in s.members), None)
+    if first is None:
+        return {}
+    offset, size = first.members["json"]
+    try:
+        content = json.loads(bytes_of({"path": shards[first.shard], "offset": offset, "size": size}))
+    except (ValueError, RecursionError):
+        return {}
+    taken = {*OWN, *(suffix for s in samples for suffix in s.members)}
+    keys = content if isinstance(content, dict) else {}
+    return {f"json_{key}" if key in taken else key: key for key in keys}
 
 
 # ---- Hugging Face ----
 
 
 class HuggingFaceRecords(Sequence):
-    """Rows of a data set; an image's bytes are read when its record is asked for."""
+    """Rows of a data set, with all columns; the bytes of pictures and sounds are read when a record is asked
+    for. image: the column of the record's own file, where there is one."""
 
-    def __init__(self, rows, split: str, image: str, label: str | None):
+    def __init__(self, rows, split: str, image: str | None, label: str | None):
         self.rows, self.split, self.image, self.label = rows, split, image, label
-        names = getattr(rows.features.get(label), "names", None) if label else None
-        self.names = names
+        named = {column: getattr(feature, "names", None) for column, feature in rows.features.items()}
+        self.names = {column: names for column, names in named.items() if names}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict:
         row = self.rows[int(i)]
-        picture = row[self.image] or {}
-        label = row[self.label] if self.label else None
-        if self.names and label is not None:
-            label = self.names[label] if label >= 0 else None
-        content = (
-            {"bytes": picture["bytes"]}
-            if picture.get("bytes") is not None
-            else {"path": picture.get("path") or ""}
-        )
-        return {"id": self.id(i), "label": label, **content}
+        for column, names in self.names.items():
+            if row[column] is not None:
+                row[column] = names[row[column]] if row[column] >= 0 else None
+        own: dict = {"id": self.id(i), "label": row[self.label] if self.label else None}
+        if self.image:
+            found = None if is_empty(row[self.image]) else file_of(own, row[self.image])
+            own |= {"bytes": found["bytes"]} if isinstance(found, dict) else {"path": found}
+        return {f"table_{k}" if k in OWN and k != self.label else k: v for k, v in row.items()} | own
 
     def id(self, i: int) -> str:
         return f"{self.split}/{i}"
@@ -229,6 +328,8 @@ class HuggingFace(Source):
     ):
         self.root = root
         data = load(root, config, take)
+        if train == "train" and train not in data:
+            train = next((name for name in data if split_of(name) == "train"), train)
         if train not in data:
             raise SourceError(
                 f"hf: {root} has no split '{train}' (option train).{nearest(train, data)} Splits:"
@@ -239,9 +340,11 @@ class HuggingFace(Source):
                 f"hf: {root} has no split '{test}' (option test).{nearest(test, data)} Splits:"
                 f" {', '.join(data)}."
             )
-        test = test or next((name for name in data if name != train and SPLIT_OF.get(name) == "test"), None)
+        test = test or next((name for name in data if name != train and split_of(name) == "test"), None)
         rows = {split: prepared(root, data[split], image, label) for split in (train, test) if split}
         label = label if label in rows[train].features else None
+        image = image if image in rows[train].features else None
+        self.unused = [name for name in data if name not in (train, test)]
         if test is None:
             side = split_by_hash([str(i) for i in range(len(rows[train]))], test_fraction, f"hf {root}")
             places = {
@@ -257,7 +360,8 @@ class HuggingFace(Source):
             )
 
     def describe(self) -> str:
-        return f"hf {self.root}: {len(self.train):,} train, {len(self.test):,} test images"
+        unused = f"; splits not used: {', '.join(self.unused)}" if self.unused else ""
+        return f"hf {self.root}: {len(self.train):,} train, {len(self.test):,} test samples{unused}"
 
     def ids(self, split, side="a"):
         records = self.records(split, side)
@@ -279,11 +383,15 @@ def load(root: str, config: str | None, take: int | None):
             return datasets.load_dataset(root, config)
         name = hashlib.sha256(f"{root}\0{config}\0{take}".encode()).hexdigest()[:12]
         kept = cache_root() / f"hf-{name}"
-        if not (kept / "dataset_dict.json").exists():
+        try:
+            return datasets.load_from_disk(str(kept))
+        except (OSError, ValueError):  # not there, or not whole
             streams = datasets.load_dataset(root, config, streaming=True)
-            datasets.DatasetDict(
+            data = datasets.DatasetDict(
                 {split: taken(datasets, rows, take) for split, rows in streams.items()}
-            ).save_to_disk(str(kept))
+            )
+            with whole_folder(kept) as building:
+                data.save_to_disk(str(building))
         return datasets.load_from_disk(str(kept))
     except Exception as error:  # a network, a hub and many file formats can fail here, each in its own way
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -299,11 +407,11 @@ def taken(datasets, rows, take: int):
 
 
 def prepared(root: str, rows, image: str, label: str | None):
-    """The rows with only the columns that are used, images as they are stored."""
-    from datasets import Image
+    """The rows, pictures and sounds as they are stored. Raises SourceError for columns that are not there."""
+    from datasets import Audio, Image
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
-    if image not in images:
+    if image not in images and (images or image != "image"):
         raise SourceError(
             f"hf: {root} has no image column '{image}' (option image).{nearest(image, images)} "
             f"Image columns: {', '.join(images) or 'none'}. All columns: {', '.join(rows.features)}."
@@ -313,5 +421,7 @@ def prepared(root: str, rows, image: str, label: str | None):
             f"hf: {root} has no column '{label}' (option label).{nearest(label, rows.features)} Columns:"
             f" {', '.join(rows.features)}."
         )
-    wanted = [name for name in (image, label) if name in rows.features]
-    return rows.select_columns(wanted).cast_column(image, Image(decode=False))
+    for name, feature in rows.features.items():
+        if isinstance(feature, (Audio, Image)):
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows

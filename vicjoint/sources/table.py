@@ -1,4 +1,4 @@
-"""The source `table`: a csv, jsonl or parquet file, one record per row.
+"""The source `table`: a csv, tsv, json, jsonl or parquet file, one record per row.
 
     Table("/data/videos.csv")                                     # a column `path` of files, and any others
     Table("/data/molecules.jsonl", split_by="smiles")  # no file column: cells are what modalities read
@@ -6,41 +6,52 @@
     Table("spoken/index.csv", second="written/index.csv")
 
 A record has every column under its name, `id` for messages, `folder` (the table's, where relative paths
-start) and, where there is a column of paths, `path`. csv cells are text; jsonl and parquet cells keep their
-type, lists included (five captions of one picture).
+start) and, where there is a column of files, `path`, or `bytes` where its cells hold the files themselves.
+csv cells are text; the others keep their type, lists included (five captions of one picture).
 """
 
 import os
 from pathlib import Path
 
-from vicjoint.files.cells import CellError, as_text, file_path, is_empty
-from vicjoint.files.guard import can_be_named
+from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty
+from vicjoint.files.guard import printable
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, register
-from vicjoint.sources.base import SPLIT_OF, SourceError, TestFraction, check_apart, split_by_hash
+from vicjoint.sources.base import (
+    SPLIT_NAMES,
+    SourceError,
+    TestFraction,
+    check_apart,
+    numbered,
+    repeated,
+    same_files,
+    split_by_hash,
+    split_of,
+)
 from vicjoint.sources.rows import read_table
 
 LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
-RESERVED = ("id", "path", "folder", "second")  # keys of a record that are not the cell of that column
+# keys of a record that are not the cell of that column
+RESERVED = ("id", "path", "bytes", "folder", "second")
 
 
 @register("source", "table")
 class Table(Source):
-    """A table of samples: csv (UTF-8, one header line), jsonl (an object per line) or parquet; records in the
-    table's order.
+    """A table of samples: csv or tsv (UTF-8, one header line; comma, semicolon or tab), jsonl (an object per
+    line), json (a list of objects), all of them also as .gz, or parquet; records in the table's order.
 
     root: the file. column: the one with the path of a row's file, absolute or relative to the table's folder;
-    `..` may lead out of it. A table without a column `path` has no such file; its cells are read by the pair
-    cross_modal. id: the column that names a row where there is no path; without such a column it is the row's
-    number.
-    split: the column that says train, test, val or validation (the last two count as test). Without it, or
-    with null, the split is by hash of the path or id; or of the column `split_by`, so that equal cells (the
-    same molecule, the same speaker) are on one side. second: another table, whose rows supply column b of the
-    pair cross_modal to the rows of this one that have an equal key; columns named `split` and `split_by` work
-    in it as in the first, and equal cells of `split_by` are on the same side in both. needs: columns; rows
-    where one of them is empty are left out, and counted in `describe` (an empty cell is a bad sample
-    otherwise). Columns named id, path, folder or second whose meaning in a record is another become table_id,
-    table_path, ...
+    `..` may lead out of it; or with the file's own bytes. A table without a column `path` has no such file;
+    its cells are read by the pair cross_modal. id: the column that names a row where there is no path;
+    without such a column it is the row's number. Names that come again get a number.
+    split: the column that says train or training, or one of test, testing, val, valid, validation, dev, eval
+    and evaluation, which all count as test. Without it, or with null, the split is by hash of the path or id;
+    or of the column `split_by`, so that equal cells (the same molecule, the same speaker) are on one side.
+    second: another table, whose rows supply column b of the pair cross_modal to the rows of this one that
+    have an equal key; columns named `split` and `split_by` work in it as in the first, and equal cells of
+    `split_by` are on the same side in both. needs: columns; rows where one of them is empty are left out, and
+    counted in `describe` (an empty cell is a bad sample otherwise). Columns named id, path, bytes, folder or
+    second whose meaning in a record is another become table_id, table_path, ...
     """
 
     def __init__(
@@ -108,7 +119,9 @@ class _Rows:
                 " used. Leave out split_by, or set split=null to divide the rows anew."
             )
         self.second = second
-        self.records = [self._record(number, line, row) for number, line, row in kept]
+        records = [self._record(number, row) for number, _, row in kept]
+        self.names = [record["id"] for record in records]
+        self.records = [r | {"id": own} for r, own in zip(records, numbered(self.names))]
         self.side: list[str] = []
 
     def describe(self) -> str:
@@ -118,57 +131,51 @@ class _Rows:
             if self.left_out
             else ""
         )
-        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}"
+        again = repeated(self.names, "rows") if self.column is None else ""
+        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}{again}"
 
-    def _where(self, line: int) -> str:
-        return f"table: {self.path}, line {line}"
-
-    def _record(self, number: int, line: int, row: dict) -> dict:
+    def _record(self, number: int, row: dict) -> dict:
         folder = self.path.parent
-        own = {"folder": str(folder)} | ({"second": True} if self.second else {})
+        own: dict = {"folder": str(folder)} | ({"second": True} if self.second else {})
+        own["id"] = f"row {number + 1}"
         if self.column is not None:
-            if not isinstance(row[self.column], str) or is_empty(row[self.column]):
-                found = "empty" if is_empty(row[self.column]) else f"{row[self.column]!r}"[:50]
-                raise SourceError(
-                    f"{self._where(line)}: column '{self.column}' is {found}, expected a file path."
-                )
-            if not can_be_named(row[self.column]):
-                raise SourceError(
-                    f"{self._where(line)}: column '{self.column}' is {row[self.column]!r:.50}, which no file"
-                    " can be named. Correct it."
-                )
-            path = file_path({"folder": str(folder)}, row[self.column])
-            own |= {"id": Path(os.path.relpath(path, folder)).as_posix(), "path": path}
-        else:
-            if self.name is not None and is_empty(row[self.name]):
-                raise SourceError(
-                    f"{self._where(line)}: column '{self.name}' is empty, expected what names the row."
-                )
-            own["id"] = as_text(row, self.name) if self.name is not None else f"row {number + 1}"
+            found = self._file(own, row[self.column])
+            own |= found if isinstance(found, dict) else {"path": found}
+            if isinstance(found, str):
+                own["id"] = Path(os.path.relpath(found, folder)).as_posix()
+        elif self.name is not None and not is_empty(row[self.name]):
+            own["id"] = as_text(row, self.name)
         # a column that a record's key is made from is not kept twice
-        meant = {"path": self.column, "id": self.column or self.name}
+        meant = {"path": self.column, "bytes": self.column, "id": self.column or self.name}
         others = {f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in row.items()}
         return {**others, **own}
 
+    def _file(self, own: dict, cell) -> str | dict | None:
+        """None: there is none. What cannot be a path is one that does not exist: a bad sample, named when it
+        is read."""
+        try:
+            return None if is_empty(cell) else file_of(own, cell)
+        except CellError:
+            return file_path(own, str(cell))
+
     def divide(self, split: str | None, test_fraction: float) -> None:
+        files = {name: r["path"] for name, r in zip(self.names, self.records) if r.get("path") is not None}
+        same = same_files(files) if self.column is not None else {}
+        keys = [same.get(name, name) for name in self.names]
         if self.split:
             self.side = [self._side(line, row[self.split]) for line, row in zip(self.lines, self.rows)]
         elif not self.side:
-            by_hash = split_by_hash(
-                list(dict.fromkeys(r["id"] for r in self.records)),
-                test_fraction,
-                f"table {self.path}",
-                "file" if self.column is not None else "row",
-            )
-            self.side = [by_hash[r["id"]] for r in self.records]
-        self._check(split)
+            unit = "row" if self.column is None else "file"
+            by_hash = split_by_hash(list(dict.fromkeys(keys)), test_fraction, f"table {self.path}", unit)
+            self.side = [by_hash[key] for key in keys]
+        self._check(split, keys)
 
     def _side(self, line: int, value) -> str:
-        if str(value).strip().lower() not in SPLIT_OF:
+        if (side := split_of(value)) is None:
             raise SourceError(
-                f"{self._where(line)}: {self.split} is '{value}', expected one of {', '.join(SPLIT_OF)}."
+                f"table: {self.path}, line {line}: {self.split} is '{value}', expected one of {SPLIT_NAMES}."
             )
-        return SPLIT_OF[str(value).strip().lower()]
+        return side
 
     def sides(self) -> tuple[list[dict], list[dict]]:
         train, test = (
@@ -176,7 +183,7 @@ class _Rows:
         )
         return train, test
 
-    def _check(self, split: str | None) -> None:
+    def _check(self, split: str | None, keys: list[str]) -> None:
         train, test = self.sides()
         for name, part in (("train", train), ("test", test)):
             if not part:
@@ -189,10 +196,11 @@ class _Rows:
                         " test_fraction."
                     )
                 )
+        names = lambda side: {name for name, its in zip(self.names, self.side) if its == side}
         if self.column is not None:
             self._check_files()
-            check_apart("table", train, test)
-        elif both := {r["id"] for r in train} & {r["id"] for r in test}:
+            check_apart("table", zip(self.names, self.side, keys))
+        elif both := names("train") & names("test"):
             raise SourceError(
                 f"table: {self.path}: rows named '{min(both)}' are in train and in test. Name another id"
                 " column, or keep them on one side, or the test is on training data."
@@ -200,11 +208,11 @@ class _Rows:
 
     def _check_files(self) -> None:
         first = self.records[:LOOKED_AT]
-        if not any(os.path.exists(r["path"]) for r in first):
+        if not any("bytes" in r or (r["path"] is not None and os.path.exists(r["path"])) for r in first):
+            found = printable(first[0]["path"] or "an empty cell", 200)
             raise SourceError(
-                f"table: {self.path}: none of the first {len(first)} files exists, the first is"
-                f" {first[0]['path']}. Paths are relative to the {self.path.suffix[1:]}'s folder"
-                f" {self.path.parent}: correct them, or move the {self.path.suffix[1:]}."
+                f"table: {self.path}: none of the first {len(first)} files exists, the first is {found}."
+                f" Paths are relative to the table's folder {self.path.parent}: correct them, or move it."
             )
 
 

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,10 @@ from vicjoint import distributed
 from vicjoint.batch import Batch
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.readers import Readers
-from vicjoint.data.reading import TaskReading, build_reading, read_together
+from vicjoint.data.reading import TaskReading, build_reading, read_together, sources_of
 from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
+from vicjoint.files.guard import printable
 from vicjoint.model import Model, build_model
 from vicjoint.objectives.multicrop import MultiCrop
 from vicjoint.parts import EvaluationData, Modality, Objective, Pair, Probe
@@ -44,7 +45,7 @@ class Task(TaskReading):
 @dataclass
 class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
-    every evaluation. `limit`: of the time for reading a sample."""
+    every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out."""
 
     recipe: Recipe
     tasks: list[Task]
@@ -56,6 +57,7 @@ class Parts:
     steps_per_epoch: float
     device: torch.device
     limit: TimeLimit
+    unused: list[str]
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
         """(Batch, bad samples) of the steps start..end-1; the tasks take turns."""
@@ -100,19 +102,30 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
+        for line in sources_of(tasks) if distributed.rank() == 0 else ():
+            print(line)
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe).to(device)
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe).to(device)
         trained = nn.ModuleList([model, *(t.objective for t in tasks)])
         optimizer = build("optimizer", recipe.optimizer, trained, recipe.train.batch_size)
-        measures = build_measures(recipe, tasks, readers)
+        measures, unused = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)
         # a limit of its own: each watches the processes that read for it
         evaluation = Evaluation(measures, recipe.data.workers, TimeLimit(recipe.data.timeout), device)
         limit = TimeLimit(recipe.data.timeout)
         parts = Parts(
-            recipe, tasks, model, untrained, optimizer, evaluation, *length(recipe, tasks), device, limit
+            recipe,
+            tasks,
+            model,
+            untrained,
+            optimizer,
+            evaluation,
+            *length(recipe, tasks),
+            device,
+            limit,
+            unused,
         )
         for task in tasks:
             if task.pair.distinct:
@@ -165,10 +178,13 @@ def records_in_a_batch(recipe: Recipe, pair: Pair) -> int:
 # ---- probes ----
 
 
-def build_measures(recipe: Recipe, tasks: list[Task], readers: dict[str, Modality]) -> list[Measure]:
-    """Each probe where its scope says. What cannot be measured is left out, and a line says why. Raises
-    ValueError for a probe that the pair gives nothing to."""
-    found = []
+def build_measures(
+    recipe: Recipe, tasks: Sequence[TaskReading], readers: dict[str, Modality]
+) -> tuple[list[Measure], list[str]]:
+    """(each probe where its scope says; lines, which are printed too, about probes and records that are left
+    out). What cannot be measured is left out, and a line says why. Raises ValueError for a probe that the
+    pair gives nothing to."""
+    found, lines = [], []
     for spec in recipe.probes:
         given, spec = spec.get("as"), {key: value for key, value in spec.items() if key != "as"}
         branch, everywhere = spec.get("branch"), find("probe", spec["name"]).scope == "every_two"
@@ -187,9 +203,15 @@ def build_measures(recipe: Recipe, tasks: list[Task], readers: dict[str, Modalit
             found.append(Measure(name, probe, data))
             if not everywhere:
                 break
-        for name, reason in reasons.items() if distributed.rank() == 0 else ():
-            print(f"probe {name} is left out: {reason}")
-    return found
+        lines += [f"probe {name} is left out: {reason}" for name, reason in reasons.items()]
+    unused: dict[str, list[str]] = {}
+    for measure in found:
+        if said := measure.probe.unused(measure.data):
+            unused.setdefault(said, []).append(measure.name)
+    lines += [f"{', '.join(names)}: {said}" for said, names in unused.items()]
+    for line in lines if distributed.rank() == 0 else ():
+        print(printable(line))
+    return found, lines
 
 
 def why_not(probe: Probe, data: EvaluationData) -> str | None:
@@ -201,7 +223,11 @@ def why_not(probe: Probe, data: EvaluationData) -> str | None:
 
 
 def places(
-    recipe: Recipe, tasks: list[Task], readers: dict[str, Modality], everywhere: bool, branch: str | None
+    recipe: Recipe,
+    tasks: Sequence[TaskReading],
+    readers: dict[str, Modality],
+    everywhere: bool,
+    branch: str | None,
 ) -> Iterator[tuple[str, tuple[str, str], EvaluationData | str]]:
     """(label, names of a and b, what a probe sees of them, or why it cannot): those trained together first,
     and for a probe that is measured everywhere every other two."""

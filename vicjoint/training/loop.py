@@ -25,6 +25,7 @@ from vicjoint.batch import Batch
 from vicjoint.batch_norm import synchronised
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
+from vicjoint.data.reading import sources_of
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
 from vicjoint.optim import set_learning_rate
@@ -170,10 +171,10 @@ def stopped_at(step: int | None, folder: Path) -> str:
 def describe(parts: Parts, folder: Path) -> None:
     """What is about to be trained: a file in the run folder, and a line where an objective has something to
     say of its weights."""
-    sources = dict.fromkeys(t.source.describe() for t in parts.tasks)
     terms = dict.fromkeys(term for t in parts.tasks for term in t.objective.terms)
     trained = {
-        "source": "; ".join(sources),
+        "source": "; ".join(sources_of(parts.tasks)),
+        "unused": "; ".join(parts.unused) or None,
         "parameters": parameters(parts.model),
         "terms": list(terms),
         "metrics": parts.evaluation.explained(),

@@ -19,7 +19,10 @@ from vicjoint.video.backends import PyAV, VideoError, VideoInfo
 from vicjoint.video.others import OTHERS
 
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+    *(".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
 MOST_FRAMES = 10_000  # of a file that decord is tried with: it reads the whole file whenever it opens it
 AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they come one by one
 
