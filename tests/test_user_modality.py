@@ -74,7 +74,8 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_page_has_the_files_that_are_run_here():
-    assert set(blocks()) == {"encoders/patches.py", "encoders/inertial.py", "inertial.yaml"}
+    encoders = {f"encoders/{name}.py" for name in ("patches", "pieces", "inertial")}
+    assert set(blocks()) == encoders | {"inertial.yaml"}
     code = [line for line in blocks()["encoders/patches.py"].splitlines() if line.strip()]
     assert len(code) == 10
 

@@ -247,7 +247,7 @@ def takes_text(data: dict, keys: list[str]) -> bool:
         else:
             adapter = TypeAdapter(section_at(Written, tuple(keys[:-1])).model_fields[keys[-1]].annotation)
         schema = adapter.json_schema()
-    except (ComponentError, KeyError, TypeError, AttributeError, PydanticUserError):
+    except (ComponentError, LookupError, TypeError, AttributeError, PydanticUserError):
         return False
     types = {kind.get("type") for kind in schema.get("anyOf", [schema])}
     return "string" in types and types <= {"string", "null"}

@@ -64,11 +64,12 @@ def load_recipe(
     changed = apply(plain(data), changes, mistakes, takes_text)
     # a source that the command line chooses stands: saying that sample data stand in for it would not be true
     chosen = any(keys in (["source"], ["source", "name"]) for keys, _ in changes)
-    block = data.get("without_data")
+    block = changed.get("without_data")
     if isinstance(block, dict) and block and not chosen and _root(changed) is None:
         # used up: a resolved recipe must not apply it over the command line's values again
-        del data["without_data"]
+        data.pop("without_data", None)
         data = apply(data, [(str(key).split("."), value) for key, value in block.items()], mistakes)
+        changes = [change for change in changes if change[0][0] != "without_data"]
         changed = apply(data, changes, [], takes_text)
         changed["announcement"] = (
             f"SAMPLE DATA: source.root is not given, so recipe '{changed.get('name')}' runs on the embedded"
