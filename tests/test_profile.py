@@ -26,6 +26,8 @@ def test_a_step_is_taken_apart(tmp_path, capsys):
     assert sum(row["share"] for row in parts.values()) == pytest.approx(1)
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in parts)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Time of a step" in page and all(f"<td>{name}</td>" in page for name in parts)
     with gzip.open(tmp_path / "run" / "trace.json.gz") as file:
         events = json.load(file)["traceEvents"]
     assert sum(e.get("name") == "optimizer" and e.get("ph") == "X" for e in events) == 4

@@ -174,6 +174,18 @@ def explorers(folder: Path) -> list[tuple[str, str]]:
     return [(path.parent.name, f"explorer/{path.parent.name}/index.html") for path in found]
 
 
+def step_times(found: dict) -> dict:
+    """Of the steps that were taken apart: `which`, `heads` and `rows` (part, milliseconds, share ...)."""
+    on_gpu = "gpu_seconds" in found["rows"][0]
+    rows = [
+        (row["part"], f"{1000 * row['seconds']:.1f}", f"{100 * row['share']:.1f} %")
+        + ((f"{1000 * row['gpu_seconds']:.1f}",) if on_gpu else ())
+        for row in found["rows"]
+    ]
+    which = f"Mean of {found['steps']} steps from step {found['first_step']} on."
+    return {"which": which, "heads": ("part", "ms", "share", *(("GPU ms",) if on_gpu else ())), "rows": rows}
+
+
 def page(folder: Path) -> str:
     """The whole HTML text for a run folder."""
     environment = part(folder / "environment.json", read_json)["shown"] or {}
@@ -181,6 +193,7 @@ def page(folder: Path) -> str:
         found if isinstance(found := environment.get(key), dict) else {}
         for key in ("pairs", "probes", "metrics")
     )
+    profiled = (folder / "profile.json").exists()
     terms = environment.get("terms") or ["invariance", "variance", "covariance"]
     name = part(folder / "recipe.yaml", lambda path: yaml.safe_load(path.read_bytes())["name"])
     html = TEMPLATES.get_template("page.html").render(
@@ -195,6 +208,7 @@ def page(folder: Path) -> str:
         training=part(folder / "metrics.jsonl", read_steps, lambda rows: training(rows, terms, pairs)),
         spectrum=part(folder / "spectrum.json", read_json, spectrum),
         explorers=explorers(folder),
+        profile=part(folder / "profile.json", read_json, step_times) if profiled else None,
         pictures=part(folder / "pictures.npz", read_arrays, lambda arrays: pictures(arrays, probes)),
         bad_samples=part(folder / "bad_samples.jsonl", read_lines),
         facts=part(folder / "environment.json", read_json, facts),
