@@ -19,6 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP as in a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_asks_to_stop(name):
     before = signal.getsignal(signal.Signals[name])
