@@ -143,14 +143,16 @@ def plain(value):
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The file `recipe`, or `recipe`.yaml, or the shipped recipe of that bare name."""
+    """The file `recipe`, or `recipe`.yaml, or the shipped recipe of that name, bare or as recipes/NAME.yaml,
+    as pages print it: a user need not be in a checkout."""
     beside = [Path(__file__).resolve().parents[2] / "recipes"]
     # in a checkout, an installation, and the user's own ./recipes
     package = importlib.util.find_spec("recipes")
     folders = beside + [Path(p) for p in (package.submodule_search_locations or [] if package else [])]
     tried = [Path(recipe), Path(f"{recipe}.yaml")]
-    if Path(recipe).name == str(recipe):
-        tried += [folder / file for folder in folders for file in (f"{recipe}.yaml", str(recipe))]
+    name = Path(recipe).name
+    if str(recipe) in (name, f"recipes/{name}"):
+        tried += [folder / file for folder in folders for file in (f"{name}.yaml", name)]
     for path in tried:
         try:
             if path.is_file():
