@@ -504,7 +504,7 @@ def test_what_is_not_text_is_yaml_and_never_cut(good):
 def test_missing_files(good, monkeypatch):
     monkeypatch.chdir(good.parent)
     assert load_recipe("small").name == "small"
-    assert load_recipe("recipes/caltech.yaml").name == "caltech", "as pages print it, from any folder"
+    assert find_recipe("recipes/caltech.yaml").is_file(), "as pages print it, from any folder"
     assert "Did you mean 'video_next_frame'?" in message("video_nextframe")
     assert "no recipe 'folder/none.yaml'" in message("folder/none.yaml")
 
