@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vicjoint import registry
 from vicjoint.parts import Modality, Objective, Predictor
 from vicjoint.recipe import RecipeError, differences, json_schema, load_recipe, parse_yaml, to_yaml
+from vicjoint.recipe.file import find_recipe
 
 GOOD = """
 name: small
