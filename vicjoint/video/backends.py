@@ -182,7 +182,9 @@ class PyAV:
 
     def _image(self, number: int, frame) -> np.ndarray:
         try:
-            image = _upright(self._convert.reformat(frame, format="rgb24").to_ndarray(), _turn(frame))
+            # in one thread: several processes read side by side, and waking others costs more than they save
+            rgb = self._convert.reformat(frame, format="rgb24", threads=1)
+            image = _upright(rgb.to_ndarray(), _turn(frame))
         except av.FFmpegError as error:
             raise VideoError(
                 f"{self.path}: no colours can be made of its pixels (format {frame.format.name}, colour"
