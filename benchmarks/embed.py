@@ -11,13 +11,14 @@ import argparse
 import itertools
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import table, write
 from vicjoint.embeddings.encoder import Place, ReadItems, collate
 from vicjoint.embeddings.items import Data, cell_of
 from vicjoint.embeddings.store import Store
-from vicjoint.embeddings.work import Job, first_views, sized, work
+from vicjoint.embeddings.work import Job, sized, work
 from vicjoint.export import load_encoder
 from vicjoint.training.build import pick_device
 
@@ -33,8 +34,7 @@ def alone(job: Job, data: Data) -> float:
         places = (Place(number, item.value) for number, item in enumerate(data))
         batches = [list(itertools.islice(places, at_once)) for _ in range(KEPT)]
     else:
-        first = next(item for item in data if first_views(job, item))
-        batches = [[Place(0, first.value, n * at_once, (n + 1) * at_once)] for n in range(KEPT)]
+        batches = list(itertools.islice(windows(job, data, at_once), KEPT))
     raws = [chunk.raw for batch in batches if batch and (chunk := collate([reads[p] for p in batch])).rows]
     done, rows = 0.0, 0
     with job.encoder.evaluating():
@@ -46,6 +46,22 @@ def alone(job: Job, data: Data) -> float:
             if done > SECONDS:
                 return rows / done
     raise AssertionError("not reached")
+
+
+def windows(job: Job, data: Data, at_once: int) -> Iterator[list[Place]]:
+    """Batches of so many windows, of as many files as that takes."""
+    batch, room = [], at_once
+    for number, item in enumerate(data):
+        with job.reader.slide(item.value, job.every) as sliding:
+            count, start = len(sliding.spans), 0
+        while start < count:
+            end = min(count, start + room)
+            batch.append(Place(number, item.value, start, end))
+            room, start = room - (end - start), end
+            if not room:
+                yield batch
+                batch, room = [], at_once
+    yield batch
 
 
 def main() -> None:
