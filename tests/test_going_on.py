@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from two_texts import recipe, rows
 
 import vicjoint
 from vicjoint import evaluate, export
@@ -15,28 +16,9 @@ from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.recipe.compare import by_kind, shortly
 from vicjoint.training import checkpoint, loop, resuming
 
-BRANCH = {"modality": "text", "encoder": {"name": "bytes_cnn", "width": 4}, "expander": [4]}
-RECIPE = {
-    "name": "m",
-    "source": {"name": "table", "root": "t.csv"},
-    "pair": {"name": "cross_modal", "a": "x", "b": "y"},
-    "a": BRANCH,
-    "b": BRANCH,
-    "objective": {"name": "vicreg"},
-    "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine"}},
-    "train": {"steps": 4, "batch_size": 4},
-    "data": {"workers": 0},
-    "checkpoint": {"every": 2, "keep": 9},
-    "evaluate": {"probes": [{"name": "retrieval"}]},
-}
+RECIPE = recipe(4, checkpoint={"every": 2, "keep": 9})
 MORE = ["train.seed=3", "train.accumulate=2"]
 LONGER = ["train.steps=8", "checkpoint.may_change=[length]"]
-
-
-def rows(*numbers: int) -> str:
-    return "id,x,y,split\n" + "".join(
-        f"r{i},a {i},b {i},{'test' if i % 4 == 0 else 'train'}\n" for i in numbers
-    )
 
 
 @pytest.fixture(scope="module")

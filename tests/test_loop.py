@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchrun import torchrun
 
 import vicjoint
 from vicjoint.parts import Pair
@@ -238,26 +239,7 @@ def test_a_users_own_encoder_from_another_folder_with_spawned_workers(videos, tm
 def test_two_processes_train_one_model(videos, tmp_path):
     run = ["train.steps=3", "evaluate.probes=[]", "objective.statistics=both"]
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(videos)))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "-m",
-            "vicjoint.run",
-            "recipe.yaml",
-            "out=two",
-            *run,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(tmp_path, 2, "-m", "vicjoint.run", "recipe.yaml", "out=two", *run)
     two = lines(tmp_path / "two")
     assert [s["step"] for s in two] == [1, 2, 3]
 

@@ -3,14 +3,12 @@ branches, exports."""
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torchrun import torchrun
 
 import vicjoint
 from vicjoint import data
@@ -403,26 +401,7 @@ def test_two_processes_with_different_data_do_what_one_does(user_folder, tmp_pat
     run = ["evaluate.probes=[]", "train.steps=5", *overrides]
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe()))
     one = vicjoint.train(recipe(), [f"out={tmp_path / 'one'}", *run])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "-m",
-            "vicjoint.run",
-            "recipe.yaml",
-            "out=two",
-            *run,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{user_folder}", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = torchrun(tmp_path, 2, "-m", "vicjoint.run", "recipe.yaml", "out=two", *run, path=[user_folder])
     assert "find_unused_parameters" not in done.stderr
     of_one, of_two = lines(one), lines(tmp_path / "two")
     assert [s["pair"] for s in of_two] == [s["pair"] for s in of_one]

@@ -2,15 +2,13 @@
 again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchrun import torchrun
 
 import vicjoint
 from vicjoint import metrics, run
@@ -260,25 +258,7 @@ vicjoint.train(test_nonfinite.recipe(Path(sys.argv[2])), ["out=" + sys.argv[3]])
 def test_all_processes_leave_out_the_same_steps(pictures, tmp_path):
     one = vicjoint.train(recipe(pictures), [f"out={tmp_path / 'one'}"])
     (tmp_path / "two.py").write_text(TWO)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "two.py",
-            str(ROOT),
-            str(pictures),
-            "two",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(tmp_path, 2, "two.py", str(ROOT), str(pictures), "two")
     steps = [[s["step"] for s in lines(folder) if s.get("skipped")] for folder in (one, tmp_path / "two")]
     assert steps[0] == steps[1] and steps[0]
     for step in steps[0]:

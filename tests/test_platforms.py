@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from torchrun import torchrun
+from two_texts import recipe, rows
 
 from vicjoint.data import readers
 from vicjoint.embed import on_signals
@@ -56,19 +56,6 @@ def test_processes_that_read_leave_signals_to_the_one_that_trains():
     assert [number.name for number in readers.STOP_SIGNALS] == SIGNALS
 
 
-BRANCH = {"modality": "text", "encoder": {"name": "bytes_cnn", "width": 4}, "expander": [4]}
-RECIPE = {
-    "name": "m",
-    "source": {"name": "table", "root": "t.csv"},
-    "pair": {"name": "cross_modal", "a": "x", "b": "y"},
-    "a": BRANCH,
-    "b": BRANCH,
-    "objective": {"name": "vicreg"},
-    "optim": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "cosine"}},
-    "train": {"steps": 2, "batch_size": 4},
-    "data": {"workers": 0},
-    "evaluate": {"probes": [{"name": "retrieval"}]},
-}
 WITHOUT_UNIX = """
 import signal, sys
 import matplotlib.pyplot, pyarrow, torch.utils.data, torchvision, transformers  # which look at the system
@@ -87,18 +74,9 @@ assert embed.main(["run", "t.csv", "--to", "y.parquet", "--workers", "0"]) == 0
 
 
 def test_without_what_unix_alone_has(tmp_path):
-    rows = [f"r{i},a {i},b {i},{'test' if i % 4 == 0 else 'train'}\n" for i in range(16)]
-    (tmp_path / "t.csv").write_text("id,x,y,split\n" + "".join(rows))
-    (tmp_path / "r.json").write_text(json.dumps(RECIPE))
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_UNIX],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "t.csv").write_text(rows(*range(16)))
+    (tmp_path / "r.json").write_text(json.dumps(recipe(2)))
+    done = torchrun(tmp_path, 1, "-c", WITHOUT_UNIX)
     assert "peak memory: not known on this system" in done.stdout and (tmp_path / "y.parquet").exists()
 
 

@@ -1,14 +1,12 @@
 """One recipe on 1, 2 and 4 processes is one run: same samples, same losses, one line for the user."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchrun import torchrun
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,17 +77,7 @@ RECIPE = {
 
 def command(folder: Path, processes: int, *arguments: str) -> str:
     """What `python -m ARGUMENTS`, on so many processes, prints."""
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [sys.executable, *(several if processes > 1 else ()), "-m", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return torchrun(folder, processes, "-m", *arguments, path=[folder]).stdout
 
 
 def train(folder: Path, processes: int, *overrides: str) -> tuple[list[float], str]:

@@ -167,6 +167,24 @@ def test_a_class_is_right_where_both_views_are_of_one_image(root, tmp_path, no_r
     assert found["partners"] is None and all(found["picture"]) and len(found["clouds"]) == 1
 
 
+def test_an_empty_label_is_no_class(root, tmp_path, no_report):
+    paths = sorted((root / "pictures").rglob("*.png"))
+    label = lambda i: "" if i % 4 == 0 else ("dark", "light")[i % 2]
+    lines = [f"{path},{label(i)},{'test' if i < 8 else 'train'}" for i, path in enumerate(paths)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *lines]))
+    made = {
+        "name": "views",
+        "source": {"name": "table", "root": str(tmp_path / "t.csv"), "column": "path", "split": "split"},
+        "pair": {"name": "augment", "size": 16},
+        "a": PICTURE | {"modality": "image"},
+        "b": {"weights": "same"},
+        **LEARNING,
+    }
+    found = data(vicjoint.train(made, [f"out={tmp_path / 'run'}"]) / "explorer")
+    values = found["columns"][found["right"]]["values"]
+    assert sorted(values) == ["dark", "dark", "light", "light", "light", "light"]
+
+
 def test_a_clip_plays_and_the_frame_after_it_is_its_partner(root, tmp_path, no_report):
     text = FUTURE.replace("ROOT", str(root)).replace("batch_size: 4", "batch_size: 2")
     (tmp_path / "future.yaml").write_text(text)

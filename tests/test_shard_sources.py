@@ -148,13 +148,18 @@ def test_hugging_face_from_disk(tmp_path):
     assert sorted(levels) == list(range(10))
 
 
-def test_hugging_face_streams_and_keeps(tmp_path):
-    datasets = pytest.importorskip("datasets")
+def tree(folder: Path) -> None:
+    """Six pictures of cats and dogs in each split, below folder/tree."""
     for split in ("train", "test"):
         for i in range(6):
-            path = tmp_path / "tree" / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path = folder / "tree" / split / ("cat", "dog")[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(i))
+
+
+def test_hugging_face_streams_and_keeps(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    tree(tmp_path)
     source = HuggingFace(str(tmp_path / "tree"), take=4)
     assert (len(source.train), len(source.test)) == (4, 4) and source.train[0]["label"] in ("cat", "dog")
     assert isinstance(source.train.rows, datasets.Dataset)  # a map by number, not a stream
@@ -342,11 +347,7 @@ def test_hugging_face_columns_are_for_every_pair(tmp_path):
 
 def test_a_kill_while_samples_are_kept_costs_only_time(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
-    for split in ("train", "test"):
-        for i in range(6):
-            path = tmp_path / "tree" / split / ("cat", "dog")[i % 2] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(png(i))
+    tree(tmp_path)
     save = datasets.DatasetDict.save_to_disk
 
     class Killed(BaseException):

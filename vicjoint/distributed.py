@@ -129,12 +129,12 @@ def from_first(make: Callable):
     return value
 
 
-def gather_objects(value) -> list:
-    """Every process's value, in rank order."""
+def gather_objects(value, patient: bool = False) -> list:
+    """Every process's value, in rank order. patient: waits for the slowest as long as it takes."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value, _host)
+    dist.all_gather_object(values, value, _patient if patient else _host)
     return values
 
 
@@ -146,9 +146,7 @@ def shared(own: Iterator, count: int) -> Iterator:
         yield from own
         return
     for first in range(0, count, world_size()):
-        values = [None] * world_size()
-        dist.all_gather_object(values, next(own, None), _patient)
-        yield from values[: count - first]
+        yield from gather_objects(next(own, None), patient=True)[: count - first]
 
 
 def say(line: str) -> None:

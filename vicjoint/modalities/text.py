@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vicjoint.facts import hashing
+from vicjoint.files.paths import user_path
 from vicjoint.library import LibraryPart, ask_hub
 from vicjoint.options import ShareBelowOne
 from vicjoint.parts import Modality
@@ -135,7 +136,7 @@ def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
 def load_tokenizer(name: str):
     """A transformers tokenizer from a folder or by hub id. Raises ComponentError with what was looked for."""
     (transformers,) = need(["transformers"], f"modality 'text' with tokenizer '{name}'", "text")
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir() and (name[0] in "./~" or name.count("/") > 1):
         raise ComponentError(
             f"modality 'text': tokenizer '{name}' was not found: no folder {folder.absolute()}. Expected"

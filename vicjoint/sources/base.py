@@ -14,6 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from vicjoint.files.folder import Walk
+from vicjoint.files.paths import user_path
+
 TestFraction = Annotated[float, Field(gt=0, lt=1)]
 
 SPLITS = {
@@ -96,9 +99,19 @@ def repeated(ids: list[str], what: str) -> str:
     return f"; ids that came again have a number after them: {again:,} {what}" if again else ""
 
 
+def names_below(source: str, walk: Walk) -> list[str]:
+    """What a walk finds, sorted. Raises SourceError where its root cannot be read."""
+    try:
+        return sorted(walk)
+    except OSError as error:
+        raise SourceError(
+            f"{source}: cannot list {walk.root}: {error.strerror}. Allow reading it, or choose another root."
+        ) from None
+
+
 def root_of(source: str, root: str, what: str) -> Path:
     """The absolute path of a root that is a folder. Raises SourceError."""
-    path = Path(root).expanduser().absolute()
+    path = user_path(root).absolute()
     if not path.exists():
         raise SourceError(
             f"{source}: root {path} does not exist. Expected a folder with {what}s: check the path."

@@ -15,7 +15,15 @@ import numpy as np
 
 from vicjoint.files.cache import cache_root
 from vicjoint.files.folder import Walk, not_used
-from vicjoint.sources.base import SPLIT_NAMES, SPLITS, SourceError, check_apart, split_by_hash, split_of
+from vicjoint.sources.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    SourceError,
+    check_apart,
+    names_below,
+    split_by_hash,
+    split_of,
+)
 
 INDEX_VERSION = 2
 
@@ -37,12 +45,7 @@ def list_files(source: str, what: str, root: Path, suffixes: tuple[str, ...]) ->
     if (known := _read_index(index, root)) is not None:
         return known
     walk = Walk(root, suffixes)
-    try:
-        names = sorted(walk)
-    except OSError as error:
-        raise SourceError(
-            f"{source}: cannot list {root}: {error.strerror}. Allow reading it, or choose another root."
-        ) from None
+    names = names_below(source, walk)
     if not names:
         found = f"Passed over: {walk.passed_over()}." if walk.passed else "It has no files."
         raise SourceError(

@@ -11,6 +11,7 @@ import re
 import zlib
 from pathlib import Path
 
+from vicjoint.files.paths import user_path
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import (
@@ -41,7 +42,7 @@ class Fasta(Source):
     """
 
     def __init__(self, root: str, test_fraction: TestFraction = 0.15):
-        self.root = Path(root).expanduser().absolute()
+        self.root = user_path(root).absolute()
         records = self._parse(read_text(self.root).splitlines())
         marked = [r for r in records if "split" in r]
         if marked and len(marked) < len(records):

@@ -27,12 +27,13 @@ from vicjoint.files.cache import cache_root
 from vicjoint.files.cells import Part, bytes_of, file_of, is_empty
 from vicjoint.files.folder import Walk, not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.files.paths import user_path
 from vicjoint.files.write import whole_folder
 from vicjoint.library import ask_hub
 from vicjoint.options import Count
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
-from vicjoint.sources.base import SPLITS, SourceError, TestFraction, split_by_hash, split_of
+from vicjoint.sources.base import SPLITS, SourceError, TestFraction, names_below, split_by_hash, split_of
 from vicjoint.video import VIDEO_SUFFIXES
 
 OWN = ("id", "path", "bytes", "offset", "size", "label", "folder", "second")  # keys of a record
@@ -163,15 +164,10 @@ def find_shards(pattern: str, passed: Counter[str] | None = None) -> list[str]:
             f"webdataset: {pattern} is not on a file system. Copy the shards, or mount them: they are read at"
             " random."
         )
-    path = Path(pattern).expanduser().absolute()
+    path = user_path(pattern).absolute()
     if path.is_dir():
         walk = Walk(path, (".tar",))
-        try:
-            shards = sorted(str(path / name) for name in walk)
-        except OSError as error:
-            raise SourceError(
-                f"webdataset: cannot list {path}: {error.strerror}. Allow reading it."
-            ) from None
+        shards = [str(path / name) for name in names_below("webdataset", walk)]
         if not shards:
             found = f" Passed over: {walk.passed_over()}." if walk.passed else ""
             raise SourceError(
@@ -197,7 +193,7 @@ def find_shards(pattern: str, passed: Counter[str] | None = None) -> list[str]:
 
 def split_of_shard(shard: str, root: str) -> str | None:
     """What its folders below the root, or the words of its name, say."""
-    path, folder = Path(shard), Path(root).expanduser().absolute()
+    path, folder = Path(shard), user_path(root).absolute()
     folders = path.parent.relative_to(folder).parts if folder.is_dir() else ()
     words = (*folders, *re.split("[^A-Za-z]+", path.stem))
     return next((split for word in words if (split := split_of(word))), None)
@@ -371,7 +367,7 @@ class HuggingFace(Source):
 def load(root: str, config: str | None, take: int | None):
     """{split: data set}. Raises ComponentError where the library is missing, SourceError where nothing can be
     loaded."""
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if not folder.exists():
         ask_hub()  # before the library is imported, which asks only then
     (datasets,) = need(["datasets"], "source 'hf'", "hf")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty
 from vicjoint.files.guard import printable
+from vicjoint.files.paths import user_path
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, register
 from vicjoint.sources.base import (
@@ -66,10 +67,10 @@ class Table(Source):
         needs: list[str] = (),
     ):
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
-        tables = [_Rows(Path(root).expanduser().absolute(), self.named, needs)]
+        tables = [_Rows(user_path(root).absolute(), self.named, needs)]
         self.root = tables[0].path
         if second is not None:
-            tables.append(_Rows(Path(second).expanduser().absolute(), self.named, needs, second=True))
+            tables.append(_Rows(user_path(second).absolute(), self.named, needs, second=True))
         _check_needs(tables, needs)
         if split_by is not None:
             _split_together(tables, split_by, test_fraction)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from vicjoint.data import READ_ERRORS
 from vicjoint.embeddings.explorer import Cloud, empty, is_explorer, write_explorer
 from vicjoint.embeddings.items import own_name
+from vicjoint.files.cells import cell
 from vicjoint.files.guard import printable_lines
 from vicjoint.parts import EvaluationData, Features, Items, Probe, Record, Side, Want
 from vicjoint.probes.evaluation import evaluating
@@ -106,7 +107,7 @@ def labelled(parts: Parts, task: Task, most: int) -> tuple[list[Cloud], dict[str
     records = data.records("test")
     label, places = None, evenly(len(records), most)
     for name in [spec["label"] for spec in parts.recipe.probes if spec.get("label")] + ["label"]:
-        classes = [record.get(name) for record in records]
+        classes = [cell(record, name) for record in records]
         if 2 <= len(set(classes) - {None}) <= len(records) / 2:  # with more of them it is no class
             label, places = name, some_of_each(classes, most)
             break
