@@ -94,7 +94,7 @@ class Evaluation:
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[None]:
-        self.reader.together = True
+        self.reader.together = distributed.world_size() > 1
         try:
             with progress_bar(total, mininterval=0.5) as bar:
                 self.reader.bar = bar

@@ -37,7 +37,7 @@ NONE = "evaluation: none of the samples that a probe asks for can be read."
 
 class Reader:
     """What all parts of an evaluation share: how records are read, and the models that encode them.
-    `together`: whether all processes are here, each to read and encode every W-th batch."""
+    `together`: whether there are several processes, all here, each to read and encode every W-th batch."""
 
     def __init__(self, workers: int, limit: TimeLimit, device: torch.device):
         self.workers, self.limit, self.device = workers, limit, device
