@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vicjoint.embeddings.encoder import ItemReader
+from vicjoint.embeddings.reading import ItemReader
 from vicjoint.files.cells import CellError, compared, file_of, text_of, values
 from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair

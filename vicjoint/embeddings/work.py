@@ -20,17 +20,9 @@ from tqdm import tqdm
 
 from vicjoint.batch import concatenate
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit
-from vicjoint.embeddings.encoder import (
-    Beside,
-    Chunk,
-    ItemReader,
-    Place,
-    ReadItems,
-    RepresentationModel,
-    collate,
-    finite,
-)
+from vicjoint.embeddings.encoder import Beside, RepresentationModel, finite
 from vicjoint.embeddings.items import Columns, Data, Item, encodable
+from vicjoint.embeddings.reading import Chunk, ItemReader, Place, ReadItems, collate
 from vicjoint.embeddings.store import PART_ROWS, Bad, Store, StoreError
 from vicjoint.parts import Raw, Space
 from vicjoint.probes.features import size_in_bytes
