@@ -245,6 +245,10 @@ def test_what_straightening_takes_over_from_its_objective():
             lambda: Straightened({"name": "vicreg"}).bind(Augment()),
             "this pair gives none in order of time. Use the pair next_frame with windows: 3 or more",
         ),
+        (
+            lambda: straightened(3, of={"name": "straightened", "of": {"name": "vicreg"}}),
+            "objective.of: straightened straightens already",
+        ),
         (lambda: straightened(2), "this pair gives 2 in order of time"),
         (
             lambda: straightened(3)(torch.ones(4, 3), torch.zeros(4, 3)),

@@ -36,6 +36,8 @@ class Straightened(Objective):
     def __init__(self, of: Annotated[dict, ComponentOf("objective")], weight: NotNegative = 0.1):
         super().__init__()
         self.objective: Objective = build("objective", of)
+        if "straightening" in self.objective.terms:
+            raise ValueError("objective.of: straightened straightens already. Expected another objective.")
         self.weight, self.samples = weight, 0
         self.terms, self.has_memory = (*self.objective.terms, "straightening"), self.objective.has_memory
 
