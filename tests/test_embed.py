@@ -602,6 +602,65 @@ def test_a_window_that_cannot_be_read_is_named_alone(place, tmp_path, monkeypatc
     assert [(one["start_seconds"], one["cause"]) for one in bad] == [(0.25, "damaged"), (0.5, "damaged")]
 
 
+def test_a_file_of_tokens(place, tmp_path, monkeypatch, capsys):
+    """Those of embed, with their grid, over several parts; it goes on where it stopped, and is no index."""
+    monkeypatch.setattr(work, "TOKEN_ROWS", 4)
+    out, again = tmp_path / "out.parquet", tmp_path / "again.parquet"
+    files = [str(tmp_path / "gone.png"), *paths(place, "pictures")]
+    (tmp_path / "list.csv").write_text("\n".join(["picture,token_grid", *(f"{file},mine" for file in files)]))
+    arguments = [place / "two", tmp_path / "list.csv", "--level", "tokens"]
+    assert command(*arguments, "--to", out) == 0
+    assert "12 rows of tokens" in said(capsys)
+    found = pyarrow.parquet.read_table(out).to_pylist()
+    expected = vicjoint.load_encoder(place / "two").embed(files[1:], level="tokens")
+    assert [row["item"] for row in found] == files[1:] and len(bad_lines(out)) == 1
+    assert all(
+        torch.allclose(torch.tensor(row["embedding"]), x, atol=1e-5) for row, x in zip(found, expected)
+    )
+    assert all(row["token_grid"] == [1, 1] and row["table_token_grid"] == "mine" for row in found)
+
+    write, calls = store.Store.write, []
+
+    def stopped(self, *given):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(write(self, *given))
+
+    monkeypatch.setattr(store.Store, "write", stopped)
+    assert command(*arguments, "--to", again) == 75
+    monkeypatch.setattr(store.Store, "write", write)
+    assert command(*arguments, "--to", again) == 0 and again.read_bytes() == out.read_bytes()
+    with pytest.raises(StoreError, match="holds tokens, and no vector of an item. Embed with --level pooled"):
+        read_index(out)
+
+
+def test_tokens_of_texts_have_no_grid(place, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\nanother text\n")
+    out = tmp_path / "out.parquet"
+    arguments = ["--branch", "b", "--level", "tokens", "--dtype", "float16"]
+    assert command(place / "two", tmp_path / "texts.txt", *arguments, "--to", out) == 0
+    found = pyarrow.parquet.read_table(out).to_pylist()
+    assert [row["token_grid"] for row in found] == [None, None]
+    expected = vicjoint.load_encoder(place / "two", "b").embed(["one", "another text"], level="tokens")
+    for row, x in zip(found, expected):
+        assert torch.allclose(torch.tensor(row["embedding"]), x, atol=2e-3)
+
+
+def test_an_encoder_without_tokens_writes_nothing(place, tmp_path, monkeypatch, capsys):
+    from vicjoint.tokens import TokenEncoder
+
+    monkeypatch.setattr("vicjoint.tokens.TokenEncoder", type("Other", (TokenEncoder,), {}))
+    out = tmp_path / "out.parquet"
+    assert command(place / "two", place / "index.csv", "--level", "tokens", "--to", out) == 2
+    assert "encoder ConvEncoder gives y and no tokens" in said(capsys)
+    assert (
+        command(place / "two", place / "index.csv", "--level", "tokens", "--space", "embedding", "--to", out)
+        == 2
+    )
+    assert "--level: tokens are of y before it is pooled, and --space embedding is made of y" in said(capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def test_float16(place, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.parquet"
     assert command(place / "two", place / "index.csv", "--to", out, "--dtype", "float16") == 0

@@ -77,16 +77,21 @@ def _with_tokens(kind: type, forward_tokens: Callable) -> type:
     return type(kind.__name__, (TokenEncoder, kind), methods)
 
 
+def token_encoder(encoder: nn.Module) -> TokenEncoder:
+    """The encoder. Raises ValueError where it gives no tokens."""
+    if not isinstance(encoder, TokenEncoder):
+        raise ValueError(
+            f"encoder {type(encoder).__name__} gives y and no tokens. Use what looks at y alone (the probe"
+            " linear, the level pooled), or let the encoder inherit vicjoint.tokens.TokenEncoder and write"
+            " its forward_tokens(view)."
+        )
+    return encoder
+
+
 def tokens_of(encoder: nn.Module, view: Any) -> Tokens:
     """Tokens of an encoder, x float32 and with a mask. Raises ValueError where it gives none."""
     name = type(encoder).__name__
-    if not isinstance(encoder, TokenEncoder):
-        raise ValueError(
-            f"encoder {name} gives y and no tokens. Use what looks at y alone (the probe linear, the level"
-            " pooled), or let the encoder inherit vicjoint.tokens.TokenEncoder and write its"
-            " forward_tokens(view)."
-        )
-    given = encoder.forward_tokens(view)
+    given = token_encoder(encoder).forward_tokens(view)
     found: Any = given if isinstance(given, tuple) else (given,)
     x, mask, grid = Tokens(*found)
     if x.ndim != 3 or (mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2])):

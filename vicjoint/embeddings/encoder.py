@@ -81,9 +81,9 @@ class Beside:
 
 
 def finite(chunk: Chunk, x: Any) -> Any:
-    """The features, [B, ...] or a list of B, without those that are no numbers, which become bad ones of the
-    chunk."""
-    whole = [bool(torch.isfinite(one).all()) for one in x]
+    """The features [B, D], or the Tokens of B views, without those that are no numbers, which become bad ones
+    of the chunk."""
+    whole = [bool(torch.isfinite(one if isinstance(one, Tensor) else one.x).all()) for one in x]
     if all(whole):
         return x
     kept = []
@@ -155,18 +155,21 @@ class RepresentationModel(nn.Module):
         return (y if space == "representation" else self._head[0].to(self.device)(y)).float().cpu()
 
     @torch.no_grad()
-    def encode_tokens(self, raw: Raw, level: Level) -> list[Tensor]:
-        """Of each raw view its tokens [T, D] float32, or their map [H', W', D], on the CPU. Raises ValueError
-        where the encoder gives none."""
+    def encode_tokens(self, raw: Raw) -> list[Tokens]:
+        """Of each raw view its tokens, x [T, D] float32 on the CPU. Raises ValueError where the encoder gives
+        none."""
         x, mask, grid = self.tokens(to_device(raw, self.device))
-        if level == "tokens":
-            return [one[kept].cpu() for one, kept in zip(x, cast(Tensor, mask))]
-        if grid is None:
+        kept = (one[of] for one, of in zip(x.cpu(), cast(Tensor, mask).cpu()))
+        return [Tokens(one, grid=grid) for one in kept]
+
+    def _map(self, tokens: Tokens) -> Tensor:
+        """Of one view, [H', W', D]. Raises ValueError where the tokens lie on no grid."""
+        if tokens.grid is None:
             raise ValueError(
                 f"level: map: the tokens of encoder {type(self.encoder).__name__} lie on no grid that it"
                 " knows of. Use level: tokens."
             )
-        return list(x[:, x.shape[1] - math.prod(grid) :].unflatten(1, grid).cpu())
+        return tokens.x[len(tokens.x) - math.prod(tokens.grid) :].unflatten(0, tokens.grid)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -259,7 +262,7 @@ class RepresentationModel(nn.Module):
         places = [Place(number, value) for number, value in enumerate(paths)]
         batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
         pooled = level == "pooled"
-        encode = Beside(lambda raw: self.encode(raw, space) if pooled else self.encode_tokens(raw, level))
+        encode = Beside(lambda raw: self.encode(raw, space) if pooled else self.encode_tokens(raw))
         found, bad = [], []
         bar = tqdm(total=len(paths), unit="item", desc="embed", leave=False, delay=1, dynamic_ncols=True)
         with self.evaluating(), bar, Readers(ReadItems(self.reader), batches, collate, workers) as readers:
@@ -273,7 +276,8 @@ class RepresentationModel(nn.Module):
         if pooled:
             found = torch.cat([torch.zeros(0, self.width(space)), *found])
         else:
-            found = list(itertools.chain.from_iterable(found))
+            every = itertools.chain.from_iterable(found)
+            found = [one.x if level == "tokens" else self._map(one) for one in every]
         return found if errors == "raise" else (found, bad)
 
 
