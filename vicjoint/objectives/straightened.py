@@ -55,7 +55,7 @@ class Straightened(Objective):
             raise ValueError(
                 "objective: straightened needs three or more samples of a record in order of time, this pair"
                 f" gives {has}. Use the pair next_frame with windows: 3 or more, or the objective"
-                " of it alone."
+                " in `of` without straightened around it."
             )
         self.samples = pair.samples_per_record
 
