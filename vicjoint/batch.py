@@ -9,7 +9,8 @@ A view is what one branch sees; its form is the modality's contract:
                         int64; x and edge_attr are category numbers (vicjoint.facts.graphs)
 
 Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`,
-`to(device)`, `view[start:end]` and a static `concatenate(views)`.
+`to(device)`, `view[start:end]` and a static `concatenate(views)`; those with `pin_memory()` are copied to a
+GPU without a wait.
 """
 
 from dataclasses import dataclass
