@@ -155,7 +155,6 @@ class Report:
                 found = {"left_out": str(error).splitlines()[0]}
             except Exception as error:  # what was measured before, and what follows, is not lost with it
                 self.failed, found = True, {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-            free_memory()
         row = {**about, **found}
         self.found.setdefault(part, []).append(row)
         said = "  ".join(f"{name} {shown(value)}" for name, value in row.items() if value is not None)
@@ -303,6 +302,7 @@ def wave_of(path: Path, sound: np.ndarray) -> None:
 
 
 def built(name: str, files: Path, small: bool, precision: str, steps: int, workers: int) -> Parts:
+    free_memory()  # what the last one left
     recipe, overrides, smaller = TRAINED[name]
     written = [text.format(files=files) for text in (overrides + smaller if small else overrides)]
     whole = [f"train.precision={precision}", f"train.steps={steps}", f"data.workers={workers}"]
