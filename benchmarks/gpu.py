@@ -99,7 +99,7 @@ TRAINED = {
             "pair={{name: next_frame, frames: 8, stride: 2, size: 224, windows: 4}}",
             "a.encoder={{name: frames_transformer, image: {{name: vit_b_16}}}}",
             "b.encoder={{name: vit_b_16}}",
-            "train.batch_size=64",
+            "train.batch_size=32",
             *(f"{side}.expander=[2048, 2048, 2048]" for side in "ab"),
         ],
         [
@@ -168,6 +168,7 @@ def shown(value) -> str:
 
 
 def free_memory() -> None:
+    """Of what was measured before."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -302,7 +303,6 @@ def wave_of(path: Path, sound: np.ndarray) -> None:
 
 
 def built(name: str, files: Path, small: bool, precision: str, steps: int, workers: int) -> Parts:
-    free_memory()  # what the last one left
     recipe, overrides, smaller = TRAINED[name]
     written = [text.format(files=files) for text in (overrides + smaller if small else overrides)]
     whole = [f"train.precision={precision}", f"train.steps={steps}", f"data.workers={workers}"]
@@ -311,6 +311,7 @@ def built(name: str, files: Path, small: bool, precision: str, steps: int, worke
 
 def from_memory(name: str, files: Path, small: bool, precision: str, ceilings: dict[str, float]) -> dict:
     """Steps on one batch that is on the device already, of each pair of the recipe in turn."""
+    free_memory()
     with quiet():
         parts = built(name, files, small, precision, steps=100, workers=0)
         turns = [(task, next(parts.batches_of(task, 1))[0].to(parts.device)) for task in parts.tasks]
@@ -339,6 +340,7 @@ def from_memory(name: str, files: Path, small: bool, precision: str, ceilings: d
 
 def from_files(name: str, files: Path, small: bool, steps: int, warm: int, workers: int) -> dict:
     """The training loop, without its first steps."""
+    free_memory()
     with tempfile.TemporaryDirectory() as out, peak() as most, quiet():
         parts, folder = built(name, files, small, "bf16", steps, workers), Path(out)
         pairs, size = branch_names(parts)["pairs"], parts.recipe.train.batch_size

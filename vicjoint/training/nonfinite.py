@@ -88,14 +88,14 @@ class Watch:
         ]
         norm = nn.utils.get_total_norm(gradients)
         flag = (~(torch.isfinite(loss) & torch.isfinite(norm))).float().reshape(1).to(self.parts.device)
-        found_bad, loss, norm, *values = read_back([distributed.total(flag)[0], loss, norm, *terms.values()])
-        terms = dict(zip(terms, values))
-        if not found_bad:
-            return None, loss, terms
+        bad, total, length, *values = read_back([distributed.total(flag)[0], loss, norm, *terms.values()])
+        numbers = dict(zip(terms, values))
+        if not bad:
+            return None, total, numbers
         self.go_back()
         self.parts.optimizer.zero_grad(set_to_none=True)
-        broken = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
-        broken = broken or ([f"gradient norm={norm}"] if math.isfinite(loss) else [f"loss={loss}"])
+        broken = [f"{name}={value}" for name, value in numbers.items() if not math.isfinite(value)]
+        broken = broken or ([f"gradient norm={length}"] if math.isfinite(total) else [f"loss={total}"])
         seed_everything(self.options.seed, TRAINING, step, distributed.rank())
         found = merged(distributed.gather_objects(examine(self.parts, task, batch)))
         self.go_back()
@@ -111,12 +111,12 @@ class Watch:
                     "pair": task.name,
                     "not_finite": broken,
                     "began": where,
-                    "terms": {name: as_json(value) for name, value in terms.items()},
+                    "terms": {name: as_json(value) for name, value in numbers.items()},
                     "samples": samples,
                     "branches": found,
                 },
             )
-        return self._in_words(step + 1, ", ".join(broken), where, path), loss, terms
+        return self._in_words(step + 1, ", ".join(broken), where, path), total, numbers
 
     def _in_words(self, step: int, broken: str, where: str, path: Path) -> str:
         if where == BOTH_FINITE:
