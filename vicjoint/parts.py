@@ -256,8 +256,8 @@ class Pair:
 class Objective(nn.Module):
     """The loss of two embeddings: `loss, terms = objective(z_a, z_b, group)`.
 
-    z_a, z_b: [N, E]; group: [N] int64 or None. `terms` {name: weighted, detached value} sum to the loss.
-    Statistics are those of the global batch, whatever the number of processes."""
+    z_a, z_b: [N, E]; group: [N] int64 on the processor, or None. `terms` {name: weighted, detached value} sum
+    to the loss. Statistics are those of the global batch, whatever the number of processes."""
 
     terms: tuple[str, ...] = ()
     has_memory: bool = False
