@@ -1,4 +1,4 @@
-"""What `--dry-run --processes N` says, beside real runs of N processes on this machine (gloo, one thread each).
+"""What `--dry-run --processes N` says, beside real runs of N processes on this machine (gloo, a thread each).
 
     python -m benchmarks.plan RECIPE [key=value ...] [--processes 2 4]
 

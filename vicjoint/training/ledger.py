@@ -28,6 +28,8 @@ COLLECTIVES = {
     "broadcast_": ("broadcast", 0, 1),
     "_reduce_scatter_base_": ("reduce_scatter", 1, 1),
 }
+# what torch's own table leaves out
+IN_PLACE = {torch.ops.aten.addmm_: lambda _, a, b, *rest, **options: 2 * a[0] * a[1] * b[1]}
 
 
 class Ledger(TorchDispatchMode):
@@ -40,7 +42,7 @@ class Ledger(TorchDispatchMode):
         self.device, self.received = device, Counter()
         self._held = self._peak = 0
         self._known = WeakIdKeyDictionary()
-        self._counter = FlopCounterMode(display=False)
+        self._counter = FlopCounterMode(display=False, custom_mapping=IN_PLACE)
 
     def __enter__(self):
         if self.device.type == "cuda":

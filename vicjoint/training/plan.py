@@ -51,11 +51,13 @@ GPUS = {
 
 @dataclass
 class Share:
-    """What one process's part of a task's step takes. Bytes: static {part: bytes} whatever the batch;
-    gradients; activations, that the model holds at once for its samples; waiting, of them when the objective
-    begins; objective; overlap, gradients that are not there when activations are at their most; optimizer,
-    what its step holds for a moment. received {(what for, collective): bytes}. seconds, reading (on one
-    process), operations: of a step."""
+    """What one process's part of a task's step takes.
+
+    Bytes: static {part: bytes}, there all the time; gradients; activations, what the model holds at once for
+    its samples; waiting, of them when the objective begins; objective; embeddings, which it is given;
+    overlap, gradients that are not there when activations are at their most; optimizer, what its step holds
+    for a moment; received {(what for, collective): bytes}. seconds to train, reading (seconds on one process)
+    and operations are those of a step."""
 
     task: str
     samples: int
@@ -64,6 +66,7 @@ class Share:
     activations: float = 0.0
     waiting: float = 0.0
     objective: int = 0
+    embeddings: int = 0
     overlap: float = 0.0
     optimizer: int = 0
     received: Counter = field(default_factory=Counter)
@@ -130,7 +133,7 @@ def measure(parts: Parts, task: Task, batch, reading: float) -> Share:
     share.received += Counter({("batch norm", c): n for c, n in largest["received"].items()})
     share.received += Counter(exchanged_gradients(parts, share.gradients))
     objective = measure_objective(parts, task, share.samples)
-    share.objective = objective["peak"]
+    share.objective, share.embeddings = objective["peak"], objective["embeddings"]
     share.received += Counter({("objective", c): n for c, n in objective["received"].items()})
     with Ledger(parts.device) as ledger:
         distributed.anywhere(False, False)  # bad samples, signals
@@ -260,6 +263,7 @@ def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
         step()
     return {
         "peak": ledger.peak,
+        "embeddings": times * (z_a.nbytes + z_b.nbytes),
         "received": {name: times * n for name, n in ledger.received.items()},
         "operations": times * ledger.operations,
         "seconds": times * seconds,
@@ -311,6 +315,8 @@ def in_words(
         *table(parts, shares, processes, per_node, gpu),
         *time_of(parts, shares, processes),
     ]
+    if parts.device.type == "cpu" and any(("batch norm", "all_gather") in share.received for share in shares):
+        lines.append("batch norm: all_gather is that of CPUs, 24 bytes a channel and process; GPUs send 8")
     most = max(shares, key=lambda share: share.peak)
     return lines + ([fits(parts, most, gpu)] if gpu else [])
 
@@ -343,7 +349,9 @@ def table(
     of_each("  samples", lambda share: f"{share.samples:,}")
     of_each("  operations", lambda share: f"{share.operations / 1e12:.3g} T")
     if gpu:
-        of_each(f"  at the peak of an {gpu}", lambda s: f"{s.operations / GPUS[gpu].tflops / 1e9:.3g} ms")
+        of_each(
+            f"  the same, at the peak of {gpu}", lambda s: f"{s.operations / GPUS[gpu].tflops / 1e9:.3g} ms"
+        )
     of_each("  seconds to train", lambda share: f"{share.seconds:.3g}")
     of_each("  seconds to read, one process", lambda share: f"{share.reading:.3g}")
     left = max(len(label) for label, _ in rows)
@@ -361,7 +369,7 @@ def time_of(parts: Parts, shares: list[Share], processes: int) -> list[str]:
     each = [max(s.seconds, s.reading / workers) if workers else s.seconds + s.reading for s in shares]
     hours = sum(each) / len(each) * parts.steps / 3600
     cuda = parts.device.type == "cuda"
-    here = torch.cuda.get_device_name(parts.device) if cuda else f"{torch.get_num_threads()} threads of a CPU"
+    here = torch.cuda.get_device_name(parts.device) if cuda else "a CPU"
     between = ", without what goes between processes" if processes > 1 else ""
     return [
         f"estimated time: {hours * 60:.1f} min"
@@ -375,7 +383,7 @@ def fits(parts: Parts, share: Share, gpu: str) -> str:
     """Whether a process fits into a GPU, and what to change where it does not."""
     room = GPUS[gpu].gib * GIB
     if share.peak <= room:
-        return f"fits: {size(share.peak)} of the {size(room)} of an {gpu}"
+        return f"fits: {size(share.peak)} of the {size(room)} of {gpu}"
     static = share.static["weights and buffers"]
     of = {
         "activations": share.activations,
@@ -384,7 +392,7 @@ def fits(parts: Parts, share: Share, gpu: str) -> str:
         "all else": share.peak - share.activations - share.objective - static,
     }
     largest = " + ".join(f"{part} {size(n)}" for part, n in of.items() if n > 0)
-    said = f"does not fit: {largest} = {size(share.peak)} of the {size(room)} of an {gpu}: "
+    said = f"does not fit: {largest} = {size(share.peak)} of the {size(room)} of {gpu}: "
     pieces = pieces_that_fit(parts, share, room)
     if pieces:
         return said + f"raise train.accumulate to {pieces}."
@@ -401,8 +409,9 @@ def pieces_that_fit(parts: Parts, share: Share, room: float) -> int | None:
             continue
         part = replace(
             share,
-            activations=share.activations * now / pieces,
-            waiting=0.0 if exact else share.waiting * now / pieces,
+            # with exact statistics all embeddings wait, and their gradients after them
+            activations=share.activations * now / pieces + (2 * share.embeddings if exact else 0),
+            waiting=share.embeddings if exact else share.waiting * now / pieces,
             objective=share.objective if exact else share.objective * now / pieces,
             overlap=0.0,
             keeps_gradients=not exact,
