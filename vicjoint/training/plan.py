@@ -347,11 +347,9 @@ def table(
         rows.append(("  the same, at 100 Gbit/s", [f"{n * 8 / 1e8:.3g} ms" for n in leaving]))
     rows.append(("a step of a process", []))
     of_each("  samples", lambda share: f"{share.samples:,}")
-    of_each("  operations", lambda share: f"{share.operations / 1e12:.3g} T")
+    of_each("  operations", lambda share: count(share.operations))
     if gpu:
-        of_each(
-            f"  the same, at the peak of {gpu}", lambda s: f"{s.operations / GPUS[gpu].tflops / 1e9:.3g} ms"
-        )
+        of_each(f"  the same, at {gpu}'s peak", lambda s: f"{s.operations / GPUS[gpu].tflops / 1e9:.3g} ms")
     of_each("  seconds to train", lambda share: f"{share.seconds:.3g}")
     of_each("  seconds to read, one process", lambda share: f"{share.reading:.3g}")
     left = max(len(label) for label, _ in rows)
@@ -419,6 +417,15 @@ def pieces_that_fit(parts: Parts, share: Share, room: float) -> int | None:
         if part.peak <= room:
             return pieces
     return None
+
+
+def count(number: float) -> str:
+    """Three digits that count, and by how many thousands they are multiplied."""
+    for unit in ("", " K", " M", " G"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:,.3g} T"
 
 
 def size(number: float) -> str:
