@@ -28,7 +28,7 @@ from vicjoint.recipe import load_recipe
 from vicjoint.training import loop
 from vicjoint.training.plan import plan
 
-BEFORE, COUNTED = 4, 8  # steps to warm up, and steps that count
+BEFORE, COUNTED, AFTER = 4, 8, 6  # steps to warm up, that count, and whose health may be looked at
 
 
 def main() -> None:
@@ -71,10 +71,11 @@ def real_run(recipe: str, overrides: list[str], processes: int) -> dict[str, flo
         found = Path(folder) / "measured.json"
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         last = [
-            f"train.steps={BEFORE + COUNTED}",
+            f"train.steps={BEFORE + COUNTED + AFTER}",
+            "checkpoint.every=1000",
             "data.workers=0",
-            "evaluate.last=false",
             "evaluate.every=0",
+            "evaluate.last=false",
         ]
         arguments = [*several, "-m", "benchmarks.plan", recipe, *overrides, *last, f"out={folder}/run"]
         ended = subprocess.run(
@@ -101,14 +102,14 @@ def measure(recipe: str, overrides: list[str], found: Path) -> None:
         loop.train(recipe, overrides)
     if not distributed.is_first():
         return
-    (begin, before, processes), (end, after, _) = marks[BEFORE - 1], marks[-1]
+    (begin, before, processes), (end, after, _) = marks[BEFORE - 1], marks[BEFORE + COUNTED - 1]
     held = most = 0
     memory = [e for e in running.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(memory, key=lambda event: event.start_ns()):
         held += event.nbytes()
         if begin <= event.start_ns() <= end:
             most = max(most, held)
-    moved = (after - before) / processes / (len(marks) - BEFORE)
+    moved = (after - before) / processes / COUNTED
     found.write_text(json.dumps({"memory, MiB": most, "traffic, MiB": moved}))
 
 
