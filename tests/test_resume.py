@@ -57,6 +57,7 @@ CONFIGURATIONS = {
     "two processes": ({}, [], 2),
     "two processes, a latent": (LATENT, [], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),
+    "two processes, fsdp": ({}, ["train.parallel=fsdp", "train.checkpoint_activations=true"], 2),
 }
 
 

@@ -228,18 +228,8 @@ def fit(
             # one step
             began = time.perf_counter()
             task = parts.tasks[step % turns]
-            with record_function("waiting for data"):
-                batch, bad, unread = read(batches)
+            batch, found = read(batches, folder, step, signal, saver)
             waited = time.perf_counter() - began
-            some_bad, asked, over, unsaved = distributed.anywhere(
-                bool(bad), signal.asked, unread is not None, saver.failed
-            )
-            if unsaved:
-                saver.wait()
-            if asked or over:
-                saver.save_now(step)
-                raise unread or (Stopped(stopped_at(step, folder)) if asked else TrainingError(UNREAD))
-            found = sum(distributed.gather_objects(bad), []) if some_bad else []
             quarantines[task.source_name].add(found)
             parts.limit.learn(task.number, found)
 
@@ -284,12 +274,26 @@ def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
     return found
 
 
-def read(batches: Readers) -> tuple[Batch | None, list[tuple[str, str]], ReaderError | None]:
-    """(the next batch, its bad samples, why reading has failed for good: what was learnt is saved then)."""
-    try:
-        return *next(batches), None
-    except ReaderError as error:
-        return None, [], error
+def read(
+    batches: Readers, folder: Path, step: int, signal: StopSignal, saver: Saver
+) -> tuple[Batch, list[tuple[str, str]]]:
+    """(the batch of a step, the bad samples that all processes found). Where a signal asked to stop, or
+    reading fails for good, what was learnt is saved first."""
+    batch, bad, unread = None, [], None
+    with record_function("waiting for data"):
+        try:
+            batch, bad = next(batches)
+        except ReaderError as error:
+            unread = error
+    some_bad, asked, over, unsaved = distributed.anywhere(
+        bool(bad), signal.asked, unread is not None, saver.failed
+    )
+    if unsaved:
+        saver.wait()
+    if batch is None or asked or over:
+        saver.save_now(step)
+        raise unread or (Stopped(stopped_at(step, folder)) if asked else TrainingError(UNREAD))
+    return batch, sum(distributed.gather_objects(bad), []) if some_bad else []
 
 
 def evaluate_while_training(
