@@ -68,7 +68,7 @@ class Deep(nn.Module):
         super().__init__()
         self.dim, self.gate = dim, nn.Parameter(torch.tensor(1.0))
         self.first = nn.Linear(6, 17)
-        self.blocks = nn.ModuleList([Block(17, dropout) for _ in range(3)])
+        self.blocks = nn.ModuleList([Block(17, dropout) for _ in range(2)])
         self.last = nn.Linear(17, dim)
 
     def forward(self, view):
@@ -96,7 +96,7 @@ RECIPE = {
     "b": BRANCH,
     "objective": {"name": "vicreg"},
     "optim": {"name": "adamw", "lr": 1e-2, "schedule": {"name": "constant"}, "clip": 1.0},
-    "train": {"steps": 12, "batch_size": 8, "device": "cpu"},
+    "train": {"steps": 8, "batch_size": 8, "device": "cpu"},
     "data": {"workers": 0},
     "checkpoint": {"every": 4, "keep": 9},
     "evaluate": {"explorer": 0},
@@ -122,7 +122,7 @@ RECIPES = {
     | {"train": {**RECIPE["train"], "accumulate": 2, "exact": False}, "objective": {"name": "barlow_twins"}},
 }
 SEPARATE = """
-import json, os, shutil, sys
+import json, shutil, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -145,14 +145,14 @@ COMPARE = (
     + """
 for name, recipe in json.loads(Path("recipes.json").read_text()).items():
     train(recipe, f"{name} ddp")
-    train(recipe, f"{name} fsdp", FSDP)
-    train(recipe, f"{name} fsdp again", FSDP, "train.checkpoint_activations=true")
+    again = "random" in name or "parts" in name
+    train(recipe, f"{name} fsdp", FSDP, *["train.checkpoint_activations=true"] * again)
 recipe = json.loads(Path("recipes.json").read_text())["plain"]
 
-# goes on from step 8: the same number of processes
+# goes on from step 4: the same number of processes
 if RANK == 0:
     shutil.copytree("plain fsdp", "cut")
-    shutil.rmtree("cut/checkpoints/step_00000012")
+    shutil.rmtree("cut/checkpoints/step_00000008")
 distributed.barrier()
 train(recipe, "cut", FSDP)
 
@@ -177,16 +177,16 @@ Path(f"held{RANK}.json").write_text(json.dumps({k: v / everything for k, v in he
 steps, original, slow = [], shards.finished, {"left": 1}
 def later(writing):
     original(writing)
-    while slow["left"] and len(Path("slow/metrics.jsonl").read_text().splitlines()) < 7:
-        pass
+    while slow["left"] and len(Path("slow/metrics.jsonl").read_text().splitlines()) < 6:
+        time.sleep(0.01)
     slow["left"] = 0
     steps.append(len(Path("slow/metrics.jsonl").read_text().splitlines()))
 shards.finished = later
 train(recipe, "slow", FSDP)
-assert steps[0] >= 7, steps
+assert steps[0] >= 6, steps
 shards.finished = original
 def full(folder):
-    if RANK == 1 and "step_00000008" in str(folder):
+    if RANK == 1 and "step_00000004" in str(folder):
         raise OSError(28, "No space left on device")
     return files(folder)
 files, shards.own_files = shards.own_files, full
@@ -194,10 +194,10 @@ try:
     train(recipe, "full", FSDP)
     raise SystemExit("nothing was said")
 except checkpoint.CheckpointError as error:
-    assert "step_00000008 cannot be written: [Errno 28] No space left" in str(error), error
-    assert "The one of step 4 is as it was" in str(error), error
+    assert "step_00000004 cannot be written: [Errno 28] No space left" in str(error), error
+    assert "There is none before it" in str(error), error
 distributed.barrier()
-assert [p.name for p in Path("full/checkpoints").iterdir()] == ["step_00000004"]
+assert not list(Path("full/checkpoints").iterdir())
 dist.destroy_process_group()
 """
 )
@@ -233,20 +233,20 @@ def losses(run: Path) -> list[float]:
 
 
 def end(run: Path) -> dict:
-    return checkpoint.load(run / "checkpoints" / "step_00000012")
+    return checkpoint.load(run / "checkpoints" / "step_00000008")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("how", ["fsdp", "fsdp again"])
-def test_the_same_run_as_ddp(trained, name, how):
-    expected, got = losses(trained / f"{name} ddp"), losses(trained / f"{name} {how}")
-    assert len(expected) == 12 and len(set(expected)) == 12
+def test_the_same_run_as_ddp(trained, name):
+    """Where there are random numbers or parts, activations are computed again, too."""
+    expected, got = losses(trained / f"{name} ddp"), losses(trained / f"{name} fsdp")
+    assert len(expected) == 8 and len(set(expected)) == 8
     assert got == pytest.approx(expected, rel=1e-9)
-    one, other = end(trained / f"{name} ddp"), end(trained / f"{name} {how}")
+    one, other = end(trained / f"{name} ddp"), end(trained / f"{name} fsdp")
     assert one["model"].keys() == other["model"].keys()
     for key, x in one["model"].items():
         assert x.dtype == other["model"][key].dtype and torch.allclose(x, other["model"][key], atol=1e-6), key
-    assert (trained / f"{name} {how}/checkpoints/step_00000012/shards").is_dir()
+    assert (trained / f"{name} fsdp/checkpoints/step_00000008/shards").is_dir()
 
 
 def test_each_process_holds_half(trained):
@@ -267,22 +267,27 @@ def test_goes_on_bit_by_bit(trained):
 
 
 def cut(folder: Path, name: str, of: str) -> Path:
-    """A copy of a run that was stopped after step 8."""
+    """A copy of a run that was stopped after step 4."""
     shutil.copytree(folder / of, folder / name)
-    shutil.rmtree(folder / name / "checkpoints/step_00000012")
+    shutil.rmtree(folder / name / "checkpoints/step_00000008")
     return folder / name
 
 
-def test_goes_on_alone_and_what_was_alone_goes_on_sharded(here, capsys):
+def test_goes_on_alone(here, capsys):
     expected = losses(here / "plain fsdp")
     run = cut(here, "on 1", "plain fsdp")
     vicjoint.train(PLAIN, [f"out={run}"])
-    assert "going on from step 8 of 12" in capsys.readouterr().out
-    assert losses(run)[:8] == expected[:8] and losses(run) == pytest.approx(expected, rel=1e-9)
-    cut(here, "on 4", "on 1")
+    assert "going on from step 4 of 8" in capsys.readouterr().out
+    assert losses(run)[:4] == expected[:4] and losses(run) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_what_was_ddp_goes_on_sharded_on_four(trained):
+    expected, here = losses(trained / "plain ddp"), trained
+    cut(here, "on 4", "plain ddp")
     torchrun(here, 4, "go_on.py", path=[here])
     assert losses(here / "on 4") == pytest.approx(expected, rel=1e-9)
-    assert (here / "on 4/checkpoints/step_00000012/shards").is_dir()
+    assert (here / "on 4/checkpoints/step_00000008/shards").is_dir()
 
 
 def test_exports_are_those_of_a_whole_checkpoint(here):
@@ -290,7 +295,7 @@ def test_exports_are_those_of_a_whole_checkpoint(here):
         shutil.copytree(here / of, here / name)
     path = here / "whole/checkpoints"
     shutil.rmtree(path)
-    checkpoint.save(path, 12, end(here / "sharded"), keep=1)
+    checkpoint.save(path, 8, end(here / "sharded"), keep=1)
     for name in ("sharded", "whole"):
         assert export([str(here / name), "--to", str(here / f"{name} export")]) == 0
     one, other = (here / f"{name} export/model.safetensors" for name in ("sharded", "whole"))
@@ -310,12 +315,12 @@ def flip(path: Path) -> None:
 def test_a_damaged_share_is_named_and_the_checkpoint_before_is_taken(trained, tmp_path, harm, said, capsys):
     folder = tmp_path / "checkpoints"
     shutil.copytree(trained / "plain fsdp/checkpoints", folder)
-    path = sorted((folder / "step_00000012/shards").iterdir())[1]
+    path = sorted((folder / "step_00000008/shards").iterdir())[1]
     harm(path)
     with pytest.raises(CheckpointError, match=said):
-        checkpoint.load(folder / "step_00000012")
-    assert checkpoint.load_last(folder)["step"] == 8
-    assert f"checkpoint {folder}/step_00000012 cannot be used" in capsys.readouterr().out
+        checkpoint.load(folder / "step_00000008")
+    assert checkpoint.load_last(folder)["step"] == 4
+    assert f"checkpoint {folder}/step_00000008 cannot be used" in capsys.readouterr().out
 
 
 # ---- parts of a model ----
