@@ -250,15 +250,16 @@ import json, sys
 sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests")
 import test_nonfinite, vicjoint
 from pathlib import Path
-vicjoint.train(test_nonfinite.recipe(Path(sys.argv[2])), ["out=" + sys.argv[3]])
+vicjoint.train(test_nonfinite.recipe(Path(sys.argv[2])), ["out=" + sys.argv[3], *sys.argv[4:]])
 """
 
 
 @pytest.mark.slow
-def test_all_processes_leave_out_the_same_steps(pictures, tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_processes_leave_out_the_same_steps(pictures, tmp_path, parallel):
     one = vicjoint.train(recipe(pictures), [f"out={tmp_path / 'one'}"])
     (tmp_path / "two.py").write_text(TWO)
-    torchrun(tmp_path, 2, "two.py", str(ROOT), str(pictures), "two")
+    torchrun(tmp_path, 2, "two.py", str(ROOT), str(pictures), "two", f"train.parallel={parallel}")
     steps = [[s["step"] for s in lines(folder) if s.get("skipped")] for folder in (one, tmp_path / "two")]
     assert steps[0] == steps[1] and steps[0]
     for step in steps[0]:

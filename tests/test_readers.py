@@ -25,13 +25,13 @@ def named(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
 
-def dying(tmp_path):
+def dying(tmp_path, world=1, more=()):
     """A recipe in which the reader of row7 is killed as often as the file `deaths` says; the run `whole` is
     one of it without a death."""
     deaths = tmp_path / "deaths"
     deaths.write_text("0")
     made = tiny.recipe(pair={"name": "tiny_views", "dies": "row7", "deaths": str(deaths)})
-    assert tiny.run(made, [f"out={tmp_path / 'whole'}"]) == [0]
+    assert tiny.run(made, [f"out={tmp_path / 'whole'}", *more], world=world) == [0] * world
     return made, deaths, tmp_path / "said"
 
 
@@ -52,11 +52,13 @@ def test_a_killed_reader_is_replaced_and_nothing_changes(tmp_path):
 
 
 @pytest.mark.slow
-def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path):
-    made, deaths, said = dying(tmp_path)
+@pytest.mark.parametrize("world, more", [(1, []), (2, []), (2, ["train.parallel=fsdp"])])
+def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path, world, more):
+    made, deaths, said = dying(tmp_path, world, more)
     deaths.write_text("1000")
-    out = [f"out={tmp_path / 'killed'}", "data.workers=1"]
-    assert tiny.run(made, out, stdout=said) == [1]
+    out = [f"out={tmp_path / 'killed'}", "data.workers=1", *more]
+    assert tiny.run(made, out, stdout=said, world=world) == [1] * world
+    assert ("another process cannot read on" in said.read_text()) == (world > 1)
     assert (
         "That was 3 times in a row. Where memory is short, lower data.workers" in said.read_text()
         and "Traceback" not in said.read_text()
@@ -65,7 +67,7 @@ def test_readers_that_keep_dying_end_the_run_which_can_go_on(tmp_path):
         tiny.metrics(tmp_path / "killed")
     ), "what was learnt is saved"
     deaths.write_text("0")
-    assert tiny.run(made, out) == [0]
+    assert tiny.run(made, out, world=world) == [0] * world
     tiny.same_end(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -62,6 +62,7 @@ CONFIGURATIONS = {
     "two processes, a latent": (LATENT, [], 2),
     "two processes, sigreg, straightened": (STRAIGHT, ["train.batch_size=12"], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),
+    "two processes, fsdp": ({}, ["train.parallel=fsdp", "train.checkpoint_activations=true"], 2),
 }
 
 

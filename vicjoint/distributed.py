@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 _patient = None  # the group in which processes wait for the first one's long work
@@ -143,13 +144,19 @@ def from_first(make: Callable):
     return value
 
 
-def gather_objects(value, patient: bool = False) -> list:
-    """Every process's value, in rank order. patient: waits for the slowest as long as it takes."""
+def gather_objects(value, patient: bool = False, group: dist.ProcessGroup | None = None) -> list:
+    """Every process's value, in rank order. patient: waits for the slowest as long as it takes. `group`: that
+    of a thread beside the training."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value, _patient if patient else _host)
+    dist.all_gather_object(values, value, group or (_patient if patient else _host))
     return values
+
+
+def group_apart() -> dist.ProcessGroup | None:
+    """A new group of all processes, for what a thread says to those of the others; made on all at once."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=7)) if dist.is_initialized() else None
 
 
 def shared(own: Iterator, count: int) -> Iterator:
@@ -218,6 +225,11 @@ def total(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor of which each process may hold a share, whole on every one."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def total_later(x: Tensor) -> Callable[[], Tensor]:

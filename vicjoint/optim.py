@@ -7,8 +7,9 @@ Learning rates are absolute for AdamW, and per 256 samples of global batch for L
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vicjoint import distributed
 from vicjoint.options import Natural, NotNegative, PositiveShare, Share, ShareBelowOne
 from vicjoint.registry import build, register
 
@@ -63,8 +64,8 @@ class LimitedAdamW(torch.optim.AdamW):
         loss = super().step(closure)
         for p, old in zip(limited, before):
             change = p - old
-            most = self.max_change * old.norm().clamp_min(self.LEAST * math.sqrt(old.numel()))
-            share = most / change.norm().clamp_min(1e-30)
+            most = self.max_change * norm(old).clamp_min(self.LEAST * math.sqrt(old.numel()))
+            share = most / norm(change).clamp_min(1e-30)
             p.copy_(torch.where(share < 1, old + share * change, p))
         return loss
 
@@ -101,7 +102,7 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad
                 if group["adapt"]:
                     update = update.add(p, alpha=group["weight_decay"])
-                    p_norm, g_norm = p.norm(), update.norm()
+                    p_norm, g_norm = norm(p), norm(update)
                     usable = (p_norm > 0) & (g_norm > 0)
                     update = update * torch.where(
                         usable, group["eta"] * p_norm / g_norm.clamp_min(1e-30), torch.ones_like(p_norm)
@@ -109,6 +110,11 @@ class LARS(torch.optim.Optimizer):
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                 velocity.mul_(group["momentum"]).add_(update)
                 p.sub_(velocity, alpha=group["lr"])
+
+
+def norm(x: Tensor) -> Tensor:
+    """Of the whole tensor, where processes hold shares of it."""
+    return distributed.whole(x.norm())
 
 
 @register("schedule", "cosine")

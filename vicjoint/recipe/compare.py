@@ -9,13 +9,15 @@ from vicjoint.recipe.file import show
 from vicjoint.recipe.keys import Written
 from vicjoint.recipe.recipe import Recipe
 
-# where a run is written and shown, how many processes read, how long to wait for them, whether its end is
-# evaluated, and how much of that is shown
+# where a run is written and shown, how many processes read, how long to wait for them, how the work is spread
+# over processes and memory, whether its end is evaluated, and how much of that is shown
 DO_NOT_COUNT = (
     "out",
     "data.workers",
     "data.timeout",
     "train.timeout",
+    "train.parallel",
+    "train.checkpoint_activations",
     "train.trackers",
     "train.tensorboard",  # of checkpoints before train.trackers
     "evaluate.last",

@@ -99,8 +99,18 @@ class Train(Section):
             "with parts: the objective sees the whole batch, for one more forward pass; false: each part"
         ),
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="on several processes: ddp, each holds the whole model; fsdp, each a share of weights,"
+        " gradients and optimizer state",
+    )
     sync_batch_norm: bool = Field(
         True, description="on several processes: batch norm over all rows of a step; false: each its own"
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="keep a block's input alone and compute the rest again in the backward pass: the same"
+        " numbers for less memory and more time",
     )
     compile: bool = Field(False, description="use torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")

@@ -108,8 +108,7 @@ def build_parts(recipe: Recipe) -> Parts:
         untrained = build_model(recipe).to(device)
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe).to(device)
-        trained = nn.ModuleList([model, *(t.objective for t in tasks)])
-        optimizer = build("optimizer", recipe.optimizer, trained, recipe.train.batch_size)
+        optimizer = build_optimizer(recipe, model, tasks)
         measures, unused = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)
         # a limit of its own: each watches the processes that read for it
@@ -133,6 +132,12 @@ def build_parts(recipe: Recipe) -> Parts:
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
     return parts
+
+
+def build_optimizer(recipe: Recipe, model: Model, tasks: list[Task]) -> torch.optim.Optimizer:
+    """Of the parameters that the model and the objectives have now."""
+    trained = nn.ModuleList([model, *(t.objective for t in tasks)])
+    return build("optimizer", recipe.optimizer, trained, recipe.train.batch_size)
 
 
 def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.device) -> Task:

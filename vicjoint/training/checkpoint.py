@@ -4,7 +4,9 @@ never holds code.
     model.safetensors      the model's state, an ema branch's too
     training.safetensors   every other tensor: the optimizer's and the objectives'
     state.json             the plain values, with the names of tensors in their places
-    manifest.json          bytes and CRC-32 of the other three, by which a damaged checkpoint is known
+    shards/                with fsdp, tensors that processes share: a safetensors file each, which
+                           torch.distributed.checkpoint writes and reads; the others are where they always are
+    manifest.json          bytes and CRC-32 of all other files, by which a damaged checkpoint is known
 
 It is written under a temporary name; files, and the folder, are synchronised with the disk before it gets its
 own.
@@ -16,6 +18,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vicjoint.training import shards
 
 FORMAT = 1
 DTYPES = {
@@ -55,42 +61,90 @@ def save(folder: Path, step: int, state: dict, keep: int, best: int | None = Non
     it cannot be written: nothing else has changed then.
     """
     path = path_of(folder, step)
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = temporary_of(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary, step, state)
-        if path.exists():  # one that a resumed run could not use
-            remove(path)
-        os.replace(temporary, path)
-        synchronise(folder)
+        begin(temporary)
+        write(temporary, step, taken_apart(state))
+        put_in_place(temporary, path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # first: its room counts below
-        raise CheckpointError(unwritable(path, state, error)) from error
+        raise CheckpointError(unwritable(path, taken_apart(state).bytes, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in steps(folder)[:-keep]:
-        if old != best:
-            remove(path_of(folder, old))
+    forget(folder, keep, best)
     return path
 
 
-def write(folder: Path, step: int, state: dict) -> None:
+@dataclass
+class Taken:
+    """A state taken apart: plain values as JSON holds them, and tensors by the names that stand in their
+    places."""
+
+    plain: dict
+    model: dict[str, Tensor]
+    training: dict[str, Tensor]
+
+    @property
+    def shares(self) -> dict[str, DTensor]:
+        """Those of which each process has a part."""
+        found = self.model | self.training
+        return {name: x for name, x in found.items() if isinstance(x, DTensor)}
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.nbytes for tensors in (self.model, self.training) for x in tensors.values())
+
+    def copied_rest(self) -> "Taken":
+        """Without the shares, in tensors that nothing else changes."""
+        copied = [
+            {name: x.clone() for name, x in tensors.items() if not isinstance(x, DTensor)}
+            for tensors in (self.model, self.training)
+        ]
+        return Taken(self.plain, *copied)
+
+
+def taken_apart(state: dict) -> Taken:
     names: dict[tuple, str] = {}
     model, training = {}, {}
     plain = {
         "model": encode(state["model"], "", model, names),
         **{key: encode(value, key, training, names) for key, value in state.items() if key != "model"},
     }
-    contents = zip(FILES, (as_safetensors(model), as_safetensors(training), [json.dumps(plain).encode()]))
-    files = {name: write_file(folder / name, blocks) for name, blocks in contents}
+    return Taken(plain, model, training)
+
+
+def begin(temporary: Path) -> None:
+    """An empty folder to write in."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+
+
+def write(folder: Path, step: int, taken: Taken, shards: dict[str, dict] | None = None) -> None:
+    """`shards`: the manifest's entries of files that are there already."""
+    texts = as_safetensors(taken.model), as_safetensors(taken.training), [json.dumps(taken.plain).encode()]
+    files = {name: write_file(folder / name, blocks) for name, blocks in zip(FILES, texts)}
     (folder / "manifest.json").write_text(
-        json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), encoding="utf-8"
+        json.dumps({"format": FORMAT, "step": step, "files": files | (shards or {})}, indent=1),
+        encoding="utf-8",
     )
     for path in folder.iterdir():
         synchronise(path)
     synchronise(folder)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    if path.exists():  # one that a resumed run could not use
+        remove(path)
+    os.replace(temporary, path)
+    synchronise(path.parent)
+
+
+def forget(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` and step `best`."""
+    for old in steps(folder)[:-keep]:
+        if old != best:
+            remove(path_of(folder, old))
 
 
 def write_file(path: Path, blocks: Iterable) -> dict[str, int]:
@@ -127,18 +181,10 @@ def encode(value, name: str, tensors: dict[str, Tensor], names: dict[tuple, str]
     """`value` as JSON can hold it. Its tensors go into `tensors` by their place in it; one that occurs twice
     (shared weights) is written once. Raises TypeError for what is neither a tensor nor plain."""
     if isinstance(value, Tensor):
-        own = (
-            (
-                value.untyped_storage().data_ptr(),
-                value.storage_offset(),
-                value.shape,
-                value.stride(),
-                value.dtype,
-            )
-            if value.numel()
-            else (name,)
-        )
-        if names.setdefault(own, name) == name:
+        own = place_of(value) or (name,)
+        if names.setdefault(own, name) == name and isinstance(value, DTensor):
+            tensors[name] = value.detach()
+        elif names[own] == name:
             value = value.detach().cpu().contiguous()
             # a part of a larger storage would bring all of it
             tensors[name] = value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
@@ -156,10 +202,18 @@ def encode(value, name: str, tensors: dict[str, Tensor], names: dict[tuple, str]
     raise TypeError(f"a checkpoint holds tensors and plain values; {name} is of type {type(value).__name__}.")
 
 
-def unwritable(path: Path, state: dict, error: Exception) -> str:
-    tensors: dict[str, Tensor] = {}
-    encode(state, "", tensors, {})
-    needed = sum(t.nbytes for t in tensors.values()) / 2**20
+def place_of(tensor: Tensor) -> tuple | None:
+    """What two names of one tensor have in common; None where it takes no memory. Of a share it is the same
+    on every process that two names have one: fsdp gives memory to empty shares of weights, too."""
+    x = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    memory = x.untyped_storage().data_ptr()
+    return (
+        (memory, x.storage_offset(), tensor.shape, x.stride(), x.dtype) if memory and tensor.numel() else None
+    )
+
+
+def unwritable(path: Path, size: int, error: Exception | str) -> str:
+    """`size`: bytes of the tensors."""
     try:
         free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
     except OSError:
@@ -167,7 +221,7 @@ def unwritable(path: Path, state: dict, error: Exception) -> str:
     there = steps(path.parent)
     before = f"The one of step {there[-1]} is as it was" if there else "There is none before it"
     return (
-        f"checkpoint {path} cannot be written: {error}. It needs about {needed:.0f} MiB, and {free}."
+        f"checkpoint {path} cannot be written: {error}. It needs about {size / 2**20:.0f} MiB, and {free}."
         f" {before}. Make room (or lower checkpoint.keep in a new run), then give the same command again to"
         " go on."
     )
@@ -193,19 +247,15 @@ def synchronise(path: Path) -> None:
         os.close(number)
 
 
-def checksum(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
-
-
 # ---- reading ----
 
 
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
+
+
+def temporary_of(path: Path) -> Path:
+    return path.with_name(path.name + TEMPORARY)
 
 
 def steps(folder: Path) -> list[int]:
@@ -224,22 +274,21 @@ def load(path: Path) -> dict:
                 f"checkpoint {path} cannot be used: it has format {manifest['format']}, and this version"
                 f" reads {FORMAT}."
             )
-        for name in FILES:
+        shared = [name for name in manifest["files"] if name.startswith(f"{shards.FOLDER}/")]
+        for name in (*FILES, *shared):
             given = manifest["files"][name]
             if (path / name).stat().st_size != given["bytes"]:
                 raise CheckpointError(
                     f"checkpoint {path} cannot be used: {name} has {(path / name).stat().st_size} bytes of"
                     f" {given['bytes']}."
                 )
-            if checksum(path / name) != given["crc32"]:
+            if shards.checksum(path / name) != given["crc32"]:
                 raise CheckpointError(
                     f"checkpoint {path} cannot be used: {name} is damaged (its checksum differs)."
                 )
-        tensors = read_tensors(path / "training.safetensors")
-        state = decode(
-            json.loads((path / "state.json").read_text(encoding="utf-8")),
-            tensors | read_tensors(path / "model.safetensors"),
-        )
+        tensors = read_tensors(path / "training.safetensors") | read_tensors(path / "model.safetensors")
+        tensors |= shards.read(path / shards.FOLDER) if shared else {}
+        state = decode(json.loads((path / "state.json").read_text(encoding="utf-8")), tensors)
         if state["step"] != manifest["step"] or path.name != path_of(path.parent, state["step"]).name:
             raise CheckpointError(
                 f"checkpoint {path} cannot be used: its name and its content (step {state['step']}) differ."

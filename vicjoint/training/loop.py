@@ -15,14 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
-from vicjoint.batch_norm import synchronised
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.data.reading import sources_of
@@ -39,8 +36,10 @@ from vicjoint.training.exploring import write_explorers
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
+from vicjoint.training.parallel import clip_gradients, shard, whole, wrap
 from vicjoint.training.profiling import profiled
-from vicjoint.training.resuming import resume, save
+from vicjoint.training.resuming import resume
+from vicjoint.training.saving import Saver, saver_of
 from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
 from vicjoint.training.trackers import Trackers, check_trackers
 
@@ -52,6 +51,8 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
+# what a process says that is stopped by another one's readers
+UNREAD = "another process cannot read on, and says why; a checkpoint is saved"
 OWN_ERRORS = (Stopped, TrainingError, CheckpointError, ReaderError, BadDataError)  # they say all already
 
 
@@ -96,18 +97,19 @@ def keep_freed_memory() -> None:
 
 def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None:
     """From the folder's last checkpoint to the report."""
+    shard(parts)
     begin = resume(parts, folder)
     if distributed.rank() == 0:
         describe(parts, folder)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
-    with Trackers(parts.recipe, folder, begin) as trackers:
+    with Trackers(parts.recipe, folder, begin) as trackers, saver_of(parts, folder, begin) as saver:
         with (
             MetricsLog(folder, begin, steps, batch_size, names, trackers) as log,
             profiled(folder, begin, steps, profile) as stepped,
         ):
-            fit(parts, folder, begin, log, signal, stepped)
+            fit(parts, folder, begin, log, signal, stepped, saver)
         try:
-            with signal.at_once():
+            with signal.at_once(), whole(parts.model, parts.untrained):
                 results = finish(parts, folder, steps, parts.recipe.evaluate.last)
         except Interrupted:  # the last step's checkpoint is saved
             raise Stopped(stopped_at(steps, folder)) from None
@@ -195,7 +197,13 @@ def branch_names(parts: Parts) -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def fit(
-    parts: Parts, folder: Path, begin: int, log: MetricsLog, signal: StopSignal, stepped: Callable[[], None]
+    parts: Parts,
+    folder: Path,
+    begin: int,
+    log: MetricsLog,
+    signal: StopSignal,
+    stepped: Callable[[], None],
+    saver: Saver,
 ) -> None:
     """Train from step `begin` to the recipe's last one; `stepped` is called after each. Raises Stopped, after
     saving, where a signal asked for it."""
@@ -211,23 +219,17 @@ def fit(
             # once in a while: evaluate, then save, so that a checkpoint never lacks the lines before it
             best = False
             if due(step, recipe.evaluate.every) and step < parts.steps and not (step == begin and evaluated):
-                best = evaluate_while_training(parts, folder, step, log, signal)
+                best = evaluate_while_training(parts, folder, step, log, signal, saver)
             if step > begin and (due(step, recipe.checkpoint.every) or step == parts.steps or best):
-                save(parts, folder, step)
+                saver.save(step)
             if step == parts.steps:
                 break
 
             # one step
             began = time.perf_counter()
             task = parts.tasks[step % turns]
-            with record_function("waiting for data"):
-                batch, bad = read(parts, folder, batches, step)
+            batch, found = read(batches, folder, step, signal, saver)
             waited = time.perf_counter() - began
-            some_bad, asked = distributed.anywhere(bool(bad), signal.asked)
-            if asked:
-                save(parts, folder, step)
-                raise Stopped(stopped_at(step, folder))
-            found = sum(distributed.gather_objects(bad), []) if some_bad else []
             quarantines[task.source_name].add(found)
             parts.limit.learn(task.number, found)
 
@@ -242,7 +244,7 @@ def fit(
             skipped, loss, terms = watch.look(step, task, batch, loss, terms)
             if skipped and watch.over:
                 if step:
-                    save(parts, folder, step)  # as before this step: --replay has its exact weights
+                    saver.save_now(step)  # as before this step: --replay has its exact weights
                 raise TrainingError(skipped)
             if not skipped:
                 with record_function("optimizer"):
@@ -272,25 +274,39 @@ def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
     return found
 
 
-def read(parts: Parts, folder: Path, batches: Readers, step: int) -> tuple[Batch, list[tuple[str, str]]]:
-    """The batch of a step. Where reading fails for good, what was learnt is saved first."""
-    try:
-        return next(batches)
-    except ReaderError:
-        save(parts, folder, step)
-        raise
+def read(
+    batches: Readers, folder: Path, step: int, signal: StopSignal, saver: Saver
+) -> tuple[Batch, list[tuple[str, str]]]:
+    """(the batch of a step, the bad samples that all processes found). Where a signal asked to stop, or
+    reading fails for good, what was learnt is saved first."""
+    batch, bad, unread = None, [], None
+    with record_function("waiting for data"):
+        try:
+            batch, bad = next(batches)
+        except ReaderError as error:
+            unread = error
+    some_bad, asked, over, unsaved = distributed.anywhere(
+        bool(bad), signal.asked, unread is not None, saver.failed
+    )
+    if unsaved:
+        saver.wait()
+    if batch is None or asked or over:
+        saver.save_now(step)
+        raise unread or (Stopped(stopped_at(step, folder)) if asked else TrainingError(UNREAD))
+    return batch, sum(distributed.gather_objects(bad), []) if some_bad else []
 
 
 def evaluate_while_training(
-    parts: Parts, folder: Path, step: int, log: MetricsLog, signal: StopSignal
+    parts: Parts, folder: Path, step: int, log: MetricsLog, signal: StopSignal, saver: Saver
 ) -> bool:
     """Evaluate, write it down, and say whether this was the best so far. A signal does not wait for the end:
     what is not written down is done again."""
+    saver.before_evaluation(step)
     try:
-        with signal.at_once():
+        with signal.at_once(), whole(parts.model, parts.untrained):
             results = evaluate(parts)[0]
     except Interrupted:
-        save(parts, folder, step)
+        saver.save_now(step)
         raise Stopped(stopped_at(step, folder)) from None
     log.evaluation(step, results)
     parts.model.train()
@@ -305,26 +321,10 @@ def evaluate_while_training(
 def update(parts: Parts) -> None:
     """The optimizer's step with the gradients that are there, and what follows it."""
     if parts.recipe.clip:
-        nn.utils.clip_grad_norm_(parts.model.parameters(), parts.recipe.clip)
+        clip_gradients(parts.model.parameters(), parts.recipe.clip)
     parts.optimizer.step()
     parts.optimizer.zero_grad(set_to_none=True)
     parts.model.after_step()
-
-
-def wrap(parts: Parts) -> nn.Module:
-    """The model as the loop calls it, with two views and the number of their task: compiled and distributed
-    where asked for."""
-    forward = model = parts.model
-    if distributed.world_size() > 1:
-        cuda = parts.device.type == "cuda"
-        if parts.recipe.train.sync_batch_norm:
-            model = synchronised(model, parts.device)
-        # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on
-        # one process
-        idle = any({t.spec.a, t.spec.b} != set(model.branches) for t in parts.tasks)
-        devices = [parts.device.index] if cuda else None
-        forward = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=idle)
-    return torch.compile(forward) if parts.recipe.train.compile else forward
 
 
 # ---- evaluation ----

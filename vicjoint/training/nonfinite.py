@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
@@ -26,6 +26,7 @@ from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts, Task, build_parts
 from vicjoint.training.folder import open_run
+from vicjoint.training.parallel import gradient_norm, whole
 from vicjoint.training.resuming import restore
 from vicjoint.training.stopping import TRAINING, seed_everything
 
@@ -86,7 +87,7 @@ class Watch:
             for p in group["params"]
             if p.grad is not None
         ]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = gradient_norm(gradients)
         flag = (~(torch.isfinite(loss) & torch.isfinite(norm))).float().reshape(1).to(self.parts.device)
         bad, total, length, *values = read_back([distributed.total(flag)[0], loss, norm, *terms.values()])
         numbers = dict(zip(terms, values))
@@ -97,7 +98,8 @@ class Watch:
         broken = [f"{name}={value}" for name, value in numbers.items() if not math.isfinite(value)]
         broken = broken or ([f"gradient norm={length}"] if math.isfinite(total) else [f"loss={total}"])
         seed_everything(self.options.seed, TRAINING, step, distributed.rank())
-        found = merged(distributed.gather_objects(examine(self.parts, task, batch)))
+        with whole(self.parts.model):
+            found = merged(distributed.gather_objects(examine(self.parts, task, batch)))
         self.go_back()
         samples = [name for names in distributed.gather_objects(batch.samples) for name in names]
         self.skipped += 1

@@ -1,11 +1,9 @@
-"""What a checkpoint of a run holds, and how a run goes on from one.
-
-Model, optimizer and objectives are states that training changes. The rest of a run is a function of the step:
-the order of the samples and their random numbers, those of the training step, the learning rate. So nothing
-else needs saving, but how far the run's files had got.
-"""
+"""How a run goes on from a checkpoint, on any number of processes, whole or sharded."""
 
 from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vicjoint import distributed
 from vicjoint.model import current_names
@@ -14,37 +12,9 @@ from vicjoint.recipe.compare import by_kind, shortly
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts
 from vicjoint.training.checkpoint import CheckpointError
-from vicjoint.training.folder import best_step, cut_to
+from vicjoint.training.folder import cut_to
 from vicjoint.training.going_on import say_length, take_over
-
-APPENDED = ("bad_samples.jsonl",)  # with no step in their lines: their length is saved
-
-
-def save(parts: Parts, folder: Path, step: int) -> None:
-    """Write the checkpoint after `step` steps, on the first process. Raises CheckpointError where it cannot
-    be written."""
-    if distributed.rank() > 0:
-        return
-    # what the checkpoint relies on is on the disk before it
-    for name in ("metrics.jsonl", "evaluation.jsonl", *APPENDED):
-        if (folder / name).exists():
-            checkpoint.synchronise(folder / name)
-    first, *further = (t.objective.state_dict() for t in parts.tasks)
-    state = {
-        "step": step,
-        "model": parts.model.state_dict(),
-        "objective": first,
-        "further_objectives": further,
-        "optimizer": parts.optimizer.state_dict(),
-        "recipe": parts.recipe.dump(),
-        "data": parts.fingerprints,
-        "bytes": {
-            name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in APPENDED
-        },
-    }
-    options = parts.recipe.checkpoint
-    best = best_step(folder, options.best) if options.best else None
-    checkpoint.save(folder / "checkpoints", step, state, options.keep, best)
+from vicjoint.training.saving import APPENDED
 
 
 def resume(parts: Parts, folder: Path) -> int:
@@ -88,10 +58,27 @@ def load_fitting(parts: Parts, folder: Path, recipe: Recipe) -> dict | None:
 
 
 def restore(parts: Parts, state: dict) -> None:
-    parts.model.load_state_dict(current_names(state["model"]))
+    given, own = current_names(state["model"]), parts.model.state_dict()
+    parts.model.load_state_dict({name: share_of(x, own.get(name)) for name, x in given.items()})
     for task, objective in zip(parts.tasks, [state["objective"], *state["further_objectives"]]):
         task.objective.load_state_dict(objective)
-    parts.optimizer.load_state_dict(state["optimizer"])
+    trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["optimizer"]["param_groups"] for number in group["params"]]
+    states = {
+        number: {name: share_of(x, p) for name, x in state["optimizer"]["state"][number].items()}
+        for number, p in zip(numbers, trained)
+        if number in state["optimizer"]["state"]
+    }
+    parts.optimizer.load_state_dict(state["optimizer"] | {"state": states})
+
+
+def share_of(given, own: Tensor | None):
+    """What this process keeps of a tensor, or of an optimizer's state of it: a share where it has one of
+    `own`."""
+    if not isinstance(own, DTensor) or not isinstance(given, Tensor) or given.shape != own.shape:
+        return given
+    given = given.to(own.device)
+    return distribute_tensor(given, own.device_mesh, own.placements, src_data_rank=None).clone()
 
 
 def misfit(parts: Parts, state: dict, recipe: Recipe) -> str | None:
