@@ -48,13 +48,13 @@ class Stream:
     ):
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.limit = limit or TimeLimit()
-        self.distinct = Distinct(records, pair) if pair.distinct else None
-        self.lanes = Lanes(shards) if shards else None
-        if self.distinct and self.lanes:
+        if pair.distinct and shards:
             raise ValueError(
                 "pair.distinct: arranges an epoch out of all records, and those of this source stand in"
                 " shards that are brought one after the other. Leave it out, or copy the shards to a folder."
             )
+        self.distinct = Distinct(records, pair) if pair.distinct else None
+        self.lanes = Lanes(shards) if shards else None
         self._order = (-1, None)
 
     @property

@@ -193,7 +193,7 @@ class WebDataset(Source):
 
     def _divide(self, sides: list[str] | None, test_fraction: float) -> None:
         """Set the records of both splits; sides: of the shards, None: by hash."""
-        shards, members = self.shards, Members(self.shards.tables)
+        shards, members, keys = self.shards, Members(self.shards.tables), self.shards.json_keys
         shards.forget_tables()
         sample, own = members.samples(self.passed)
         if not len(sample):
@@ -213,7 +213,6 @@ class WebDataset(Source):
             of_key = np.zeros(len(members.end), dtype=bool)
             of_key[used] = tests_by_hash(ids, test_fraction, f"webdataset {self.root}", "key")
             tests = of_key[sample]
-        keys = shards.json_keys
         keys = keys_of_json(shards, members) if keys is None else named_keys(keys, members)
         several = (np.bincount(sample)[sample] > 1) & (own >= 0)
         self.train, self.test = (
