@@ -26,7 +26,8 @@ from vicjoint.data.lanes import Lanes
 from vicjoint.data.stream import Stream, batches
 from vicjoint.files import remote
 from vicjoint.files.cells import bytes_of
-from vicjoint.parts import Pair, ShardOrder
+from vicjoint.orders import ShardOrder
+from vicjoint.parts import Pair
 from vicjoint.recipe import load_recipe
 from vicjoint.registry import ComponentError
 from vicjoint.sources import columns, members
@@ -113,7 +114,7 @@ class Texts(Pair):
 
 
 def ids_of(source, per_batch, start, end, workers=0, seed=3) -> list[list[str]]:
-    stream = Stream(source.train, Texts(), seed, shards=source.shard_order("train"))
+    stream = Stream(source.train, Texts(), seed, order=source.order("train"))
     with batches([stream], [per_batch], workers, start, end) as read:
         return [batch.samples for batch, _ in read]
 
@@ -146,7 +147,7 @@ def test_a_pack_is_known_by_its_index(tmp_path, server):
     assert not [path for path in asked if path.endswith(".tar")] and "number" in source.test[0]
     assert text_of(source.train[13]) == "text 1 1" and sum(p.endswith(".tar") for p in asked) == 1
     local = WebDataset(str(tmp_path / "web"))
-    assert list(local.ids("train")) == list(source.ids("train")) and local.shard_order("train") is None
+    assert list(local.ids("train")) == list(source.ids("train")) and local.order("train") is None
     (tmp_path / "web" / names[1]).write_bytes((tmp_path / "web" / names[1]).read_bytes() + b"\0" * 512)
     with pytest.raises(SourceError, match="x-001.tar has .* its manifest.json says .* Pack it again"):
         WebDataset(url)
@@ -174,7 +175,7 @@ def test_a_shard_that_is_cut_off_is_named_and_used(tmp_path, server, over, packe
     assert len(set(read)) == len(read) == 4 * TEXTS + 6
     assert all("x-001.tar (10" in cause and "too early" in cause for cause in bad)
     assert len(bad) == (6 if packed else 1)  # without an index what follows is not known
-    stream = Stream(source.train, Texts(), 0, shards=source.shard_order("train"))
+    stream = Stream(source.train, Texts(), 0, order=source.order("train"))
     with batches([stream], [6], 0, 0, 8) as going:
         assert len([batch for batch, _ in going]) == 8
 
@@ -217,7 +218,8 @@ def test_a_process_needs_the_shards_of_its_lanes_alone():
     for per_batch in (1, 24, 64):
         lanes = Lanes(ShardOrder(shard, 8, 4))
         lanes.set_batch(per_batch)
-        orders = [lanes.arrange(epoch, np.random.default_rng(epoch)) for epoch in range(3)]
+        rows = np.arange(3 * len(shard)).reshape(3, -1) % per_batch
+        orders = [lanes.arrange(rows[epoch], np.random.default_rng(epoch)) for epoch in range(3)]
         for record, window in orders:
             assert sorted(record) == list(range(len(shard)))
             assert all(len(set(shard[record[window == w]])) <= 4 for w in set(window))
@@ -258,7 +260,7 @@ def test_a_shard_that_cannot_be_brought_is_bad_samples(tmp_path, server, monkeyp
     source = WebDataset(server[0], lanes=1)
     (tmp_path / "web" / names[2]).unlink()
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    stream = Stream(source.train, Texts(), 0, shards=source.shard_order("train"))
+    stream = Stream(source.train, Texts(), 0, order=source.order("train"))
     with batches([stream], [6], 0, 0, 8) as read:
         found = [(batch.samples, bad) for batch, bad in read]
     bad = dict(b for _, several in found for b in several)
@@ -272,7 +274,7 @@ def test_time_for_bringing_is_not_the_samples(tmp_path, server, monkeypatch):
     pack(tmp_path / "web", shards(tmp_path / "web"))
     source, fetch = WebDataset(server[0]), remote._fetch
     monkeypatch.setattr(remote, "_fetch", lambda *given: (time.sleep(0.4), fetch(*given)))
-    stream = Stream(source.train, Texts(), 0, limit=TimeLimit(0.2), shards=source.shard_order("train"))
+    stream = Stream(source.train, Texts(), 0, limit=TimeLimit(0.2), order=source.order("train"))
     assert stream[0][4] == []
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
 
@@ -307,7 +309,7 @@ def test_distinct_needs_all_records(tmp_path, server):
     source, pair = WebDataset(server[0]), Texts()
     pair.distinct = "number"
     with pytest.raises(ValueError, match="pair.distinct: arranges an epoch out of all records"):
-        Stream(source.train, pair, 0, shards=source.shard_order("train"))
+        Stream(source.train, pair, 0, order=source.order("train"))
 
 
 def test_a_folder_elsewhere_is_listed(tmp_path):
@@ -317,6 +319,6 @@ def test_a_folder_elsewhere_is_listed(tmp_path):
     shutil.move(tmp_path / "web" / "x-004.tar", tmp_path / "web" / "val" / "x-004.tar")
     (tmp_path / "web" / "x-000.tar").rename(tmp_path / "web" / "train-0.tar")
     source = WebDataset(f"file://{tmp_path}/web")
-    assert (len(source.train), len(source.test)) == (12, 12) and source.shard_order("test") is not None
+    assert (len(source.train), len(source.test)) == (12, 12) and source.order("test") is not None
     assert source.describe().endswith("passed over: 3 shards whose name is no split's")
     assert text_of(source.test[0]) == "text 4 0"

@@ -22,7 +22,8 @@ from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.paths import user_path
 from vicjoint.files.remote import is_url
 from vicjoint.options import ByteSize, Count, bytes_in
-from vicjoint.parts import ShardOrder, Source
+from vicjoint.orders import ShardOrder
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import OWN, SPLITS, SourceError, TestFraction, split_of, tests_by_hash
 from vicjoint.sources.columns import Shared, Texts
@@ -228,8 +229,8 @@ class WebDataset(Source):
         records = self.records(split, side)
         return map(records.id, range(len(records)))
 
-    def shard_order(self, split) -> ShardOrder | None:
-        return self._order and ShardOrder(self.records(split).shard, *self._order)
+    def order(self, split) -> ShardOrder | None:
+        return self._order and ShardOrder(self.records(split).shard.copy(), *self._order)
 
     def describe(self) -> str:
         cut = ""
