@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vicjoint.orders import MixedOrder, ShardOrder
 from vicjoint.sliding import Sliding, spans
 from vicjoint.wants import Side, Split, Want
 from vicjoint.wants import Space as Space
@@ -69,6 +70,10 @@ class Source:
     def ids(self, split: Split, side: Side = "a") -> Iterable[str]:
         """The records' ids, in order; nothing is read for them."""
         return (record["id"] for record in self.records(split, side))
+
+    def order(self, split: Split) -> ShardOrder | MixedOrder | None:
+        """What the order of an epoch has to keep to; None: nothing, any record costs as much as another."""
+        return None
 
 
 class Modality(nn.Module):

@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+from vicjoint.files import remote
 from vicjoint.registry import nearest
 
 TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
@@ -117,12 +118,19 @@ def opened(record: dict):
 
 
 def bytes_of(file: dict) -> bytes:
-    """The content of a file that lies in a cell or a tar file. Raises OSError."""
+    """The content of a file that lies in a cell or a tar file, which is brought before where it is elsewhere
+    (`remote`). Raises OSError."""
     if "bytes" in file:
         return file["bytes"]
-    with open(file["path"], "rb") as tar:
+    with remote.opened(file["remote"]) if "remote" in file else open(file["path"], "rb") as tar:
         tar.seek(file["offset"])
-        return tar.read(file["size"])
+        content = tar.read(file["size"])
+    if len(content) < file["size"]:
+        raise OSError(
+            f"{file['path']} ({file['id']}): the shard ends {file['size'] - len(content):,} bytes too early."
+            " Make it again"
+        )
+    return content
 
 
 def compared(value) -> str:

@@ -76,7 +76,8 @@ class Parts:
         return {task.source_name: fingerprint(task.source) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        return Stream(task.source.train, task.pair, self.recipe.train.seed, task.number, self.limit)
+        records, order = task.source.train, task.source.order("train")
+        return Stream(records, task.pair, self.recipe.train.seed, task.number, self.limit, order)
 
 
 class Weighted(Objective):
