@@ -77,8 +77,9 @@ class Modality(nn.Module):
     One class, two uses: a reader in the processes that read (`read`, `seconds`), and a module of the model on
     the training device (`forward`). Options are the constructor's."""
 
-    reads: ClassVar[Literal["file", "text"]] = "file"
-    """What a cell of a table is: a path, which the pair resolves against the table's folder, or the value."""
+    reads: ClassVar[Literal["file", "text", "numbers"]] = "file"
+    """What a cell of a table is: a path, which the pair resolves against the table's folder; the value; or a
+    list of numbers, which comes as an array, and may also be a path."""
 
     timed: ClassVar[bool] = False
     """Whether samples have a time axis: `window` cuts the same seconds out of both halves of a pair."""
@@ -101,6 +102,10 @@ class Modality(nn.Module):
     video_backend: str = "auto"
     """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
 
+    fits: bool = False
+    """Whether `fit` has to see training records before the first step. What it learns are buffers, so that
+    checkpoints and exports have it; a run that goes on does not fit again."""
+
     def read(
         self, value: Any, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
     ) -> Raw:
@@ -118,6 +123,15 @@ class Modality(nn.Module):
         None: what the modality reads by itself. Raises as `read` does."""
         found = spans(str(value), self.seconds(value), length, every)
         return Sliding(found, lambda start: self.read(value, None, (start, length or 0.0)))
+
+    def fits_on(self, record: Record) -> bool:
+        """Whether `fit` wants this record. Raises ValueError where the record cannot say so."""
+        return True
+
+    def fit(self, raws: Sequence[Raw]) -> str:
+        """Learn from raw views of training records, read as in evaluation, in their order; returns a line
+        that says what was found. Raises ValueError where they are too few."""
+        raise NotImplementedError(f"modality '{type(self).__name__}' has no method fit(raws)")
 
     def forward(self, raw: Raw) -> Any:
         """The view that encoders of this modality expect, of a raw batch on their device."""

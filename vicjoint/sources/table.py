@@ -29,7 +29,8 @@ from vicjoint.sources.base import (
     split_by_hash,
     split_of,
 )
-from vicjoint.sources.rows import read_table
+from vicjoint.sources.rows import read_table, rows_of
+from vicjoint.sources.vectors import Vectors
 
 LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
 # keys of a record that are not the cell of that column
@@ -51,7 +52,9 @@ class Table(Source):
     second: another table, whose rows supply column b of the pair cross_modal to the rows of this one that
     have an equal key; columns named `split` and `split_by` work in it as in the first, and equal cells of
     `split_by` are on the same side in both. needs: columns; rows where one of them is empty are left out, and
-    counted in `describe` (an empty cell is a bad sample otherwise). Columns named id, path, bytes, folder or
+    counted in `describe` (an empty cell is a bad sample otherwise). vectors: {name: patterns of columns},
+    such as {profile: [Cells_*, Nuclei_*]}: the columns of numbers that match make one column of vectors, for
+    the modality features (of the first table). Columns named id, path, bytes, folder or
     second whose meaning in a record is another become table_id, table_path, ...
     """
 
@@ -65,12 +68,13 @@ class Table(Source):
         test_fraction: TestFraction = 0.15,
         second: str | None = None,
         needs: list[str] = (),
+        vectors: dict[str, list[str]] = {},
     ):
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
-        tables = [_Rows(user_path(root).absolute(), self.named, needs)]
+        tables = [_Rows(user_path(root).absolute(), self.named, needs, vectors)]
         self.root = tables[0].path
         if second is not None:
-            tables.append(_Rows(user_path(second).absolute(), self.named, needs, second=True))
+            tables.append(_Rows(user_path(second).absolute(), self.named, needs, {}, second=True))
         _check_needs(tables, needs)
         if split_by is not None:
             _split_together(tables, split_by, test_fraction)
@@ -88,9 +92,16 @@ class Table(Source):
 class _Rows:
     """One table file: its records and, after `divide`, their sides."""
 
-    def __init__(self, path: Path, named: dict[str, str | None], needs: list[str], second: bool = False):
-        self.path = path
-        self.header, rows = header, rows = read_table(path)
+    def __init__(
+        self,
+        path: Path,
+        named: dict[str, str | None],
+        needs: list[str],
+        vectors: dict[str, list[str]],
+        second: bool = False,
+    ):
+        self.path, self.vectors = path, Vectors(vectors)
+        self.header, rows = header, rows = read_table(self.vectors.gathered(path, rows_of(path)))
         defaults = {"column": "path", "id": "id", "split": "split", "split_by": None}
         for (
             option,
@@ -133,7 +144,8 @@ class _Rows:
             else ""
         )
         again = repeated(self.names, "rows") if self.column is None else ""
-        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}{again}"
+        said = f"{left_out}{again}{self.vectors.words()}"
+        return f"table {self.path}: {len(train)} train, {len(test)} test records{said}"
 
     def _record(self, number: int, row: dict) -> dict:
         folder = self.path.parent

@@ -14,6 +14,7 @@ from vicjoint.recipe.compare import by_kind, shortly
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts
 from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.training.fitting import share_fitted
 from vicjoint.training.folder import best_step, cut_to
 from vicjoint.training.going_on import say_length, take_over
 
@@ -92,6 +93,7 @@ def restore(parts: Parts, state: dict) -> None:
     for task, objective in zip(parts.tasks, [state["objective"], *state["further_objectives"]]):
         task.objective.load_state_dict(objective)
     parts.optimizer.load_state_dict(state["optimizer"])
+    share_fitted(parts)
 
 
 def misfit(parts: Parts, state: dict, recipe: Recipe) -> str | None:
