@@ -11,7 +11,7 @@ import contextlib
 import os
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,10 +45,10 @@ def read(value: Any, key: str | None = None) -> np.ndarray:
 def opened(path: str, suffix: str, key: str | None) -> Iterator[Any]:
     """The array of a file, of which nothing need be read yet."""
     if suffix == ".npy":
-        yield loaded(path)
+        yield loaded(path, path, mmap_mode="r")
         return
     if suffix == ".npz":
-        with loaded(path) as archive:
+        with open(path, "rb") as file, loaded(file, path) as archive:
             yield member(archive, path, key)
         return
     (h5py,) = need(["h5py"], f"{path}", "hdf5")
@@ -63,9 +63,9 @@ def opened(path: str, suffix: str, key: str | None) -> Iterator[Any]:
         yield array
 
 
-def loaded(path: str) -> Any:
+def loaded(file: Any, path: str, mmap_mode: Literal["r"] | None = None) -> Any:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(file, mmap_mode, allow_pickle=False)
     except DAMAGED as error:
         kind = os.path.splitext(path)[1].lower()[1:]
         raise ValueError(f"{path}: cannot be read as {kind}: {str(error)[:200]}.") from None

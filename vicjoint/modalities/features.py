@@ -84,13 +84,12 @@ class Features(Modality):
         """(x [1, T, input_dim], mask [1, T]). Raises ValueError or OSError."""
         array_TD = arrays.read(value, self.key)
         name = f"{value}: " if isinstance(value, str) else ""
-        if array_TD.ndim == 1:
-            array_TD = array_TD[None]
-        if array_TD.ndim != 2 or array_TD.shape[1] != self.input_dim or not len(array_TD):
+        if array_TD.ndim not in (1, 2) or array_TD.shape[-1] != self.input_dim or not len(array_TD):
             raise ValueError(
                 f"{name}an array of shape {list(array_TD.shape)}, expected [{self.input_dim}] or [T,"
                 f" {self.input_dim}] (the modality's input_dim)."
             )
+        array_TD = np.atleast_2d(array_TD)
         spare = len(array_TD) - self.length
         start = 0 if spare <= 0 else spare // 2 if rng is None else int(rng.integers(spare + 1))
         with np.errstate(over="ignore"):  # what no float32 holds is infinite, which is said below
