@@ -161,6 +161,7 @@ def metadata(options: argparse.Namespace, encoder: RepresentationModel) -> dict[
         "branch": options.branch,
         "modality": origin.recipe.branches[options.branch].modality["name"],
         "reads": encoder.reader.reads,
+        "frame_rate": origin.recipe.data.frame_rate,
         "space": options.space,
         "dim": encoder.width(options.space),
         "step": origin.step,

@@ -97,14 +97,13 @@ class Modality(nn.Module):
     """Options that only `read` uses; a recipe whose pair reads for itself must not set them."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; (): any."""
+    """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; /: folders of
+    pictures; (): any."""
 
     video_backend: str = "auto"
-    """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
-
-    fits: bool = False
-    """Whether `fit` has to see training records before the first step. What it learns are buffers, so that
-    checkpoints and exports have it; a run that goes on does not fit again."""
+    frame_rate: float = 25.0
+    """The recipe's `data.video_backend` and `data.frame_rate`, in a reader; for modalities that open
+    videos."""
 
     def read(
         self, value: Any, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
@@ -123,15 +122,6 @@ class Modality(nn.Module):
         None: what the modality reads by itself. Raises as `read` does."""
         found = spans(str(value), self.seconds(value), length, every)
         return Sliding(found, lambda start: self.read(value, None, (start, length or 0.0)))
-
-    def fits_on(self, record: Record) -> bool:
-        """Whether `fit` wants this record. Raises ValueError where the record cannot say so."""
-        return True
-
-    def fit(self, raws: Sequence[Raw]) -> str:
-        """Learn from raw views of training records, read as in evaluation, in their order; returns a line
-        that says what was found. Raises ValueError where they are too few."""
-        raise NotImplementedError(f"modality '{type(self).__name__}' has no method fit(raws)")
 
     def forward(self, raw: Raw) -> Any:
         """The view that encoders of this modality expect, of a raw batch on their device."""
@@ -154,6 +144,7 @@ class Reading:
     readers: tuple[Modality, Modality]
     source: Source
     video_backend: str = "auto"
+    frame_rate: float = 25.0
 
 
 class View(NamedTuple):
@@ -201,15 +192,18 @@ class Pair:
 
     readers: tuple[Modality, Modality]
     video_backend: str = "auto"
+    frame_rate: float = 25.0
 
     def bind(self, reading: Reading) -> None:
         """Take what the recipe knows, once, before anything is read. Records are not kept: a pair travels to
         the processes that read. Raises ValueError where the parts do not fit."""
-        self.read_by(reading.readers, reading.video_backend)
+        self.read_by(reading.readers, reading.video_backend, reading.frame_rate)
 
-    def read_by(self, readers: tuple[Modality, Modality], video_backend: str = "auto") -> None:
+    def read_by(
+        self, readers: tuple[Modality, Modality], video_backend: str = "auto", frame_rate: float = 25.0
+    ) -> None:
         """All that `read_item` and `slide` need: no source."""
-        self.readers, self.video_backend = readers, video_backend
+        self.readers, self.video_backend, self.frame_rate = readers, video_backend, frame_rate
 
     def read_item(self, value: Any, side: Side) -> Raw:
         """What `views` gives of a record with this path, or value of a cell; or the record of a file in a tar

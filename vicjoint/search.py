@@ -54,8 +54,9 @@ class Searcher:
             "dim": self.encoder.width(made["space"]),
         }
         check_space(made, facts, "query")
-        self.asks = Side(origin.recipe.branches[origin.branch].modality["name"], self.encoder.reader.reads)
-        self.items = Side(made["modality"], made["reads"])
+        name, rate = origin.recipe.branches[origin.branch].modality["name"], origin.recipe.data.frame_rate
+        self.asks = Side(name, self.encoder.reader.reads, rate)
+        self.items = Side(made["modality"], made["reads"], rate)
 
     def __call__(self, query: str, k: int = 10) -> list[Hit]:
         """The k nearest items, the nearest first. Raises ValueError where the query cannot be read."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from vicjoint.embeddings.encoder import ItemReader
-from vicjoint.files.cells import CellError, as_read, compared, values
+from vicjoint.files.cells import CellError, as_read, compared, is_there, values
+from vicjoint.files.films import is_film
 from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair
 from vicjoint.recipe import TaskSpec
@@ -262,7 +263,7 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
             )
         find_shards(name)
         return Shards(name)
-    if not path.exists():
+    if not is_there(name):
         raise SourceError(
             f"{name}: no such file or folder. Expected files, folders or tables: check the path."
         )
@@ -274,7 +275,8 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
             " a .txt file with one a line."
         )
     suffixes = tuple(suffix for suffix in reader.suffixes if suffix != ".tar")
-    return Folder(name, suffixes, with_shards) if path.is_dir() else File(name)
+    is_item = not path.is_dir() or ("/" in suffixes and is_film(name, suffixes))
+    return File(name) if is_item else Folder(name, suffixes, with_shards)
 
 
 def encodable(text: str) -> str:

@@ -61,6 +61,15 @@ def file_path(record: dict, value) -> str:
     return path if "\\" not in path or os.path.exists(path) else os.path.normpath(path.replace("\\", "/"))
 
 
+def is_there(path: str) -> bool:
+    """Whether a path exists; of one with a # behind it (vicjoint.files.arrays) the file, of a numbered
+    pattern (vicjoint.files.films) the folder."""
+    folder, name = os.path.split(path)
+    return any(map(os.path.exists, (path, path.partition("#")[0]))) or (
+        "%" in name and os.path.isdir(folder or ".")
+    )
+
+
 def file_of(record: dict, value) -> str | dict:
     """The file that a cell means: its absolute path; or where the cell is a Part or holds the file (bytes, or
     {bytes, path} as in data sets of Hugging Face), what `images.read_record` reads. Raises CellError for

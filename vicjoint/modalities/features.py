@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vicjoint.files import arrays
 from vicjoint.files.cells import cell, check_column, compared
+from vicjoint.fitted import Fitted
 from vicjoint.modalities.standard import STANDARDS, Standard
 from vicjoint.options import Count, Positive
 from vicjoint.parts import Modality, Record
@@ -26,7 +27,7 @@ MOST_NUMBERS = 2**26  # that statistics are made of: a quarter GiB
 
 
 @register("modality", "features")
-class Features(Modality):
+class Features(Fitted, Modality):
     """Raw view: (x [1, T, input_dim] float32, mask [1, T] bool, True on tokens); a vector is one token. In
     batches, shorter sequences are padded at the end. A raw batch x [B, input_dim] of vectors does as well.
 

@@ -13,7 +13,7 @@ csv cells are text; the others keep their type, lists included (five captions of
 import os
 from pathlib import Path
 
-from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty
+from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty, is_there
 from vicjoint.files.guard import printable
 from vicjoint.files.paths import user_path
 from vicjoint.parts import Source
@@ -221,7 +221,7 @@ class _Rows:
 
     def _check_files(self) -> None:
         first = self.records[:LOOKED_AT]
-        if not any("bytes" in r or (r["path"] is not None and os.path.exists(r["path"])) for r in first):
+        if not any("bytes" in r or (r["path"] is not None and is_there(r["path"])) for r in first):
             found = printable(first[0]["path"] or "an empty cell", 200)
             raise SourceError(
                 f"table: {self.path}: none of the first {len(first)} files exists, the first is {found}."

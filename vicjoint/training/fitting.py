@@ -1,4 +1,4 @@
-"""What modalities learn from training records before the first step (Modality.fit): standardisation.
+"""What modalities learn from training records before the first step (vicjoint.fitted): standardisation.
 
 fit_modalities(parts)     # of a run that begins
 share_fitted(parts)       # what a checkpoint holds of it, for the model as it was before its first step
@@ -11,6 +11,7 @@ from vicjoint import distributed
 from vicjoint.data.readers import Readers
 from vicjoint.data.time_limit import TimeLimit
 from vicjoint.files.guard import printable
+from vicjoint.fitted import Fitted
 from vicjoint.parts import Modality, Raw, Side
 from vicjoint.probes.reading import OfRecords
 from vicjoint.recipe import RecipeError
@@ -38,7 +39,7 @@ def fit_modalities(parts: Parts) -> None:
     done: set[int] = set()
     for name, branch in parts.model.branches.items():
         modality, leader = branch.modality, parts.model.ema.get(name)
-        if not modality.fits or id(modality) in done:
+        if not is_fitted(modality) or id(modality) in done:
             continue
         done.add(id(modality))
         if leader is not None:
@@ -53,7 +54,11 @@ def fit_modalities(parts: Parts) -> None:
     share_fitted(parts)
 
 
-def fit(parts: Parts, name: str, modality: Modality) -> str:
+def is_fitted(modality: Modality) -> bool:
+    return isinstance(modality, Fitted) and modality.fits
+
+
+def fit(parts: Parts, name: str, modality: Fitted) -> str:
     task = next(task for task in parts.tasks if name in (task.spec.a, task.spec.b))
     side: Side = "a" if task.spec.a == name else "b"
     reads = OfTraining(task, side, parts.recipe.data.timeout)
@@ -86,5 +91,5 @@ def fit(parts: Parts, name: str, modality: Modality) -> str:
 def share_fitted(parts: Parts) -> None:
     """The untrained model standardises as the trained one does."""
     for name, branch in parts.model.branches.items():
-        if branch.modality.fits:
+        if is_fitted(branch.modality):
             parts.untrained.branches[name].modality.load_state_dict(branch.modality.state_dict())
