@@ -206,7 +206,7 @@ def test_video_folder_lists_them(tmp_path):
     assert source.describe().endswith("; passed over: 2 .png, 1 .tif, 1 .txt")
     write_folder(root / "test" / "clip2", 3)
     assert len(build("source", {"name": "video_folder", "root": str(root)}).test) == 3
-    with pytest.raises(SourceError, match="clip0 is a folder of pictures, which are one video"):
+    with pytest.raises(SourceError, match="clip1 is a folder of pictures, which are one video"):
         build("source", {"name": "video_folder", "root": str(root / "train" / "clip1")})
 
 

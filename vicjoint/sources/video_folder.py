@@ -14,9 +14,9 @@ from vicjoint.video import FILM_SUFFIXES
 
 @register("source", "video_folder")
 class VideoFolder(Source):
-    """Every video below `root`: video files, folders of pictures (two or more, without videos or
-    folders beside them) and tiffs of several pages; links are followed, hidden names are skipped, and what is passed over is
-    counted.
+    """Every video below `root`: video files, tiffs of several pages, and folders of pictures: two or more,
+    without videos or folders beside them. Links are followed, hidden names are skipped, and what is passed
+    over is counted.
 
     Splits are those of image_folder; videos outside the split folders are left out (`describe` counts them).
     """
