@@ -28,6 +28,7 @@ from vicjoint.exporting.reading import add_step_and_imports, imports_of
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.paths import user_path
 from vicjoint.files.write import write_json
+from vicjoint.video import FRAME_RATE
 
 
 class Searcher:
@@ -54,7 +55,10 @@ class Searcher:
             "dim": self.encoder.width(made["space"]),
         }
         check_space(made, facts, "query")
-        name, rate = origin.recipe.branches[origin.branch].modality["name"], origin.recipe.data.frame_rate
+        name, rate = (
+            origin.recipe.branches[origin.branch].modality["name"],
+            made.get("frame_rate", FRAME_RATE),
+        )
         self.asks = Side(name, self.encoder.reader.reads, rate)
         self.items = Side(made["modality"], made["reads"], rate)
 

@@ -68,10 +68,10 @@ class Table(Source):
         test_fraction: TestFraction = 0.15,
         second: str | None = None,
         needs: list[str] = (),
-        vectors: dict[str, list[str]] = {},
+        vectors: dict[str, list[str]] | None = None,
     ):
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
-        tables = [_Rows(user_path(root).absolute(), self.named, needs, vectors)]
+        tables = [_Rows(user_path(root).absolute(), self.named, needs, vectors or {})]
         self.root = tables[0].path
         if second is not None:
             tables.append(_Rows(user_path(second).absolute(), self.named, needs, {}, second=True))
