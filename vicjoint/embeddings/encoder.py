@@ -98,7 +98,7 @@ class ItemReader:
             )
 
     @property
-    def reads(self) -> Literal["file", "text"]:
+    def reads(self) -> Literal["file", "text", "numbers"]:
         return self.modality.reads if self.pair.uses_readers else "file"
 
     @property
