@@ -93,7 +93,7 @@ def test_constant_and_missing_values(kind, values):
 def test_the_modality_does_the_same(values):
     modality = Features(WIDTH, standardise="spherize")
     raws = [modality.read(row.tolist()) for row in values]
-    assert modality.fit(raws) == "standardised by 40 rows (spherize)"
+    assert modality.fit(raws, ROWS) == "standardised by 40 rows (spherize)"
     y = modality.simple_features(concatenate(raws))
     assert torch.allclose(torch.cov(y.T), torch.eye(WIDTH), atol=1e-3)
     vectors = torch.from_numpy(values).float()
@@ -102,11 +102,24 @@ def test_the_modality_does_the_same(values):
 
 def test_missing_numbers_are_the_mean_and_clip_bounds(values):
     modality = Features(WIDTH, missing="mean", clip=1.5)
-    modality.fit([modality.read(row.tolist()) for row in values])
+    modality.fit([modality.read(row.tolist()) for row in values], ROWS)
     row = values[0].copy()
     row[2], row[3], row[4] = np.nan, np.inf, 1e9
     y, _ = modality(modality.read(row.tolist()))
     assert y[0, 0, 2] == y[0, 0, 3] == 0 and y[0, 0, 4] == 1.5 and y.isfinite().all()
+
+
+def test_statistics_look_at_some_of_many(values, monkeypatch):
+    monkeypatch.setattr("vicjoint.modalities.features.MOST_NUMBERS", 10 * WIDTH)
+    modality = Features(WIDTH)
+    assert modality.fit((modality.read(row.tolist()) for row in values), ROWS).startswith(
+        "standardised by 10"
+    )
+    assert torch.allclose(modality.shift, torch.from_numpy(values[::4].mean(0)).float())
+    tokens = modality.read(values.tolist())  # one sequence, of which 10 tokens
+    with pytest.raises(ValueError, match="0 training rows can be read"):
+        modality.fit([], 1)
+    assert "by 10 rows" in modality.fit([tokens], 1)
 
 
 # ---- reading ----
@@ -225,7 +238,7 @@ def test_padding_changes_nothing(name, values):
     modality = Features(WIDTH)
     encoder = build_encoder("features", name, input_dim=WIDTH, dim=5, **ENCODERS[name]).eval()
     raws = [modality.read(values[a:b].tolist()) for a, b in ((0, 2), (2, 9), (9, 10))]
-    modality.fit(raws)
+    modality.fit(raws, len(raws))
     x, mask = concatenate(raws)
     together = encoder(modality((x.masked_fill(~mask[..., None], 1e3), mask)))
     alone = torch.cat([encoder(modality(raw)) for raw in raws])

@@ -5,14 +5,14 @@
             super().__init__()
             self.register_buffer("mean", torch.zeros(4))
 
-        def fit(self, raws):
-            self.mean.copy_(torch.cat(raws).mean(0))
-            return f"mean of {len(raws)} rows"
+        def fit(self, raws, count):
+            self.mean.copy_(torch.cat(list(raws)).mean(0))
+            return f"mean of {count} rows"
 
 What they learn are buffers, so that checkpoints and exports have it; a run that goes on does not learn again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -25,7 +25,7 @@ class Fitted:
         """Whether `fit` wants this record. Raises ValueError where the record cannot say so."""
         return True
 
-    def fit(self, raws: Sequence[Any]) -> str:
-        """Learn from raw views of training records, read as in evaluation, in their order; returns a line
-        that says what was found. Raises ValueError where they are too few."""
-        raise NotImplementedError(f"modality '{type(self).__name__}' has no method fit(raws)")
+    def fit(self, raws: Iterable[Any], count: int) -> str:
+        """Learn from raw views of training records, read one after the other as in evaluation, `count` of
+        them at most; returns a line that says what was found. Raises ValueError where they are too few."""
+        raise NotImplementedError(f"modality '{type(self).__name__}' has no method fit(raws, count)")

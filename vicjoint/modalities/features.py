@@ -7,7 +7,7 @@ a: {modality: {name: features, input_dim: 600, standardise: spherize, controls: 
 
 # B batch, T tokens, D values of a vector, N rows
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -111,13 +111,14 @@ class Features(Fitted, Modality):
                 return False
         return True
 
-    def fit(self, raws: Sequence[tuple[Tensor, Tensor]]) -> str:
+    def fit(self, raws: Iterable[tuple[Tensor, Tensor]], count: int) -> str:
         """Learn to standardise from raw views of training records. Raises ValueError where they are too
         few."""
-        most = max(2, MOST_NUMBERS // self.input_dim)
-        tokens = [x_BTD[0, evenly(x_BTD.shape[1], OF_A_SEQUENCE)] for x_BTD, _ in raws]
-        rows_ND = torch.cat(tokens) if tokens else torch.zeros(0, self.input_dim)
-        rows_ND = rows_ND[evenly(len(rows_ND), most)].numpy()
+        chosen = evenly(count, max(2, MOST_NUMBERS // self.input_dim)).tolist()
+        each = max(1, min(OF_A_SEQUENCE, MOST_NUMBERS // self.input_dim // max(1, len(chosen))))
+        kept = set(chosen)
+        tokens = [x_BTD[0, evenly(x_BTD.shape[1], each)] for i, (x_BTD, _) in enumerate(raws) if i in kept]
+        rows_ND = torch.cat(tokens).numpy() if tokens else np.zeros((0, self.input_dim), np.float32)
         whose = " of " + ", ".join(f"{c} {v}" for c, v in self.controls.items()) if self.controls else ""
         if len(rows_ND) < 2:
             raise ValueError(

@@ -4,6 +4,8 @@ fit_modalities(parts)     # of a run that begins
 share_fitted(parts)       # what a checkpoint holds of it, for the model as it was before its first step
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from tqdm import tqdm
 
@@ -65,13 +67,22 @@ def fit(parts: Parts, name: str, modality: Fitted) -> str:
     wanted = np.array([i for i, record in enumerate(reads.records) if modality.fits_on(record)], int)
     chosen = wanted[np.arange(min(len(wanted), MOST)) * len(wanted) // max(1, min(len(wanted), MOST))]
     places = [(int(number), -1) for number in chosen]
-    batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
     workers = parts.recipe.data.workers if len(places) > ALONE else 0
-    raws: list[Raw] = []
-    bad = 0
+    bad: list[int] = []
+    said = modality.fit(raws_of(reads, places, workers, bad, f"standardisation of {name}"), len(places))
+    left_out = f"; {len(bad):,} that cannot be read are left out" if bad else ""
+    drawn = f", {MOST:,} of {len(wanted):,} records drawn evenly" if len(chosen) < len(wanted) else ""
+    return printable(f"{said}{drawn}{left_out}")
+
+
+def raws_of(
+    reads: OfTraining, places: list[tuple[int, int]], workers: int, bad: list[int], what: str
+) -> Iterator[Raw]:
+    """One after the other; numbers of records that cannot be read go to `bad`."""
+    batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
     bar = tqdm(
         total=len(places),
-        desc=f"standardisation of {name}",
+        desc=what,
         unit="record",
         delay=1,
         leave=False,
@@ -80,12 +91,9 @@ def fit(parts: Parts, name: str, modality: Fitted) -> str:
     )
     with bar, Readers(reads, batches, list, workers) as readers:
         for read in readers:
-            raws += [found.value for found in read if found.cause is None]
-            bad += sum(found.cause is not None for found in read)
+            yield from (found.value for found in read if found.cause is None)
+            bad += [found.number for found in read if found.cause is not None]
             bar.update(len(read))
-    left_out = f"; {bad:,} that cannot be read are left out" if bad else ""
-    drawn = f", {MOST:,} of {len(wanted):,} records drawn evenly" if len(chosen) < len(wanted) else ""
-    return printable(f"{modality.fit(raws)}{drawn}{left_out}")
 
 
 def share_fitted(parts: Parts) -> None:
