@@ -20,11 +20,13 @@ from vicjoint.evaluate import main as evaluate
 from vicjoint.export import main as export
 from vicjoint.modalities.features import Features
 from vicjoint.modalities.standard import mean_std, robust, spherize
-from vicjoint.recipe import RecipeError
+from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.registry import build
 from vicjoint.run import main as run
 from vicjoint.sources.base import SourceError
 from vicjoint.training import checkpoint
+from vicjoint.training.build import build_parts
+from vicjoint.training.resuming import restore
 
 ROWS, WIDTH, TOKENS = 40, 6, 3
 ENCODERS = {"mlp": {"width": 8}, "transformer": {"width": 8, "heads": 2, "layers": 1}}
@@ -243,6 +245,8 @@ def test_padding_changes_nothing(name, values):
     together = encoder(modality((x.masked_fill(~mask[..., None], 1e3), mask)))
     alone = torch.cat([encoder(modality(raw)) for raw in raws])
     assert together.shape == (3, encoder.dim) and torch.allclose(together, alone, atol=1e-5)
+    simple = torch.cat([modality.simple_features(raw) for raw in raws])
+    assert torch.allclose(modality.simple_features((x, mask)), simple, atol=1e-5)
     tokens, mask = encoder.forward_tokens(modality((x, mask)))
     assert tokens.shape[:2] == mask.shape == (3, 7)
 
@@ -382,10 +386,14 @@ def test_what_was_learnt_stays(tmp_path, values, monkeypatch, capsys):
     assert evaluate(["r", "--json", "again.json"]) == 0
     assert json.loads((tmp_path / "again.json").read_text())["linear"] == before
 
+    parts = build_parts(load_recipe("r/recipe.yaml"))
+    restore(parts, checkpoint.load_last(tmp_path / "r" / "checkpoints"))
+    two = [model.branches["a"].modality.whitening for model in (parts.model, parts.untrained)]
+    assert torch.equal(*two) and not torch.equal(two[0], torch.eye(WIDTH))
+
     assert export(["r", "--to", "e"]) == 0
     rows = torch.from_numpy(values).float()
     of_run, of_export = vicjoint.load_encoder("r"), vicjoint.load_encoder("e")
-    assert not torch.equal(of_run.modality.whitening, torch.eye(WIDTH))
     assert torch.equal(of_run(rows), of_export(rows))
     assert embed(["r", "t.csv", "--to", "y.parquet"]) == 0
     table = parquet.read_table("y.parquet")
