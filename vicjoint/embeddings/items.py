@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vicjoint.embeddings.encoder import ItemReader
+from vicjoint.embeddings.reading import ItemReader
 from vicjoint.files.cells import CellError, as_read, compared, is_there, values
 from vicjoint.files.films import is_film
 from vicjoint.files.folder import Walk
@@ -27,7 +27,7 @@ from vicjoint.sources.rows import FORMATS, check_file, format_of, open_parquet, 
 from vicjoint.sources.shards import find_shards, pictures_of
 from vicjoint.sources.vectors import Vectors
 
-OWN = ("item", "embedding", "start_seconds", "end_seconds")  # columns that embed writes
+OWN = ("item", "embedding", "token_grid", "start_seconds", "end_seconds")  # columns that embed writes
 AT_ONCE = 4096  # rows of a jsonl file whose types are looked at together
 
 
