@@ -16,8 +16,12 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from vicjoint.files import remote
+from vicjoint.files.arrays import numbers
 from vicjoint.registry import nearest
 
 TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
@@ -58,6 +62,15 @@ def file_path(record: dict, value) -> str:
     return path if "\\" not in path or os.path.exists(path) else os.path.normpath(path.replace("\\", "/"))
 
 
+def is_there(path: str) -> bool:
+    """Whether a path exists; of one with a # behind it (vicjoint.files.arrays) the file, of a numbered
+    pattern (vicjoint.files.films) the folder."""
+    folder, name = os.path.split(path)
+    return any(map(os.path.exists, (path, path.partition("#")[0]))) or (
+        "%" in name and os.path.isdir(folder or ".")
+    )
+
+
 def file_of(record: dict, value) -> str | dict:
     """The file that a cell means: its absolute path; or where the cell is a Part or holds the file (bytes, or
     {bytes, path} as in data sets of Hugging Face), what `images.read_record` reads. Raises CellError for
@@ -69,6 +82,21 @@ def file_of(record: dict, value) -> str | dict:
     if isinstance(content, bytes):
         return {"id": name or record.get("id", "a cell"), "bytes": content}
     return file_path(record, name or value)
+
+
+def as_read(record: dict, value, reads: str):
+    """A value of a cell as a modality takes it that `reads` files, texts or numbers (a list, which becomes an
+    array, or the path of a file). Raises CellError."""
+    if reads == "text":
+        return text_of(value)
+    if reads == "numbers" and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise CellError(f"{value[:50]!r} is no list of numbers in JSON: {error}") from None
+    if reads == "numbers" and isinstance(value, (list, np.ndarray)):
+        return numbers(value, "")
+    return file_of(record, value)
 
 
 def cell(record: dict, column: str):
@@ -92,10 +120,11 @@ def text_of(value):
 
 
 @contextlib.contextmanager
-def as_path(file: str | dict) -> Iterator[str]:
+def as_path(file: Any) -> Iterator[Any]:
     """What `file_of` gives as a path: what lies in a cell or a tar file is written to a file that is there
-    while this is entered. Raises as reading does, with a name in place of that file's."""
-    if isinstance(file, str):
+    while this is entered; numbers stay what they are. Raises as reading does, with a name in place of that
+    file's."""
+    if not isinstance(file, dict):
         yield file
         return
     content = bytes_of(file)
@@ -134,8 +163,12 @@ def bytes_of(file: dict) -> bytes:
 
 
 def compared(value) -> str:
-    """A text that is equal for equal values, of which bytes may be a part."""
-    digest = lambda v: f"sha256 {hashlib.sha256(v).hexdigest()}" if isinstance(v, bytes) else str(v)
+    """A text that is equal for equal values, of which bytes and arrays may be a part."""
+
+    def digest(part) -> str:
+        content = part.tobytes() if isinstance(part, np.ndarray) else part
+        return f"sha256 {hashlib.sha256(content).hexdigest()}" if isinstance(content, bytes) else str(part)
+
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=digest)
 
 

@@ -16,13 +16,12 @@ from vicjoint import distributed
 from vicjoint.files.cells import (
     CellError,
     as_path,
+    as_read,
     as_text,
     cell,
     check_column,
     compared,
-    file_of,
     is_empty,
-    text_of,
     values,
 )
 from vicjoint.files.guard import printable
@@ -205,8 +204,8 @@ class CrossModal(Pair):
             raise CellError(f"column '{self._column(side)}': {error}") from error
 
     def _named(self, side: Side, record: Record, value):
-        """A value as the reader takes it: a file, or the value itself."""
-        return file_of(record, value) if self._reader(side).reads == "file" else text_of(value)
+        """A value as the reader takes it: a file, numbers, or the value itself."""
+        return as_read(record, value, self._reader(side).reads)
 
     def _opened(self, side: Side, named) -> AbstractContextManager:
         """The same for a reader that takes only paths of files."""
