@@ -14,7 +14,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import tempfile
+import threading
 from collections.abc import Iterator
 
 from vicjoint.registry import nearest
@@ -24,6 +26,11 @@ TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
 MISSING = frozenset(
     {"", "nan", "NaN", "null", "NULL", "Null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"}
 )
+
+MINE = (
+    f"vicjoint-{secrets.token_hex(8)}"  # how names of written files begin: nobody can have made them before
+)
+_written: set[str] = set()  # files that `as_path` holds
 
 
 class CellError(ValueError):
@@ -70,6 +77,15 @@ def file_of(record: dict, value) -> str | dict:
     return file_path(record, name or value)
 
 
+def held(record: dict, column: str):
+    """The value of a cell. `path` of a record that lies in a tar file is a Part: its own file."""
+    if column != "path" or "offset" not in record:
+        return record[column]
+    place = {key: record[key] for key in ("path", "offset", "size")}
+    parts = (v for v in record.values() if isinstance(v, Part) and "key" not in v)
+    return next((v for v in parts if v["offset"] == record["offset"]), Part(place, id=record["id"]))
+
+
 def cell(record: dict, column: str):
     """The value of a cell that is no file; None where it is empty or not there. Raises CellError."""
     found = text_of(record.get(column))
@@ -93,21 +109,32 @@ def text_of(value):
 @contextlib.contextmanager
 def as_path(file: str | dict) -> Iterator[str]:
     """What `file_of` gives as a path: what lies in a cell or a tar file is written to a file that is there
-    while this is entered. Raises as reading does, with a name in place of that file's."""
+    while this is entered. Equal content of a process has one name and one time, so that what is known of a
+    file (its frames, its length, its squares) is known when it comes again. Raises as reading does, with a
+    name in place of that file's."""
     if isinstance(file, str):
         yield file
         return
     content = bytes_of(file)
     ending = os.path.splitext(file["id"])[1] or (".tif" if content[:4] in TIFF else "")
-    handle, path = tempfile.mkstemp(ending)
+    place = content if "bytes" in file else f"{file['path']}\0{file['offset']}\0{file['size']}".encode()
+    own = f"{MINE}-{os.getpid()}-{threading.get_ident()}-{hashlib.sha256(place).hexdigest()[:24]}{ending}"
+    path = os.path.join(tempfile.gettempdir(), own)
+    if path in _written:  # by one that is entered around this one
+        yield path
+        return
     try:
-        with open(handle, "wb") as out:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+            _written.add(path)
             out.write(content)
+        os.utime(path, (0, 0))
         yield path
     except (ValueError, OSError) as error:
         raise CellError(str(error).replace(path, file["id"])) from error
     finally:
-        os.unlink(path)
+        if path in _written:
+            _written.remove(path)
+            os.unlink(path)
 
 
 def opened(record: dict):
@@ -134,16 +161,17 @@ def compared(value) -> str:
 def values(record: dict, column: str, several: bool = False, separator: str | None = None) -> list:
     """What the cell of `column` holds: one value, or several.
 
-    A list of texts (jsonl, parquet) is several values. A text is one, unless `several`: then it is a JSON
-    list, or parts between `separator`. Numbers become text; anything else (a list of numbers, a mapping) is
-    one value as it is. Raises CellError.
+    A list of texts (jsonl, parquet) or of Parts is several values. A text is one, unless `several`: then it
+    is a JSON list, or parts between `separator`. Numbers become text; anything else (a list of numbers, a
+    mapping) is one value as it is. Raises CellError.
     """
     check_column(column, record)
-    held = record[column]
-    if isinstance(held, Part) and (several or "key" in held):
-        held = text_of(held)
-    found = _split(held, separator) if several and isinstance(held, str) else held
-    found = found if isinstance(found, list) and found and all(isinstance(v, str) for v in found) else [found]
+    value = held(record, column)
+    if isinstance(value, Part) and (several or "key" in value):
+        value = text_of(value)
+    found = _split(value, separator) if several and isinstance(value, str) else value
+    many = isinstance(found, list) and found and all(isinstance(v, str | Part) for v in found)
+    found = found if many else [found]
     found = [str(v) if isinstance(v, (int, float)) else v for v in found]
     found = [v for v in found if not is_empty(v)]
     if not found:

@@ -21,6 +21,7 @@ from vicjoint.files.cells import (
     check_column,
     compared,
     file_of,
+    held,
     is_empty,
     text_of,
     values,
@@ -117,7 +118,7 @@ class CrossModal(Pair):
         line and no error."""
         for side, reader in zip("ab", self.readers) if distributed.rank() == 0 else ():
             column = self._column(side)
-            if reader.reads != "file" or not isinstance(source.records("train", side)[0][column], str):
+            if reader.reads != "file" or not isinstance(held(source.records("train", side)[0], column), str):
                 continue
             train, test = (
                 {compared(r[column]) for r in source.records(split, side) if not is_empty(r[column])}

@@ -34,9 +34,11 @@ from vicjoint.options import Count
 from vicjoint.parts import Source
 from vicjoint.registry import nearest, need, register
 from vicjoint.sources.base import SPLITS, SourceError, TestFraction, names_below, split_by_hash, split_of
+from vicjoint.sources.suffixes import columns_of, suffixes_of
 from vicjoint.video import VIDEO_SUFFIXES
 
 OWN = ("id", "path", "bytes", "offset", "size", "label", "folder", "second")  # keys of a record
+CLASS_BYTES = 256  # of a member that holds a class
 
 # ---- webdataset ----
 
@@ -57,7 +59,8 @@ class Sample(NamedTuple):
 
 class ShardRecords(Sequence):
     """Records of samples: the place of their own file, their class, and a column for each member, by its
-    suffix, and for each key of the JSON members: keys {column: key}."""
+    suffix, and for each key of the JSON members: keys {column: key}; and by what `column_of` makes of
+    suffixes, with None where a record has no such member."""
 
     def __init__(self, shards: list[str], samples: list[Sample], keys: dict[str, str]):
         self.shards, self.keys = shards, keys
@@ -70,6 +73,8 @@ class ShardRecords(Sequence):
         self.ids = [f"{s.key}.{s.own}" if several[s.shard, s.key] > 1 else s.key for s in samples]
         self.ends = np.cumsum([len(s.members) for s in samples], dtype=np.int64)
         self.suffixes = list({suffix: None for s in samples for suffix in s.members})
+        self.column_of = columns_of(self.suffixes, {*OWN, *self.suffixes, *keys})
+        self.columns = [column for column, _ in self.column_of.values()]
         number = {suffix: i for i, suffix in enumerate(self.suffixes)}
         self.suffix = np.array([number[suffix] for s in samples for suffix in s.members], dtype=np.int32)
         self.places = np.array([place for s in samples for place in s.members.values()], dtype=np.int64)
@@ -82,10 +87,13 @@ class ShardRecords(Sequence):
             raise IndexError(i)
         i %= len(self)
         path, name = self.shards[self.shard[i]], self.names[self.shard[i]]
-        columns = {}
+        columns = dict.fromkeys(self.columns)
         for m in range(self.ends[i - 1] if i else 0, self.ends[i]):
             suffix, (offset, size) = self.suffixes[self.suffix[m]], self.places[m].tolist()
-            columns[suffix] = Part(id=f"{self.ids[i]}.{suffix}", path=path, offset=offset, size=size)
+            part = columns[suffix] = Part(id=f"{self.ids[i]}.{suffix}", path=path, offset=offset, size=size)
+            if suffix in self.column_of:
+                column, many = self.column_of[suffix]
+                columns[column] = [*(columns[column] or []), part] if many else part
         if "json" in columns:
             columns |= {column: Part(columns["json"], key=key) for column, key in self.keys.items()}
         own = {key: columns[self.own[i]][key] for key in ("path", "offset", "size")} if self.own[i] else {}
@@ -100,16 +108,22 @@ class WebDataset(Source):
     root: a folder (all .tar files below it; those whose folder or name says train, and test, val, ..., are
     the splits), or a pattern of shards with a range such as {000..146}. test: a pattern of the test shards;
     without one, and without splits by name, the split is by hash of the key. label: suffix of the member that
-    holds the class as text. A record is a picture of a key (where there are none, a video; else the key),
-    with a column for each member of its key, by its suffix, and for each key of a .json member (json_...
-    where the name is taken). Hidden members are passed over. Uncompressed shards on a file system only: they
-    are read in place.
+    holds the class as text. column: a record is a key, and its own file this column of it; null: a record is
+    a picture of a key (where there are none, a video; else the key). It has a column for each member of its
+    key, by its suffix (video.mp4 is video, too; picture.0.png and picture.1.png are the two values of
+    picture), and for each key of a .json member (json_... where the name is taken). Hidden members are passed
+    over. Uncompressed shards on a file system only: they are read in place.
     """
 
     root_is_a_path = False  # it may be a pattern
 
     def __init__(
-        self, root: str, test: str | None = None, label: str = "cls", test_fraction: TestFraction = 0.15
+        self,
+        root: str,
+        test: str | None = None,
+        label: str = "cls",
+        column: str | None = None,
+        test_fraction: TestFraction = 0.15,
     ):
         self.root = root
         self.passed: Counter[str] = Counter()
@@ -128,7 +142,7 @@ class WebDataset(Source):
         if by_name and test is None and None in sides:
             self.passed["shards whose name is no split's"] += sides.count(None)
         shards = parts["train"] + parts["test"] if by_name else shards
-        samples = list_samples(shards, label, self.passed)
+        samples = list_samples(shards, label, self.passed, column)
         if not samples:
             raise SourceError(
                 f"webdataset: no sample in {shards[0]} and the {len(shards) - 1} shards with it. "
@@ -199,9 +213,15 @@ def split_of_shard(shard: str, root: str) -> str | None:
     return next((split for word in words if (split := split_of(word))), None)
 
 
-def list_samples(shards: list[str], label: str, passed: Counter[str]) -> list[Sample]:
-    """Those of all shards: a picture each, else a video, else a key."""
+def list_samples(
+    shards: list[str], label: str, passed: Counter[str], column: str | None = None
+) -> list[Sample]:
+    """Those of all shards: a key each, where `column` is given; else a picture, else a video, else a key.
+    Raises SourceError for a column that no key has."""
     keys = [s for number, shard in enumerate(shards) for s in list_members(number, shard, label, passed)]
+    if column is not None:
+        own = suffixes_of(column, {suffix for s in keys for suffix in s.members})
+        return [s._replace(own=next((m for m in s.members if m in own), None)) for s in keys]
     for what, endings in (("picture", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)):
         found = [s._replace(own=own) for s in keys for own in s.members if f".{own}".endswith(endings)]
         if found:
@@ -230,10 +250,11 @@ def list_members(number: int, shard: str, label: str, passed: Counter[str]) -> l
                     passed["sparse"] += 1
                     continue
                 key, _, suffix = name.partition(".")
-                key, suffix = f"{folder}/{key}" if folder else key, sys.intern(suffix.lower())
+                column, dot, ending = suffix.rpartition(".")  # a column's name keeps its capitals
+                key, suffix = f"{folder}/{key}" if folder else key, sys.intern(column + dot + ending.lower())
                 found.setdefault(key, {})[suffix] = member.offset_data, member.size
                 if suffix == label.lower() and (file := members.extractfile(member)):
-                    classes[key] = file.read(256).decode("utf-8", "replace").strip()
+                    classes[key] = file.read(CLASS_BYTES).decode("utf-8", "replace").strip()
     except (tarfile.TarError, OSError) as error:
         raise SourceError(
             f"webdataset: {shard} cannot be listed: {error}. Expected an uncompressed tar file; make a broken"
