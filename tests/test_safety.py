@@ -444,8 +444,8 @@ def test_a_member_that_claims_too_much(tmp_path, monkeypatch):
     with pytest.raises(images.ImageError, match="more than the 100 that are read"):
         images.read_record(source.train[0])
     content = path.read_bytes()
-    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 3])
-    with pytest.raises(ValueError, match="cut.tar cannot be listed: unexpected end of data"):
+    (tmp_path / "cut.tar").write_bytes(content[:1500])
+    with pytest.raises(ValueError, match="cut.tar: only one key"):  # of which a part is there
         WebDataset(str(tmp_path / "cut.tar"))
 
 

@@ -21,7 +21,9 @@ from vicjoint.probes.labels import labels_of
 from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.registry import ComponentError, build, load_built_in
 from vicjoint.sources.base import SourceError
-from vicjoint.sources.shards import HuggingFace, WebDataset, find_shards
+from vicjoint.sources.hugging_face import HuggingFace
+from vicjoint.sources.places import find_shards
+from vicjoint.sources.shards import WebDataset
 from vicjoint.video.write import write_mp4
 
 
@@ -97,8 +99,8 @@ def test_wrong_shards(tmp_path):
         WebDataset(str(tmp_path / "x-{01..02}.tar"))
     with pytest.raises(SourceError, match="a.tar is in root and in test"):
         WebDataset(str(one), test=str(one))
-    with pytest.raises(SourceError, match="https://x/a.tar is not on a file system"):
-        WebDataset("https://x/a.tar")
+    with pytest.raises(SourceError, match="pipe:curl is not on a file system"):
+        WebDataset("pipe:curl")
     (tmp_path / "b.tar").write_bytes(b"x" * 2000)
     with pytest.raises(SourceError, match="b.tar cannot be listed: .*Expected an uncompressed tar file"):
         WebDataset(str(tmp_path / "b.tar"))

@@ -49,6 +49,28 @@ Ascending = AfterValidator(_ascending)
 """Of a range [least, most]."""
 
 
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def bytes_in(text: str) -> int:
+    """The number that "50GB", "200 MB" or "1.5TB" means. Raises ValueError."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)b", text.strip().lower())
+    if not parts:
+        raise ValueError(f"expected a size such as 50GB, got {show(text)}.")
+    return int(float(parts[1]) * UNITS[parts[2]])
+
+
+def _size(text: str) -> str:
+    try:
+        bytes_in(text)
+    except ValueError:
+        raise PydanticCustomError("size", "a size such as 50GB") from None
+    return text
+
+
+ByteSize = Annotated[str, AfterValidator(_size)]
+
+
 @dataclass(frozen=True)
 class ComponentOf:
     """Marks a mapping `{name: ..., option: value}` of an option as a component of `family`, whose registered

@@ -204,14 +204,14 @@ def say(to: Path, plan: Plan, shards: list[Shard]) -> None:
     )
     if remade := sum(shard.remade for shard in shards):
         saved = sum(shard.saved for shard in shards)
-        print(
-            f"{remade:,} videos were made anew, which {'saves' if saved >= 0 else 'costs'} {in_words(abs(saved))}"
-        )
+        which = "saves" if saved >= 0 else "costs"
+        print(f"{remade:,} videos were made anew, which {which} {in_words(abs(saved))}")
     if kept:
         print(f"{len(kept):,} videos stay as they were:{listed_in_line(kept)}")
     if bad:
         print(
-            f"{len(bad):,} records cannot be read and are left out ({to / BAD} names them):{listed_in_line(bad)}"
+            f"{len(bad):,} records cannot be read and are left out ({to / BAD} names them):"
+            f"{listed_in_line(bad)}"
         )
     for column, name in plan.layout.renamed().items():
         print(f"column {printable(column)} is now {printable(name)}")

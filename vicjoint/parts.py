@@ -43,6 +43,18 @@ Raw = Any
 # ---- reading ----
 
 
+class ShardOrder(NamedTuple):
+    """How records are ordered that stand in shards which cost to open, such as those that a network brings.
+
+    shard: int [N], of each record. lanes: consecutive parts of an epoch's shards; the rows of a batch are
+    shared among them, so that a process needs the shards of its own lanes alone. window: shards of a lane
+    whose records are shuffled together."""
+
+    shard: np.ndarray
+    lanes: int
+    window: int
+
+
 class Source:
     """Where samples are: records, listed and split. Reading what they name is the work of a pair.
 
@@ -69,6 +81,10 @@ class Source:
     def ids(self, split: Split, side: Side = "a") -> Iterable[str]:
         """The records' ids, in order; nothing is read for them."""
         return (record["id"] for record in self.records(split, side))
+
+    def shard_order(self, split: Split) -> ShardOrder | None:
+        """Where any record costs as much as any other: None."""
+        return None
 
 
 class Modality(nn.Module):
@@ -97,6 +113,10 @@ class Modality(nn.Module):
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; (): any."""
+
+    opens_inside: ClassVar[bool] = False
+    """Whether files are opened by `vicjoint.video` or `vicjoint.files.sound` alone, which open those inside
+    of tar files in place; others get a copy in the system's temporary folder."""
 
     video_backend: str = "auto"
     """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""

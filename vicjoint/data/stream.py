@@ -4,7 +4,8 @@
    Position p of the stream is record permutation[p % records] in epoch p // records. Each pair of a run has a
    stream of its own: its number is drawn from, too. Where the pair has a `distinct` column, an epoch is the
    largest number of whole batches in which no value occurs twice; the records that are left over (others in
-   each epoch) wait for a later epoch.
+   each epoch) wait for a later epoch. Records of shards that cost to open come in an order of their own
+   (lanes.py).
 2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each
    process takes its consecutive share. Several pairs take turns: step s of P pairs is batch s // P of pair s
    % P.
@@ -22,15 +23,17 @@ from vicjoint import distributed
 from vicjoint.batch import Batch, batch_size, concatenate
 from vicjoint.data.distinct import Distinct
 from vicjoint.data.errors import READ_ERRORS, BadDataError, cause_of, listed
+from vicjoint.data.lanes import Lanes
 from vicjoint.data.readers import Readers, Reads
 from vicjoint.data.time_limit import SampleTimeout, TimeLimit
 from vicjoint.files.guard import printable
-from vicjoint.parts import Pair, Record
+from vicjoint.parts import Pair, Record, ShardOrder
 
 
 class Stream:
     """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The
-    group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's."""
+    group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's;
+    `shards`: of the records, where they cost to open. Raises ValueError for a `distinct` column then."""
 
     MAX_REPLACEMENTS = 20
 
@@ -41,10 +44,17 @@ class Stream:
         seed: int,
         number: int = 0,
         limit: TimeLimit | None = None,
+        shards: ShardOrder | None = None,
     ):
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.limit = limit or TimeLimit()
         self.distinct = Distinct(records, pair) if pair.distinct else None
+        self.lanes = Lanes(shards) if shards else None
+        if self.distinct and self.lanes:
+            raise ValueError(
+                "pair.distinct: arranges an epoch out of all records, and those of this source stand in"
+                " shards that are brought one after the other. Leave it out, or copy the shards to a folder."
+            )
         self._order = (-1, None)
 
     @property
@@ -63,10 +73,23 @@ class Stream:
         """(epoch, record number) of a position."""
         epoch, place = divmod(position, self.epoch_length)
         if self._order[0] != epoch:
-            rng = self.generator(epoch)
-            order = rng.permutation(len(self.records))
-            self._order = (epoch, order if self.distinct is None else self.distinct.arrange(order, rng))
+            self._order = (epoch, self._arranged(epoch))
         return epoch, int(self._order[1][place])
+
+    def set_batch(self, records: int) -> None:
+        """State the records of a global batch. Raises ValueError where a `distinct` column has too few
+        values."""
+        for order in (self.distinct, self.lanes):
+            if order is not None:
+                order.set_batch(records)
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        rng = self.generator(epoch)
+        if self.lanes is not None:
+            self._windows = self.lanes.arrange(epoch, rng)
+            return self._windows[0]
+        order = rng.permutation(len(self.records))
+        return order if self.distinct is None else self.distinct.arrange(order, rng)
 
     def __getitem__(self, position: int):
         epoch, index = self.locate(position)
@@ -83,7 +106,7 @@ class Stream:
                     # the same replacement whether the reading was ended, killed, or not tried again
                     rng.bit_generator.state = before
                 bad.append((record["id"], cause_of(error)))
-                others = self._others(position) if others is None else others
+                others = self._others(position, index) if others is None else others
                 index = int(others[rng.integers(len(others))])
         raise BadDataError(
             f"{self.MAX_REPLACEMENTS} samples in a row cannot be read, so nothing stands in for"
@@ -91,8 +114,10 @@ class Stream:
             f" first ten:\n{listed(dict(bad).items())}"
         )
 
-    def _others(self, position: int):
+    def _others(self, position: int, index: int):
         """The records that may replace the one at a position."""
+        if self.lanes is not None:
+            return self.lanes.others(index, self._windows, position % self.epoch_length)
         if self.distinct is None:
             return range(len(self.records))
         first = position - position % self.distinct.per_batch
@@ -147,6 +172,5 @@ def batches(
     """(Batch, bad samples) of the steps start..end-1, in which the streams take turns. Raises ValueError
     where a `distinct` column has too few values for a batch."""
     for stream, records in zip(streams, records_per_batch):
-        if stream.distinct is not None:
-            stream.distinct.set_batch(records)
+        stream.set_batch(records)
     return Readers(Turns(streams), Steps(records_per_batch, start, end), collate, workers, start)

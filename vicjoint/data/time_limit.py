@@ -3,7 +3,8 @@
 After that time an alarm ends the reading, in whichever process it happens, and the sample counts as a bad
 one. Code that does not return to Python never sees the alarm. A process that reads data therefore writes down
 what it is reading and since when, in memory that it shares with the process that trains, which kills it when
-it is too late (readers.py). Both ways lead to the same replacement.
+it is too late (readers.py). Both ways lead to the same replacement. Time in which a shard is
+brought from elsewhere does not count (vicjoint/files/remote.py).
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import threading
 import time
 
 import torch
+
+from vicjoint.files import remote
 
 IDLE = 0.0
 
@@ -55,6 +58,7 @@ class TimeLimit:
         if self._row is not None:
             self._row[2:] = torch.tensor([pair, index])
             self._row[1] = time.monotonic()
+        remote.pause = self._paused
         try:
             with self._alarm():
                 yield
@@ -79,6 +83,21 @@ class TimeLimit:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+    @contextlib.contextmanager
+    def _paused(self):
+        """While entered, the time of the sample that is being read stands still."""
+        left = signal.setitimer(signal.ITIMER_REAL, 0)[0] if hasattr(signal, "setitimer") else 0.0
+        began, now = (self._row[1].item() if self._row is not None else IDLE), time.monotonic()
+        if began != IDLE:
+            self._row[1] = IDLE
+        try:
+            yield
+        finally:
+            if began != IDLE:
+                self._row[1] = began + time.monotonic() - now
+            if left:
+                signal.setitimer(signal.ITIMER_REAL, left)
 
     def _on_alarm(self, *_) -> None:
         self._expired = True

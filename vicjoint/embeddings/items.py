@@ -20,8 +20,8 @@ from vicjoint.parts import Pair
 from vicjoint.recipe import TaskSpec
 from vicjoint.registry import nearest
 from vicjoint.sources.base import SourceError
+from vicjoint.sources.places import find_shards, pictures_of
 from vicjoint.sources.rows import FORMATS, check_file, format_of, open_parquet, rows_of
-from vicjoint.sources.shards import find_shards, pictures_of
 
 OWN = ("item", "embedding", "start_seconds", "end_seconds")  # columns that embed writes
 AT_ONCE = 4096  # rows of a jsonl file whose types are looked at together

@@ -31,7 +31,7 @@ from vicjoint.modalities.image import duration
 from vicjoint.modalities.microscope import read_channels, stretch
 from vicjoint.modalities.molecule import parse
 from vicjoint.registry import ComponentError, need
-from vicjoint.sources.shards import pictures_of
+from vicjoint.sources.places import pictures_of
 from vicjoint.sources.video_folder import VIDEO_SUFFIXES
 from vicjoint.video import Video
 from vicjoint.video.write import RATE_FPS, write_mp4

@@ -14,11 +14,10 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import tempfile
-import threading
 from collections.abc import Iterator
 
+from vicjoint.files.inside import Inside, content_of
 from vicjoint.registry import nearest
 
 TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
@@ -26,11 +25,6 @@ TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
 MISSING = frozenset(
     {"", "nan", "NaN", "null", "NULL", "Null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"}
 )
-
-MINE = (
-    f"vicjoint-{secrets.token_hex(8)}"  # how names of written files begin: nobody can have made them before
-)
-_written: set[str] = set()  # files that `as_path` holds
 
 
 class CellError(ValueError):
@@ -81,7 +75,7 @@ def held(record: dict, column: str):
     """The value of a cell. `path` of a record that lies in a tar file is a Part: its own file."""
     if column != "path" or "offset" not in record:
         return record[column]
-    place = {key: record[key] for key in ("path", "offset", "size")}
+    place = {key: record[key] for key in ("path", "offset", "size", "remote") if key in record}
     parts = (v for v in record.values() if isinstance(v, Part) and "key" not in v)
     return next((v for v in parts if v["offset"] == record["offset"]), Part(place, id=record["id"]))
 
@@ -109,47 +103,33 @@ def text_of(value):
 @contextlib.contextmanager
 def as_path(file: str | dict) -> Iterator[str]:
     """What `file_of` gives as a path: what lies in a cell or a tar file is written to a file that is there
-    while this is entered. Equal content of a process has one name and one time, so that what is known of a
-    file (its frames, its length, its squares) is known when it comes again. Raises as reading does, with a
-    name in place of that file's."""
+    while this is entered. Raises as reading does, with a name in place of that file's."""
     if isinstance(file, str):
         yield file
         return
     content = bytes_of(file)
     ending = os.path.splitext(file["id"])[1] or (".tif" if content[:4] in TIFF else "")
-    place = content if "bytes" in file else f"{file['path']}\0{file['offset']}\0{file['size']}".encode()
-    own = f"{MINE}-{os.getpid()}-{threading.get_ident()}-{hashlib.sha256(place).hexdigest()[:24]}{ending}"
-    path = os.path.join(tempfile.gettempdir(), own)
-    if path in _written:  # by one that is entered around this one
-        yield path
-        return
+    handle, path = tempfile.mkstemp(ending)
     try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-            _written.add(path)
+        with open(handle, "wb") as out:
             out.write(content)
-        os.utime(path, (0, 0))
         yield path
     except (ValueError, OSError) as error:
         raise CellError(str(error).replace(path, file["id"])) from error
     finally:
-        if path in _written:
-            _written.remove(path)
-            os.unlink(path)
+        os.unlink(path)
 
 
-def opened(record: dict):
-    """The path of a record's own file, as `as_path` gives it."""
-    inside = "bytes" in record or "offset" in record
-    return as_path(record if inside else path_of(record))
+def opened(record: dict) -> contextlib.AbstractContextManager[str]:
+    """The path of a record's own film: a name inside of a tar file, or as `as_path` gives it."""
+    if "bytes" in record:
+        return as_path(record)
+    return contextlib.nullcontext(Inside(held(record, "path")) if "offset" in record else path_of(record))
 
 
 def bytes_of(file: dict) -> bytes:
     """The content of a file that lies in a cell or a tar file. Raises OSError."""
-    if "bytes" in file:
-        return file["bytes"]
-    with open(file["path"], "rb") as tar:
-        tar.seek(file["offset"])
-        return tar.read(file["size"])
+    return file["bytes"] if "bytes" in file else content_of(file)
 
 
 def compared(value) -> str:

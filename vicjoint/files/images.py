@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vicjoint.files.cells import path_of
+from vicjoint.files.cells import bytes_of, path_of
 from vicjoint.files.guard import MOST_BYTES, no_file, quiet
 
 IMAGE_SUFFIXES = (
@@ -62,20 +62,22 @@ def read_record(record: dict) -> Tensor:
     except ImageError:
         raise
     except OSError as error:
-        raise ImageError(f"{name}: {error.strerror or error}") from None
+        raise ImageError(f"{name}: {error.strerror}" if error.strerror else str(error)) from None
 
 
 def _content(record: dict, name: str) -> bytes:
     if record.get("bytes") is not None:
         return record["bytes"]
     inside = "offset" in record  # a tar file may be of any size, one of its members may not
-    if cause := no_file(path_of(record), "image", None if inside else MOST_BYTES):
+    if "remote" not in record and (
+        cause := no_file(path_of(record), "image", None if inside else MOST_BYTES)
+    ):
         raise ImageError(f"{name}: {cause}")
-    if inside and record["size"] > MOST_BYTES:
+    if not inside:
+        return Path(path_of(record)).read_bytes()
+    if record["size"] > MOST_BYTES:
         raise ImageError(f"{name}: has {record['size']:,} bytes, more than the {MOST_BYTES:,} that are read")
-    with open(path_of(record), "rb") as file:
-        file.seek(record.get("offset", 0))
-        return file.read(record.get("size", -1))
+    return bytes_of(record)
 
 
 def decode(content: bytes, name: str) -> Tensor:

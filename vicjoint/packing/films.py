@@ -1,10 +1,10 @@
-"""A video made smaller, or with key frames nearer to each other: H.264 in mp4, the same frames at the same times,
-the sound as it is.
+"""A video made smaller, or with key frames nearer to each other: H.264 in mp4, the same frames at the same
+times, the sound as it is.
 
     made = remade("clip.mov", Path("clip.mp4"), Films(short_side=256, keyframes=12))
 
-Without B-frames: a frame leans only on frames before it, so that one at a random place costs the decoding from
-its key frame on and nothing else. What was made is read again and compared before it is taken.
+Without B-frames: a frame leans only on frames before it, so that one at a random place costs the decoding
+from its key frame on and nothing else. What was made is read again and compared before it is taken.
 """
 
 from fractions import Fraction

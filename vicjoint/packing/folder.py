@@ -4,9 +4,9 @@ whole, the index, the manifest, and whether the files are still those of the man
     shards/train/birds-000000.tar ... shards/test/... manifest.json index.parquet bad_samples.jsonl
     shards/unfinished/              # while it is written: a file for each whole shard
 
-index.parquet has a row for each member: shard (number in the manifest's list), key, suffix, offset and size of
-the content in the tar file, text (of `cls` members). manifest.json: {"format": 1, "shards": [{"name", "bytes",
-"sha256", "samples"}], "samples", "splits": {split: [names]}, "json_keys", "made_from"}.
+index.parquet has a row for each member: shard (number in the manifest's list), key, suffix, offset and size
+of the content in the tar file, text (of `cls` members). manifest.json: {"format": 1, "shards": [{"name",
+"bytes", "sha256", "samples"}], "samples", "splits": {split: [names]}, "json_keys", "made_from"}.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ class PackError(ValueError):
 @dataclass
 class Shard:
     """A tar file that is whole. members: (key, suffix, offset, size, text) of each. taken: records that went
-    into it, bad ones counted; read: their bytes. bad, kept: (record, cause) of those that are left out, and of
-    videos that stay as they were. remade: videos made anew, and saved: the bytes that they lost."""
+    into it, bad ones counted; read: their bytes. bad, kept: (record, cause) of those that are left out, and
+    of videos that stay as they were. remade: videos made anew, and saved: the bytes that they lost."""
 
     name: str
     bytes: int = 0
@@ -143,9 +143,10 @@ class Folder:
             raise PackError(f"--to: {self.to} is a file, expected a folder. Give another --to.")
         if (self.unfinished / JOB).exists() or not self.to.exists():
             return
-        if found := sorted(p.name for p in self.to.iterdir() if p.name not in (UNFINISHED, "lock")):
+        if found := sorted(p.name for p in self.to.iterdir() if p.name != UNFINISHED):
             raise PackError(
-                f"--to: {self.to} holds something else ({', '.join(found[:3])}). Give a new or an empty folder."
+                f"--to: {self.to} holds something else ({', '.join(found[:3])}). Give a new or an empty"
+                " folder."
             )
 
     def _check_same(self, known: dict[str, Any]) -> None:
@@ -245,8 +246,8 @@ def check_room(to: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise PackError(
-            f"--to: {to} needs about {in_words(needed)}, {in_words(free)} are free. Make room, or give another"
-            " --to."
+            f"--to: {to} needs about {in_words(needed)}, {in_words(free)} are free. Make room, or give"
+            " another --to."
         )
 
 

@@ -20,8 +20,8 @@ from vicjoint.files.cells import TIFF, CellError, Part, file_of, held, is_empty,
 from vicjoint.files.guard import no_file, printable
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.parts import Record, Source
-from vicjoint.sources.base import SourceError
-from vicjoint.sources.shards import CLASS_BYTES, OWN
+from vicjoint.sources.base import OWN, SourceError
+from vicjoint.sources.members import CLASS_BYTES
 from vicjoint.video import VIDEO_SUFFIXES
 
 LOOKED_AT = 100  # records of a split that show which columns name files
@@ -120,7 +120,7 @@ def layout_of(source: Source, facts: Facts) -> Layout:
     """Of all records of both splits. Raises SourceError where there is nothing to pack."""
     first = [record for part in (source.train, source.test) for record in itertools.islice(part, LOOKED_AT)]
     inside = any("offset" in record for record in first)
-    none = (*NO_CELLS, *(("offset", "size", "json", "cls") if inside else ()))
+    none = (*NO_CELLS, *(("offset", "size", "remote", "json", "cls") if inside else ()))
     columns = [
         column for column in dict.fromkeys(c for record in first for c in record) if column not in none
     ]

@@ -213,7 +213,7 @@ class Packing:
     max_bad_fraction: float
 
     def work(self, done: list[Shard], bar: tqdm) -> list[Shard]:
-        """Write what is not `done`; all shards. Raises BadDataError where more records are bad than may be."""
+        """Write what is not `done`; all shards. Raises BadDataError where too many records are bad."""
         shards: list[Shard] = []
         with pool(self.workers, self.films) as executor:
             for split in SPLITS:
@@ -291,8 +291,8 @@ class Packing:
         if len(bad) > most:
             raise BadDataError(
                 f"{len(bad)} of {self.plan.records} records cannot be read;"
-                f" data.max_bad_fraction={self.max_bad_fraction:g} allows {most}. Repair or remove them, or raise"
-                f" data.max_bad_fraction. The first ten:\n{listed(bad)}"
+                f" data.max_bad_fraction={self.max_bad_fraction:g} allows {most}. Repair or remove them, or"
+                f" raise data.max_bad_fraction. The first ten:\n{listed(bad)}"
             )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from vicjoint import distributed
 from vicjoint.files.cells import (
     CellError,
+    Part,
     as_path,
     as_text,
     cell,
@@ -27,6 +28,7 @@ from vicjoint.files.cells import (
     values,
 )
 from vicjoint.files.guard import printable
+from vicjoint.files.inside import Inside
 from vicjoint.options import Positive
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
@@ -212,6 +214,8 @@ class CrossModal(Pair):
     def _opened(self, side: Side, named) -> AbstractContextManager:
         """The same for a reader that takes only paths of files."""
         reader = self._reader(side)
+        if isinstance(named, Part) and reader.opens_inside:
+            return nullcontext(Inside(named))
         takes_all = reader.reads == "text" or ".tar" in reader.suffixes
         return nullcontext(named) if takes_all else as_path(named)
 

@@ -76,7 +76,8 @@ class Parts:
         return {task.source_name: fingerprint(task.source) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        return Stream(task.source.train, task.pair, self.recipe.train.seed, task.number, self.limit)
+        records, shards = task.source.train, task.source.shard_order("train")
+        return Stream(records, task.pair, self.recipe.train.seed, task.number, self.limit, shards)
 
 
 class Weighted(Objective):

@@ -30,7 +30,7 @@ from vicjoint.probes.retrieval import Retrieval, groups_of, right_of
 from vicjoint.training.build import Parts, Task
 
 OF_A_CLASS = 10  # items, at least, where there are more classes than fit
-NOT_SHOWN = ("id", "path", "bytes", "folder", "offset", "second")  # of a record
+NOT_SHOWN = ("id", "path", "bytes", "folder", "offset", "remote", "second")  # of a record
 
 
 class Shown(Probe):

@@ -1,0 +1,250 @@
+"""Files elsewhere, by a URL that fsspec knows (s3, gs, http, ...), brought whole to a folder of bounded size
+when they are first opened.
+
+    remote = look_up(["s3://bucket/train-0000.tar"], room=50 << 30, user="source 'webdataset'")[0]
+    with opened(remote) as file: ...            # brought before, where it is not there
+
+The folder is one of the cache's, and all processes of all runs share it: each file has a lock, the least
+recently used goes when there is no room, and never one that is read or brought at that moment.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from vicjoint import distributed
+from vicjoint.files.cache import cache_root
+from vicjoint.registry import ComponentError, need
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing stops two processes from bringing one file
+    fcntl = None
+
+TRIES = 4  # to bring a file, with 1, 2 and 4 seconds between them
+AGAIN = 300.0  # seconds after which one that could not be brought is tried again
+ANSWER_SECONDS = 60.0  # without a byte, over http
+AT_ONCE = 32  # files whose size is asked for at a time
+TOUCHED = 1.0  # seconds: how exactly the last use of a file is known
+# what different stores call the state of a file
+VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "updated", "mtime", "created")
+
+# around waiting that is no sample's fault; the time limit of samples sets it
+pause: Callable[[], AbstractContextManager] = contextlib.nullcontext
+_failed: dict[str, tuple[float, str]] = {}  # URL -> when it could not be brought, and why
+
+
+def is_url(text: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file elsewhere: its size in bytes, what changes where the file does, and how many bytes the folder
+    may have that it is brought to."""
+
+    url: str
+    size: int
+    version: str
+    room: int
+
+    @property
+    def place(self) -> Path:
+        digest = hashlib.sha256(f"{self.url}\0{self.size}\0{self.version}".encode()).hexdigest()[:24]
+        return folder() / f"{digest}.{self.size}"
+
+
+def folder() -> Path:
+    return cache_root() / "remote"
+
+
+def file_system(url: str, user: str):
+    """fsspec's file system of a URL. Raises ComponentError where its library is not installed, ValueError
+    where none is known."""
+    (fsspec,) = need(["fsspec"], user, "remote")
+    protocol = url.split("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+        options = {}
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            wait = ClientTimeout(total=None, sock_connect=ANSWER_SECONDS, sock_read=ANSWER_SECONDS)
+            options["client_kwargs"] = {"timeout": wait}
+        return fsspec.filesystem(protocol, **options)
+    except ImportError as error:
+        raise ComponentError(
+            f"{user} needs the library for {protocol}:// ({str(error).splitlines()[0]}): pip install"
+            " 'vicjoint[remote]'"
+        ) from None
+    except ValueError:
+        raise ValueError(
+            f"{url}: no protocol '{protocol}' is known. Expected one such as s3, gs, http or https."
+        ) from None
+
+
+def look_up(urls: list[str], room: int, user: str) -> list[Remote]:
+    """Sizes and states of files, asked for in parallel. Raises OSError that names one that is not there."""
+    from tqdm import tqdm
+
+    fs = file_system(urls[0], user)
+
+    def ask(url: str) -> Remote:
+        info = patiently(url, lambda: fs.info(url))
+        if not isinstance(info.get("size"), int):
+            raise OSError(f"{url}: the server does not say its size")
+        version = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+        return Remote(url, info["size"], version, room)
+
+    quiet = len(urls) < AT_ONCE or not distributed.is_first()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        asked = tqdm(threads.map(ask, urls), "shards", len(urls), leave=False, disable=quiet)
+        return list(asked)
+
+
+def below(url: str, ending: str, user: str) -> list[str]:
+    """URLs of the files below a folder that end so, sorted. Raises OSError."""
+    fs = file_system(url, user)
+    found = patiently(url, lambda: fs.find(url))
+    return sorted(fs.unstrip_protocol(path) for path in found if path.endswith(ending))
+
+
+def content(url: str, user: str) -> bytes | None:
+    """A small file; None where it is not there. Raises OSError."""
+    fs = file_system(url, user)
+    try:
+        return patiently(url, lambda: fs.cat_file(url))
+    except FileNotFoundError:
+        return None
+
+
+def patiently(url: str, call: Callable):
+    """What `call` gives, tried TRIES times. Raises OSError that names the URL."""
+    for number in range(TRIES):
+        if number:
+            time.sleep(2 ** (number - 1))
+        try:
+            return call()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{url}: does not exist") from None
+        except (KeyError, AttributeError, NameError):  # no network's fault
+            raise
+        except Exception as error:  # each protocol's library has errors of its own
+            last = error
+    words = str(last).splitlines()[0] if str(last) else type(last).__name__
+    raise OSError(f"{url}: {words}") from None
+
+
+# ---- the folder ----
+
+
+@contextlib.contextmanager
+def opened(remote: Remote) -> Iterator[BinaryIO]:
+    """The file, open for reading; brought before, where it is not there. Raises OSError."""
+    while True:
+        with _locked(remote.place, shared=True):
+            try:
+                file = open(remote.place, "rb")
+            except FileNotFoundError:
+                file = None
+            if file is not None:
+                with file:
+                    _touch(remote.place, file)
+                    yield file
+                return
+        bring(remote)
+
+
+def bring(remote: Remote) -> None:
+    """Bring a file, where it is not there. Raises OSError; for AGAIN seconds without another try."""
+    when, why = _failed.get(remote.url, (float("-inf"), ""))
+    if time.monotonic() < when + AGAIN:
+        raise OSError(why)
+    place = remote.place
+    with _paused(), _locked(place):
+        if place.exists():
+            return
+        part = place.with_name(f"{place.name}.part")
+        try:
+            _make_room(remote)
+            patiently(remote.url, lambda: _fetch(remote, part))
+            os.replace(part, place)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            _failed[remote.url] = time.monotonic(), f"cannot be brought: {error}"
+            raise OSError(_failed[remote.url][1]) from None
+
+
+def _fetch(remote: Remote, part: Path) -> None:
+    file_system(remote.url, "a file elsewhere").get_file(remote.url, str(part))
+    if (came := part.stat().st_size) != remote.size:
+        raise OSError(f"{came:,} bytes came of {remote.size:,}")
+
+
+def _make_room(remote: Remote) -> None:
+    """Delete what was not used for longest until the file has room, and keep that by an empty file."""
+    if remote.size > remote.room:
+        raise OSError(
+            f"{remote.url}: has {remote.size:,} bytes, and source.cache allows {remote.room:,}. Raise it"
+        )
+    with _locked(folder() / "room"):
+        while not _has_room(remote):
+            time.sleep(0.1)  # all that is there is read or brought just now
+        remote.place.with_name(f"{remote.place.name}.part").touch()
+
+
+def _has_room(remote: Remote) -> bool:
+    found = {}
+    for entry in os.scandir(folder()):
+        name, _, rest = entry.name.partition(".")
+        size, _, kind = rest.partition(".")
+        if size.isdigit() and kind in ("", "part") and f"{name}.{size}" != remote.place.name:
+            with contextlib.suppress(FileNotFoundError):
+                found[entry.path] = entry.stat().st_mtime, int(size)
+    free = remote.room - remote.size - sum(size for _, size in found.values())
+    for path, (_, size) in sorted(found.items(), key=lambda item: item[1]):
+        if free >= 0:
+            break
+        with _locked(Path(path.removesuffix(".part")), wait=False) as mine:
+            if mine:
+                Path(path).unlink(missing_ok=True)
+                free += size
+    return free >= 0
+
+
+@contextlib.contextmanager
+def _locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock of a path; gives whether it does. wait: until others have let go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "ab") as file:
+        held = True
+        if fcntl is not None:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held = wait
+                if wait:
+                    with _paused():
+                        fcntl.flock(file, kind)
+        yield held
+
+
+def _touch(place: Path, file: BinaryIO) -> None:
+    if time.time() - os.fstat(file.fileno()).st_mtime > TOUCHED:
+        with contextlib.suppress(OSError):
+            os.utime(place)
+
+
+def _paused() -> AbstractContextManager:
+    in_main = threading.current_thread() is threading.main_thread()
+    return pause() if in_main else contextlib.nullcontext()

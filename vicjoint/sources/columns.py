@@ -1,0 +1,80 @@
+"""Columns of very many records: arrays that the processes which read share.
+
+ids = Texts(["a", "b"])
+ids[1]                      # "b"
+pickle.dumps(ids)           # where it is large: the name of a file, which the other process maps
+"""
+
+import contextlib
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+LARGE = 1 << 20  # bytes, from which on an array travels as a file
+
+
+class Shared:
+    """A numpy array, as `array`. Where it is large, other processes get it as a file of the system's
+    temporary folder, which all of them map: it is in memory once, this process's included."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self._path = array, None
+
+    def __reduce__(self):
+        if self.array.nbytes >= LARGE and self._path is None:
+            with contextlib.suppress(OSError):
+                self._to_file()
+        return (Shared, (self.array,)) if self._path is None else (_mapped, (self._path,))
+
+    def _to_file(self) -> None:
+        handle, path = tempfile.mkstemp(".npy", "vicjoint-")
+        weakref.finalize(self, _remove, path)
+        with open(handle, "wb") as file:
+            np.save(file, self.array)
+        self._path, self.array = path, _open(path)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _open(path: str) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _mapped(path: str) -> Shared:
+    return Shared(_open(path))
+
+
+class Texts(Sequence):
+    """Texts as one block of bytes; those that no UTF-8 has (names of files) are kept as they are."""
+
+    def __init__(self, texts: Sequence[str]):
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._set(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)]))
+
+    def _set(self, block: np.ndarray, ends: np.ndarray) -> None:
+        self._block, self._ends = Shared(block), Shared(ends.astype(np.int64))
+
+    @classmethod
+    def of_arrow(cls, array) -> "Texts":
+        """Of a pyarrow large_string array without nulls."""
+        array = array if array.offset == 0 else array.take(np.arange(len(array)))
+        _, ends, block = array.buffers()
+        made = cls.__new__(cls)
+        ends = np.frombuffer(ends, np.int64)[: len(array) + 1] if len(array) else np.zeros(1, np.int64)
+        made._set(np.frombuffer(block or b"", np.uint8)[: ends[-1]], ends)
+        return made
+
+    def __len__(self) -> int:
+        return len(self._ends.array) - 1
+
+    def __getitem__(self, i):
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        start, end = self._ends.array[(i % len(self)) : (i % len(self)) + 2].tolist()
+        return self._block.array[start:end].tobytes().decode("utf-8", "surrogateescape")
