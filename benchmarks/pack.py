@@ -4,9 +4,9 @@
     python -m benchmarks.pack recipes/audio_video_text.yaml source.root=grid/index.csv --json FILE
 
 Rows: `files`, as the recipe reads them; `shards`, what `python -m vicjoint.pack` makes of them, in a folder
-for temporary files. They take turns batch by batch in one process, and go through the same records in an epoch;
-in later epochs what modalities keep in memory counts. `nothing kept`: with each `cache_mb` as 0. Rates are a
-clock's; beside them this process's CPU time, so that neighbours on the machine count less.
+for temporary files. They take turns batch by batch in one process, and go through the same records in an
+epoch; in later epochs what modalities keep in memory counts. `nothing kept`: with each `cache_mb` as 0. Rates
+are a clock's; beside them this process's CPU time, so that neighbours on the machine count less.
 """
 
 import argparse

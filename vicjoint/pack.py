@@ -97,11 +97,12 @@ def pack(options: argparse.Namespace) -> int:
         print(f"all shards are there: nothing to do\npack: {options.to}")
         return DONE
     folder.check_empty()
+    there = sum(shard.bytes for shard in folder.done())
+    check_room(options.to, plan.bytes - (plan.films if films else 0) - there)
     folder.unfinished.mkdir(parents=True, exist_ok=True)
     with only_one(folder.unfinished, "--to", "packing"):
-        done = folder.open()
-        check_room(options.to, plan.bytes - (plan.films if films else 0) - sum(s.bytes for s in done))
-        if done:
+        folder.open()
+        if done := folder.done():
             print(f"goes on after {len(done)} whole shard{'s' if len(done) > 1 else ''}", flush=True)
         workers = (os.cpu_count() or 1) if options.workers is None else options.workers
         packing = Packing(plan, folder, name, size, films, workers, most_bad)

@@ -16,12 +16,9 @@ import numpy as np
 
 from vicjoint.files.media import best_stream, open_media
 from vicjoint.files.sound import Sound, SoundError
-from vicjoint.video import Video, VideoError
+from vicjoint.video import VIDEO_SUFFIXES, Video, VideoError
 
-FILM_ENDINGS = (
-    *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-    *(".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
+FILM_ENDINGS = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix != ".gif")
 SAME_SECONDS = 1e-3  # of a frame's time
 SOUND_SECONDS = 0.1  # of the sound's end: a codec's last frame may be cut or not
 SOUND_LOSS = 0.1  # of the sound's loudness, that two decodings of some codecs differ by

@@ -81,14 +81,18 @@ class Tar:
         return offset, size
 
     def end(self) -> None:
-        self.write(bytes(2 * BLOCK))
-        self.write(bytes(-self.bytes % RECORD))
+        self.write(bytes(whole(self.bytes) - self.bytes))
 
 
 def header_of(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def whole(size: int) -> int:
+    """Bytes of a tar file whose members have so many: two empty blocks more, in whole records."""
+    return -(-(size + 2 * BLOCK) // RECORD) * RECORD
 
 
 def room_of(name: str, size: int) -> int:
@@ -124,14 +128,16 @@ class Folder:
         shutil.rmtree(self.unfinished, ignore_errors=True)  # of a process killed at the very end
         return True
 
-    def open(self) -> list[Shard]:
-        """Make the folder, or take up the one that is there; the shards that are whole."""
-        self.unfinished.mkdir(parents=True, exist_ok=True)
+    def open(self) -> None:
+        """Take up the folder that is there, or begin it."""
         path = self.unfinished / JOB
         if path.exists():
             self._check_same(json.loads(path.read_text(encoding="utf-8")))
         else:
             write_json(path, self.job)
+
+    def done(self) -> list[Shard]:
+        """The shards that are whole."""
         shards = [json.loads(p.read_text(encoding="utf-8")) for p in self.unfinished.glob("*-*.json")]
         shards = [Shard(**shard) for shard in shards]
         there = lambda s: not s.samples or (self.to / s.name).exists()

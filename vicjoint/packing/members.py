@@ -189,6 +189,8 @@ def is_file(record: Record, value, is_text: bool) -> bool:
         return True
     if is_text or not isinstance(value, str) or len(value) > LONGEST_PATH or not os.path.splitext(value)[1]:
         return False
+    if "{channel}" in value:
+        return True
     try:
         return os.path.isfile(file_of(record, value))
     except ValueError:  # a NUL character

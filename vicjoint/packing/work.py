@@ -25,7 +25,7 @@ from vicjoint.files.cells import as_path, bytes_of
 from vicjoint.files.guard import printable
 from vicjoint.files.write import replaced
 from vicjoint.packing.films import FILM_ENDINGS, Films, NotTheSame, remade
-from vicjoint.packing.folder import BLOCK, Folder, Shard, Tar, room_of
+from vicjoint.packing.folder import Folder, Shard, Tar, room_of, whole
 from vicjoint.packing.members import Layout, Member
 from vicjoint.parts import Record, Source
 from vicjoint.sources.base import numbered
@@ -270,7 +270,7 @@ class Packing:
         for i, record in coming:
             key = self.plan.keys[split][i]
             room = sum(room_of(f"{key}.{m.suffix}", m.size) for m in record.members)
-            if shard.samples and tar.bytes + room + 2 * BLOCK > self.size:
+            if shard.samples and whole(tar.bytes + room) > self.size:
                 return i, record
             shard.taken, shard.read = shard.taken + 1, shard.read + record.size
             if record.cause is not None:

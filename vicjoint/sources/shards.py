@@ -67,8 +67,8 @@ class Members:
         self.label[key_of[known >= 0]] = known[known >= 0]
 
     def samples(self, passed: Counter[str], column: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """(key, member of its own file or -1) of each sample: a key each, where its own file is a column; else
-        a picture each, else a video, else a key. Raises SourceError for a column that is not there."""
+        """(key, member of its own file or -1) of each sample: a key each, where its own file is a column;
+        else a picture each, else a video, else a key. Raises SourceError for a column that is not there."""
         if column is not None:
             own = np.full(len(self.end), -1)
             wanted = suffixes_of(column, self.suffixes)
