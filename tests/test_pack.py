@@ -437,8 +437,8 @@ def test_bad_files_are_named_and_left_out(tmp_path, capsys):
     "arguments, said",
     [
         ([], "needs RECIPE_OR_TABLE and --to FOLDER, or --verify FOLDER"),
-        (["TABLE", "--to", "OUT", "--size", "12XB"], "--size: 12XB is no size. Expected one such as 64MB"),
-        (["TABLE", "--to", "OUT", "--size", "0"], "--size: 0 is no size"),
+        (["TABLE", "--to", "OUT", "--size", "12XB"], "--size: expected a size such as 50GB, got '12XB'"),
+        (["TABLE", "--to", "OUT", "--size", "0GB"], "--size: 0. Expected a number from 1 on"),
         (["TABLE", "--to", "OUT", "--short-side", "3"], "--short-side: 3. Expected a number from 16 on"),
         (["TABLE", "--to", "OUT", "--crf", "20"], "no video is made anew. Give --short-side or --keyframes"),
         (["TABLE", "--to", "OUT", "--keyframes", "9", "--crf", "70"], "--crf: 70. Expected a number from 0"),

@@ -27,6 +27,7 @@ from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.embed import on_signals
 from vicjoint.files.guard import printable, printable_lines
 from vicjoint.files.paths import user_path
+from vicjoint.options import bytes_in
 from vicjoint.packing.films import Films
 from vicjoint.packing.folder import BAD, Folder, Shard, check_room, in_words, verify
 from vicjoint.packing.members import Facts, layout_of
@@ -40,7 +41,6 @@ from vicjoint.sources.rows import format_of
 from vicjoint.training.folder import only_one
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 SIZE = "256MB"
 NAMES = 3  # of records, on the terminal
 
@@ -120,10 +120,12 @@ def check(options: argparse.Namespace) -> tuple[int, Films | None]:
         raise RecipeError(
             "python -m vicjoint.pack needs RECIPE_OR_TABLE and --to FOLDER, or --verify FOLDER."
         )
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *(KB|MB|GB|)", options.size.strip().upper())
-    if not found or not float(found[1]):
-        raise RecipeError(f"--size: {options.size} is no size. Expected one such as 64MB or 1GB.")
+    try:
+        size = bytes_in(options.size)
+    except ValueError as error:
+        raise RecipeError(f"--size: {error}") from None
     for option, value, least in (
+        ("--size", size, 1),
         ("--short-side", options.short_side, 16),
         ("--keyframes", options.keyframes, 1),
         ("--workers", options.workers, 0),
@@ -138,7 +140,7 @@ def check(options: argparse.Namespace) -> tuple[int, Films | None]:
         films = Films(options.short_side, options.keyframes, **crf)
     elif options.crf is not None:
         raise RecipeError("--crf: no video is made anew. Give --short-side or --keyframes as well.")
-    return int(float(found[1]) * UNITS[found[2]]), films
+    return size, films
 
 
 def read(options: argparse.Namespace) -> tuple[str, Source, Facts, float]:
