@@ -33,7 +33,13 @@ class CellError(ValueError):
 
 class Part(dict):
     """A part of a tar file, as the value of a cell: what `images.read_record` reads; with a `key`, the value
-    that the part's JSON has there."""
+    that the part's JSON has there; with `channels`, an image whose channels are parts {name: Part}."""
+
+
+def of_channels(before: Part | None, part: Part, channel: str) -> Part:
+    """The image with one channel more; its id has {channel} in the place of a name, as in paths of tables."""
+    name = part["id"].replace(f"{{{channel}}}", "{channel}")
+    return Part(id=name, channels={**(before or {}).get("channels", {}), channel: part})
 
 
 def path_of(record: dict) -> str:
@@ -77,7 +83,7 @@ def held(record: dict, column: str):
         return record[column]
     place = {key: record[key] for key in ("path", "offset", "size", "remote") if key in record}
     parts = (v for v in record.values() if isinstance(v, Part) and "key" not in v)
-    return next((v for v in parts if v["offset"] == record["offset"]), Part(place, id=record["id"]))
+    return next((v for v in parts if v.get("offset") == record["offset"]), Part(place, id=record["id"]))
 
 
 def cell(record: dict, column: str):
@@ -95,7 +101,7 @@ def text_of(value):
     try:
         text = (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
         return json.loads(text).get(value["key"]) if part and "key" in value else text
-    except (ValueError, RecursionError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError, KeyError) as error:
         what = "JSON object" if part and "key" in value else "text in UTF-8"
         raise CellError(f"{value['id'] if part else 'a cell'} is no {what}: {error}") from None
 
@@ -106,6 +112,17 @@ def as_path(file: str | dict) -> Iterator[str]:
     while this is entered. Raises as reading does, with a name in place of that file's."""
     if isinstance(file, str):
         yield file
+        return
+    if "channels" in file:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "{channel}" + os.path.splitext(file["id"])[1])
+            for channel, part in file["channels"].items():
+                with open(path.replace("{channel}", channel), "wb") as out:
+                    out.write(bytes_of(part))
+            try:
+                yield path
+            except (ValueError, OSError) as error:
+                raise CellError(str(error).replace(os.path.join(folder, ""), f"{file['id']}: ")) from error
         return
     content = bytes_of(file)
     ending = os.path.splitext(file["id"])[1] or (".tif" if content[:4] in TIFF else "")

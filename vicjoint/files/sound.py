@@ -32,22 +32,8 @@ from vicjoint.files.media import best_stream, estimated, open_media, stated_end
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (
-    *(
-        ".3gp",
-        ".aac",
-        ".avi",
-        ".flv",
-        ".m4a",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".ts",
-        ".webm",
-    ),
-    *(".wma", ".wmv"),
+    *(".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts"),
+    *(".webm", ".wma", ".wmv"),
 )
 # opened a hundred thousand times, and never by mpg123
 SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")

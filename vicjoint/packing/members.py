@@ -5,18 +5,21 @@ cells one .json member, a class a .cls member.
     layout.members(record)                     # [Member("video.mp4", "/data/0.mp4"), Member("json", b"...")]
     layout.renamed()                           # columns that the source `webdataset` calls otherwise
 
-A member's suffix is COLUMN.ENDING, or COLUMN.NUMBER.ENDING of several values in one cell; of records that are
+A member's suffix is COLUMN.ENDING, COLUMN.NUMBER.ENDING of several values in one cell, or of the files that a
+path with {channel} stands for, COLUMN.{CHANNEL}.ENDING; of records that are
 one picture or one video and nothing else, it is the ending alone, as in shards everywhere.
 """
 
+import glob
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from vicjoint.files.cells import TIFF, CellError, Part, file_of, held, is_empty, text_of, values
+from vicjoint.files.cells import TIFF, CellError, Part, file_of, file_path, held, is_empty, text_of, values
 from vicjoint.files.guard import no_file, printable
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.parts import Record, Source
@@ -25,6 +28,7 @@ from vicjoint.sources.members import CLASS_BYTES
 from vicjoint.video import VIDEO_SUFFIXES
 
 LOOKED_AT = 100  # records of a split that show which columns name files
+CHANNEL = "{channel}"  # in a path: it stands for a file of each channel of a microscope
 LONGEST_PATH = 4096  # characters; a longer cell is a text
 NO_CELLS = ("id", "path", "bytes", "folder", "second", "label")  # of a record
 
@@ -98,13 +102,15 @@ class Layout:
         if column in self.several and isinstance(cell, str):
             parts = values(record, column, True, self.several[column])
         for number, value in enumerate(parts):
-            file = checked(record, column, value)
-            if isinstance(value, Part) and not is_alias(column, value):  # packed anew: its suffix as it is
-                yield Member(column, file)
-                continue
-            ending = ending_of(file)
-            name = f"{column}.{number}" if numbered else column
-            yield Member(ending[1:] if self.alone else name + ending, file)
+            for channel, file in channels_of(record, column, value):
+                if isinstance(value, Part) and not is_alias(
+                    column, value
+                ):  # packed anew: its suffix as it is
+                    yield Member(column, file)
+                    continue
+                name = f"{column}.{number}" if numbered else column
+                suffix = ending_of(file) if self.alone else name + channel + ending_of(file)
+                yield Member(suffix.removeprefix("."), file)
 
     def source(self, root: str) -> dict[str, Any]:
         """The source that reads the shards."""
@@ -189,12 +195,34 @@ def is_file(record: Record, value, is_text: bool) -> bool:
         return True
     if is_text or not isinstance(value, str) or len(value) > LONGEST_PATH or not os.path.splitext(value)[1]:
         return False
-    if "{channel}" in value:
+    if CHANNEL in value:
         return True
     try:
         return os.path.isfile(file_of(record, value))
     except ValueError:  # a NUL character
         return False
+
+
+def channels_of(record: Record, column: str, value) -> Iterator[tuple[str, File]]:
+    """(what it adds to the suffix, file) of each file that a cell means: several, where its path has
+    {channel} in the place of their names. Raises CellError."""
+    path = file_path(record, value) if isinstance(value, str) else ""
+    if CHANNEL not in path:
+        yield "", checked(record, column, value)
+        return
+    parts = path.split(CHANNEL)
+    wanted = "(.+)".join(re.escape(part) for part in parts[:2]) + "".join(
+        rf"\1{re.escape(p)}" for p in parts[2:]
+    )
+    found = {
+        match[1]: file
+        for file in sorted(glob.glob("*".join(map(glob.escape, parts))))
+        if (match := re.fullmatch(wanted, file)) and os.sep not in match[1]
+    }
+    if not found:
+        raise CellError(f"column '{column}': {path}: no such file, whatever the channel")
+    for channel, file in found.items():
+        yield f".{{{channel}}}", checked(record, column, file)
 
 
 def checked(record: Record, column: str, value) -> File:
@@ -204,10 +232,6 @@ def checked(record: Record, column: str, value) -> File:
         file = file_of(record, value)
     except CellError as error:
         raise CellError(f"{where}{error}") from None
-    if isinstance(file, str) and "{channel}" in file:
-        raise CellError(
-            f"{where}{file} stands for a file of each channel, which a member cannot. Join them in one tiff"
-        )
     cause = no_file(file, "data") if isinstance(file, str) else None
     if isinstance(file, dict) and not (file["bytes"] if "bytes" in file else file["size"]):
         file, cause = file["id"], "is empty (0 bytes)"

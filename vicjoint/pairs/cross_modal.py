@@ -214,7 +214,7 @@ class CrossModal(Pair):
     def _opened(self, side: Side, named) -> AbstractContextManager:
         """The same for a reader that takes only paths of files."""
         reader = self._reader(side)
-        if isinstance(named, Part) and reader.opens_inside:
+        if isinstance(named, Part) and reader.opens_inside and "channels" not in named:
             return nullcontext(Inside(named))
         takes_all = reader.reads == "text" or ".tar" in reader.suffixes
         return nullcontext(named) if takes_all else as_path(named)

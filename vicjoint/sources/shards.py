@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicjoint.files.cells import Part, bytes_of
+from vicjoint.files.cells import Part, bytes_of, of_channels
 from vicjoint.files.folder import not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.paths import user_path
@@ -109,7 +109,7 @@ class ShardRecords(Sequence):
 
         self.shards, self.keys, self.suffixes, self.classes = shards, keys, members.suffixes, members.classes
         self.column_of = columns_of(members.suffixes, {*OWN, *members.suffixes, *keys})
-        self.columns = [column for column, _ in self.column_of.values()]
+        self.columns = [column.name for column in self.column_of.values()]
         ids = members.keys.take(pa.array(sample))
         if several.any():  # pictures of one key have longer names
             ending = pa.array([members.suffixes[c] for c in members.suffix[own].tolist()], ids.type)
@@ -141,8 +141,10 @@ class ShardRecords(Sequence):
             where, suffix = self.shards.part(shard, int(offset), int(size)), self.suffixes[number]
             columns[suffix] = part = Part(id=f"{name}.{suffix}", **where)
             if suffix in self.column_of:
-                column, many = self.column_of[suffix]
-                columns[column] = [*(columns[column] or []), part] if many else part
+                column, before = self.column_of[suffix], columns[self.column_of[suffix].name]
+                if column.channel is not None:
+                    part = of_channels(before, part, column.channel)
+                columns[column.name] = [*(before or []), part] if column.many else part
         record = {**columns, "id": f"{self.shards.names[shard]}/{name}"}
         if "json" in columns:
             record |= {column: Part(columns["json"], key=key) for column, key in self.keys.items()}
@@ -162,9 +164,10 @@ class WebDataset(Source):
     split is by hash of the key, of URLs by hash of the shard. label: suffix of the member that holds the
     class as text. column: a record is a key, and its own file this column of it; null: a record is a picture
     of a key (where there are none, a video; else the key). It has a column for each member of its key, by its
-    suffix (video.mp4 is video, too; picture.0.png and picture.1.png are the two values of picture), and for
-    each key of a .json member (json_... where the name is taken). Hidden members are passed over.
-    Uncompressed shards only. The index of a folder that vicjoint.pack wrote is used.
+    suffix (video.mp4 is video, too; picture.0.png and picture.1.png are the two values of picture, and
+    cells.{DNA}.tif a channel of cells), and for each key of a .json member (json_... where the name is
+    taken). Hidden members are passed over. Uncompressed shards only. The index of a folder that vicjoint.pack
+    wrote is used.
     cache, lanes, window: of shards elsewhere. cache: what the folder that they are brought to may hold. Each
     batch takes its samples from so many lanes of shards, each shuffled within windows of so many shards
     (docs/streaming.md).
