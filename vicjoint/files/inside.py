@@ -21,8 +21,8 @@ class Inside(str):
     part: dict
 
     def __new__(cls, part: dict):
-        made = super().__new__(cls, os.path.join(part["path"], part["id"]))
-        made.part = {key: part[key] for key in ("id", "path", "offset", "size", "remote") if key in part}
+        made = super().__new__(cls, f"{part['path']}/{part['id']}")
+        made.part = part
         return made
 
 

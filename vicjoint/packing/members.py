@@ -198,7 +198,7 @@ def is_file(record: Record, value, is_text: bool) -> bool:
     if CHANNEL in value:
         return True
     try:
-        return os.path.isfile(file_of(record, value))
+        return os.path.isfile(file_path(record, value))
     except ValueError:  # a NUL character
         return False
 

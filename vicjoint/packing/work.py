@@ -30,8 +30,9 @@ from vicjoint.packing.members import Layout, Member
 from vicjoint.parts import Record, Source
 from vicjoint.sources.base import numbered
 from vicjoint.video import VideoError
+from vicjoint.wants import Split
 
-SPLITS = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "test")
 SEED = 0  # of the order
 IN_MEMORY = 1 << 23  # bytes of a file that is read beside the writing; larger ones are copied part by part
 AHEAD = 4  # records that a worker may be ahead
@@ -128,7 +129,7 @@ def prepare(members: list[Member], films: Films | None, scratch: str) -> Prepare
     try:
         for number, member in enumerate(members):
             size += member.size
-            if films is not None and is_film(member):
+            if films is not None and is_film(member) and not isinstance(member.content, bytes):
                 to = f"{scratch}-{number}.mp4"
                 try:
                     with as_path(member.content) as path:
@@ -221,7 +222,7 @@ class Packing:
         return shards
 
     def _split(
-        self, split: str, done: list[Shard], others: list[Shard], executor: Executor | None, bar: tqdm
+        self, split: Split, done: list[Shard], others: list[Shard], executor: Executor | None, bar: tqdm
     ) -> list[Shard]:
         shards = [s for number, s in enumerate(done) if s.name == self._name(split, number)]
         bar.update(sum(s.read for s in shards))
@@ -246,10 +247,10 @@ class Packing:
             raise BadDataError(f"no record of the {split} split can be read. The first ten:\n{listed(bad)}")
         return shards
 
-    def _name(self, split: str, number: int) -> str:
+    def _name(self, split: Split, number: int) -> str:
         return f"{split}/{self.name}-{number:06d}.tar"
 
-    def _call(self, split: str, i: int) -> Callable[[], Prepared]:
+    def _call(self, split: Split, i: int) -> Callable[[], Prepared]:
         try:
             members = self.plan.layout.members(self.plan.source.records(split)[i])
         except READ_ERRORS as error:
@@ -260,7 +261,7 @@ class Packing:
         self,
         tar: Tar,
         shard: Shard,
-        split: str,
+        split: Split,
         coming: Iterator[tuple[int, Prepared]],
         before: list[Shard],
         bar,
@@ -301,7 +302,8 @@ def add(tar: Tar, shard: Shard, key: str, record: Prepared) -> None:
     for member in record.members:
         offset, length = tar.add(f"{key}.{member.suffix}", member.content, member.size)
         size += length
-        text = member.content.decode() if member.suffix == "cls" else None
+        content = member.content
+        text = content.decode() if member.suffix == "cls" and isinstance(content, bytes) else None
         shard.members.append((key, member.suffix, offset, length, text))
     shard.samples, shard.remade = shard.samples + 1, shard.remade + record.remade
     shard.saved += record.size - size
