@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"sliding", "library", "tokens", "wants"},
+    {"sliding", "library", "tokens", "wants", "orders"},
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},

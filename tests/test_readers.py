@@ -1,12 +1,15 @@
 """Readers that die or hang do not end a run, and do not change it; processes that train do not wait for a
 dead one."""
 
+import glob
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -394,3 +397,24 @@ def test_a_process_that_reads_does_not_train(monkeypatch):
         with readers.starting():
             assert main.__file__ == file and readers.READER in os.environ
         assert main.__file__ == "s.py" and readers.READER not in os.environ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="they are forked from a server there")
+def test_readers_end_with_the_process_that_they_read_for(tmp_path):
+    """Also where that is killed: they are no children of it."""
+    recipe = tiny.recipe(data={"workers": 1}, evaluate={"probes": []})
+    tiny.run(recipe, [f"out={tmp_path / 'run'}"], kill=("vicjoint.training.loop.backward", 3))
+    own = forkserver._forkserver._forkserver_pid
+    end = time.monotonic() + 20
+    while left := [p for p in map(Path, glob.glob("/proc/[0-9]*/stat")) if is_reader_of(p, own)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+def is_reader_of(stat: Path, server: int) -> bool:
+    try:
+        name, _, rest = stat.read_text().partition(") ")
+    except OSError:
+        return False
+    state, parent = rest.split()[:2]
+    return "pt_data_worker" in name and state != "Z" and int(parent) == server

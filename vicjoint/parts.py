@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vicjoint.orders import MixedOrder, ShardOrder
 from vicjoint.sliding import Sliding, spans
 from vicjoint.wants import Side, Split, Want
 from vicjoint.wants import Space as Space
@@ -41,18 +42,6 @@ Raw = Any
 
 
 # ---- reading ----
-
-
-class ShardOrder(NamedTuple):
-    """How records are ordered that stand in shards which cost to open, such as those that a network brings.
-
-    shard: int [N], of each record. lanes: consecutive parts of an epoch's shards; the rows of a batch are
-    shared among them, so that a process needs the shards of its own lanes alone. window: shards of a lane
-    whose records are shuffled together."""
-
-    shard: np.ndarray
-    lanes: int
-    window: int
 
 
 class Source:
@@ -82,8 +71,8 @@ class Source:
         """The records' ids, in order; nothing is read for them."""
         return (record["id"] for record in self.records(split, side))
 
-    def shard_order(self, split: Split) -> ShardOrder | None:
-        """Where any record costs as much as any other: None."""
+    def order(self, split: Split) -> ShardOrder | MixedOrder | None:
+        """What the order of an epoch has to keep to; None: nothing, any record costs as much as another."""
         return None
 
 

@@ -10,7 +10,7 @@
 
 import numpy as np
 
-from vicjoint.parts import ShardOrder
+from vicjoint.orders import ShardOrder
 
 
 class Lanes:
@@ -28,14 +28,14 @@ class Lanes:
         """State the records of a global batch."""
         self.per_batch = per_batch
 
-    def arrange(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(record, window) of each place of an epoch, int [N] both."""
+    def arrange(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(record, window) of each place of an epoch, int [N] both. rows: those places, in their batches."""
         shards = rng.permutation(len(self.numbers))
         # places in the list -> the turn of its shard
         runs = np.repeat(np.arange(len(shards)), self.counts[shards])
         starts = np.concatenate([[0], np.cumsum(self.counts[shards])[:-1]])
         listed = self.records[self.begins[shards][runs] + np.arange(len(runs)) - starts[runs]]
-        lane_of_place = self._lane_of_place(epoch, len(listed))
+        lane_of_place = self._lane_of(rows)
         lane = np.repeat(np.arange(lane_of_place.max() + 1), np.bincount(lane_of_place))
         first = runs[np.searchsorted(lane, lane)]  # the turn of the first shard of the lane
         within = (runs - first) // self.window
@@ -48,9 +48,8 @@ class Lanes:
         window_of_place[places] = window
         return record, window_of_place
 
-    def _lane_of_place(self, epoch: int, length: int) -> np.ndarray:
+    def _lane_of(self, rows: np.ndarray) -> np.ndarray:
         lanes = min(self.lanes, len(self.numbers), self.per_batch)
-        rows = np.arange(epoch * length, (epoch + 1) * length) % self.per_batch
         lane = rows * lanes // self.per_batch
         return np.unique(lane, return_inverse=True)[1]  # a short epoch may have none of some
 

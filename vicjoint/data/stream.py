@@ -4,8 +4,8 @@
    Position p of the stream is record permutation[p % records] in epoch p // records. Each pair of a run has a
    stream of its own: its number is drawn from, too. Where the pair has a `distinct` column, an epoch is the
    largest number of whole batches in which no value occurs twice; the records that are left over (others in
-   each epoch) wait for a later epoch. Records of shards that cost to open come in an order of their own
-   (lanes.py).
+   each epoch) wait for a later epoch. Records of shards that cost to open, and those of several sources,
+   come in orders of their own (lanes.py, mixture.py); of several sources, an epoch is a pass of the record's.
 2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each
    process takes its consecutive share. Several pairs take turns: step s of P pairs is batch s // P of pair s
    % P.
@@ -24,16 +24,18 @@ from vicjoint.batch import Batch, batch_size, concatenate
 from vicjoint.data.distinct import Distinct
 from vicjoint.data.errors import READ_ERRORS, BadDataError, cause_of, listed
 from vicjoint.data.lanes import Lanes
+from vicjoint.data.mixture import Mixture
 from vicjoint.data.readers import Readers, Reads
 from vicjoint.data.time_limit import SampleTimeout, TimeLimit
 from vicjoint.files.guard import printable
-from vicjoint.parts import Pair, Record, ShardOrder
+from vicjoint.orders import MixedOrder, ShardOrder
+from vicjoint.parts import Pair, Record
 
 
 class Stream:
     """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The
     group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's;
-    `shards`: of the records, where they cost to open. Raises ValueError for a `distinct` column then."""
+    `order`: what the source says of it, which leaves no room for a `distinct` column: ValueError."""
 
     MAX_REPLACEMENTS = 20
 
@@ -44,17 +46,23 @@ class Stream:
         seed: int,
         number: int = 0,
         limit: TimeLimit | None = None,
-        shards: ShardOrder | None = None,
+        order: ShardOrder | MixedOrder | None = None,
     ):
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.limit = limit or TimeLimit()
-        self.distinct = Distinct(records, pair) if pair.distinct else None
-        self.lanes = Lanes(shards) if shards else None
-        if self.distinct and self.lanes:
+        if pair.distinct and order:
             raise ValueError(
-                "pair.distinct: arranges an epoch out of all records, and those of this source stand in"
-                " shards that are brought one after the other. Leave it out, or copy the shards to a folder."
+                "pair.distinct: arranges an epoch out of all records, and this source"
+                + (
+                    " has the records of several, each with epochs of its own. Leave it out."
+                    if isinstance(order, MixedOrder)
+                    else "'s stand in shards that are brought one after the other. Leave it out, or copy the"
+                    " shards to a folder."
+                )
             )
+        self.distinct = Distinct(records, pair) if pair.distinct else None
+        self.lanes = Lanes(order) if isinstance(order, ShardOrder) else None
+        self.mixture = Mixture(order, self.generator) if isinstance(order, MixedOrder) else None
         self._order = (-1, None)
 
     @property
@@ -71,6 +79,8 @@ class Stream:
 
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, record number) of a position."""
+        if self.mixture is not None:
+            return self.mixture.locate(position)
         epoch, place = divmod(position, self.epoch_length)
         if self._order[0] != epoch:
             self._order = (epoch, self._arranged(epoch))
@@ -79,14 +89,16 @@ class Stream:
     def set_batch(self, records: int) -> None:
         """State the records of a global batch. Raises ValueError where a `distinct` column has too few
         values."""
-        for order in (self.distinct, self.lanes):
+        for order in (self.distinct, self.lanes, self.mixture):
             if order is not None:
                 order.set_batch(records)
 
     def _arranged(self, epoch: int) -> np.ndarray:
         rng = self.generator(epoch)
         if self.lanes is not None:
-            self._windows = self.lanes.arrange(epoch, rng)
+            first = epoch * len(self.records)
+            rows = np.arange(first, first + len(self.records)) % self.lanes.per_batch
+            self._windows = self.lanes.arrange(rows, rng)
             return self._windows[0]
         order = rng.permutation(len(self.records))
         return order if self.distinct is None else self.distinct.arrange(order, rng)
@@ -115,7 +127,9 @@ class Stream:
         )
 
     def _others(self, position: int, index: int):
-        """The records that may replace the one at a position."""
+        """The records that may replace the one at a position, with this number."""
+        if self.mixture is not None:
+            return self.mixture.others(position, index)
         if self.lanes is not None:
             return self.lanes.others(index, self._windows, position % self.epoch_length)
         if self.distinct is None:

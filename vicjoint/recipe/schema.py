@@ -102,6 +102,12 @@ def _one_component(name: str, component, own: dict) -> dict:
     }
 
 
+def holds(family: str, name: str) -> bool:
+    """Whether a component holds others of its own family, which do not, for their part."""
+    marks = options_of(registry.find(family, name)).components.values()
+    return any(mark.family == family for mark in marks)
+
+
 def option_schema(adapter: TypeAdapter, default) -> dict:
     try:
         schema = adapter.json_schema()
@@ -124,7 +130,7 @@ def _with_inner(schema):
         names = [
             name
             for name in registry.names(family)
-            if name.startswith(prefix) and ("/" in name) == bool(prefix)
+            if name.startswith(prefix) and ("/" in name) == bool(prefix) and not holds(family, name)
         ]
         return component_schema(family, names=[name.removeprefix(prefix) for name in names], prefix=prefix)
     return {key: _with_inner(part) for key, part in schema.items()}

@@ -5,4 +5,4 @@ source.train, source.test        # lists of {"id": relative path, "path": absolu
 source.describe()                # "video_folder /data/clips: 498 train, 102 test videos"
 """
 
-from vicjoint.sources import hugging_face, image_folder, sequences, shards, table, video_folder
+from vicjoint.sources import hugging_face, image_folder, mixed, sequences, shards, table, video_folder

@@ -22,7 +22,8 @@ from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.paths import user_path
 from vicjoint.files.remote import is_url
 from vicjoint.options import ByteSize, Count, bytes_in
-from vicjoint.parts import ShardOrder, Source
+from vicjoint.orders import ShardOrder
+from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.sources.base import OWN, SPLITS, SourceError, TestFraction, split_of, tests_by_hash
 from vicjoint.sources.columns import Shared, Texts
@@ -213,7 +214,7 @@ class WebDataset(Source):
 
     def _divide(self, sides: list[str] | None, test_fraction: float, column: str | None) -> None:
         """Set the records of both splits; sides: of the shards, None: by hash."""
-        shards, members = self.shards, Members(self.shards.tables)
+        shards, members, keys = self.shards, Members(self.shards.tables), self.shards.json_keys
         shards.forget_tables()
         sample, own = members.samples(self.passed, column)
         if not len(sample):
@@ -233,7 +234,6 @@ class WebDataset(Source):
             of_key = np.zeros(len(members.end), dtype=bool)
             of_key[used] = tests_by_hash(ids, test_fraction, f"webdataset {self.root}", "key")
             tests = of_key[sample]
-        keys = shards.json_keys
         keys = keys_of_json(shards, members) if keys is None else named_keys(keys, members)
         several = (np.bincount(sample)[sample] > 1) & (own >= 0)
         self.train, self.test = (
@@ -249,8 +249,8 @@ class WebDataset(Source):
         records = self.records(split, side)
         return map(records.id, range(len(records)))
 
-    def shard_order(self, split) -> ShardOrder | None:
-        return self._order and ShardOrder(self.records(split).shard, *self._order)
+    def order(self, split) -> ShardOrder | None:
+        return self._order and ShardOrder(self.records(split).shard.copy(), *self._order)
 
     def describe(self) -> str:
         cut = ""

@@ -76,8 +76,8 @@ class Parts:
         return {task.source_name: fingerprint(task.source) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        records, shards = task.source.train, task.source.shard_order("train")
-        return Stream(records, task.pair, self.recipe.train.seed, task.number, self.limit, shards)
+        records, order = task.source.train, task.source.order("train")
+        return Stream(records, task.pair, self.recipe.train.seed, task.number, self.limit, order)
 
 
 class Weighted(Objective):

@@ -1,0 +1,27 @@
+"""What a source may ask of the order of its records."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class ShardOrder(NamedTuple):
+    """How records are ordered that stand in shards which cost to open, such as those that a network brings.
+
+    shard: int [N], of each record. lanes: consecutive parts of an epoch's shards; the rows of a batch are
+    shared among them, so that a process needs the shards of its own lanes alone. window: shards of a lane
+    whose records are shuffled together."""
+
+    shard: np.ndarray
+    lanes: int
+    window: int
+
+
+class MixedOrder(NamedTuple):
+    """How records of several sources are mixed, which stand one source after the other.
+
+    parts: of each source, the number of its records, and their order. weights: each one's part of every
+    batch."""
+
+    parts: list[tuple[int, ShardOrder | None]]
+    weights: list[float]
