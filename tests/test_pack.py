@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import resize
 
 from vicjoint import pack
 from vicjoint.data.reading import build_reading
+from vicjoint.files import inside
 from vicjoint.files.cells import CellError, bytes_of, cell
 from vicjoint.files.sound import Sound
 from vicjoint.packing import films
@@ -135,8 +136,11 @@ def test_pictures_and_texts(tmp_path, capsys):
     assert record["id"].startswith("birds-000000.tar/row ") or record["id"].startswith("train/birds-")
 
 
-def test_films_and_sounds(tmp_path, capsys):
+@pytest.mark.parametrize("most", [1 << 23, 100])
+def test_films_and_sounds(tmp_path, capsys, monkeypatch, most):
+    """Inside of shards they are opened in place: read at once, or, where they are large, in parts."""
     pytest.importorskip("soundfile")
+    monkeypatch.setattr(inside, "IN_MEMORY", most)
     rows = []
     for i in range(6):
         mp4(tmp_path / f"{i}.mp4", 0.5 + i / 10), wav(tmp_path / f"{i}.wav", 0.5 + i / 10)
