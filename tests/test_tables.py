@@ -3,6 +3,7 @@ for wrong ones."""
 
 import gzip
 import json
+import pickle
 import tempfile
 import wave
 from pathlib import Path
@@ -601,3 +602,32 @@ def test_pairs_that_read_for_themselves_take_cells_with_files(tmp_path):
     found = Table(write(tmp_path / "u.parquet", rows), column="picture")
     levels = [int(Augment(4).views(r, "a")[0].raw[0, 0, 0, 0]) for r in found.train + found.test]
     assert sorted(levels) == [0, 9, 18, 27]
+
+
+def test_a_large_table_is_kept_by_columns(tmp_path, monkeypatch):
+    """The same records, and less to send to each process that reads."""
+    from vicjoint.sources import columns
+
+    rows = [
+        {
+            "id": f"r{i}",
+            "text": f"ä {i}",
+            "n": i,
+            "x": i / 3,
+            "many": [f"{i}", "b"],
+            "odd": None if i % 2 else i,
+        }
+        for i in range(200)
+    ]
+    rows[7] |= {"odd": 2**70}
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    small = Table(str(path))
+    monkeypatch.setattr(columns, "MANY", 10)
+    large = Table(str(path))
+    assert isinstance(small.train, list) and not isinstance(large.train, list)
+    assert list(large.train) == small.train and large.train[-1] == small.train[-1]
+    assert large.describe() == small.describe() and list(large.ids("test")) == list(small.ids("test"))
+    assert [type(v) for v in large.train[3].values()] == [type(v) for v in small.train[3].values()]
+    monkeypatch.setattr(columns, "LARGE", 1)
+    assert list(pickle.loads(pickle.dumps(large.train))) == small.train

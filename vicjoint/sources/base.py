@@ -63,12 +63,18 @@ def tests_by_hash(ids: Sequence[str], test_fraction: float, what: str, unit: str
 def same_files(paths: dict[str, str]) -> dict[str, str]:
     """id -> the first id whose path leads to the same file; paths may be links."""
     first: dict[str, str] = {}
-    return {i: first.setdefault(real_path(path), i) for i, path in paths.items()}
+    folders: dict[str, str] = {}
+    return {i: first.setdefault(real_path(path, folders), i) for i, path in paths.items()}
 
 
-def real_path(path: str) -> str:
+def real_path(path: str, folders: dict[str, str]) -> str:
+    """Where a path leads that has no `..`. folders: where theirs do, as far as that is known."""
+    folder, name = os.path.split(path)
     try:
-        return os.path.realpath(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        there = os.path.join(folders[folder], name)
+        return os.path.realpath(there) if os.path.islink(there) else there
     except ValueError:  # a NUL character: no file, which is said when it is read
         return path
 

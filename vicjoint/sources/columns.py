@@ -50,7 +50,7 @@ def _mapped(path: str) -> Shared:
     return Shared(_open(path))
 
 
-class Texts(Sequence):
+class Texts(Sequence[str]):
     """Texts as one block of bytes; those that no UTF-8 has (names of files) are kept as they are."""
 
     def __init__(self, texts: Sequence[str]):
@@ -78,3 +78,56 @@ class Texts(Sequence):
             raise IndexError(i)
         start, end = self._ends.array[(i % len(self)) : (i % len(self)) + 2].tolist()
         return self._block.array[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+MANY = 1 << 14  # records, from which on they are kept as columns
+
+
+class ColumnRecords(Sequence):
+    """Records that have the same keys, kept column by column, each made when it is asked for."""
+
+    def __init__(self, records: list[dict]):
+        self._count = len(records)
+        self._columns = {key: _column([record[key] for record in records]) for key in records[0]}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> dict:
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return {key: column[i % self._count] for key, column in self._columns.items()}
+
+
+class _Numbers:
+    def __init__(self, values: np.ndarray):
+        self._values = Shared(values)
+
+    def __getitem__(self, i: int):
+        return self._values.array[i].item()
+
+
+class _Constant:
+    def __init__(self, value: str):
+        self._value = value
+
+    def __getitem__(self, i: int) -> str:
+        return self._value
+
+
+def _column(values: list):
+    """The same values in less memory, where they are texts or numbers of one kind."""
+    kinds = set(map(type, values))
+    with contextlib.suppress(UnicodeEncodeError, OverflowError):
+        if kinds == {str}:
+            return _Constant(values[0]) if len(set(values)) == 1 else Texts(values)
+        if kinds == {int} or kinds == {float}:
+            return _Numbers(np.array(values, np.int64 if kinds == {int} else np.float64))
+    return values
+
+
+def in_columns(records: list[dict]) -> Sequence[dict]:
+    """The same records, as columns where there are many with the same keys."""
+    if len(records) < MANY or any(record.keys() != records[0].keys() for record in records):
+        return records
+    return ColumnRecords(records)

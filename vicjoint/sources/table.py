@@ -29,6 +29,7 @@ from vicjoint.sources.base import (
     split_by_hash,
     split_of,
 )
+from vicjoint.sources.columns import in_columns
 from vicjoint.sources.rows import read_table
 
 LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
@@ -76,13 +77,13 @@ class Table(Source):
             _split_together(tables, split_by, test_fraction)
         for table in tables:
             table.divide(split, test_fraction)
-        self.train, self.test = tables[0].sides()
+        self.train, self.test = map(in_columns, tables[0].sides())
         # split -> the records that column b of the pair cross_modal comes from
         self.second = dict(zip(("train", "test"), tables[1].sides())) if second is not None else None
-        self._tables = tables
+        self._description = "; second ".join(table.describe() for table in tables)
 
     def describe(self) -> str:
-        return "; second ".join(table.describe() for table in self._tables)
+        return self._description
 
 
 class _Rows:
