@@ -1,9 +1,9 @@
 """How far a recipe's losses on several processes of this machine (gloo) are from those on one.
 
-    python -m benchmarks.processes RECIPE [key=value ...] [--processes 1 2 4] [--steps 50]
+    python -m benchmarks.processes RECIPE [key=value ...] [--processes 1 2 4] [--steps 50] [--double]
 
 Rounding alone parts two runs, a little more in each step; how far is said too: one process whose two threads
-add in another order.
+add in another order. --double: in float64 (benchmarks/double.py), where only a difference of method is left.
 """
 
 import argparse
@@ -23,12 +23,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--double", action="store_true", help="in float64")
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         alone = None
         for processes, threads in [(1, 1), (1, 2), *((n, 1) for n in options.processes if n > 1)]:
             out = Path(folder) / f"{processes}_{threads}"
             overrides = [f"train.steps={options.steps}", "evaluate.last=false", f"out={out}"]
+            overrides += ["imports=[benchmarks.double]"] * options.double
             train(options.recipe, [*options.overrides, *overrides], processes, threads)
             losses = losses_of(out)
             alone = alone or losses

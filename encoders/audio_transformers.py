@@ -17,7 +17,7 @@ from encoders.image import load_transformer, random_transformer, save_transforme
 from vicjoint.library import LibraryPart
 from vicjoint.options import RateHz
 from vicjoint.registry import ComponentError, register_encoder
-from vicjoint.tokens import TokenEncoder
+from vicjoint.tokens import TokenEncoder, Tokens, on_grid
 
 # of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
 AST_MEAN, AST_SPREAD = (-4.2677393, 4.5689974)
@@ -74,8 +74,13 @@ class AudioTransformer(LibraryPart, TokenEncoder, nn.Module):
         out = self._out(view)
         return out.pooler_output if self.spectrogram else out.last_hidden_state.mean(1)
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
-        return self._out(view).last_hidden_state
+    def forward_tokens(self, view: Tensor) -> Tokens:
+        hidden = self._out(view).last_hidden_state
+        config = self.model.config
+        if not self.spectrogram:
+            return Tokens(hidden, grid=(hidden.shape[1],))
+        bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        return on_grid(hidden, (bands, (config.max_length - config.patch_size) // config.time_stride + 1))
 
     def _out(self, view: Tensor):
         if self.spectrogram:

@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 from torchrun import torchrun
 
+from vicjoint import distributed
+from vicjoint.recipe import load_recipe
+from vicjoint.training.build import build_parts
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # in float64, so that a difference of method is not taken for rounding, which 50 steps make a thousand times
@@ -107,6 +111,47 @@ def test_each_process_may_normalise_its_own_rows(tmp_path):
     assert apart[:3] != pytest.approx(alone[:3], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name, batch_size", [("video_next_frame", 32), ("imagenet", 5), ("audio_video_text", 6)]
+)
+def test_the_same_samples_in_each_step(name, batch_size, monkeypatch):
+    """Of each process the consecutive share of one process's batch, also where 5 or 6 are shared by 4."""
+    made = load_recipe(
+        str(ROOT / "recipes" / f"{name}.yaml"),
+        [f"train.batch_size={batch_size}", "data.workers=0", "evaluate.probes=[]"],
+    )
+    streams = {}
+
+    def steps(rank: int, processes: int) -> list[list[str]]:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: processes)
+        monkeypatch.setattr(distributed, "is_first", lambda: rank == 0)
+        parts = build_parts(made)
+        for task in parts.tasks:  # read once: what a sample is does not depend on the processes
+            monkeypatch.setattr(task.pair, "sample", quickly(task, streams))
+        turns = len(parts.tasks)
+        with parts.batches(0, 7 * turns, 9 * turns) as batches:
+            return [batch.samples for batch, _ in batches]
+
+    alone = steps(0, 1)
+    assert all(len(samples) == batch_size for samples in alone) and alone[0] != alone[-1]
+    for processes in (2, 4):
+        shares = zip(*(steps(rank, processes) for rank in range(processes)), strict=True)
+        assert [sum(of_step, []) for of_step in shares] == alone
+
+
+def quickly(task, kept: dict):
+    """A task's `sample` with the views of its first record for all."""
+    real = task.pair.sample
+
+    def sample(record, rng):
+        if task.number not in kept:
+            kept[task.number] = real(record, rng)
+        return kept[task.number]
+
+    return sample
+
+
 def pictures(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for split, number in (("train", 150), ("test", 70)):
@@ -118,9 +163,10 @@ def pictures(folder: Path) -> None:
     (folder / "test" / "red" / "broken.png").write_bytes(b"no picture")
 
 
-def test_an_evaluation_is_shared_by_the_processes(tmp_path):
-    """Three batches of training pictures and two of test pictures, and crops, on two processes: the numbers
-    of one."""
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_an_evaluation_is_shared_by_the_processes(processes, tmp_path):
+    """Three batches of training pictures and two of test pictures, and crops, on several processes: the
+    numbers of one."""
     pictures(tmp_path / "pictures")
     recipe = {
         "name": "pictures",
@@ -147,10 +193,9 @@ def test_an_evaluation_is_shared_by_the_processes(tmp_path):
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     command(tmp_path, 1, "vicjoint.run", "recipe.yaml", "out=run", "evaluate.last=false")
-    said = [
-        command(tmp_path, n, "vicjoint.evaluate", "run", "evaluate.every=1", "--json", f"{n}.json")
-        for n in (1, 2)
-    ]
-    assert said[1].replace("2.json", "1.json") == said[0]
-    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
-    assert set(one) == {"knn", "linear", "attentive", "geometry"} and one == two
+    said, found = {}, {}
+    for n in (1, processes):
+        said[n] = command(tmp_path, n, "vicjoint.evaluate", "run", "evaluate.every=1", "--json", f"{n}.json")
+        found[n] = json.loads((tmp_path / f"{n}.json").read_text())
+    assert said[processes].replace(f"{processes}.json", "1.json") == said[1]
+    assert set(found[1]) == {"knn", "linear", "attentive", "geometry"} and found[1] == found[processes]

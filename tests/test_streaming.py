@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -199,10 +198,11 @@ def test_readers_share_what_was_brought(tmp_path, server, monkeypatch):
     names = shards(tmp_path / "web")
     pack(tmp_path / "web", names)
     monkeypatch.setattr(columns, "LARGE", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = WebDataset(server[0], lanes=2)
     sent = [pickle.loads(pickle.dumps(source.train)) for _ in range(4)]
     assert list(map(dict, sent[0])) == list(map(dict, source.train))
-    files = list(Path(tempfile.gettempdir()).glob("vicjoint-*.npy"))
+    files = list(tmp_path.glob("vicjoint-*.npy"))
     with ThreadPoolExecutor(4) as threads:
         read = list(threads.map(lambda records: [text_of(r) for r in records], sent))
     assert read == [[text_of(r) for r in source.train]] * 4

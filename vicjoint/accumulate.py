@@ -32,9 +32,10 @@ def backward(
     another.
     """
     parts = batch.split(options.accumulate)
-    autocast = torch.autocast(batch.group.device.type, torch.bfloat16, enabled=options.precision == "bf16")
+    device = next(forward.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
     if len(parts) > 1 and options.exact:
-        return in_two_passes(forward, objective, parts, autocast, gradient_b, number)
+        return in_two_passes(forward, objective, parts, autocast, gradient_b, number, device)
     total, sums = 0.0, {}
     for part, last in mark_last(parts):
         with contextlib.nullcontext() if last else unsynchronised(forward):
@@ -49,8 +50,7 @@ def backward(
     return total, sums, (z_a.detach(), z_b.detach())
 
 
-def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: bool, number: int):
-    device = parts[0].group.device
+def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: bool, number: int, device):
     states, embedded = [], []
     with torch.no_grad(), unchanged_buffers(forward):
         for part in parts:

@@ -9,7 +9,8 @@ A view is what one branch sees; its form is the modality's contract:
                         int64; x and edge_attr are category numbers (vicjoint.facts.graphs)
 
 Raw views, which come before the modality, are tensors, tuples of tensors, or objects with `len`,
-`to(device)`, `view[start:end]` and a static `concatenate(views)`.
+`to(device)`, `view[start:end]` and a static `concatenate(views)`; those with `pin_memory()` are copied to a
+GPU without a wait.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 
 @dataclass
 class Batch:
     """A batch of B related views. `group` [B] int64 says which samples share a source (a video, a speaker);
-    `samples` names each one as 'record@epoch' so that a failure can be reproduced."""
+    it stays on the processor, where it can be read without waiting for a GPU. `samples` names each one as
+    'record@epoch' so that a failure can be reproduced."""
 
     a: Any
     b: Any
@@ -40,12 +43,12 @@ class Batch:
         return len(self.samples)
 
     def to(self, device) -> "Batch":
-        return Batch(
-            to_device(self.a, device),
-            to_device(self.b, device),
-            self.group.to(device, non_blocking=True),
-            self.samples,
-        )
+        return Batch(to_device(self.a, device), to_device(self.b, device), self.group, self.samples)
+
+    def pin_memory(self) -> "Batch":
+        """Views in memory from which a GPU copies by itself, while the processor goes on; DataLoader asks for
+        it."""
+        return Batch(pin_memory(self.a), pin_memory(self.b), self.group, self.samples)
 
     def split(self, parts: int) -> list["Batch"]:
         """Cut into `parts` micro-batches of equal size, for gradient accumulation. The caller sees to it that

@@ -182,16 +182,18 @@ def own_rows(counts: list[int]) -> slice:
 def gather(x: Tensor, counts: list[int]) -> Tensor:
     """All processes' rows, [sum of counts, ...], in rank order. Has no gradient: every process computes the
     loss of the union batch, so the objectives know the gradient of their own rows without another collective.
+    What the processor holds travels without a GPU.
     """
     if world_size() == 1:
         return x
+    group = None if x.is_cuda else _host
     most = max(counts)
     sent = x.contiguous()
     if len(x) < most:
         sent = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
     received = x.new_empty(len(counts) * most, *x.shape[1:])
     # as bytes: any dtype travels unchanged, half precision at half the traffic
-    dist.all_gather([part.view(torch.uint8) for part in received.split(most)], sent.view(torch.uint8))
+    dist.all_gather([part.view(torch.uint8) for part in received.split(most)], sent.view(torch.uint8), group)
     if min(counts) == most:
         return received
     return torch.cat([part[:n] for part, n in zip(received.split(most), counts)])

@@ -19,7 +19,7 @@ from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Recipe
 from vicjoint.registry import build, register, shared_options
-from vicjoint.tokens import tokens_of
+from vicjoint.tokens import Tokens, tokens_of
 
 
 class Branch(nn.Module):
@@ -36,9 +36,8 @@ class Branch(nn.Module):
         """The representation y [B, D] of a raw view, which is what users keep."""
         return self.encoder(self.modality(raw))
 
-    def tokens(self, raw) -> tuple[Tensor, Tensor]:
-        """(tokens [B, T, D] float32, mask [B, T] bool): y before it is pooled. Raises ValueError where the
-        encoder gives none."""
+    def tokens(self, raw) -> Tokens:
+        """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
         return tokens_of(self.encoder, self.modality(raw))
 
     def forward(self, raw) -> Tensor:

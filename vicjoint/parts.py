@@ -178,6 +178,8 @@ class Pair:
     samples_per_record: int = 1
     crops: int = 1
     distinct: str | None = None
+    in_time: ClassVar[bool] = False
+    """Whether the samples of a record are in order of time."""
 
     gives: frozenset[Gives] = frozenset()
     """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
@@ -263,8 +265,8 @@ class Pair:
 class Objective(nn.Module):
     """The loss of two embeddings: `loss, terms = objective(z_a, z_b, group)`.
 
-    z_a, z_b: [N, E]; group: [N] int64 or None. `terms` {name: weighted, detached value} sum to the loss.
-    Statistics are those of the global batch, whatever the number of processes."""
+    z_a, z_b: [N, E]; group: [N] int64 on the processor, or None. `terms` {name: weighted, detached value} sum
+    to the loss. Statistics are those of the global batch, whatever the number of processes."""
 
     terms: tuple[str, ...] = ()
     has_memory: bool = False
@@ -274,6 +276,10 @@ class Objective(nn.Module):
     def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
         """Before it is built, of the options in a recipe: the one that will give it a memory, or None."""
         return None
+
+    def bind(self, pair: "Pair") -> None:
+        """Take what it has to know of the pair whose samples it sees, once, before the first step. Raises
+        ValueError where the pair does not give what it needs."""
 
     def describe(self, dim: int) -> str | None:
         """One line about its weights for embeddings of this width, or None where there is nothing to say."""

@@ -7,6 +7,8 @@ every machine.
 
 # B batch, L tokens
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -22,9 +24,7 @@ def word_codes(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
     is one. A word is a run of letters, digits, apostrophes and non-ASCII bytes; its code depends on its bytes
     alone, not on where it stands or on the padding.
     """
-    letters = torch.zeros(BYTE_VOCABULARY, dtype=torch.bool, device=ids_BL.device)
-    letters[BYTE_OFFSET : BYTE_OFFSET + 256] = torch.tensor(_LETTERS, device=ids_BL.device)
-    letter = letters[ids_BL.clamp(max=BYTE_VOCABULARY - 1)] & mask_BL
+    letter = _letters(ids_BL.device)[ids_BL.clamp(max=BYTE_VOCABULARY - 1)] & mask_BL
     starts = letter.clone()
     starts[:, 1:] &= ~letter[:, :-1]
     place = torch.arange(ids_BL.shape[1], device=ids_BL.device).expand_as(ids_BL)
@@ -35,6 +35,14 @@ def word_codes(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         len(ids_BL), ids_BL.shape[1] + 1, dtype=torch.int64, device=ids_BL.device
     ).scatter_add_(1, word, value)
     return codes[:, 1:], place < starts.sum(1, keepdim=True)
+
+
+@functools.cache  # made once on each device: a copy of what is not pinned makes a GPU wait
+def _letters(device: torch.device) -> Tensor:
+    """Which ids are bytes of words, [BYTE_VOCABULARY] bool."""
+    letters = torch.zeros(BYTE_VOCABULARY, dtype=torch.bool)
+    letters[BYTE_OFFSET : BYTE_OFFSET + 256] = torch.tensor(_LETTERS)
+    return letters.to(device)
 
 
 def neighbour_codes(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:

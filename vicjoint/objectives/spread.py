@@ -49,16 +49,17 @@ class Weights:
 
 class Groups:
     """Which rows share a mean: all of them, or those of one group. `group` [N] are ids of all rows, of all
-    processes."""
+    processes; `device`: where the rows are. Groups are counted where the ids are, which on a GPU waits."""
 
-    def __init__(self, rows: int, group: Tensor | None = None):
+    def __init__(self, rows: int, group: Tensor | None = None, device: torch.device | None = None):
         self.rows, self.member = rows, None
         if group is None:
             if rows < 2:
                 raise ValueError(f"vicreg needs at least 2 samples in the global batch, got {rows}.")
             self.freedom = rows - 1
             return
-        _, self.member, self.count = group.unique(return_inverse=True, return_counts=True)
+        _, *found = group.unique(return_inverse=True, return_counts=True)
+        self.member, self.count = (x.to(device, non_blocking=True) for x in found)
         self.freedom = rows - len(self.count)
         if self.freedom < 1:
             raise ValueError(

@@ -119,7 +119,7 @@ class VICReg(Objective):
         }
         distance, gradients = apart(wide(z["a"]), wide(z["b"]), slopes, wanted)
         distance = distributed.total_later(distance)
-        parts = self._statistics(rows, group, counts)
+        parts = self._statistics(rows, group, counts, z["a"].device)
         variance, covariance = 0.0, 0.0
         self.guard.next_step()
         everyone = gather_both(z, counts)
@@ -135,7 +135,9 @@ class VICReg(Objective):
         )
         return {"invariance": invariance, "variance": variance, "covariance": covariance}, gradients
 
-    def _statistics(self, rows: int, group: Tensor | None, counts: list[int]) -> list[tuple[Groups, float]]:
+    def _statistics(
+        self, rows: int, group: Tensor | None, counts: list[int], device: torch.device
+    ) -> list[tuple[Groups, float]]:
         """What the statistics are taken around, and the share of each."""
         if self.statistics == "global":
             return [(Groups(rows), 1.0)]
@@ -144,7 +146,7 @@ class VICReg(Objective):
                 f"vicreg with statistics: {self.statistics} needs the group of every sample; this pair gives"
                 " none."
             )
-        within = Groups(rows, distributed.gather(group, counts))
+        within = Groups(rows, distributed.gather(group, counts), device)
         if self.statistics == "within":
             return [(within, 1.0)]
         return [(within, self.within_share), (Groups(rows), 1 - self.within_share)]

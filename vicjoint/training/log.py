@@ -49,7 +49,14 @@ class MetricsLog:
             self.file.close()
 
     def step(
-        self, step: int, pair: str, loss, terms: dict, rates: dict[str, float], embeddings=None, usage=None
+        self,
+        step: int,
+        pair: str,
+        loss: float,
+        terms: dict[str, float],
+        rates: dict[str, float],
+        embeddings=None,
+        usage=None,
     ) -> None:
         """One line for a step that was taken (1-based) on the pair of that name. `rates`: lr, seconds, and
         `waited`, the part of `seconds` spent waiting for data. `embeddings` (z_a, z_b) are given where health
@@ -57,7 +64,7 @@ class MetricsLog:
         """
         if not self.active:
             return
-        values = {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
+        values = {"loss": loss, **terms}
         speed = self.batch_size / rates["seconds"]
         line = {"step": step, "pair": pair, **values, **rates, "samples_per_second": speed}
         if embeddings is not None:

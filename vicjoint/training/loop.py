@@ -239,7 +239,7 @@ def fit(
             loss, terms, embeddings = backward(
                 forward, task.objective, batch, recipe.train, task.number, task.gradient_b
             )
-            skipped = watch.look(step, task, batch, loss, terms)
+            skipped, loss, terms = watch.look(step, task, batch, loss, terms)
             if skipped and watch.over:
                 if step:
                     save(parts, folder, step)  # as before this step: --replay has its exact weights

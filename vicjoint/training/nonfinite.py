@@ -3,8 +3,8 @@ down, and played again.
 
     watch = Watch(parts, folder, begin)
     watch.remember()  # before a step: what its forward pass will change
-    # None: finite; else what happened; the model is as before the step
-    said = watch.look(step, task, batch, loss, terms)
+    # said: None: finite; else what happened; the model is as before the step
+    said, loss, terms = watch.look(step, task, batch, loss, terms)
     replay(recipe, 1234)  # python -m vicjoint.run RECIPE out=FOLDER --replay 1234
 
 Where one process finds something, all of them leave the step out, so they stay one model.
@@ -71,10 +71,15 @@ class Watch:
         """Whether the run has to stop at what was just found."""
         return self.options.nonfinite == "stop" or self.skipped > self.options.nonfinite_limit
 
-    def look(self, step: int, task: Task, batch: Batch, loss, terms: dict) -> str | None:
-        """None where loss, terms and gradient of step `step` (from 0) are finite on all processes. Otherwise
-        what is not, in which branch it began and where it is written down; buffers and gradients are then as
-        before the step."""
+    def look(
+        self, step: int, task: Task, batch: Batch, loss: Tensor, terms: dict[str, Tensor]
+    ) -> tuple[str | None, float, dict[str, float]]:
+        """(None where loss, terms and gradient of step `step` (from 0) are finite on all processes, otherwise
+        what is not, in which branch it began and where it is written down; loss; terms). Where something is
+        not finite, buffers and gradients are then as before the step.
+
+        The step's only wait for the device: an optimizer cannot take back what it has done. All numbers of
+        the step come with it, in one copy."""
         gradients = [
             p.grad
             for group in self.parts.optimizer.param_groups
@@ -83,14 +88,14 @@ class Watch:
         ]
         norm = nn.utils.get_total_norm(gradients)
         flag = (~(torch.isfinite(loss) & torch.isfinite(norm))).float().reshape(1).to(self.parts.device)
-        if not distributed.total(flag):
-            return None
+        bad, total, length, *values = read_back([distributed.total(flag)[0], loss, norm, *terms.values()])
+        numbers = dict(zip(terms, values))
+        if not bad:
+            return None, total, numbers
         self.go_back()
         self.parts.optimizer.zero_grad(set_to_none=True)
-        broken = [f"{name}={float(value)}" for name, value in terms.items() if not math.isfinite(value)]
-        broken = broken or (
-            [f"gradient norm={float(norm)}"] if math.isfinite(loss) else [f"loss={float(loss)}"]
-        )
+        broken = [f"{name}={value}" for name, value in numbers.items() if not math.isfinite(value)]
+        broken = broken or ([f"gradient norm={length}"] if math.isfinite(total) else [f"loss={total}"])
         seed_everything(self.options.seed, TRAINING, step, distributed.rank())
         found = merged(distributed.gather_objects(examine(self.parts, task, batch)))
         self.go_back()
@@ -106,12 +111,12 @@ class Watch:
                     "pair": task.name,
                     "not_finite": broken,
                     "began": where,
-                    "terms": {name: as_json(value) for name, value in terms.items()},
+                    "terms": {name: as_json(value) for name, value in numbers.items()},
                     "samples": samples,
                     "branches": found,
                 },
             )
-        return self._in_words(step + 1, ", ".join(broken), where, path)
+        return self._in_words(step + 1, ", ".join(broken), where, path), total, numbers
 
     def _in_words(self, step: int, broken: str, where: str, path: Path) -> str:
         if where == BOTH_FINITE:
@@ -133,6 +138,21 @@ class Watch:
             said
             + f"It is left out ({self.skipped} so far, train.nonfinite_limit={self.options.nonfinite_limit})."
         )
+
+
+@torch.no_grad()
+def read_back(values: list[Tensor]) -> list[float]:
+    """Scalars, those of the device in one copy with one wait."""
+    device = values[0].device
+    found = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
+    if found.is_cuda:
+        # what an ordinary read would do, said in words: tests/test_sync.py forbids ordinary reads in a step
+        copied = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        done.synchronize()
+        found = copied
+    return found.tolist()
 
 
 def count_skipped(metrics: Path, begin: int) -> int:

@@ -35,7 +35,7 @@ class Uncoloured:
 
     def to(self, device, non_blocking: bool = False) -> Tensor:
         pixels = self.pixels.to(device, non_blocking=non_blocking)
-        x = torch.empty(pixels.shape, device=pixels.device)
+        x = pixels.new_empty(pixels.shape, dtype=torch.float32)
         # a CPU works in its cache: some images at a time
         at_once = max(1, CACHE_PIXELS // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(pixels)
         for i in range(0, len(pixels), at_once):
@@ -45,6 +45,9 @@ class Uncoloured:
                 self.colour,
             )
         return x
+
+    def pin_memory(self) -> "Uncoloured":
+        return Uncoloured(self.pixels.pin_memory(), self.numbers, self.colour)
 
     @staticmethod
     def concatenate(views: list["Uncoloured"]) -> "Uncoloured":
