@@ -1,4 +1,5 @@
 """python -m vicjoint.run RECIPE [key=value ...] [--seeds 0-4] [--dry-run] [--profile STEPS] [--replay STEP]
+python -m vicjoint.run RECIPE [key=value ...] --dry-run --processes 256 [--per-node 8] [--gpu h100]
 python -m vicjoint.run --list | --schema
 
 Trains what a recipe describes; with --seeds once for each of them, one after another. Exit code 0: done (the
@@ -21,7 +22,7 @@ except ImportError:  # Windows
 from vicjoint import distributed, registry
 from vicjoint.files.guard import printable_lines
 from vicjoint.recipe import Recipe, RecipeError, json_schema, load_recipe, to_yaml
-from vicjoint.registry import ComponentError
+from vicjoint.registry import ComponentError, nearest
 
 DONE, FAILED, WRONG_RECIPE, STOPPED = 0, 1, 2, 75
 
@@ -35,11 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.list or options.schema:
             return show(components() if options.list else json.dumps(json_schema(), indent=1))
+        check_plan(options)
         if options.recipe is None:
             raise RecipeError("no recipe given. Usage: python -m vicjoint.run RECIPE [key=value ...]")
         recipe = load_recipe(options.recipe, options.overrides)
         if recipe.announcement and distributed.is_first():
             print(printable_lines(recipe.announcement), flush=True)
+        if options.dry_run and (options.processes or options.gpu):
+            return dry_run_of_many(recipe, options)
         if options.dry_run:
             return dry_run(recipe)
         if options.replay is not None:
@@ -92,6 +96,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="show the resolved recipe, sizes, one measured step and the time to expect; then exit",
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="with --dry-run: memory of each of so many processes, traffic between them, and time",
+    )
+    parser.add_argument(
+        "--per-node", type=int, metavar="N", help="with --processes: how many of them a node has"
+    )
+    parser.add_argument("--gpu", metavar="NAME", help="with --dry-run: does it fit, such as into an h100")
     parser.add_argument(
         "--list", action="store_true", help="list every registered component with its options"
     )
@@ -157,14 +171,9 @@ def show(text: str) -> int:
 def dry_run(recipe: Recipe) -> int:
     """Build everything, take one step on real data, say what a run would need; nothing is written."""
     from vicjoint.training.build import build_parts, check_probes
-    from vicjoint.training.loop import parameters
 
     parts = build_parts(recipe)
-    print(to_yaml(recipe))
-    for branch, counts in parameters(parts.model).items():
-        print(
-            f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
-        )
+    show_model(parts)
     each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
     check_probes(parts)
     evaluation = parts.evaluation.cost(parts.model, parts.untrained)
@@ -179,16 +188,56 @@ def dry_run(recipe: Recipe) -> int:
     return DONE
 
 
+def dry_run_of_many(recipe: Recipe, options: argparse.Namespace) -> int:
+    """The same for one of many processes: what it would need, and what would go between them."""
+    from vicjoint.training.plan import in_words, plan
+
+    processes = options.processes or 1
+    parts, shares = plan(recipe, processes)
+    show_model(parts)
+    print("\n".join(in_words(parts, shares, processes, options.per_node, options.gpu)))
+    return DONE
+
+
+def check_plan(options: argparse.Namespace) -> None:
+    """Raises RecipeError for options of a plan that mean nothing."""
+    for name in ("processes", "per_node"):
+        value, option = getattr(options, name), "--" + name.replace("_", "-")
+        if value is not None and value < 1:
+            raise RecipeError(f"{option}: {value} is out of range. Expected 1 or more.")
+    if options.per_node and not options.processes:
+        raise RecipeError("--per-node: how many processes there are is not said. Add --processes N.")
+    if (options.processes or options.gpu) and not options.dry_run:
+        raise RecipeError("--processes, --gpu: these are of a plan. Add --dry-run, or start with torchrun.")
+    if options.gpu:
+        check_gpu(options.gpu)
+
+
+def check_gpu(name: str) -> None:
+    from vicjoint.training.plan import GPUS
+
+    if name not in GPUS:
+        raise RecipeError(f"--gpu: no '{name}'.{nearest(name, GPUS)} Expected one of {', '.join(GPUS)}.")
+
+
+def show_model(parts) -> None:
+    """The resolved recipe and the sizes of its branches."""
+    from vicjoint.training.loop import parameters
+
+    print(to_yaml(parts.recipe))
+    for branch, counts in parameters(parts.model).items():
+        print(
+            f"branch {branch}: " + ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
+        )
+
+
 def seconds_of_a_step(parts, task) -> float:
     """Read and train the first batch of a task, and say what it took."""
     from vicjoint.accumulate import backward
+    from vicjoint.training.build import length_of
 
-    recipe, per_record, several = parts.recipe, task.pair.samples_per_record, len(parts.tasks) > 1
-    which, records = f"{task.name}: " if several else "", len(task.source.train)
-    print(
-        f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
-        f" {len(range(task.number, parts.steps, len(parts.tasks))):,} of {recipe.train.batch_size}"
-    )
+    recipe, which = parts.recipe, f"{task.name}: " if len(parts.tasks) > 1 else ""
+    print(length_of(parts, task))
     began = time.perf_counter()
     batch, bad = next(parts.batches_of(task, 1))
     reading = time.perf_counter() - began

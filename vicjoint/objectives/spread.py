@@ -14,9 +14,9 @@ mean zero, so centring needs no backward.
 The subtraction in the Gram form loses digits when the off-diagonal entries are small beside the diagonal.
 `Guard` watches that, and `exact` is the form without a subtraction.
 
-Three forms for W processes, of the same value: gathered rows (N < D), columns exchanged so that each process
-holds D / W of them (N well below D and more than two processes: less traffic), and a summed covariance matrix
-(D <= N).
+Three forms for W processes, of the same value: gathered rows, columns exchanged so that each process holds
+D / W of them, and a summed covariance matrix; forms.py says which is cheapest. On one process that is rows
+for N < D and covariance for D <= N.
 """
 
 # N samples of the global batch, n of this process, D embedding dimensions, G groups, W processes, K heavy

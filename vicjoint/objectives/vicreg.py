@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vicjoint import distributed
+from vicjoint.objectives.forms import best_form
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
 from vicjoint.objectives.products import row_blocks
 from vicjoint.objectives.spread import Groups, Guard, Weights, by_columns, by_covariance, by_rows
@@ -122,11 +123,21 @@ class VICReg(Objective):
         parts = self._statistics(rows, group, counts, z["a"].device)
         variance, covariance = 0.0, 0.0
         self.guard.next_step()
-        everyone = gather_both(z, counts)
+        size = max(x.element_size() for x in z.values())
+        form = best_form(rows, dim, len(counts), size, len(parts))
+        everyone = gather_both(z, counts) if form == "rows" else {"a": None, "b": None}
         for branch in ("a", "b"):
             weights = Weights(official["variance"][branch] / 2, official["covariance"][branch], scale)
             hinge, off_diagonal = spread(
-                z[branch], everyone[branch], parts, weights, gradients[branch], self.guard, branch, counts
+                form,
+                z[branch],
+                everyone[branch],
+                parts,
+                weights,
+                gradients[branch],
+                self.guard,
+                branch,
+                counts,
             )
             variance = variance + weights.variance * hinge
             covariance = covariance + weights.covariance * off_diagonal
@@ -175,18 +186,15 @@ def apart(
 
 
 def gather_both(z: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor | None]:
-    """All processes' rows of both branches, in one exchange; None where the form that `spread` takes does not
-    need them."""
-    rows, dim = sum(counts), z["a"].shape[1]
-    if rows >= dim or by_columns_is_less_traffic(rows, dim):
-        return {"a": None, "b": None}
+    """All processes' rows of both branches, in one exchange."""
     if len(counts) == 1:
         return z
-    a, b = distributed.gather(torch.cat([z["a"], z["b"]], 1), counts).split(dim, 1)
+    a, b = distributed.gather(torch.cat([z["a"], z["b"]], 1), counts).split(z["a"].shape[1], 1)
     return {"a": a, "b": b}
 
 
 def spread(
+    form: str,
     z: Tensor,
     everyone: Tensor | None,
     parts: list[tuple[Groups, float]],
@@ -196,13 +204,14 @@ def spread(
     branch: str,
     counts: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """(hinge, covariance) of one branch, each the sum of `parts` by their shares, from own rows z [n, D] or,
-    where they are given, all rows `everyone` [N, D]; adds the gradient of own rows to `gradient`."""
-    rows, dim, own = sum(counts), z.shape[1], distributed.own_rows(counts)
-    if rows >= dim:
+    """(hinge, covariance) of one branch in one of the forms of forms.py, each the sum of `parts` by their
+    shares, from own rows z [n, D] or, for the form "rows", all rows `everyone` [N, D]; adds the gradient of
+    own rows to `gradient`."""
+    own = distributed.own_rows(counts)
+    if form == "covariance":
         z = wide(z)
         found = [by_covariance(z, own, groups, weights.of(share), gradient) for groups, share in parts]
-    elif by_columns_is_less_traffic(rows, dim):
+    elif form == "columns":
         found = _spread_by_columns(z, parts, weights, gradient, guard, branch, counts)
     else:
         found = [
@@ -210,13 +219,6 @@ def spread(
             for i, (groups, share) in enumerate(parts)
         ]
     return tuple(sum(share * value[i] for value, (_, share) in zip(found, parts)) for i in (0, 1))
-
-
-def by_columns_is_less_traffic(rows: int, dim: int) -> bool:
-    """Elements each process receives: 2 N D / W + 2 N^2 when columns are exchanged and Gram matrices summed,
-    N D when rows are gathered."""
-    world = distributed.world_size()
-    return world > 1 and 2 * dim / world + 2 * rows < dim
 
 
 def _spread_by_columns(z, parts, weights, gradient, guard, branch, counts):

@@ -103,7 +103,7 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        for line in sources_of(tasks) if distributed.rank() == 0 else ():
+        for line in sources_of(tasks) if distributed.is_first() else ():
             print(line)
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe).to(device)
@@ -156,6 +156,16 @@ def length(recipe: Recipe, tasks: list[Task]) -> tuple[int, float]:
     rounds = max(math.ceil(epochs * len(t.source.train) / t.records_per_batch) for t in tasks)
     longest = max(len(t.source.train) / t.records_per_batch for t in tasks)
     return recipe.train.steps or len(tasks) * rounds, len(tasks) * longest
+
+
+def length_of(parts: Parts, task: Task) -> str:
+    """Samples of an epoch, steps of a task."""
+    per_record, several = task.pair.samples_per_record, len(parts.tasks) > 1
+    which, records = f"{task.name}: " if several else "", len(task.source.train)
+    return (
+        f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
+        f" {len(range(task.number, parts.steps, len(parts.tasks))):,} of {parts.recipe.train.batch_size}"
+    )
 
 
 def records_in_a_batch(recipe: Recipe, pair: Pair) -> int:
@@ -211,7 +221,7 @@ def build_measures(
         if said := measure.probe.unused(measure.data):
             unused.setdefault(said, []).append(measure.name)
     lines += [f"{', '.join(names)}: {said}" for said, names in unused.items()]
-    for line in lines if distributed.rank() == 0 else ():
+    for line in lines if distributed.is_first() else ():
         print(printable(line))
     return found, lines
 
