@@ -105,6 +105,10 @@ class Modality(nn.Module):
     """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; /: folders of
     pictures; (): any."""
 
+    opens_inside: ClassVar[bool] = False
+    """Whether files are opened by `vicjoint.video` or `vicjoint.files.sound` alone, which open those inside
+    of tar files in place; others get a copy in the system's temporary folder."""
+
     video_backend: str = "auto"
     frame_rate: float = 25.0
     """The recipe's `data.video_backend` and `data.frame_rate`, in a reader; for modalities that open

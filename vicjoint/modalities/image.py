@@ -138,6 +138,7 @@ class Clip(Pixels):
     accepts = ()
     timed = True
     suffixes = FILM_SUFFIXES
+    opens_inside = True
     reading = (
         *("frames", "stride", "window", "size", "centre", "area", "flip"),
         *("at", "reduce", "cache_mb", "transforms"),
