@@ -29,7 +29,7 @@ from vicjoint.registry import build, find, nearest
 @dataclass
 class Task(TaskReading):
     """Two branches with their source, pair, objective and weight, trained in turn with the others. `number`:
-    its turn. `gradient_b`: whether branch b is trained, or follows a."""
+    its turn. `gradient_b`: whether branch b is trained; it may follow a, or be frozen."""
 
     number: int
     objective: Objective
@@ -141,7 +141,8 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
         objective = MultiCrop(objective, task.pair.crops)
     if task.spec.weight != 1:
         objective = Weighted(objective, task.spec.weight)
-    gradient_b = recipe.branches[task.spec.b].weights != "ema"
+    b = recipe.branches[task.spec.b]
+    gradient_b = b.weights != "ema" and b.learning.train != "frozen"
     records = records_in_a_batch(recipe, task.pair)
     return Task(
         task.spec, task.source, task.source_name, task.pair, number, objective.to(device), gradient_b, records

@@ -181,6 +181,9 @@ def describe(parts: Parts, folder: Path) -> None:
         **branch_names(parts),
     }
     write_environment(folder, parts.recipe, trained)
+    for name, spec in parts.recipe.branches.items():
+        if spec.learning.train == "frozen":
+            print(f"branch {name} is frozen: its expander, too, stays as it was initialised")
     for t in parts.tasks:
         if said := t.objective.describe(parts.recipe.branches[t.spec.a].expander[-1]):
             print(f"{t.name}: {said}" if len(parts.tasks) > 1 else said)

@@ -1,0 +1,45 @@
+"""Encoders that learn less than all, or not all of it alike: the layers of a transformer, for learning rates
+that fall from its top to its bottom, and adapters (LoRA).
+
+for name, depth in depths(encoder):  # 1.0: above all blocks; n + 1 below the n blocks
+    ...
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from vicjoint.registry import ComponentError
+
+
+def depths(encoder: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
+    """Each parameter, and how many layers lie above it: 0 for what follows the last of n blocks, 1 to n for
+    the blocks from the top, n + 1 for what comes before the first (Bao et al. 2022, BEiT).
+    Raises ComponentError where the encoder is not one row of blocks."""
+    name, blocks = row_of_blocks(encoder)
+    number = {f"{name}.{i}": len(blocks) - i for i in range(len(blocks))}
+    below = len(blocks) + 1
+    for of, p in encoder.named_parameters():
+        if of.startswith(name + "."):
+            depth = number[".".join(of.split(".")[: name.count(".") + 2])]
+            below = 0  # what is registered behind the blocks comes after them
+        else:
+            depth = below
+        yield p, depth
+
+
+def row_of_blocks(encoder: nn.Module) -> tuple[str, nn.Module]:
+    """The longest list of modules of one class, and its name in the encoder. Raises ComponentError where
+    there is none, or where blocks of this class stand elsewhere, too: a network in stages."""
+    rows = [
+        (name, row)
+        for name, row in encoder.named_modules()
+        if isinstance(row, nn.ModuleList | nn.Sequential) and len(row) > 1 and len(set(map(type, row))) == 1
+    ]
+    name, row = max(rows, key=lambda found: len(found[1]), default=("", None))
+    if row is None or sum(type(m) is type(row[0]) for m in encoder.modules()) != len(row):
+        raise ComponentError(
+            f"layer_decay: the layers of {type(encoder).__name__} are not one row of equal blocks, as a"
+            " transformer's are. Leave it out, or set lr_factor."
+        )
+    return name, row
