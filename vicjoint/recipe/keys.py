@@ -69,8 +69,7 @@ class Branch(Section):
     )
     momentum: Number = Field(0.996, ge=0, le=1, description="of the moving average, with weights: ema")
     train: Literal["full", "expander", "lora", "frozen"] = Field(
-        "full",
-        description="what learns: all, the expander alone, adapters in the encoder and the expander, or nothing",
+        "full", description="what learns: all; only the expander; it and adapters in the encoder; or nothing"
     )
     lora_rank: Whole = Field(8, gt=0, description="of the adapters, with train: lora")
     lr_factor: Number = Field(1.0, gt=0, description="of the encoder's learning rate")

@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vicjoint import distributed
 from vicjoint.batch import Batch
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
+from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
 from vicjoint.data.reading import TaskReading, build_reading, read_together, sources_of
 from vicjoint.data.stream import Stream, batches
@@ -45,7 +46,8 @@ class Task(TaskReading):
 @dataclass
 class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
-    every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out."""
+    every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out.
+    `pairs_of_kept`: {number of a task: the pair that reads kept features}."""
 
     recipe: Recipe
     tasks: list[Task]
@@ -58,6 +60,7 @@ class Parts:
     device: torch.device
     limit: TimeLimit
     unused: list[str]
+    pairs_of_kept: dict[int, Pair] = field(default_factory=dict)
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
         """(Batch, bad samples) of the steps start..end-1; the tasks take turns."""
@@ -76,7 +79,8 @@ class Parts:
         return {task.source_name: fingerprint(task.source) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        return Stream(task.source.train, task.pair, self.recipe.train.seed, task.number, self.limit)
+        pair = self.pairs_of_kept.get(task.number, task.pair)
+        return Stream(task.source.train, pair, self.recipe.train.seed, task.number, self.limit)
 
 
 class Weighted(Objective):
@@ -128,6 +132,7 @@ def build_parts(recipe: Recipe) -> Parts:
             unused,
         )
         for task in tasks:
+            check_kept(recipe, task.spec.a, task.spec.b, task.pair, task.source)
             if task.pair.distinct:
                 parts.batches_of(task, 0)  # refuses a column with too few values
     except (ValueError, TypeError, OSError) as error:

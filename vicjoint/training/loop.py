@@ -37,6 +37,7 @@ from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.exploring import write_explorers
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
+from vicjoint.training.keeping import keep_features
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Watch
 from vicjoint.training.profiling import profiled
@@ -99,6 +100,8 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None
     begin = resume(parts, folder)
     if distributed.rank() == 0:
         describe(parts, folder)
+    if any(spec.learning.cache for spec in parts.recipe.branches.values()):
+        keep(parts, folder, begin, signal)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
     with Trackers(parts.recipe, folder, begin) as trackers:
         with (
@@ -112,6 +115,16 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None
         except Interrupted:  # the last step's checkpoint is saved
             raise Stopped(stopped_at(steps, folder)) from None
         trackers.evaluation(steps, results)
+
+
+def keep(parts: Parts, folder: Path, begin: int, signal: StopSignal) -> None:
+    """Compute the features that training reads. A signal does not wait for the end."""
+    try:
+        with signal.at_once():
+            keep_features(parts)
+    except Interrupted:  # what is written is kept
+        save(parts, folder, begin)
+        raise Stopped(stopped_at(begin, folder)) from None
 
 
 def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exception:
