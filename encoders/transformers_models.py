@@ -164,8 +164,6 @@ def random_transformer(model: str, config: dict, encoder: str = "transformers") 
 
 def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Module, list[str]]:
     """A transformers model, of a folder or hub id; the parameters it lacks there. Raises ComponentError."""
-    from transformers import AutoModel
-
     folder = Path(weights).expanduser()
     if not folder.is_dir() and (weights[0] in "./~" or weights.count("/") > 1):
         raise ComponentError(
@@ -175,9 +173,9 @@ def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Mo
     ask_hub(folder)
     try:
         # code that comes with weights is not run, nor does anybody get asked whether it shall
-        model, info = AutoModel.from_pretrained(
-            str(folder) if folder.is_dir() else weights, output_loading_info=True, trust_remote_code=False
-        )
+        where = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else weights}
+        where |= {"trust_remote_code": False}
+        model, info = class_of(where).from_pretrained(**where, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ComponentError(
             f"encoder '{encoder}': weights '{weights}' were not found: looked for the folder"
@@ -185,6 +183,16 @@ def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Mo
             f" {how_to_fetch(weights)}"
         ) from None
     return model, list(info["missing_keys"])
+
+
+def class_of(where: dict):
+    """AutoModel, or the class that a config names which it does not know, such as SigLIP's text tower."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(**where)
+    if type(config) in transformers.MODEL_MAPPING:
+        return transformers.AutoModel
+    return getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
 
 
 def feature_extractor(weights: str):

@@ -67,7 +67,7 @@ def table(tmp_path_factory) -> Path:
     for i in range(ROWS):
         frames = rng.integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
         Picture.fromarray(frames[0]).save(folder / f"{i}.png")
-        write_mp4(folder / f"{i}.mp4", frames, fps=5)
+        write_mp4(folder / f"{i}.mp4", frames)
         soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.1, 8000), 16000)
         row = {"picture": f"{i}.png", "film": f"{i}.mp4", "sound": f"{i}.wav", "text": f"a thing {i}"}
         rows.append(row | {"smiles": "C" * (i + 1) + "O", "protein": "MKV" + "ACDEFGHIKL"[i] * 3})
@@ -278,9 +278,7 @@ def test_whisper_s_encoder(table, tmp_path):
 def test_sound_of_another_rate_is_refused(tmp_path):
     folder = saved("wav2vec2", tmp_path / "w", **WAVES)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    with pytest.raises(
-        ComponentError, match="are for sound of 16000 Hz, the view has 8000. Set the modality"
-    ):
+    with pytest.raises(ComponentError, match="are for sound of 16000 Hz, the view has 8000. Set the mod"):
         build_encoder("audio", "transformers", weights=folder, rate_hz=8000)
 
 

@@ -103,8 +103,8 @@ class Image(Pixels):
     size: side of the views in pixels; null: the processor's, or 64. transforms: those of training, in the
     pair augment's form, random_resized_crop first; null: a random crop of 60 to 100 % of the area and nothing
     else, since a flip or other colours may contradict the other half of the pair (a digit, "left", "red");
-    []: none, the evaluation view. centre: in evaluation the short side is resized to size / centre and the centre is kept;
-    null: the processor's, or 1.
+    []: none, the evaluation view. centre: in evaluation the short side is resized to size / centre and the
+    centre is kept; null: the processor's, or 1.
     """
 
     accepts = ()
