@@ -1,6 +1,7 @@
 """How branches learn: frozen towers, rates of their own, layer-wise decay, adapters, kept features."""
 
 import copy
+import sys
 
 import pytest
 import tiny
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 import vicjoint
+from vicjoint.export import export
 from vicjoint.optim import parameter_groups, set_learning_rate
+from vicjoint.parts import Source
 from vicjoint.recipe import RecipeError, load_recipe
-from vicjoint.registry import ComponentError
+from vicjoint.registry import ComponentError, register
 from vicjoint.towers import depths
 from vicjoint.training import checkpoint
 from vicjoint.training.build import build_parts
@@ -216,3 +219,89 @@ def test_two_frozen_branches_of_several_pairs_are_refused():
     written = {key: value for key, value in written.items() if key not in ("a", "b", "pair")}
     with pytest.raises(RecipeError, match="pairs.1: branches x and y are frozen: nothing is left to train"):
         load_recipe(copy.deepcopy(written))
+
+
+# ---- adapters ----
+
+TINY_BERT = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT = {"name": "transformers", "model": "bert", "config": TINY_BERT | {"intermediate_size": 32}}
+
+
+def of_texts(**a) -> dict:
+    """A recipe of two columns of texts; `a`: keys of branch a, a tiny BERT."""
+    pytest.importorskip("peft")
+    bert = {"modality": "text", "encoder": BERT, "expander": [16, 12], "train": "lora", "lora_rank": 2}
+    words = {"modality": "text", "encoder": {"name": "words", "width": 8, "dim": 8}, "expander": [16, 12]}
+    return tiny.recipe(
+        source={"name": "two_columns"},
+        pair={"name": "cross_modal", "a": "x", "b": "y"},
+        a=bert | a,
+        b=words,
+        evaluate={"last": False, "explorer": 0},
+        train={"steps": 6, "batch_size": 6},
+    )
+
+
+@register("source", "two_columns")
+class TwoColumns(Source):
+    def __init__(self):
+        rows = [{"id": f"{i}", "x": f"a thing {i}", "y": f"{i} is a thing"} for i in range(20)]
+        self.train, self.test = rows[:14], rows[14:]
+
+
+def test_adapters_learn_and_nothing_else_of_the_encoder_does(tmp_path):
+    before = untrained(of_texts())
+    run = trained(vicjoint.train(of_texts(), [f"out={tmp_path / 'run'}"]))
+    changed = {name for name, x in run["model"].items() if not torch.equal(x, before[name])}
+    of_encoder = {name for name in changed if name.startswith("branches.a.encoder")}
+    assert of_encoder == {name for name in before if "lora_" in name} and len(of_encoder) == 2 * 2 * 6
+    assert changed - of_encoder == {name for name in before if "a.encoder" not in name} & set(changed)
+    assert any(name.startswith("branches.a.expander") for name in changed)
+    parts = build_parts(load_recipe(of_texts()))
+    learning = [name for name, p in parts.model.named_parameters() if p.requires_grad]
+    assert not any("a.encoder" in name and "lora_" not in name for name in learning)
+    assert len(run["optimizer"]["state"]) == len(learning)
+
+
+def test_an_encoder_with_adapters_begins_as_it_was():
+    written = of_texts(), of_texts(train="frozen", lora_rank=8)
+    a = [build_parts(load_recipe(of)).model.eval().branches["a"] for of in written]
+    text = a[0].modality.read("a thing")
+    assert torch.equal(a[0].represent(text), a[1].represent(text))
+
+
+def test_a_run_with_adapters_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    written = of_texts() | {"checkpoint": {"every": 2}}
+    vicjoint.train(written, [f"out={tmp_path / 'one'}"])
+    stop_after(monkeypatch, 3, lambda: vicjoint.train(written, [f"out={tmp_path / 'other'}"]))
+    vicjoint.train(written, [f"out={tmp_path / 'other'}"])
+    tiny.same_end(tmp_path / "one", tmp_path / "other")
+
+
+def test_adapters_are_merged_on_export(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run = vicjoint.train(of_texts(), [f"out={tmp_path / 'run'}", "optim.lr=0.1"])
+    parts = build_parts(load_recipe(of_texts()))
+    parts.model.load_state_dict(trained(run)["model"])
+    branch = parts.model.eval().branches["a"]
+    with torch.no_grad():
+        expected = branch.represent(branch.modality.read("a thing 3"))
+    folder = export(run, tmp_path / "export", imports=["tiny"])
+    for place in (run, folder):
+        encoder = vicjoint.load_encoder(place, imports=["tiny"])
+        assert not any("lora" in name for name in encoder.state_dict())
+        torch.testing.assert_close(encoder.embed(["a thing 3"]), expected, rtol=1e-4, atol=1e-5)
+    hashes = {vicjoint.load_encoder(place, imports=["tiny"]).origin.model for place in (run, folder)}
+    assert len(hashes) == 1  # embeddings of the one are those of the other
+    theirs = transformers.AutoModel.from_pretrained(folder / "a").state_dict()
+    ours = vicjoint.load_encoder(folder, imports=["tiny"]).encoder.model.state_dict()
+    assert ours.keys() <= theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
+
+
+def test_other_encoders_have_no_adapters(monkeypatch):
+    texts = of_texts()
+    with pytest.raises(RecipeError, match="train: lora puts adapters .* which Noisy does not have. Set"):
+        build_parts(load_recipe(recipe(a={"train": "lora"})))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(RecipeError, match=r"train: lora needs peft .*: pip install 'vicjoint\[lora\]'"):
+        build_parts(load_recipe(texts))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
 from vicjoint.batch import Crops, Encoded
@@ -23,7 +24,7 @@ from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
 from vicjoint.registry import build, register, shared_options
 from vicjoint.tokens import tokens_of
-from vicjoint.towers import depths
+from vicjoint.towers import add_adapters, depths, merge_adapters
 
 ALL = Learning()
 
@@ -39,6 +40,8 @@ class Branch(Rated):
         self.encoder = encoder
         self.expander = make_expander(encoder.dim, expander)
         self.learning = learning
+        if learning.train == "lora":
+            add_adapters(encoder, learning.lora_rank)
         for module in self.fixed():
             module.requires_grad_(False).eval()
 
@@ -46,7 +49,14 @@ class Branch(Rated):
         """What training leaves as it is."""
         if self.learning.train == "frozen":
             return [self.encoder, self.expander]
+        if self.learning.train == "lora":  # beside what has no gradient: running statistics
+            return [module for module in self.encoder.modules() if isinstance(module, _BatchNorm)]
         return [self.encoder] if self.learning.encoder_is_fixed else []
+
+    def merge(self) -> None:
+        """After training, for use: adapters become part of the weights."""
+        if self.learning.train == "lora":
+            merge_adapters(self.encoder)
 
     def train(self, mode: bool = True) -> "Branch":
         super().train(mode)

@@ -7,9 +7,10 @@ for name, depth in depths(encoder):  # 1.0: above all blocks; n + 1 below the n 
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
-from vicjoint.registry import ComponentError
+from vicjoint.registry import ComponentError, need
 
 
 def depths(encoder: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
@@ -43,3 +44,35 @@ def row_of_blocks(encoder: nn.Module) -> tuple[str, nn.Module]:
             " transformer's are. Leave it out, or set lr_factor."
         )
     return name, row
+
+
+# ---- adapters ----
+
+
+def add_adapters(encoder: nn.Module, rank: int) -> None:
+    """Put a low-rank adapter beside every linear layer of the encoder's model of the transformers library (Hu
+    et al. 2022, LoRA; alpha is twice the rank). Nothing but they has a gradient then, and y is as it was.
+    Raises ComponentError where there is no such layer."""
+    (peft, transformers) = need(["peft", "transformers"], "train: lora", "lora")
+    models = [n for n, m in encoder.named_modules() if isinstance(m, transformers.PreTrainedModel)]
+    inside = lambda name: any(not model or name.startswith(model + ".") for model in models)
+    # no subclasses: torch's attention takes the weight of one of them without calling it
+    targets = [name for name, m in encoder.named_modules() if type(m) is nn.Linear and inside(name)]
+    if not targets:
+        raise ComponentError(
+            "train: lora puts adapters beside the linear layers of a model of the transformers library, which"
+            f" {type(encoder).__name__} does not have. Set train: full, or expander."
+        )
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+    peft.inject_adapter_in_model(config, encoder.requires_grad_(False))
+
+
+@torch.no_grad()
+def merge_adapters(encoder: nn.Module) -> None:
+    """Add the adapters to the weights beside them, which then stand alone again."""
+    (layers,) = need(["peft.tuners.tuners_utils"], "train: lora", "lora")
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, layers.BaseTunerLayer):
+            module.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), own, module.get_base_layer())
