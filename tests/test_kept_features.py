@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image as Picture
+from torchrun import torchrun
 
 import vicjoint
 from vicjoint.data import kept
@@ -196,10 +197,13 @@ def test_texts_are_kept_by_their_content(table):
 def test_two_processes_share_the_work_and_train_as_one(table, tmp_path):
     """One tower's encoder has no gradient, which DistributedDataParallel must not wait for."""
     one = vicjoint.train(recipe(table), [f"out={tmp_path / 'one'}"])
-    os.environ["VICJOINT_CACHE"] = str(tmp_path / "other cache")  # put back by the fixture
-    assert tiny.run(recipe(table), [f"out={tmp_path / 'two'}"], world=2) == [0, 0]
+    cache = tmp_path / "cache" / "features"
+    for file in cache.rglob("*.npy"):
+        file.unlink()
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(table)))
+    torchrun(tmp_path, 2, "-m", "vicjoint.run", "recipe.yaml", "out=two", path=[tiny.TESTS])
     assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-3)
-    parts = [np.load(file) for file in (tmp_path / "other cache").rglob("*.keys.npy")]
+    parts = [np.load(file) for file in cache.rglob("*.keys.npy")]
     assert sorted(map(len, parts)) == [PICTURES // 2] * 2
 
 

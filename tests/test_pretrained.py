@@ -371,6 +371,20 @@ def test_what_a_recipe_says_goes_before_the_processor(tmp_path):
     assert (Image().size, Image().centre) == (64, 1.0) and Image().mean[0] == pytest.approx(0.485)
 
 
+def test_weights_with_another_normalisation_than_the_modality_are_said(table, tmp_path, capsys):
+    folder = with_processor(saved("vit", tmp_path / "vit", **VISION), "SiglipImageProcessor")
+    other = image(folder, processor=None, size=16)
+    del other["modality"]["processor"]
+    trained(table, tmp_path / "run", other, WORDS_OF, ("picture", "text"))
+    assert (
+        "note: a.encoder.weights were trained on pixels with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5],"
+        " and the modality gives [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225]. Set"
+        f" a.modality.processor={folder}, or mean and std."
+    ) in capsys.readouterr().out
+    trained(table, tmp_path / "other", image(folder, size=16), WORDS_OF, ("picture", "text"))
+    assert "note: a.encoder" not in capsys.readouterr().out
+
+
 def test_timm_s_models_say_what_they_were_given(tmp_path):
     pytest.importorskip("timm")
     found = processing_of("timm/vit_small_patch16_224.augreg_in21k")

@@ -79,9 +79,6 @@ class Encoded:
     def to(self, device, non_blocking: bool = False) -> "Encoded":
         return Encoded(self.y.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "Encoded":
-        return Encoded(self.y.pin_memory())
-
     @staticmethod
     def concatenate(views: "list[Encoded]") -> "Encoded":
         return Encoded(torch.cat([view.y for view in views]))

@@ -15,7 +15,7 @@ from vicjoint.batch import Batch
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
-from vicjoint.data.reading import TaskReading, build_reading, read_together, sources_of
+from vicjoint.data.reading import TaskReading, build_reading, notes_of, read_together, sources_of
 from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
 from vicjoint.files.guard import printable
@@ -106,7 +106,7 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        for line in sources_of(tasks) if distributed.rank() == 0 else ():
+        for line in [*sources_of(tasks), *notes_of(recipe, readers)] if distributed.rank() == 0 else ():
             print(line)
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe).to(device)

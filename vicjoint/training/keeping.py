@@ -79,9 +79,10 @@ def keep_branch(parts: Parts, name: str, reader: Modality, places: list[tuple[Ta
     names = sorted(wanted.keys)
     keys = [wanted.keys[n] for n in names]
     missing = lambda: [n for n, part in zip(names, store.find(keys).part) if part < 0]
-    todo = missing()
-    known = [n for n in names if n not in set(todo)]
-    work.compare([(wanted.keys[n], wanted.values[n]) for n in known[:COMPARED]])
+    new = set(missing())
+    known = [n for n in names if n not in new][:COMPARED]
+    work.compare([(wanted.keys[n], wanted.values[n]) for n in known])
+    todo = distributed.from_first(missing)  # before any of them writes
     share = todo[distributed.rank() :: distributed.world_size()]
     bad = work.compute([(wanted.keys[n], wanted.values[n]) for n in share], len(todo))
     bad = sum(distributed.gather_objects(bad, patient=True))
