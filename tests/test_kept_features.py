@@ -19,6 +19,8 @@ from vicjoint.files import images
 from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.training import keeping
 from vicjoint.training.build import build_parts
+from vicjoint.training.loop import TrainingError
+from vicjoint.video.write import write_mp4
 
 ROWS, PICTURES = 24, 12
 
@@ -272,6 +274,28 @@ def test_views_that_are_drawn_at_random_are_refused(table):
             overrides = overrides[1:]
         with pytest.raises(RecipeError, match=f".cache: features are kept .*modality '{modality}' draws at"):
             build_parts(load_recipe(written, overrides))
+
+
+def test_a_window_of_time_is_refused(table):
+    frames = np.random.default_rng(0).integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
+    write_mp4(table.parent / "film.mp4", frames)
+    rows = [{"film": "film.mp4", "caption": f"thing {i}"} for i in range(ROWS)]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    for more in ({}, {"seconds": 0.5}):
+        written = recipe(table)
+        written["pair"] = {"name": "cross_modal", "a": "film", "b": "caption", **more}
+        written["a"] |= {"modality": {"name": "clip", "size": 16}, "encoder": {"name": "conv_gru", "dim": 8}}
+        with pytest.raises(RecipeError, match="modality 'clip' draws at random in training: a crop, a wind"):
+            build_parts(load_recipe(written))
+
+
+def test_a_full_disk_is_said(table, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    with pytest.raises(TrainingError, match="features cannot be written below .*cache: .*No space left .*VI"):
+        vicjoint.train(recipe(table), [f"out={tmp_path / 'run'}"])
 
 
 def test_a_pair_that_draws_views_itself_is_refused():

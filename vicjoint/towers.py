@@ -1,7 +1,7 @@
 """Encoders that learn less than all, or not all of it alike: the layers of a transformer, for learning rates
 that fall from its top to its bottom, and adapters (LoRA).
 
-for name, depth in depths(encoder):  # 1.0: above all blocks; n + 1 below the n blocks
+for parameter, depth in depths(encoder):  # 0: above all blocks; n + 1: below the n blocks
     ...
 """
 
@@ -15,18 +15,16 @@ from vicjoint.registry import ComponentError, need
 
 def depths(encoder: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
     """Each parameter, and how many layers lie above it: 0 for what follows the last of n blocks, 1 to n for
-    the blocks from the top, n + 1 for what comes before the first (Bao et al. 2022, BEiT).
-    Raises ComponentError where the encoder is not one row of blocks."""
+    the blocks from the top, n + 1 for what comes before the first (Bao et al. 2022, BEiT). Raises
+    ComponentError where the encoder is not one row of blocks."""
     name, blocks = row_of_blocks(encoder)
-    number = {f"{name}.{i}": len(blocks) - i for i in range(len(blocks))}
-    below = len(blocks) + 1
+    prefix, outside = f"{name}." if name else "", len(blocks) + 1
     for of, p in encoder.named_parameters():
-        if of.startswith(name + "."):
-            depth = number[".".join(of.split(".")[: name.count(".") + 2])]
-            below = 0  # what is registered behind the blocks comes after them
+        if of.startswith(prefix):
+            yield p, len(blocks) - int(of.removeprefix(prefix).split(".")[0])
+            outside = 0  # what is registered behind the blocks comes after them
         else:
-            depth = below
-        yield p, depth
+            yield p, outside
 
 
 def row_of_blocks(encoder: nn.Module) -> tuple[str, nn.Module]:

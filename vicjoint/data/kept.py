@@ -133,10 +133,12 @@ class Listing(Stand):
     """Reads nothing: its views are the values."""
 
     def read(self, value: Value, rng=None, window=None) -> Raw:
+        if window is not None:
+            raise Draws  # of time: in training it lies anywhere
         return value
 
     def seconds(self, value: Value) -> float:
-        raise Draws  # of a window that both branches have in common: training draws it
+        raise Draws  # it is asked for a window that both branches have in common
 
 
 class KeptReader(Stand):

@@ -26,6 +26,7 @@ from vicjoint.batch_norm import synchronised
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.data.reading import sources_of
+from vicjoint.files.cache import cache_root
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
 from vicjoint.optim import set_learning_rate
@@ -125,6 +126,11 @@ def keep(parts: Parts, folder: Path, begin: int, signal: StopSignal) -> None:
     except Interrupted:  # what is written is kept
         save(parts, folder, begin)
         raise Stopped(stopped_at(begin, folder)) from None
+    except OSError as error:
+        raise TrainingError(
+            f"features cannot be written below {cache_root()}: {error}. Make room, or set VICJOINT_CACHE to"
+            " another folder; then the same command goes on."
+        ) from error
 
 
 def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exception:
