@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import table, write
-from vicjoint.embeddings.encoder import Place, ReadItems, collate
 from vicjoint.embeddings.items import Data, cell_of
+from vicjoint.embeddings.reading import Place, ReadItems, collate
 from vicjoint.embeddings.store import Store
 from vicjoint.embeddings.work import Job, sized, work
 from vicjoint.export import load_encoder

@@ -49,6 +49,18 @@ def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float = 0.1) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z_a)))
 
 
+def sigreg(z_a: Tensor, z_b: Tensor, slices: Tensor, weight: float = 0.05) -> Tensor:
+    """LeJEPA's loss with the directions slices [D, M]: the integrand at every row, direction and point."""
+    t = torch.linspace(-3, 3, 33, dtype=z_a.dtype, device=z_a.device)
+    normal, middle = torch.exp(-t.square() / 2), (z_a + z_b) / 2
+    loss = 0.0
+    for z in (z_a, z_b):
+        mean = torch.exp(1j * (z @ slices)[..., None] * t).mean(0)
+        statistic = len(z) * torch.trapezoid((mean - normal).abs().square() * normal, t)
+        loss = loss + weight * statistic.mean() / 2 + (1 - weight) * (z - middle).square().mean() / 2
+    return loss
+
+
 def clip(z_a: Tensor, z_b: Tensor, temperature: float = 0.1) -> Tensor:
     """CLIP's loss: cross entropy in both directions over N x N similarities."""
     a, b = F.normalize(z_a, dim=1), F.normalize(z_b, dim=1)

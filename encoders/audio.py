@@ -28,7 +28,7 @@ from encoders.clip import OverTime, over_time
 from encoders.image import ConvTrunk, remove_head, torchvision_tokens
 from vicjoint.options import Count, Natural, NotNegative, Positive, RateHz, ShareBelowOne, options_of
 from vicjoint.registry import ComponentError, register_encoder
-from vicjoint.tokens import TokenEncoder, flat
+from vicjoint.tokens import TokenEncoder, Tokens, flat
 
 RANGE_DB = 80.0  # what lies further below the loudest cell of a sound is as good as silence
 FIXED_DB = (-40.0, 20.0)  # mean and spread of speech at normal level, for normalise: fixed
@@ -157,7 +157,7 @@ class ConvMel(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.project(self.trunk(self.mel(view).unsqueeze(1)))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.trunk.map(self.mel(view).unsqueeze(1)))
 
 
@@ -186,7 +186,7 @@ class ConvTimeMel(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.slots(self.time(self.mel(view)))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.time(self.mel(view)))
 
 
@@ -215,7 +215,7 @@ class ResNet18Mel(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.net(self.mel(view).unsqueeze(1))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return torchvision_tokens(self.net, self.mel(view).unsqueeze(1))
 
 
@@ -260,9 +260,9 @@ class TransformerMel(TokenEncoder, nn.Module):
         self.blocks = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, view: Tensor) -> Tensor:
-        return self.forward_tokens(view).mean(1)
+        return self.forward_tokens(view).x.mean(1)
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         mel = self.mel(view)
         if mel.shape[2] < self.patch[1]:
             raise ValueError(
@@ -271,7 +271,7 @@ class TransformerMel(TokenEncoder, nn.Module):
             )
         x = self.embed(mel.unsqueeze(1)).permute(0, 2, 3, 1)
         x = x + self.band.to(x.dtype) + sinusoid(x.shape[2], self.dim, x.device).to(x.dtype)
-        return self.blocks(x.flatten(1, 2))
+        return Tokens(self.blocks(x.flatten(1, 2)), grid=tuple(x.shape[1:3]))
 
 
 def sinusoid(length: int, width: int, device) -> Tensor:
@@ -340,7 +340,7 @@ class ResNet1d18(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self._map(view).mean(2)
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self._map(view))
 
     def _map(self, view: Tensor) -> Tensor:

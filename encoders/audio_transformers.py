@@ -17,7 +17,7 @@ from encoders.transformers_models import feature_extractor, made_by, save_transf
 from vicjoint.library import LibraryPart
 from vicjoint.options import RateHz
 from vicjoint.registry import ComponentError, register_encoder
-from vicjoint.tokens import TokenEncoder
+from vicjoint.tokens import TokenEncoder, Tokens, on_grid
 
 # of AudioSet's filter banks: what the published Audio Spectrogram Transformers were given
 AST_MEAN, AST_SPREAD = (-4.2677393, 4.5689974)
@@ -75,11 +75,17 @@ class AudioTransformer(LibraryPart, TokenEncoder, nn.Module):
             self.model.masked_spec_embed.requires_grad_(False)
 
     def forward(self, view: Tensor) -> Tensor:
-        return self._out(view).pooler_output if self.kind == AST else self.forward_tokens(view).mean(1)
+        return self._out(view).pooler_output if self.kind == AST else self.forward_tokens(view).x.mean(1)
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
-        states = self._out(view).last_hidden_state
-        return states[:, : self.log_mel.states(view.shape[1])] if self.kind == WHISPER else states
+    def forward_tokens(self, view: Tensor) -> Tokens:
+        hidden = self._out(view).last_hidden_state
+        config = self.model.config
+        if self.kind == WHISPER:
+            hidden = hidden[:, : self.log_mel.states(view.shape[1])]
+        if self.kind != AST:
+            return Tokens(hidden, grid=(hidden.shape[1],))
+        bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        return on_grid(hidden, (bands, (config.max_length - config.patch_size) // config.time_stride + 1))
 
     def _out(self, view: Tensor):
         if self.kind == AST:

@@ -32,7 +32,7 @@ from encoders.image import (
 )
 from vicjoint.options import ComponentOf, Count, ShareBelowOne
 from vicjoint.registry import ComponentError, build_encoder, register_encoder
-from vicjoint.tokens import TokenEncoder, flat, with_tokens
+from vicjoint.tokens import TokenEncoder, Tokens, flat, with_tokens
 
 
 @register_encoder("clip", "conv_gru")
@@ -53,9 +53,10 @@ class ConvGRU(TokenEncoder, nn.Module):
         _, state = self.gru(frames_BTD)
         return self.join(torch.cat([state[-1], frames_BTD[:, -1]], 1))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         frames_BTD = self._frames(view)
-        return self.join(torch.cat([self.gru(frames_BTD)[0], frames_BTD], 2))
+        joined_BTD = self.join(torch.cat([self.gru(frames_BTD)[0], frames_BTD], 2))
+        return Tokens(joined_BTD, grid=(joined_BTD.shape[1],))
 
     def _frames(self, view: Tensor) -> Tensor:
         frames = self.project(self.trunk(rearrange(view, "b c t h w -> (b t) c h w")))
@@ -117,7 +118,7 @@ class ConvTime(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.slots(self._over_time(view))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self._over_time(view))
 
     def _over_time(self, view: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ class ConvStack(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.project(self.trunk(self._stacked(view)))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.trunk.map(self._stacked(view)))
 
     def _stacked(self, view: Tensor) -> Tensor:
@@ -229,7 +230,7 @@ class FrameAndMotion(TokenEncoder, nn.Module):
         last, seen = self._moving(view)
         return self.project(self.trunk(last)) + self.change(self.motion(seen))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         if view.ndim == 4:
             return flat(self.trunk.map(view))
         last, seen = self._moving(view)
@@ -279,9 +280,9 @@ class FramesTransformer(TokenEncoder, nn.Module):
         )
 
     def forward(self, view: Tensor) -> Tensor:
-        return self.forward_tokens(view)[:, 0]
+        return self.forward_tokens(view).x[:, 0]
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         B, _, T, _, _ = view.shape
         if T > self.max_frames:
             raise ValueError(
@@ -290,7 +291,7 @@ class FramesTransformer(TokenEncoder, nn.Module):
             )
         frames = self.image(rearrange(view, "b c t h w -> (b t) c h w"))
         frames_BTD = rearrange(self.project(frames), "(b t) d -> b t d", b=B) + self.position[:, :T]
-        return self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1))
+        return Tokens(self.transformer(torch.cat([self.token.expand(B, -1, -1), frames_BTD], 1)), grid=(T,))
 
 
 # ---- torchvision's video models, without their heads ----

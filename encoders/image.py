@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vicjoint.options import Count
 from vicjoint.registry import ComponentError, nearest, register_encoder
-from vicjoint.tokens import TokenEncoder, flat, with_tokens
+from vicjoint.tokens import TokenEncoder, Tokens, flat, of_patches, with_tokens
 
 # the small CNNs end in a map of CELLS x CELLS positions, kept apart: where a thing stands matters for the
 # next frame
@@ -82,7 +82,7 @@ class ConvEncoder(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.project(self.trunk(view))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.trunk.map(view))
 
 
@@ -120,7 +120,7 @@ class PooledConv(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.layers(view.contiguous(memory_format=torch.channels_last))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.layers[:-2](view.contiguous(memory_format=torch.channels_last)))
 
 
@@ -144,8 +144,8 @@ def torchvision_encoder(name: str, weights: str | None, **settings) -> nn.Module
 BEFORE_POOLING = ("avgpool", "encoder", "norm", "conv5", "layers", "blocks", "features")
 
 
-def torchvision_tokens(model: nn.Module, view: Tensor) -> Tensor:
-    """[B, T, D] of an image or video model of torchvision, a vision transformer's class token first."""
+def torchvision_tokens(model: nn.Module, view: Tensor) -> Tokens:
+    """Tokens of an image or video model of torchvision, a vision transformer's class token first."""
     where, seen = next(name for name in BEFORE_POOLING if hasattr(model, name)), []
     module = model.blocks[-1] if where == "blocks" else getattr(model, where)
     if where == "avgpool":
@@ -154,7 +154,7 @@ def torchvision_tokens(model: nn.Module, view: Tensor) -> Tensor:
         hook = module.register_forward_hook(lambda _, __, given: seen.append(given))
     with hook:
         model(view)  # DenseNet's ReLU, which comes after `features`, works in place: it is in what was seen
-    return seen[0] if seen[0].ndim == 3 else flat(seen[0])
+    return of_patches(seen[0], view, getattr(model, "patch_size", None))
 
 
 def remove_head(model: nn.Module) -> int:

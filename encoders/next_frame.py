@@ -12,6 +12,7 @@ from torch import Tensor
 from encoders.image import ConvEncoder
 from vicjoint.options import Count
 from vicjoint.registry import register_encoder
+from vicjoint.tokens import Tokens
 
 
 @register_encoder("next_frame", "conv_coords")
@@ -27,7 +28,7 @@ class ConvCoords(ConvEncoder):
     def forward(self, view: Tensor) -> Tensor:
         return super().forward(with_coordinates(view))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         return super().forward_tokens(with_coordinates(view))
 
 

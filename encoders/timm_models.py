@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vicjoint.library import ask_hub
 from vicjoint.registry import ComponentError, nearest, need, register_encoder
-from vicjoint.tokens import flat, with_tokens
+from vicjoint.tokens import Tokens, flat, on_grid, with_tokens
 
 
 @register_encoder("image", "timm")
@@ -57,10 +57,14 @@ def timm_encoder(model: str, weights: str | None = None, options: dict | None = 
     return with_tokens(made, timm_tokens)
 
 
-def timm_tokens(model: nn.Module, view: Tensor) -> Tensor:
-    """[B, T, D]: the class token, where there is one, and the patches; or a map, which timm gives with
+def timm_tokens(model: nn.Module, view: Tensor) -> Tokens:
+    """The class token, where there is one, and the patches; or a map, which timm gives with
     channels first or, of Swin for one, last."""
+    from timm.layers import PatchEmbed
+
     x = model.forward_features(view)
     if x.ndim == 3:
-        return x
-    return flat(x) if x.shape[1] == model.num_features else x.flatten(1, 2)
+        embed = getattr(model, "patch_embed", None)
+        known = isinstance(embed, PatchEmbed)
+        return on_grid(x, embed.dynamic_feat_size(view.shape[2:])) if known else Tokens(x)
+    return flat(x if x.shape[1] == model.num_features else x.movedim(3, 1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vicjoint.library import LibraryPart, ask_hub, how_to_fetch
 from vicjoint.registry import ComponentError, nearest, register_encoder
-from vicjoint.tokens import TokenEncoder, flat
+from vicjoint.tokens import TokenEncoder, Tokens, of_patches, on_grid
 
 
 def made_by(model: str | None, weights: str | None, config: dict | None, encoder: str, example: str):
@@ -67,9 +67,9 @@ class TransformersEncoder(LibraryPart, TokenEncoder, nn.Module):
         hidden = out.last_hidden_state
         return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
+    def forward_tokens(self, view: Tensor) -> Tokens:
         hidden = self._out(view).last_hidden_state
-        return hidden if hidden.ndim == 3 else flat(hidden)
+        return of_patches(hidden, view, getattr(self.model.config, "patch_size", None))
 
     def _out(self, view: Tensor):
         given = patches_of(view, self.model.config.patch_size) if self.by_patches else {"pixel_values": view}
@@ -124,11 +124,15 @@ class ClipTransformer(LibraryPart, TokenEncoder, nn.Module):
         self.dim = settings.hidden_size
 
     def forward(self, view: Tensor) -> Tensor:
-        return self.forward_tokens(view).mean(1)
+        return self.forward_tokens(view).x.mean(1)
 
-    def forward_tokens(self, view: Tensor) -> Tensor:
-        frames = view.transpose(1, 2)  # [B, T, C, H, W]
-        return self.model(**{self.model.main_input_name: frames}, **self.alone).last_hidden_state
+    def forward_tokens(self, view: Tensor) -> Tokens:
+        frames, settings = view.transpose(1, 2), self.model.config  # [B, T, C, H, W]
+        hidden = self.model(**{self.model.main_input_name: frames}, **self.alone).last_hidden_state
+        side, frame = getattr(settings, "patch_size", None), getattr(settings, "tubelet_size", None)
+        if not isinstance(side, int) or not isinstance(frame, int):
+            return Tokens(hidden)
+        return on_grid(hidden, [n // of for n, of in zip(view.shape[2:], (frame, side, side))])
 
     def save(self, folder: Path) -> None:
         save_transformer(self.model, folder)

@@ -349,7 +349,7 @@ def test_an_encoder_without_tokens_is_refused_before_anything_is_written(recipe,
         "a": {"modality": "image", "encoder": {"name": "test_brightness"}, "expander": [16]},
         "evaluate": {"probes": [{"name": "attentive"}]},
     }
-    words = "encoder Brightness gives y and no tokens, and to look at y alone is what the probe linear does"
+    words = "encoder Brightness gives y and no tokens. Use what looks at y alone"
     with pytest.raises(RecipeError, match=words):
         vicjoint.train(alone, [f"out={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from vicjoint import distributed
-from vicjoint.objectives import BarlowTwins, InfoNCE, VICReg, spread
+from vicjoint.pairs.next_frame import NextFrame
+from vicjoint.objectives import BarlowTwins, InfoNCE, SIGReg, Straightened, VICReg, spread
 
 WORLD = int(sys.argv[1])
 ROWS = {2: [6, 4], 4: [3, 1, 4, 2]}[WORLD]  # uneven
@@ -43,24 +44,39 @@ CASES = {
     "clip, ema": (lambda: InfoNCE(0.2), 16, False, None),
     "nt_xent": (lambda: InfoNCE(0.2, form="nt_xent"), 16, True, None),
     "nt_xent, learnt": (lambda: InfoNCE(0.2, learnable=True, form="nt_xent"), 16, True, None),
+    "clip, negatives of one group": (lambda: InfoNCE(0.2, negatives="group"), 16, True, None),
+    "clip, group, ema": (lambda: InfoNCE(0.2, negatives="group"), 16, False, None),
+    "nt_xent, group": (lambda: InfoNCE(0.2, form="nt_xent", negatives="group"), 16, True, None),
+    "sigreg": (lambda: SIGReg(slices=32), 16, True, None),
+    "sigreg, ema": (lambda: SIGReg(slices=32), 6, False, None),
+    "straightened": (lambda: straightened(), 16, True, None),
     "moco": (lambda: InfoNCE(0.2, form="moco", queue=14), 16, False, None),
 }
+
+def straightened():
+    objective = Straightened({"name": "infonce", "negatives": "group"})
+    objective.bind(NextFrame(windows=3))
+    return objective
 
 def run(case, dtype, rows, wrap):
     """Two steps' losses and the second's gradients: a queue holds something then."""
     make, width, gradient_b, factor = CASES[case]
+    per = 3 if case == "straightened" else 1  # samples of a record, which are on one process
+    rows = slice(per * rows.start, per * rows.stop)
+    group = GROUP.repeat_interleave(per)[rows]
     torch.manual_seed(0)
     objective = make()
     model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, width)).to(dtype)
     called = wrap(model)
+    torch.manual_seed(distributed.rank())  # the first process's directions are those of all
     losses = []
     for step in range(2):
-        views = torch.randn(2, N, 5, dtype=dtype, generator=torch.Generator().manual_seed(step))
+        views = torch.randn(2, per * N, 5, dtype=dtype, generator=torch.Generator().manual_seed(step))
         model.zero_grad(), objective.zero_grad()
         z_a, z_b = called(torch.cat([views[0, rows], views[1, rows]])).chunk(2)
         if factor is not None:
             z_a, z_b = z_a * factor.to(dtype), z_b * factor.to(dtype)
-        loss, terms = objective(z_a, z_b if gradient_b else z_b.detach(), GROUP[rows])
+        loss, terms = objective(z_a, z_b if gradient_b else z_b.detach(), group)
         loss.backward()
         losses.append((loss.item(), {k: v.item() for k, v in terms.items()}))
     return losses, [p.grad.clone() for p in [*model.parameters(), *objective.parameters()]]

@@ -22,7 +22,7 @@ from vicjoint import embed
 from vicjoint.data import TimeLimit
 from vicjoint.data.reading import build_reading
 from vicjoint.embeddings import encoder as encoders
-from vicjoint.embeddings import items, store, work
+from vicjoint.embeddings import items, reading, store, work
 from vicjoint.embeddings.store import StoreError, read_index
 from vicjoint.exporting.reading import read_trained
 from vicjoint.modalities.image import Clip
@@ -194,6 +194,64 @@ def test_the_embedding_of_a_branch_with_a_predictor_is_its_prediction(place):
         z = model.branches["a"].expander(y)
         assert torch.equal(encoder.embed(paths(place, "videos"), "embedding"), model.predict(z))
         assert not torch.equal(model.predict(z), z)
+
+
+@pytest.mark.parametrize("batch_size", [64, 5])
+def test_tokens_and_maps_of_pictures(place, batch_size):
+    """The encoder's own, in order, whatever the batches; y of this encoder is a linear map of its pooled
+    map."""
+    encoder = vicjoint.load_encoder(place / "two")
+    files = paths(place, "pictures")
+    found = encoder.embed(files, level="tokens", batch_size=batch_size)
+    maps = encoder.embed(files, level="map", batch_size=batch_size)
+    assert [tuple(x.shape) for x in found] == [(1, 16)] * 12 and found[0].dtype == torch.float32
+    assert all(torch.equal(of.flatten(0, -2), x) for of, x in zip(maps, found))
+    with torch.no_grad():
+        trunk = encoder.encoder.trunk
+        pooled = [trunk.pool(of.movedim(2, 0)[None]) for of in maps]
+        y = encoder.encoder.project(torch.cat(pooled))
+    assert torch.allclose(y, encoder.embed(files), atol=1e-5)
+    (x, mask, grid), raw = encoder.tokens(torch.zeros(2, 3, 32, 48, dtype=torch.uint8)), encoder.embed([])
+    assert x.shape == (2, 6, 16) and mask.all() and grid == (2, 3) and raw.shape == (0, 8)
+
+
+def test_tokens_of_texts_are_as_many_as_the_text_has(place):
+    encoder = vicjoint.load_encoder(place / "two", "b")
+    texts = ["a", "a longer text", "some"]
+    found = encoder.embed(texts, level="tokens")
+    alone = [encoder.embed([text], level="tokens")[0] for text in texts]
+    assert [len(x) for x in found] == [len(x) for x in alone] and len(found[0]) < len(found[2]) < len(
+        found[1]
+    )
+    assert all(torch.allclose(x, one, atol=1e-6) for x, one in zip(found, alone))
+    with pytest.raises(ValueError, match="level: map: the tokens of encoder SequenceCNN lie on no grid"):
+        encoder.embed(texts, level="map")
+
+
+def test_tokens_of_bad_items_are_left_out(place, tmp_path):
+    encoder, good = vicjoint.load_encoder(place / "two"), paths(place, "pictures")[0]
+    with torch.no_grad():
+        found, bad = encoder.embed([good, tmp_path / "none.png", good], errors="skip", level="tokens")
+    assert [number for number, _ in bad] == [1] and len(found) == 2 and torch.equal(*found)
+    encoder.encoder.trunk.layers[0].weight.data.fill_(torch.nan)
+    found, bad = encoder.embed([good], errors="skip", level="tokens")
+    assert found == [] and "not finite" in bad[0][1]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"level": "token"}, "level: 'token' is unknown. Expected pooled, tokens or map."),
+        (
+            {"level": "map", "space": "embedding"},
+            "space: embedding is made of y, and with level: map y is not",
+        ),
+        ({"space": "z"}, "space: 'z' is unknown. Expected representation or embedding."),
+    ],
+)
+def test_wrong_levels(place, options, message):
+    with pytest.raises(ValueError, match=message):
+        vicjoint.load_encoder(place / "two").embed([], **options)
 
 
 def test_a_raw_view_gives_what_it_gave_before(place):
@@ -521,7 +579,7 @@ def test_windows_of_a_table_of_films(place, tmp_path, branch):
 
 def test_a_window_that_cannot_be_read_is_named_alone(place, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "PART_ROWS", 16)
-    read = encoders.ItemReader.slide
+    read = reading.ItemReader.slide
 
     def broken(self, value, every):
         sliding = read(self, value, every)
@@ -536,12 +594,71 @@ def test_a_window_that_cannot_be_read_is_named_alone(place, tmp_path, monkeypatc
         sliding.read = some
         return sliding
 
-    monkeypatch.setattr(encoders.ItemReader, "slide", broken)
+    monkeypatch.setattr(reading.ItemReader, "slide", broken)
     out = tmp_path / "out.parquet"
     assert command(place / "future", place / "videos" / "0.mp4", "--to", out, "--every", 0.25) == 0
     assert [row["start_seconds"] for row in rows(out)] == [0.0, 0.75, 1.0, 1.25]
     bad = [json.loads(line) for line in bad_lines(out)]
     assert [(one["start_seconds"], one["cause"]) for one in bad] == [(0.25, "damaged"), (0.5, "damaged")]
+
+
+def test_a_file_of_tokens(place, tmp_path, monkeypatch, capsys):
+    """Those of embed, with their grid, over several parts; it goes on where it stopped, and is no index."""
+    monkeypatch.setattr(work, "TOKEN_ROWS", 4)
+    out, again = tmp_path / "out.parquet", tmp_path / "again.parquet"
+    files = [str(tmp_path / "gone.png"), *paths(place, "pictures")]
+    (tmp_path / "list.csv").write_text("\n".join(["picture,token_grid", *(f"{file},mine" for file in files)]))
+    arguments = [place / "two", tmp_path / "list.csv", "--level", "tokens"]
+    assert command(*arguments, "--to", out) == 0
+    assert "12 rows of tokens" in said(capsys)
+    found = pyarrow.parquet.read_table(out).to_pylist()
+    expected = vicjoint.load_encoder(place / "two").embed(files[1:], level="tokens")
+    assert [row["item"] for row in found] == files[1:] and len(bad_lines(out)) == 1
+    assert all(
+        torch.allclose(torch.tensor(row["embedding"]), x, atol=1e-5) for row, x in zip(found, expected)
+    )
+    assert all(row["token_grid"] == [1, 1] and row["table_token_grid"] == "mine" for row in found)
+
+    write, calls = store.Store.write, []
+
+    def stopped(self, *given):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(write(self, *given))
+
+    monkeypatch.setattr(store.Store, "write", stopped)
+    assert command(*arguments, "--to", again) == 75
+    monkeypatch.setattr(store.Store, "write", write)
+    assert command(*arguments, "--to", again) == 0 and again.read_bytes() == out.read_bytes()
+    with pytest.raises(StoreError, match="holds tokens, and no vector of an item. Embed with --level pooled"):
+        read_index(out)
+
+
+def test_tokens_of_texts_have_no_grid(place, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\nanother text\n")
+    out = tmp_path / "out.parquet"
+    arguments = ["--branch", "b", "--level", "tokens", "--dtype", "float16"]
+    assert command(place / "two", tmp_path / "texts.txt", *arguments, "--to", out) == 0
+    found = pyarrow.parquet.read_table(out).to_pylist()
+    assert [row["token_grid"] for row in found] == [None, None]
+    expected = vicjoint.load_encoder(place / "two", "b").embed(["one", "another text"], level="tokens")
+    for row, x in zip(found, expected):
+        assert torch.allclose(torch.tensor(row["embedding"]), x, atol=2e-3)
+
+
+def test_an_encoder_without_tokens_writes_nothing(place, tmp_path, monkeypatch, capsys):
+    from vicjoint.tokens import TokenEncoder
+
+    monkeypatch.setattr("vicjoint.tokens.TokenEncoder", type("Other", (TokenEncoder,), {}))
+    out = tmp_path / "out.parquet"
+    assert command(place / "two", place / "index.csv", "--level", "tokens", "--to", out) == 2
+    assert "encoder ConvEncoder gives y and no tokens" in said(capsys)
+    assert (
+        command(place / "two", place / "index.csv", "--level", "tokens", "--space", "embedding", "--to", out)
+        == 2
+    )
+    assert "--level: tokens are of y before it is pooled, and --space embedding is made of y" in said(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_float16(place, tmp_path, monkeypatch, capsys):
@@ -633,8 +750,8 @@ def test_killed_and_gone_on_it_is_the_same_file(place, tmp_path, kind):
 def test_parts_that_are_there_are_not_read_again(place, tmp_path, monkeypatch, capsys):
     small(monkeypatch)
     out, read, write = tmp_path / "out.parquet", [], store.Store.write
-    original = encoders.ItemReader.read
-    monkeypatch.setattr(encoders.ItemReader, "read", lambda self, v: read.append(v) or original(self, v))
+    original = reading.ItemReader.read
+    monkeypatch.setattr(reading.ItemReader, "read", lambda self, v: read.append(v) or original(self, v))
 
     def stopped(self, number, *part):
         if number == 2:
@@ -839,7 +956,7 @@ def test_encoding_goes_on_beside_reading():
     def chunks():
         for _ in range(10):
             time.sleep(0.03)
-            yield encoders.Chunk(torch.zeros(1, 1), [encoders.Row(0, None)], [])
+            yield reading.Chunk(torch.zeros(1, 1), [reading.Row(0, None)], [])
 
     encode = encoders.Beside(lambda raw: time.sleep(0.03) or raw)
     began = time.perf_counter()
@@ -848,7 +965,7 @@ def test_encoding_goes_on_beside_reading():
 
 
 def test_an_error_of_the_encoder_comes_out():
-    chunks = [encoders.Chunk(torch.zeros(1, 1), [encoders.Row(0, None)], [])] * 9
+    chunks = [reading.Chunk(torch.zeros(1, 1), [reading.Row(0, None)], [])] * 9
 
     def fails(raw):
         raise RuntimeError("out of memory")

@@ -2,9 +2,11 @@
 
 import copy
 import importlib.util
+import math
 import sys
 
 import exporting
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -14,7 +16,7 @@ from wrong import refused
 from vicjoint import registry
 from vicjoint.batch import concatenate
 from vicjoint.registry import ComponentError
-from vicjoint.tokens import TokenEncoder, tokens_of
+from vicjoint.tokens import TokenEncoder, Tokens, tokens_of
 
 registry.load_encoder_folders()  # before collection: the tests below are made from the registry itself
 BUILT_IN = {
@@ -416,7 +418,44 @@ def make_long_view(key: str):
 
 def tokens(encoder, view) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        return tokens_of(encoder.eval(), view)
+        return tokens_of(encoder.eval(), view)[:2]
+
+
+SMALL_SWIN = {"image_size": 64, "window_size": 2, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4}
+SWIN = {"img_size": [32, 64], "window_size": 2, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4}
+# (encoder, options, size of a view, the grid, tokens before its cells)
+GRIDS = [
+    ("image/conv", {}, (64, 128), (4, 8), 0),
+    ("image/resnet18", {"stem": "small"}, (32, 64), (4, 8), 0),
+    ("image/vit_b_16", {"image_size": 32}, (32, 32), (2, 2), 1),
+    ("image/transformers", TINY_VIT, (16, 16), (2, 2), 1),
+    ("image/transformers", {"model": "swin", "config": SMALL_SWIN}, (64, 64), None, 4),
+    ("image/timm", {"model": "test_vit", "options": {"dynamic_img_size": True}}, (32, 64), (2, 4), 1),
+    ("image/timm", {"model": "swin_tiny_patch4_window7_224", "options": SWIN}, (32, 64), (1, 2), 0),
+    ("clip/frames_transformer", OPTIONS["clip/frames_transformer"], (4, 32, 32), (4,), 1),
+    ("clip/r3d_18", {}, (4, 32, 64), (1, 2, 4), 0),
+]
+
+
+@pytest.mark.parametrize("key, options, size, grid, before", GRIDS)
+def test_tokens_lie_on_a_grid(key, options, size, grid, before):
+    """Its cells are the last tokens, row by row: of a view that changes at its first row's end, what is
+    there changes most."""
+    if key == "image/timm":
+        pytest.importorskip("timm")
+    encoder, view = make(key, **options).eval(), torch.randn(1, 3, *size)
+    other = view.clone()
+    if grid and len(grid) > 1:
+        other[..., : size[-2] // grid[-2], size[-1] - size[-1] // grid[-1] :] += 3
+    elif grid:
+        other[:, :, -1] += 3
+    with torch.no_grad():
+        (x, _, found), (y, _, _) = (tokens_of(encoder, of) for of in (view, other))
+    assert found == grid and x.shape[1] == before + (math.prod(grid) if grid else 0)
+    if grid:
+        changed = (x - y)[0, before:].norm(dim=1).unflatten(0, grid)
+        *_, row, column = (0, *np.unravel_index(int(changed.argmax()), grid))
+        assert column == grid[-1] - 1 and (len(grid) == 1 or row <= (grid[-2] - 1) // 2), changed
 
 
 @pytest.mark.parametrize("key", SMALL + RUN)
@@ -527,7 +566,9 @@ class Wrong(TokenEncoder, Without):
 
 
 def test_what_is_no_token_is_refused():
-    with pytest.raises(ValueError, match="encoder Without gives y and no tokens, .* Use linear, or let"):
+    with pytest.raises(
+        ValueError, match="encoder Without gives y and no tokens. Use what .* pooled.*, or let"
+    ):
         tokens_of(Without(), torch.zeros(2, 3))
     with pytest.raises(
         ValueError, match=r"encoder Wrong: forward_tokens gave \[2, 3\]. Expected tokens \[B,"
@@ -535,5 +576,7 @@ def test_what_is_no_token_is_refused():
         tokens_of(Wrong(torch.zeros(2, 3)), None)
     with pytest.raises(ValueError, match=r"gave \[2, 3, 4\] and a mask float32 \[2, 3\]. Expected"):
         tokens_of(Wrong((torch.zeros(2, 3, 4), torch.ones(2, 3))), None)
+    with pytest.raises(ValueError, match=r"gave 3 tokens on a grid \[2, 2\]. Expected a token for each"):
+        tokens_of(Wrong(Tokens(torch.zeros(2, 3, 4), grid=(2, 2))), None)
     with pytest.raises(NotImplementedError, match=r"'TokenEncoder' has no method forward_tokens\(view\)"):
         TokenEncoder().forward_tokens(None)

@@ -230,7 +230,7 @@ def test_v_jepa_2(table, tmp_path):
     ours = build_encoder("clip", "transformers", weights=folder).eval()
     with torch.no_grad():
         expected = whole.get_vision_features(clip.transpose(1, 2))
-        torch.testing.assert_close(ours.forward_tokens(clip), expected)
+        torch.testing.assert_close(ours.forward_tokens(clip).x, expected)
 
 
 def test_videomae_takes_the_same_clips(tmp_path):
@@ -270,7 +270,7 @@ def test_whisper_s_encoder(table, tmp_path):
     wave = 0.1 * torch.randn(2, 6400)
     theirs = extractor(list(wave.numpy()), sampling_rate=16000, return_tensors="pt")["input_features"]
     torch.testing.assert_close(encoder.log_mel(wave), theirs, rtol=1e-3, atol=1e-3)
-    assert encoder.forward_tokens(wave).shape == (2, 20, 16)  # of its 0.4 s, not of the silence behind it
+    assert encoder.forward_tokens(wave).x.shape == (2, 20, 16)  # of its 0.4 s, not of the silence behind it
     with pytest.raises(ValueError, match="a view of 16001 samples is longer than Whisper's 16000"):
         encoder(torch.zeros(1, 16001))
 

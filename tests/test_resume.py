@@ -21,6 +21,10 @@ MOCO = {
     "objective": {"name": "infonce", "form": "moco", "queue": 20},
 }
 LATENT = {"predictor": {"name": "mlp", "hidden": 8, "latents": 4}}
+STRAIGHT = {
+    "pair": {"name": "tiny_in_time"},
+    "objective": {"name": "straightened", "of": {"name": "sigreg", "slices": 8}},
+}
 PAIRS = {
     "pair": None,
     "a": None,
@@ -56,6 +60,7 @@ CONFIGURATIONS = {
     ),
     "two processes": ({}, [], 2),
     "two processes, a latent": (LATENT, [], 2),
+    "two processes, sigreg, straightened": (STRAIGHT, ["train.batch_size=12"], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),
 }
 

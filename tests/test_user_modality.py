@@ -154,7 +154,7 @@ def test_the_encoder_with_tokens_gives_them(folder):
         folder,
         "-c",
         "import vicjoint, torch\nfrom vicjoint.tokens import tokens_of\ne = vicjoint.build_encoder('image',"
-        " 'pieces', width=16)\nx, mask = tokens_of(e, view := torch.ones(2, 3, 64, 64))\nprint(list(x.shape),"
-        " bool(mask.all()), torch.allclose(x.mean(1), e(view)))",
+        " 'pieces', width=16)\nx, mask, grid = tokens_of(e, view := torch.ones(2, 3, 64, 64))\nprint("
+        "list(x.shape), bool(mask.all()), grid, torch.allclose(x.mean(1), e(view)))",
     )
-    assert done.stdout.strip() == "[2, 64, 16] True True", done.stderr
+    assert done.stdout.strip() == "[2, 64, 16] True (8, 8) True", done.stderr

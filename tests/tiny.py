@@ -103,6 +103,17 @@ class Views(Pair):
         return a.float(), b.float()
 
 
+@register("pair", "tiny_in_time")
+class InTime(Views):
+    """Three samples of a row, which moves."""
+
+    samples_per_record = 3
+    in_time = True
+
+    def sample(self, record, rng):
+        return tuple(torch.cat(side) for side in zip(*(Views.sample(self, record, rng) for _ in range(3))))
+
+
 @register("probe", "tiny_probe")
 class Distance(Probe):
     """Takes random numbers."""

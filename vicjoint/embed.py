@@ -32,6 +32,7 @@ from vicjoint.files.guard import printable_lines
 from vicjoint.files.paths import user_path
 from vicjoint.recipe import RecipeError
 from vicjoint.registry import ComponentError
+from vicjoint.tokens import token_encoder
 from vicjoint.training.build import pick_device
 from vicjoint.training.folder import only_one
 
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--every", type=float, metavar="SECONDS", help="slide a window over long videos and sounds")
     add("--column", metavar="NAME", help="of a table; default: the one that the recipe's pair reads, or path")
     add("--space", choices=SPACES, default="representation", help="y, or z, which crosses between branches")
+    add("--level", choices=("pooled", "tokens"), default="pooled", help="a vector an item, or its tokens")
     add("--dtype", choices=("float32", "float16"), default="float32")
     add("--workers", type=int, metavar="N", help="processes that read; default: as many as pay")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -97,7 +99,9 @@ def embed(options: argparse.Namespace) -> None:
     check(options)
     imports = imports_of(options)
     encoder = load_encoder(options.run, options.branch, options.step, imports).to(pick_device(options.device))
-    job = Job(encoder, options.every, options.space, options.dtype, options.workers)
+    if options.level == "tokens":
+        token_encoder(encoder.encoder)
+    job = Job(encoder, options.every, options.space, options.dtype, options.workers, options.level)
     reader = encoder.reader
     if options.every is not None and not reader.timed:
         what = encoder.origin.recipe.branches[options.branch].modality["name"]
@@ -110,7 +114,7 @@ def embed(options: argparse.Namespace) -> None:
         items, mark = data.count(bar.update)
     for note in data.notes():
         print(printable_lines(note), flush=True)
-    store = Store(options.to, manifest(options, encoder, mark))
+    store = Store(options.to, manifest(options, encoder, mark), job.group_parts)
     if not store.is_complete():
         store.folder.mkdir(parents=True, exist_ok=True)
         with only_one(store.folder, "--to", "embedding"):
@@ -120,7 +124,8 @@ def embed(options: argparse.Namespace) -> None:
             rows, bad = store.merge(metadata(options, encoder))
         if bad:
             print(f"{bad:,} could not be read and are left out: {store.bad_file} names them", flush=True)
-        print(f"{rows:,} rows of {encoder.width(options.space)} numbers", flush=True)
+        of = "tokens" if options.level == "tokens" else f"{encoder.width(options.space)} numbers"
+        print(f"{rows:,} rows of {of}", flush=True)
     print(f"embed: {options.to}")
 
 
@@ -132,6 +137,11 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.every is not None and not 0 < options.every < float("inf"):
         raise RecipeError(f"--every: {options.every} is no step in time. Expected seconds above 0.")
+    if options.level == "tokens" and options.space != "representation":
+        raise RecipeError(
+            f"--level: tokens are of y before it is pooled, and --space {options.space} is made of y. Leave"
+            " out one of the two."
+        )
     if options.workers is not None and options.workers < 0:
         raise RecipeError(f"--workers: {options.workers}. Expected a number of processes, 0 or more.")
 
@@ -149,6 +159,7 @@ def manifest(options: argparse.Namespace, encoder: RepresentationModel, mark: st
         "items of DATA": mark,
         "device": encoder.device.type,
         "version": vicjoint.__version__,
+        **level_of(options),
     }
 
 
@@ -162,10 +173,16 @@ def metadata(options: argparse.Namespace, encoder: RepresentationModel) -> dict[
         "modality": origin.recipe.branches[options.branch].modality["name"],
         "reads": encoder.reader.reads,
         "space": options.space,
-        "dim": encoder.width(options.space),
+        "dim": encoder.width(options.space) if options.level == "pooled" else None,
         "step": origin.step,
         "model": origin.model,
+        **level_of(options),
     }
+
+
+def level_of(options: argparse.Namespace) -> dict[str, str]:
+    """The level, where it is not what files without one have."""
+    return {} if options.level == "pooled" else {"level": options.level}
 
 
 if __name__ == "__main__":

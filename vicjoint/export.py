@@ -16,7 +16,8 @@ from typing import get_args
 import torch
 from safetensors.torch import save_file
 
-from vicjoint.embeddings.encoder import Origin, RepresentationModel, hash_of
+from vicjoint.embeddings.encoder import RepresentationModel, hash_of
+from vicjoint.embeddings.reading import Origin
 from vicjoint.exporting import facts, libraries, programs
 from vicjoint.exporting.folder import Format, write_program, write_texts, write_weights
 from vicjoint.exporting.reading import Trained, add_step_and_imports, imports_of, is_export, read_trained

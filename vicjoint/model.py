@@ -23,7 +23,7 @@ from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
 from vicjoint.registry import build, register, shared_options
-from vicjoint.tokens import tokens_of
+from vicjoint.tokens import Tokens, tokens_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
 ALL = Learning()
@@ -79,9 +79,8 @@ class Branch(Rated):
         with without_gradient(self.learning.encoder_is_fixed):
             return self.encoder(self.modality(raw))
 
-    def tokens(self, raw) -> tuple[Tensor, Tensor]:
-        """(tokens [B, T, D] float32, mask [B, T] bool): y before it is pooled. Raises ValueError where the
-        encoder gives none."""
+    def tokens(self, raw) -> Tokens:
+        """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
         return tokens_of(self.encoder, self.modality(raw))
 
     def forward(self, raw) -> Tensor:

@@ -169,6 +169,8 @@ class Pair:
     samples_per_record: int = 1
     crops: int = 1
     distinct: str | None = None
+    in_time: ClassVar[bool] = False
+    """Whether the samples of a record are in order of time."""
 
     gives: frozenset[Gives] = frozenset()
     """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
@@ -265,6 +267,10 @@ class Objective(nn.Module):
     def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
         """Before it is built, of the options in a recipe: the one that will give it a memory, or None."""
         return None
+
+    def bind(self, pair: "Pair") -> None:
+        """Take what it has to know of the pair whose samples it sees, once, before the first step. Raises
+        ValueError where the pair does not give what it needs."""
 
     def describe(self, dim: int) -> str | None:
         """One line about its weights for embeddings of this width, or None where there is nothing to say."""

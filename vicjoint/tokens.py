@@ -1,11 +1,11 @@
 """The contract of encoders that give what they see before they pool it: tokens.
 
     class Mine(TokenEncoder, torch.nn.Module):
-        def forward_tokens(self, view):               # [B, C, H, W] -> [B, H' W', D]
+        def forward_tokens(self, view):                 # [B, C, H, W] -> [B, H' W', D] and the grid
             return flat(self.net(view))
 
         def forward(self, view):
-            return self.forward_tokens(view).mean(1)  # y [B, dim]
+            return self.forward_tokens(view).x.mean(1)  # y [B, dim]
 
 Inherited beside nn.Module by encoders that have tokens; the others are encoders as they are.
 """
@@ -13,26 +13,55 @@ Inherited beside nn.Module by encoders that have tokens; the others are encoders
 # B batch, T tokens, D their width
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+SPECIAL = 5  # tokens before the patches that are none: a class token and four registers
+
+
+class Tokens(NamedTuple):
+    """x: [B, T, D] float. mask: [B, T] bool, False at what is no token; None: all are. grid: how many cells
+    there are along each axis, (H', W') of pictures, (T', H', W') of clips, (T',) along time, (bands, T') of
+    spectrograms. The last tokens are its cells, row by row; those before them, such as a class token, stand
+    outside of it. None: the encoder knows of none."""
+
+    x: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, ...] | None = None
 
 
 class TokenEncoder:
     """An encoder with tokens: positions of a map, patches, frames, steps of time, words, residues, atoms."""
 
-    def forward_tokens(self, view: Any) -> Tensor | tuple[Tensor, Tensor]:
+    def forward_tokens(self, view: Any) -> Tensor | tuple[Tensor, Tensor] | Tokens:
         """The last features before they are pooled to y, [B, T, D] float: T >= 1 and D are the encoder's own.
-        Where views of a batch differ in length (tokens, mask [B, T] bool), False at what is no token. A class
-        token is one of them. Where y is the mean of the tokens, D is `dim`. Raises as `forward` does."""
+        Where views of a batch differ in length (tokens, mask [B, T] bool), False at what is no token; where
+        tokens lie on a grid Tokens, such as `flat` gives of a map. A class token is one of them. Where y is
+        the mean of the tokens, D is `dim`. Raises as `forward` does."""
         raise NotImplementedError(f"encoder '{type(self).__name__}' has no method forward_tokens(view)")
 
 
-def flat(maps: Tensor) -> Tensor:
-    """A map [B, D, ...] of any number of dimensions -> tokens [B, T, D]."""
-    return maps.flatten(2).transpose(1, 2)
+def flat(maps: Tensor) -> Tokens:
+    """A map [B, D, ...] of any number of dimensions -> tokens [B, T, D] and their grid."""
+    return Tokens(maps.flatten(2).transpose(1, 2), grid=tuple(maps.shape[2:]))
+
+
+def on_grid(x: Tensor, grid: Sequence[int]) -> Tokens:
+    """Tokens x [B, T, D] of a transformer with the grid of its patches; without one where there are fewer
+    tokens than patches, or many more."""
+    return Tokens(x, grid=tuple(grid) if 0 <= x.shape[1] - math.prod(grid) <= SPECIAL else None)
+
+
+def of_patches(x: Tensor, view: Tensor, side: Any) -> Tokens:
+    """What a library's model of pictures gives last, a map [B, D, H', W'], or tokens [B, T, D] of patches of
+    `side` pixels of view [B, C, H, W], where that is a whole number."""
+    if x.ndim > 3:
+        return flat(x)
+    return on_grid(x, [size // side for size in view.shape[2:]]) if isinstance(side, int) else Tokens(x)
 
 
 def with_tokens(model: nn.Module, forward_tokens: Callable[[Any, Any], Any]) -> nn.Module:
@@ -48,23 +77,34 @@ def _with_tokens(kind: type, forward_tokens: Callable) -> type:
     return type(kind.__name__, (TokenEncoder, kind), methods)
 
 
-def tokens_of(encoder: nn.Module, view: Any) -> tuple[Tensor, Tensor]:
-    """(tokens [B, T, D] float32, mask [B, T] bool) of an encoder. Raises ValueError where it gives none."""
-    name = type(encoder).__name__
+def token_encoder(encoder: nn.Module) -> TokenEncoder:
+    """The encoder. Raises ValueError where it gives no tokens."""
     if not isinstance(encoder, TokenEncoder):
         raise ValueError(
-            f"encoder {name} gives y and no tokens, and to look at y alone is what the probe linear does. Use"
-            " linear, or let the encoder inherit vicjoint.tokens.TokenEncoder and write its"
-            " forward_tokens(view)."
+            f"encoder {type(encoder).__name__} gives y and no tokens. Use what looks at y alone (the probe"
+            " linear, the level pooled), or let the encoder inherit vicjoint.tokens.TokenEncoder and write"
+            " its forward_tokens(view)."
         )
-    found = encoder.forward_tokens(view)
-    x, mask = found if isinstance(found, tuple) else (found, None)
+    return encoder
+
+
+def tokens_of(encoder: nn.Module, view: Any) -> Tokens:
+    """Tokens of an encoder, x float32 and with a mask. Raises ValueError where it gives none."""
+    name = type(encoder).__name__
+    given = token_encoder(encoder).forward_tokens(view)
+    found: Any = given if isinstance(given, tuple) else (given,)
+    x, mask, grid = Tokens(*found)
     if x.ndim != 3 or (mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2])):
         of_mask = "" if mask is None else f" and a mask {str(mask.dtype)[6:]} {list(mask.shape)}"
         raise ValueError(
             f"encoder {name}: forward_tokens gave {list(x.shape)}{of_mask}. Expected tokens [B, T, D], or"
             " (tokens, mask [B, T] bool)."
         )
+    if grid is not None and math.prod(grid) > x.shape[1]:
+        raise ValueError(
+            f"encoder {name}: forward_tokens gave {x.shape[1]} tokens on a grid {list(grid)}. Expected a"
+            " token for each of its cells."
+        )
     if mask is None:
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    return x.float(), mask
+    return Tokens(x.float(), mask, grid)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vicjoint.embeddings.encoder import ItemReader
+from vicjoint.embeddings.reading import ItemReader
 from vicjoint.files.cells import CellError, compared, file_of, text_of, values
 from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair
@@ -23,7 +23,7 @@ from vicjoint.sources.base import SourceError
 from vicjoint.sources.rows import FORMATS, check_file, format_of, open_parquet, rows_of
 from vicjoint.sources.shards import find_shards, pictures_of
 
-OWN = ("item", "embedding", "start_seconds", "end_seconds")  # columns that embed writes
+OWN = ("item", "embedding", "token_grid", "start_seconds", "end_seconds")  # columns that embed writes
 AT_ONCE = 4096  # rows of a jsonl file whose types are looked at together
 
 

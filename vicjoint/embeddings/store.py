@@ -55,10 +55,11 @@ class Bad:
 
 class Store:
     """The parts of `to`. manifest: what they are made from; parts that were made from something else are
-    refused. Raises StoreError, also where `to` exists and is another one's."""
+    refused. group_parts: how many are held at once when they are merged; None: GROUP_PARTS. Raises
+    StoreError, also where `to` exists and is another one's."""
 
-    def __init__(self, to: Path, manifest: dict[str, Any]):
-        self.to, self.manifest = to, manifest
+    def __init__(self, to: Path, manifest: dict[str, Any], group_parts: int | None = None):
+        self.to, self.manifest, self.group_parts = to, manifest, group_parts or GROUP_PARTS
         self.folder = to.with_name(to.name + ".parts")
         self.bad_file = to.with_name(to.name + ".bad.jsonl")
 
@@ -153,8 +154,8 @@ class Store:
         from pyarrow import parquet
 
         parts = self.parts
-        for first in range(0, parts, GROUP_PARTS):
-            some = range(first, min(first + GROUP_PARTS, parts))
+        for first in range(0, parts, self.group_parts):
+            some = range(first, min(first + self.group_parts, parts))
             yield [parquet.read_table(self._path(n)).replace_schema_metadata() for n in some]
 
     def _write_bad(self, bad: list[Bad]) -> None:
@@ -223,7 +224,12 @@ def read_index(path: str | Path) -> Index:
                     f"{path}: has no embeddings of vicjoint, columns: {', '.join(names)}. Expected a file"
                     " written by python -m vicjoint.embed."
                 )
-            return Index(path, json.loads(found[KEY]), file.read(columns=names))
+            metadata = json.loads(found[KEY])
+            if metadata.get("level") == "tokens":
+                raise StoreError(
+                    f"{path}: holds tokens, and no vector of an item. Embed with --level pooled, the default."
+                )
+            return Index(path, metadata, file.read(columns=names))
     except SourceError as error:
         raise StoreError(f"{error} It should be one written by python -m vicjoint.embed.") from None
 

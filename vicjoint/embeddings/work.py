@@ -20,27 +20,21 @@ from tqdm import tqdm
 
 from vicjoint.batch import concatenate
 from vicjoint.data import READ_ERRORS, Readers, Reads, TimeLimit
-from vicjoint.embeddings.encoder import (
-    Beside,
-    Chunk,
-    ItemReader,
-    Place,
-    ReadItems,
-    RepresentationModel,
-    collate,
-    finite,
-)
+from vicjoint.embeddings.encoder import Beside, Level, RepresentationModel, finite
 from vicjoint.embeddings.items import Columns, Data, Item, encodable
+from vicjoint.embeddings.reading import Chunk, ItemReader, Place, ReadItems, collate
 from vicjoint.embeddings.store import PART_ROWS, Bad, Store, StoreError
 from vicjoint.parts import Raw, Space
 from vicjoint.probes.features import size_in_bytes
 from vicjoint.sliding import Span
+from vicjoint.tokens import Tokens
 
 MOST_BYTES = 1 << 26  # of raw views in one forward pass
 MOST_VIEWS = {"cpu": 64, "cuda": 256}  # in one forward pass; powers of 2, which divide a part
 TRIED = 100  # items, of which the first that can be read says how large views are
 WORTH_SECONDS = 20.0  # of reading, from which processes that read are worth their start
 MOST_WORKERS = 16
+TOKEN_ROWS = 64  # of a part, where a row is many tokens
 COUNTED = 16  # files whose windows a process counts at once
 UNREADABLE = -1  # the count of a file that could not be opened
 HALF = 65504.0  # the largest float16
@@ -61,6 +55,25 @@ class Job:
     space: Space
     dtype: str
     workers: int | None
+    level: Level = "pooled"
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part, bad ones counted."""
+        return PART_ROWS if self.level == "pooled" else min(PART_ROWS, TOKEN_ROWS)
+
+    @property
+    def group_parts(self) -> int | None:
+        """Parts that are held at once; None: as many as the store holds."""
+        return None if self.level == "pooled" else 1
+
+    def encode(self, raw: Raw) -> Any:
+        """What `finite` takes."""
+        return (
+            self.encoder.encode(raw, self.space)
+            if self.level == "pooled"
+            else self.encoder.encode_tokens(raw)
+        )
 
     @property
     def reader(self) -> ItemReader:
@@ -103,12 +116,12 @@ def work(job: Job, data: Data, columns: Columns, items: int, store: Store) -> Do
     store.keep(at_once=at_once)
     counts = None if job.every is None else counted(job, data, items, store.folder / "windows")
     total = items if counts is None else int(nominal(counts).sum())
-    first = store.parts * PART_ROWS
+    first = store.parts * job.part_rows
     if first >= total:
         return None
     places = Places(data, counts, at_once, total, first)
     processes = job.processes(seconds * (total - first))
-    encode = Beside(lambda raw: job.encoder.encode(raw, job.space))
+    encode = Beside(job.encode)
     reads, part, began = ReadItems(job.reader, job.every, at_once), PartRows(job, columns), time.monotonic()
     bar = progress("embed", job.unit, total, first)
     with job.encoder.evaluating(), bar, Readers(reads, places, collate, processes) as readers:
@@ -116,14 +129,14 @@ def work(job: Job, data: Data, columns: Columns, items: int, store: Store) -> Do
             part.add(chunk, x, places.take(number))
             end = min(first + (number + 1) * at_once, total)
             bar.update(min(at_once, total - first - number * at_once))
-            if end % PART_ROWS == 0 or end == total:
-                store.write((end - 1) // PART_ROWS, *part.take())
+            if end % job.part_rows == 0 or end == total:
+                store.write((end - 1) // job.part_rows, *part.take())
     return Done(total - first, time.monotonic() - began, encode.seconds)
 
 
 def sized(job: Job, data: Data, known: int | None) -> tuple[int, float]:
     """(views in one forward pass, seconds to read one), by the first item that can be read."""
-    most = known or MOST_VIEWS[job.encoder.device.type]
+    most = known or min(MOST_VIEWS[job.encoder.device.type], job.part_rows)
     for item in itertools.islice(data, TRIED):
         try:
             for _ in range(2):  # the first loads libraries
@@ -255,10 +268,10 @@ class PartRows:
     def _clear(self) -> None:
         self.items: list[Item] = []
         self.spans: list[Span] = []
-        self.x: list[Tensor] = []
+        self.x: list[Any] = []
         self.bad: list[Bad] = []
 
-    def add(self, chunk: Chunk, x: Tensor | None, items: dict[int, Item]) -> None:
+    def add(self, chunk: Chunk, x: Any, items: dict[int, Item]) -> None:
         if x is not None:
             self.x.append(finite(chunk, x))
         for number, span in chunk.rows:
@@ -271,15 +284,20 @@ class PartRows:
         """(pyarrow table, bad ones); those that come then belong to the next part."""
         import pyarrow
 
-        width = self.job.encoder.width(self.job.space)
-        x = torch.cat([torch.zeros(0, width), *self.x]).numpy()
-        if self.job.dtype == "float16" and len(x) and (largest := float(np.abs(x).max())) > HALF:
-            raise StoreError(f"--dtype: float16 holds numbers up to {HALF:g}, got {largest:g}. Use float32.")
-        values = pyarrow.array(x.astype(self.job.dtype).reshape(-1))
-        arrays = {
-            "item": pyarrow.array([encodable(item.name) for item in self.items], pyarrow.string()),
-            "embedding": pyarrow.FixedSizeListArray.from_arrays(values, width),
-        }
+        arrays = {"item": pyarrow.array([encodable(item.name) for item in self.items], pyarrow.string())}
+        if self.job.level == "pooled":
+            width = self.job.encoder.width(self.job.space)
+            values = self._values(torch.cat([torch.zeros(0, width), *self.x]))
+            arrays["embedding"] = pyarrow.FixedSizeListArray.from_arrays(values, width)
+        else:
+            tokens: list[Tokens] = list(itertools.chain.from_iterable(self.x))
+            values = self._values(torch.cat([torch.zeros(0), *(one.x.flatten() for one in tokens)]))
+            widths = [one.x.shape[1] for one in tokens for _ in one.x]
+            every = pyarrow.ListArray.from_arrays(offsets(widths), values)
+            arrays["embedding"] = pyarrow.ListArray.from_arrays(
+                offsets([len(one.x) for one in tokens]), every
+            )
+            arrays["token_grid"] = pyarrow.array([one.grid for one in tokens], pyarrow.list_(pyarrow.int32()))
         if self.job.every is not None:
             for i, name in enumerate(("start_seconds", "end_seconds")):
                 arrays[name] = pyarrow.array([span[i] for span in self.spans], pyarrow.float64())
@@ -288,3 +306,16 @@ class PartRows:
         bad = self.bad
         self._clear()
         return pyarrow.table(arrays), bad
+
+    def _values(self, x: Tensor) -> Any:
+        """All numbers of x in a row, as the file holds them."""
+        import pyarrow
+
+        if self.job.dtype == "float16" and len(x) and (largest := float(x.abs().max())) > HALF:
+            raise StoreError(f"--dtype: float16 holds numbers up to {HALF:g}, got {largest:g}. Use float32.")
+        return pyarrow.array(x.numpy().astype(self.job.dtype).reshape(-1))
+
+
+def offsets(lengths: list[int]) -> np.ndarray:
+    """Where each list of so many values begins, and the last one ends."""
+    return np.cumsum([0, *lengths]).astype(np.int32)

@@ -8,6 +8,8 @@ batch.
 
 from vicjoint.objectives.barlow_twins import BarlowTwins
 from vicjoint.objectives.infonce import InfoNCE
+from vicjoint.objectives.sigreg import SIGReg
+from vicjoint.objectives.straightened import Straightened
 from vicjoint.objectives.vicreg import VICReg
 
-__all__ = ["BarlowTwins", "InfoNCE", "VICReg"]
+__all__ = ["BarlowTwins", "InfoNCE", "SIGReg", "Straightened", "VICReg"]

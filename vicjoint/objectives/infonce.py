@@ -17,6 +17,7 @@ from vicjoint.parts import Objective
 from vicjoint.registry import register
 
 Form = Literal["clip", "nt_xent", "moco"]
+Negatives = Literal["all", "group"]
 MOST_SCALE = 100.0  # a learnt temperature stays at 0.01 or above (CLIP, section 2.5)
 SAFE_SPAN = 80.0  # exp(-80) is a float32; similarities span 2 / temperature
 
@@ -28,21 +29,34 @@ class InfoNCE(Objective):
     form: clip: z_a among all z_b and z_b among all z_a, averaged (Radford et al. 2021); nt_xent: each of the
     2 N views among the 2 N - 1 others (SimCLR, Chen et al. 2020); moco: z_a among its z_b and a queue of the
     last `queue` z_b of earlier batches (He et al. 2020), which needs `b.weights: ema`.
-    learnable: train the temperature, starting from `temperature`.
+    learnable: train the temperature, starting from `temperature`. negatives: all: the other samples of the
+    batch; group: those of the sample's own group (windows of one video), so that what a group shares does not
+    help to tell them apart. A sample that is alone in its group adds nothing.
     """
 
     terms = ("contrast",)
 
     def __init__(
-        self, temperature: Positive = 0.1, learnable: bool = False, form: Form = "clip", queue: Natural = 0
+        self,
+        temperature: Positive = 0.1,
+        learnable: bool = False,
+        form: Form = "clip",
+        queue: Natural = 0,
+        negatives: Negatives = "all",
     ):
         super().__init__()
+        if form == "moco" and negatives == "group":
+            raise ValueError(
+                "objective.negatives: group with form: moco, whose queue knows no groups. Expected all, or"
+                " form: clip or nt_xent."
+            )
         if (form == "moco") != (queue > 0):
             raise ValueError(
                 f"objective.queue: {queue} with form: {form}. Expected a length such as 4096 with moco, and 0"
                 " without it."
             )
         self.form, self.temperature, self.has_memory = form, temperature, queue > 0
+        self.negatives = negatives
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
         if queue:
             # takes the embeddings' width with the first batch
@@ -56,9 +70,9 @@ class InfoNCE(Objective):
     def forward(
         self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_a, z_b [n, D]; `group` is not used. Rows of all processes count. In training mode the moco form
-        takes z_b into the queue. Raises ValueError on different shapes, fewer than two samples, or moco with
-        a z_b that wants a gradient.
+        """z_a, z_b [n, D]; group [n] int64, needed where negatives is "group". Rows of all processes count.
+        In training mode the moco form takes z_b into the queue. Raises ValueError on different shapes, fewer
+        than two samples, groups without two samples in any of them, or moco with a z_b that wants a gradient.
         """
         check_embeddings("infonce", z_a, z_b)
         wanted = wants_gradient(z_a), wants_gradient(z_b)
@@ -70,11 +84,11 @@ class InfoNCE(Objective):
         learns = self.log_scale is not None and wants_gradient(self.log_scale)
         wanted = wanted[0] or learns, wanted[1]  # the scale's gradient follows from that of z_a
         with torch.no_grad(), torch.autocast(z_a.device.type, enabled=False):
-            loss, gradients, of_scale = self._compute(wide(z_a), wide(z_b), wanted)
+            loss, gradients, of_scale = self._compute(wide(z_a), wide(z_b), group, wanted)
         of_parameter = [(self.log_scale, of_scale)] if learns else []
         return attach(loss, (z_a, gradients[0]), (z_b, gradients[1]), *of_parameter), {"contrast": loss}
 
-    def _compute(self, x_a: Tensor, x_b: Tensor, wanted: tuple[bool, bool]):
+    def _compute(self, x_a: Tensor, x_b: Tensor, group: Tensor | None, wanted: tuple[bool, bool]):
         """(loss, gradients of own rows, gradient of log_scale)."""
         counts = distributed.row_counts(len(x_a))
         rows = sum(counts)
@@ -88,10 +102,11 @@ class InfoNCE(Objective):
         # a learnt scale takes the form that is safe at any: reading it here would make a GPU wait
         one_shift = self.log_scale is None and 2 * scale < SAFE_SPAN
         (a, norm_a), (b, norm_b) = unit(x_a), unit(x_b)
+        apart = None if self.negatives == "all" else self._apart(group, counts)
         if self.form == "clip":
-            loss, of_a, of_b = clip(a, b, counts, scale, one_shift, wanted)
+            loss, of_a, of_b = clip(a, b, counts, scale, one_shift, wanted, apart)
         elif self.form == "nt_xent":
-            loss, of_a, of_b = nt_xent(a, b, counts, scale, one_shift, any(wanted))
+            loss, of_a, of_b = nt_xent(a, b, counts, scale, one_shift, any(wanted), apart)
         else:
             loss, of_a, of_b = moco(a, b, self._keys(b), scale, rows, wanted[0])
             if self.training:
@@ -113,6 +128,18 @@ class InfoNCE(Objective):
             for want, of, z, norm in zip(wanted, (of_a, of_b), (a, b), (norm_a, norm_b))
         ]
         return loss, gradients, of_scale
+
+    def _apart(self, group: Tensor | None, counts: list[int]) -> Tensor:
+        """Whether own row and row are of different groups, bool [n, N]."""
+        if group is None:
+            raise ValueError("infonce with negatives: group needs the group of every sample.")
+        everyone = distributed.gather(group, counts)
+        if len(everyone.unique()) == len(everyone):
+            raise ValueError(
+                f"infonce with negatives: group needs a group with at least two samples; {len(everyone)}"
+                " samples came in as many groups. Set pair.windows above 1, or objective.negatives=all."
+            )
+        return group[:, None] != everyone[None]
 
     def _keys(self, b: Tensor) -> Tensor:
         """The queue [K, D], first filled with random directions (as MoCo's)."""
@@ -181,14 +208,28 @@ class Block:
         return p
 
 
-def clip(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wanted: tuple[bool, bool]):
-    """(own share of the loss, gradients with respect to own a and b [n, D])."""
+def without(similarity: Tensor, apart: Tensor | None) -> Tensor:
+    """Similarities, in place, of which those that are not to be seen are minus infinity; None: all are."""
+    return similarity if apart is None else similarity.masked_fill_(apart, -torch.inf)
+
+
+def clip(
+    a: Tensor,
+    b: Tensor,
+    counts: list[int],
+    scale,
+    one_shift: bool,
+    wanted: tuple[bool, bool],
+    apart: Tensor | None,
+):
+    """(own share of the loss, gradients with respect to own a and b [n, D]). apart: bool [n, N], which pairs
+    of an own row and a row are no negatives."""
     rows, alone = sum(counts), distributed.world_size() == 1
     all_a, all_b = distributed.gather(a, counts), distributed.gather(b, counts)
     own = distributed.own_rows(counts)
     partners = torch.arange(own.start, own.stop, device=a.device)
-    ab = Block(a @ all_b.T, partners, scale, one_shift)
-    ba = ab.T if alone else Block(b @ all_a.T, partners, scale, one_shift)
+    ab = Block(without(a @ all_b.T, apart), partners, scale, one_shift)
+    ba = ab.T if alone else Block(without(b @ all_a.T, apart), partners, scale, one_shift)
     lse_a, lse_b = ab.log_sums(), ba.log_sums()
     loss = ((lse_a + lse_b) / 2 - scale * (a * b).sum(1)).sum() / rows
     if not any(wanted):
@@ -203,8 +244,10 @@ def clip(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wanted
     return loss, of_a, (pull @ all_a).mul_(weight)
 
 
-def nt_xent(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wanted: bool):
-    """(own share of the loss, gradients with respect to own a and b [n, D])."""
+def nt_xent(
+    a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wanted: bool, apart: Tensor | None
+):
+    """(own share of the loss, gradients with respect to own a and b [n, D]). apart: as in clip."""
     rows, n = sum(counts), len(a)
     z = torch.cat([a, b])
     twice = [2 * c for c in counts]
@@ -212,6 +255,9 @@ def nt_xent(a: Tensor, b: Tensor, counts: list[int], scale, one_shift: bool, wan
     own = distributed.own_rows(twice)
     similarity = rows_of_gram(everyone, own)
     similarity[:, own].fill_diagonal_(-torch.inf)  # a view is not its own negative
+    if apart is not None:  # both views of each process's rows follow each other
+        twice_apart = [part.repeat(2, 2) for part in apart.split(counts, 1)]
+        similarity.masked_fill_(torch.cat(twice_apart, 1), -torch.inf)
     block = Block(similarity, own.start + torch.arange(2 * n, device=z.device).roll(n), scale, one_shift)
     lse = block.log_sums()
     loss = (lse.sum() - 2 * (a * b).sum() * scale) / (2 * rows)

@@ -74,6 +74,7 @@ class NextFrame(Pair):
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
     reads = ("path", "bytes")
     suffixes = VIDEO_SUFFIXES
+    in_time = True
 
     def __init__(
         self,

@@ -231,7 +231,7 @@ class FeaturesOf:
                 return None
             raw, rows, here = to_device(chunk.raw, self.device), {}, chosen.to(self.device)
             for row in want.rows:
-                x, mask = self._models[row].side(want.side).tokens(raw)
+                x, mask, _ = self._models[row].side(want.side).tokens(raw)
                 chosen_x, chosen_mask = map(self._reader.to_send, (x[here], mask[here]))
                 rows[row] = of_records(chosen_x, chosen_mask, part.windows)
             return rows, chunk.places[chosen][:: part.windows]

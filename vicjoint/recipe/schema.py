@@ -79,21 +79,26 @@ def _encoders_of(modality: str) -> dict:
     }
 
 
-def component_schema(family: str, own: dict = {}, names: list[str] | None = None, prefix: str = "") -> dict:
+def component_schema(
+    family: str, own: dict = {}, names: list[str] | None = None, prefix: str = "", within: tuple = ()
+) -> dict:
     """`{name: one of the registered, options of that one}`; `own` are further keys of the recipe's inside the
-    component."""
+    component. within: the components that hold it, which it does not hold again."""
     names = registry.names(family) if names is None else names
+    names = [name for name in names if registry.find(family, prefix + name) not in within]
     return {
         "type": "object",
         "required": ["name"],
         "properties": {"name": {"enum": names}},
-        "oneOf": [_one_component(name, registry.find(family, prefix + name), own) for name in names],
+        "oneOf": [_one_component(name, registry.find(family, prefix + name), own, within) for name in names],
     }
 
 
-def _one_component(name: str, component, own: dict) -> dict:
-    known = options_of(component)
-    options = {key: option_schema(known.adapters[key], p.default) for key, p in known.parameters.items()}
+def _one_component(name: str, component, own: dict, within: tuple) -> dict:
+    known, within = options_of(component), (*within, component)
+    options = {
+        key: option_schema(known.adapters[key], p.default, within) for key, p in known.parameters.items()
+    }
     return {
         "title": name,
         "properties": {"name": {"const": name}} | options | own,
@@ -102,21 +107,21 @@ def _one_component(name: str, component, own: dict) -> dict:
     }
 
 
-def option_schema(adapter: TypeAdapter, default) -> dict:
+def option_schema(adapter: TypeAdapter, default, within: tuple = ()) -> dict:
     try:
         schema = adapter.json_schema()
     except PydanticUserError:  # a type that YAML has no values of
         schema = {}
     # references would not hold inside the recipe's schema
-    schema = {} if "$defs" in schema else _with_inner(schema)
+    schema = {} if "$defs" in schema else _with_inner(schema, within)
     return schema if default is inspect.Parameter.empty else schema | {"default": plain(default)}
 
 
-def _with_inner(schema):
+def _with_inner(schema, within: tuple):
     """The schema of an option, with those of the components that it holds
     (`vicjoint.options.ComponentOf`)."""
     if isinstance(schema, list):
-        return [_with_inner(part) for part in schema]
+        return [_with_inner(part, within) for part in schema]
     if not isinstance(schema, dict):
         return schema
     if "component" in schema:
@@ -126,5 +131,6 @@ def _with_inner(schema):
             for name in registry.names(family)
             if name.startswith(prefix) and ("/" in name) == bool(prefix)
         ]
-        return component_schema(family, names=[name.removeprefix(prefix) for name in names], prefix=prefix)
-    return {key: _with_inner(part) for key, part in schema.items()}
+        names = [name.removeprefix(prefix) for name in names]
+        return component_schema(family, names=names, prefix=prefix, within=within)
+    return {key: _with_inner(part, within) for key, part in schema.items()}

@@ -142,6 +142,7 @@ def build_parts(recipe: Recipe) -> Parts:
 
 def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.device) -> Task:
     objective = build("objective", task.spec.objective)
+    objective.bind(task.pair)
     if task.pair.crops > 1:
         objective = MultiCrop(objective, task.pair.crops)
     if task.spec.weight != 1:
