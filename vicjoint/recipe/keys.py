@@ -93,6 +93,11 @@ class PairOfBranches(Section):
     objective: Component | None = Field(None, description="the loss of this pair; null: the recipe's")
     source: Component | None = Field(None, description="where this pair's samples are; null: the recipe's")
     weight: Number = Field(1.0, gt=0, description="factor of this pair's loss")
+    share: Literal["equal", "proportional"] | Annotated[Number, Field(gt=0)] = Field(
+        "equal",
+        description="of the steps: equal, the same as other pairs; proportional, by its number of batches (in"
+        " all pairs or none); or a weight, beside which equal is 1",
+    )
 
 
 class Optim(Component):

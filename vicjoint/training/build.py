@@ -4,7 +4,8 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
 from vicjoint.data.reading import TaskReading, build_reading, notes_of, read_together, sources_of
+from vicjoint.data.shares import Shares
 from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
 from vicjoint.files.guard import printable
@@ -36,6 +38,8 @@ class Task(TaskReading):
     objective: Objective
     gradient_b: bool
     records_per_batch: int
+    epoch: int
+    """Records of an epoch."""
 
     @property
     def name(self) -> str:
@@ -47,6 +51,7 @@ class Task(TaskReading):
 class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
     every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out.
+    `shares`: whose turn a step is.
     `pairs_of_kept`: {number of a task: the pair that reads kept features}."""
 
     recipe: Recipe
@@ -60,13 +65,18 @@ class Parts:
     device: torch.device
     limit: TimeLimit
     unused: list[str]
+    shares: Shares
     pairs_of_kept: dict[int, Pair] = field(default_factory=dict)
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
         """(Batch, bad samples) of the steps start..end-1; the tasks take turns."""
-        return batches(
-            list(map(self.stream, self.tasks)), [t.records_per_batch for t in self.tasks], workers, start, end
-        )
+        streams, records = list(map(self.stream, self.tasks)), [t.records_per_batch for t in self.tasks]
+        return batches(streams, records, workers, start, end, self.shares)
+
+    def turn(self, step: int) -> tuple[Task, int]:
+        """(the task that a step trains, the number of its batch), both from 0."""
+        number, batch = self.shares.turn(step)
+        return self.tasks[number], batch
 
     def batches_of(self, task: Task, count: int, records: int | None = None) -> Readers:
         """(Batch, bad samples) of the first `count` batches of one task, read by this process; `records`: in
@@ -76,12 +86,17 @@ class Parts:
     @cached_property
     def fingerprints(self) -> dict[str, Fingerprint]:
         """{source: what its data are known by}."""
-        return {task.source_name: fingerprint(task.source) for task in self.tasks}
+        return {task.source_name: fingerprint(task.whole) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        records, order = task.source.train, task.source.order("train")
         pair = self.pairs_of_kept.get(task.number, task.pair)
-        return Stream(records, pair, self.recipe.train.seed, task.number, self.limit, order)
+        return stream_of(task, pair, self.recipe.train.seed, task.number, self.limit)
+
+
+def stream_of(
+    task: TaskReading, pair: Pair, seed: int, number: int, limit: TimeLimit | None = None
+) -> Stream:
+    return Stream(task.source.train, pair, seed, number, limit, task.source.order("train"))
 
 
 class Weighted(Objective):
@@ -118,7 +133,7 @@ def build_parts(recipe: Recipe) -> Parts:
         check_best(recipe, measures)
         # a limit of its own: each watches the processes that read for it
         evaluation = Evaluation(measures, recipe.data.workers, TimeLimit(recipe.data.timeout), device)
-        limit = TimeLimit(recipe.data.timeout)
+        limit, shares = TimeLimit(recipe.data.timeout), shares_of(tasks)
         parts = Parts(
             recipe,
             tasks,
@@ -126,15 +141,14 @@ def build_parts(recipe: Recipe) -> Parts:
             untrained,
             optimizer,
             evaluation,
-            *length(recipe, tasks),
+            *length(recipe, tasks, shares),
             device,
             limit,
             unused,
+            shares,
         )
         for task in tasks:
             check_kept(recipe, task.spec.a, task.spec.b, task.pair, task.source)
-            if task.pair.distinct:
-                parts.batches_of(task, 0)  # refuses a column with too few values
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
     return parts
@@ -156,26 +170,54 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
     b = recipe.branches[task.spec.b]
     gradient_b = b.weights != "ema" and b.learning.train != "frozen"
     records = records_in_a_batch(recipe, task.pair)
+    epoch = epoch_of(task, recipe.train.seed, number, records)
+    given = {f.name: getattr(task, f.name) for f in fields(TaskReading)}
     return Task(
-        task.spec, task.source, task.source_name, task.pair, number, objective.to(device), gradient_b, records
+        **given,
+        number=number,
+        objective=objective.to(device),
+        gradient_b=gradient_b,
+        records_per_batch=records,
+        epoch=epoch,
     )
 
 
-def length(recipe: Recipe, tasks: list[Task]) -> tuple[int, float]:
-    """(steps, steps of an epoch); of several tasks, the one with the longest epoch decides."""
-    epochs = recipe.train.epochs or 0
-    rounds = max(math.ceil(epochs * len(t.source.train) / t.records_per_batch) for t in tasks)
-    longest = max(len(t.source.train) / t.records_per_batch for t in tasks)
-    return recipe.train.steps or len(tasks) * rounds, len(tasks) * longest
+def epoch_of(task: TaskReading, seed: int, number: int, records: int) -> int:
+    """Records of an epoch. A line says which never come. Raises ValueError where a batch cannot be as the
+    pair wants it."""
+    if not task.pair.distinct and task.pair.per_group == 1:
+        return len(task.source.train)
+    stream = stream_of(task, task.pair, seed, number)
+    stream.set_batch(records)
+    if found := stream.describe():
+        distributed.say(f"{task.spec.label}: {found}" if task.spec.label else found)
+    return stream.epoch_length
+
+
+def shares_of(tasks: list[Task]) -> Shares:
+    """Proportional: by the batches of an epoch."""
+    of = lambda t: Fraction(t.epoch, t.records_per_batch) if t.spec.share == "proportional" else 1
+    return Shares([of(t) if isinstance(t.spec.share, str) else t.spec.share for t in tasks])
+
+
+def length(recipe: Recipe, tasks: list[Task], shares: Shares) -> tuple[int, float]:
+    """(steps, steps of an epoch); of several tasks, the one whose epoch takes most steps decides."""
+    epochs, every = recipe.train.epochs or 0, [1 / share for share in shares.of]  # steps for one of its own
+    own = [math.ceil(epochs * t.epoch / t.records_per_batch) for t in tasks]
+    steps = max(math.ceil(number * each) for number, each in zip(own, every))
+    while any(shares.count(i, steps) < number for i, number in enumerate(own)):
+        steps += 1
+    longest = max(t.epoch / t.records_per_batch * float(each) for t, each in zip(tasks, every))
+    return recipe.train.steps or steps, longest
 
 
 def length_of(parts: Parts, task: Task) -> str:
     """Samples of an epoch, steps of a task."""
     per_record, several = task.pair.samples_per_record, len(parts.tasks) > 1
-    which, records = f"{task.name}: " if several else "", len(task.source.train)
+    which, records = f"{task.name}: " if several else "", task.epoch
     return (
         f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
-        f" {len(range(task.number, parts.steps, len(parts.tasks))):,} of {parts.recipe.train.batch_size}"
+        f" {parts.shares.count(task.number, parts.steps):,} of {parts.recipe.train.batch_size}"
     )
 
 
@@ -190,6 +232,11 @@ def records_in_a_batch(recipe: Recipe, pair: Pair) -> int:
             f" {per_record}{' (pair.windows)' if per_record > 1 else ''}, at least {per_record * world}."
         )
     records = size // per_record
+    if records % pair.per_group:
+        raise RecipeError(
+            f"train.batch_size: {size} samples cannot be made of runs of {pair.per_group} records of a group"
+            f" (pair.per_group). Expected a multiple of {pair.per_group * per_record}."
+        )
     if records // world % recipe.train.accumulate:
         raise RecipeError(
             f"train.accumulate: {records // world} records a batch cannot be cut into"
@@ -259,7 +306,7 @@ def places(
         trained.setdefault((task.spec.a, task.spec.b), task)
     for two, task in trained.items():
         if branch is None or branch in two:
-            yield task.spec.label and "-".join(two), two, EvaluationData(two, task.source, task.pair)
+            yield task.spec.label and "-".join(two), two, EvaluationData(two, task.evaluated, task.pair)
             if not (everywhere or branch):
                 return
     for two in itertools.combinations(recipe.branches, 2) if everywhere else ():
