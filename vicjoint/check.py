@@ -101,7 +101,8 @@ def parts_of(task: TaskReading) -> dict[str, list[Record]]:
 def check(recipe: Recipe) -> dict:
     """Read everything; {records, bad, seconds, records_per_second, processes, unused: what probes say of
     records without a part in them, pairs: [{pair, source, left_out: what is said of records that are none of
-    the pair's or never come, records: {part: number}, bad: [{part, sample, cause}]}]}. Raises ValueError, and ReaderError where processes that read keep dying."""
+    the pair's or never come, records: {part: number}, bad: [{part, sample, cause}]}]}. Raises ValueError, and
+    ReaderError where processes that read keep dying."""
     tasks, readers = build_reading(recipe)
     _, unused = build_measures(recipe, tasks, readers)
     records = Records(tasks, recipe)

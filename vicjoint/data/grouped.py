@@ -35,6 +35,7 @@ class Grouped:
         self.different = np.bincount(both[0], minlength=1)
         few = np.flatnonzero(self.different < self.per_group) if number else []
         self.few = {int(g): self._name(records[int(np.argmax(self.groups == g))]) for g in few[:NAMED]}
+        self.per_batch = 0
 
     def _name(self, record: Record) -> str:
         return printable(record["id"] if self.column is None else record[self.column], 40)
@@ -56,10 +57,13 @@ class Grouped:
 
     def set_batch(self, per_batch: int) -> None:
         """State the records of a global batch: where `per_group` does not divide it, as in a look at one
-        record, runs are as long as can be. Raises ValueError where there are too few runs."""
+        record, runs are as long as can be, and values may come again. Raises ValueError where there are too
+        few runs."""
+        if per_batch == self.per_batch:
+            return
         self.per_batch, self.run = per_batch, math.gcd(per_batch, self.per_group)
-        self.runs = per_batch // self.run
-        if self.distinct:
+        self.runs, self._known = per_batch // self.run, None
+        if self.distinct and self.run == self.per_group:
             rngs = map(np.random.default_rng, range(TRIES))
             found = [self._deal(rng.permutation(len(self.groups)), rng) for rng in rngs]
             self._known = min(found, key=len)
@@ -77,7 +81,7 @@ class Grouped:
     def arrange(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The epoch [batches * per_batch] of a permutation: groups are cut into runs, and runs are
         shuffled."""
-        if not self.distinct:
+        if self._known is None:
             order = order[self.groups[order] >= 0]
             order = order[np.argsort(self.groups[order], kind="stable")]
             groups = self.groups[order]

@@ -17,6 +17,7 @@
    with `per_group`, it is of the same group, as long as there is one that the batch does not have.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,6 +75,13 @@ class Stream:
         self.mixture = Mixture(order, self.generator) if isinstance(order, MixedOrder) else None
         self._order = (-1, None)
 
+    def again(self, pair: Pair, limit: TimeLimit) -> "Stream":
+        """The same order, read by another pair and within another limit, for batches of its own size."""
+        found = copy.copy(self)
+        found.pair, found.limit = pair, limit
+        found.arranged, found.lanes, found.mixture = map(copy.copy, (self.arranged, self.lanes, self.mixture))
+        return found
+
     @property
     def epoch_length(self) -> int:
         """Records of an epoch."""
@@ -102,6 +110,7 @@ class Stream:
     def set_batch(self, records: int) -> None:
         """State the records of a global batch. Raises ValueError where a `distinct` column has too few
         values, or groups have too few records."""
+        self._order = (-1, None)
         for order in (self.arranged, self.lanes, self.mixture):
             if order is not None:
                 order.set_batch(records)

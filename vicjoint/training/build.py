@@ -38,8 +38,8 @@ class Task(TaskReading):
     objective: Objective
     gradient_b: bool
     records_per_batch: int
-    epoch: int
-    """Records of an epoch."""
+    stream: Stream
+    """Of its training records, in such batches."""
 
     @property
     def name(self) -> str:
@@ -89,14 +89,7 @@ class Parts:
         return {task.source_name: fingerprint(task.whole) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        pair = self.pairs_of_kept.get(task.number, task.pair)
-        return stream_of(task, pair, self.recipe.train.seed, task.number, self.limit)
-
-
-def stream_of(
-    task: TaskReading, pair: Pair, seed: int, number: int, limit: TimeLimit | None = None
-) -> Stream:
-    return Stream(task.source.train, pair, seed, number, limit, task.source.order("train"))
+        return task.stream.again(self.pairs_of_kept.get(task.number, task.pair), self.limit)
 
 
 class Weighted(Objective):
@@ -170,7 +163,6 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
     b = recipe.branches[task.spec.b]
     gradient_b = b.weights != "ema" and b.learning.train != "frozen"
     records = records_in_a_batch(recipe, task.pair)
-    epoch = epoch_of(task, recipe.train.seed, number, records)
     given = {f.name: getattr(task, f.name) for f in fields(TaskReading)}
     return Task(
         **given,
@@ -178,43 +170,43 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
         objective=objective.to(device),
         gradient_b=gradient_b,
         records_per_batch=records,
-        epoch=epoch,
+        stream=build_stream(task, recipe.train.seed, number, records),
     )
 
 
-def epoch_of(task: TaskReading, seed: int, number: int, records: int) -> int:
-    """Records of an epoch. A line says which never come. Raises ValueError where a batch cannot be as the
-    pair wants it."""
-    if not task.pair.distinct and task.pair.per_group == 1:
-        return len(task.source.train)
-    stream = stream_of(task, task.pair, seed, number)
+def build_stream(task: TaskReading, seed: int, number: int, records: int) -> Stream:
+    """In batches of so many records; a line says which never come. Raises ValueError where a batch cannot be
+    as the pair wants it."""
+    stream = Stream(task.source.train, task.pair, seed, number, order=task.source.order("train"))
     stream.set_batch(records)
     if found := stream.describe():
         distributed.say(f"{task.spec.label}: {found}" if task.spec.label else found)
-    return stream.epoch_length
+    return stream
 
 
 def shares_of(tasks: list[Task]) -> Shares:
     """Proportional: by the batches of an epoch."""
-    of = lambda t: Fraction(t.epoch, t.records_per_batch) if t.spec.share == "proportional" else 1
+    of = lambda t: (
+        Fraction(t.stream.epoch_length, t.records_per_batch) if t.spec.share == "proportional" else 1
+    )
     return Shares([of(t) if isinstance(t.spec.share, str) else t.spec.share for t in tasks])
 
 
 def length(recipe: Recipe, tasks: list[Task], shares: Shares) -> tuple[int, float]:
     """(steps, steps of an epoch); of several tasks, the one whose epoch takes most steps decides."""
     epochs, every = recipe.train.epochs or 0, [1 / share for share in shares.of]  # steps for one of its own
-    own = [math.ceil(epochs * t.epoch / t.records_per_batch) for t in tasks]
+    own = [math.ceil(epochs * t.stream.epoch_length / t.records_per_batch) for t in tasks]
     steps = max(math.ceil(number * each) for number, each in zip(own, every))
     while any(shares.count(i, steps) < number for i, number in enumerate(own)):
         steps += 1
-    longest = max(t.epoch / t.records_per_batch * float(each) for t, each in zip(tasks, every))
+    longest = max(t.stream.epoch_length / t.records_per_batch * float(each) for t, each in zip(tasks, every))
     return recipe.train.steps or steps, longest
 
 
 def length_of(parts: Parts, task: Task) -> str:
     """Samples of an epoch, steps of a task."""
     per_record, several = task.pair.samples_per_record, len(parts.tasks) > 1
-    which, records = f"{task.name}: " if several else "", task.epoch
+    which, records = f"{task.name}: " if several else "", task.stream.epoch_length
     return (
         f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
         f" {parts.shares.count(task.number, parts.steps):,} of {parts.recipe.train.batch_size}"
