@@ -125,22 +125,19 @@ class Grouped:
                     return batches
             batches.append(batch)
 
-    def others(self, batch: list[int], place: int) -> np.ndarray:
-        """Records to replace the one at a place of a batch, which may have some more that are not wanted: of
-        its group and of values that the batch has not, as far as there are such; and where there are, those
-        that no other place would draw."""
-        free, of_group = ~np.isin(self.values, self.values[batch]), self.groups == self.groups[batch[place]]
-        own = self.values % self.per_batch == place
-        own_in_run = self.values % self.run == place % self.run
-        for wanted in (
-            free & of_group & own,
-            free & of_group & own_in_run,
-            free & of_group,
-            free & own,
-            free,
-        ):
-            if wanted.any():
-                return np.flatnonzero(wanted)
+    def others(self, batch: list[int], place: int, tried: list[int]) -> np.ndarray:
+        """Records to replace the one at a place of a batch: none of those `tried`; of its group and of values
+        that the batch has not, as far as there are such; and where there are, those that no other place would
+        draw."""
+        group, own = self.groups[batch[place]], self.values % self.per_batch == place
+        free, of_group = ~np.isin(self.values, self.values[batch]), self.groups == group
+        places = np.flatnonzero(self.groups[batch] == group)  # those that draw of the same records
+        values = np.unique(self.values[free & of_group])[np.searchsorted(places, place) :: len(places)]
+        own_of_group = of_group & np.isin(self.values, values)
+        free[tried] = False
+        for wanted in (own_of_group & own, own_of_group, of_group, own, np.ones_like(own)):
+            if (found := wanted & free).any():
+                return np.flatnonzero(found)
         return np.arange(len(self.values))
 
 

@@ -160,9 +160,9 @@ class Stream:
             return range(len(self.records))
         first = position - position % self.arranged.per_batch
         batch = [self.locate(p)[1] for p in range(first, first + self.arranged.per_batch)]
-        # a group may be small: what was tried there is not drawn again
-        unwanted = tried[1:] if isinstance(self.arranged, Grouped) else []
-        return self.arranged.others(batch + unwanted, position - first)
+        if isinstance(self.arranged, Grouped):  # a group may be small
+            return self.arranged.others(batch, position - first, tried)
+        return self.arranged.others(batch, position - first)
 
 
 class Turns(Reads):
