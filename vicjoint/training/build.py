@@ -115,7 +115,8 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        for line in [*sources_of(tasks), *notes_of(recipe, readers)] if distributed.is_first() else ():
+        lines = [*sources_of(tasks), *never_of(tasks), *notes_of(recipe, readers)]
+        for line in lines if distributed.is_first() else ():
             print(line)
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe).to(device)
@@ -175,13 +176,16 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
 
 
 def build_stream(task: TaskReading, seed: int, number: int, records: int) -> Stream:
-    """In batches of so many records; a line says which never come. Raises ValueError where a batch cannot be
-    as the pair wants it."""
+    """In batches of so many records. Raises ValueError where a batch cannot be as the pair wants it."""
     stream = Stream(task.source.train, task.pair, seed, number, order=task.source.order("train"))
     stream.set_batch(records)
-    if found := stream.describe():
-        distributed.say(f"{task.spec.label}: {found}" if task.spec.label else found)
     return stream
+
+
+def never_of(tasks: list[Task]) -> list[str]:
+    """A line for each task that has records which never come."""
+    said = ((task.spec.label, task.stream.describe()) for task in tasks)
+    return [f"{label}: {line}" if label else line for label, line in said if line]
 
 
 def shares_of(tasks: list[Task]) -> Shares:
