@@ -71,6 +71,11 @@ class Source:
         """The records' ids, in order; nothing is read for them."""
         return (record["id"] for record in self.records(split, side))
 
+    def lacks(self, split: Split, key: str) -> np.ndarray | None:
+        """bool [N]: which records of a split have no value under a key, where a source knows that without
+        reading them; None: it does not. Of records in a list it is looked up."""
+        return None
+
     def order(self, split: Split) -> ShardOrder | MixedOrder | None:
         """What the order of an epoch has to keep to; None: nothing, any record costs as much as another."""
         return None
@@ -178,11 +183,14 @@ class Pair:
 
     samples_per_record: of every sample's leading dimension (several windows of one video). crops: views of a
     record for branch a, which come as `vicjoint.batch.Crops`. distinct: a column whose value occurs at most
-    once in a batch, or None."""
+    once in a batch, or None. group: the column that `group_of` goes by, or None. per_group: records of a
+    group that a batch holds where it holds any, or a multiple of them; 1: as many as come."""
 
     samples_per_record: int = 1
     crops: int = 1
     distinct: str | None = None
+    group: str | None = None
+    per_group: int = 1
     in_time: ClassVar[bool] = False
     """Whether the samples of a record are in order of time."""
 
@@ -258,8 +266,14 @@ class Pair:
         """The modality's, with what this pair, which need not be bound, does in its place."""
         return modality.preprocessing()
 
+    def required(self) -> list[tuple[str, ...]]:
+        """Of each tuple, one key has to have a value in a record: one that lacks it is no record of this
+        pair."""
+        return [self.reads] if self.reads else []
+
     def group_of(self, record: Record, number: int) -> int:
-        """The objective's group id of the record with this number: samples of one group share a source."""
+        """The objective's group id of the record with this number: samples of one group share a source.
+        Raises ValueError for a record that has none."""
         return number
 
     def distinct_of(self, record: Record) -> str | None:

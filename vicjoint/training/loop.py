@@ -10,6 +10,7 @@ import errno
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,7 +233,7 @@ def fit(
 ) -> None:
     """Train from step `begin` to the recipe's last one; `stepped` is called after each. Raises Stopped, after
     saving, where a signal asked for it."""
-    recipe, turns = parts.recipe, len(parts.tasks)
+    recipe = parts.recipe
     quarantines = quarantine(parts, folder)
     forward = wrap(parts)
     watch = Watch(parts, folder, begin)
@@ -252,7 +253,7 @@ def fit(
 
             # one step
             began = time.perf_counter()
-            task = parts.tasks[step % turns]
+            task, number = parts.turn(step)
             batch, found = read(batches, folder, step, signal, saver)
             waited = time.perf_counter() - began
             quarantines[task.source_name].add(found)
@@ -277,7 +278,8 @@ def fit(
 
             # what it was like
             rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
-            healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
+            last = number + 1 == parts.shares.count(task.number, parts.steps)
+            healthy = (number + 1) % HEALTH_EVERY == 0 or last
             if skipped:
                 log.skipped(step + 1, task.name, terms, rates, skipped)
             else:
@@ -293,7 +295,10 @@ def due(step: int, every: int | None) -> bool:
 def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
     """{source: its bad samples so far}; which of them were late is not tried again."""
     path, most = folder / "bad_samples.jsonl", parts.recipe.data.max_bad_fraction
-    found = {t.source_name: Quarantine(path, t.source_name, len(t.source.train), most) for t in parts.tasks}
+    records: Counter[str] = Counter()
+    for t in parts.tasks:
+        records[t.source_name] = max(records[t.source_name], len(t.source.train))
+    found = {name: Quarantine(path, name, number, most) for name, number in records.items()}
     for t in parts.tasks:
         parts.limit.learn(t.number, list(found[t.source_name].causes.items()))
     return found

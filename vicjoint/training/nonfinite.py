@@ -292,7 +292,7 @@ def replay(recipe: Recipe, step: int) -> None:
     if not 1 <= step <= parts.steps:
         raise RecipeError(f"--replay: step {step} is not one of this run, expected 1 to {parts.steps}.")
     weights = load_before(parts, folder, step)
-    task = parts.tasks[(step - 1) % len(parts.tasks)]
+    task, _ = parts.turn(step - 1)
     with parts.batches(0, step - 1, step) as batches:
         batch, bad = next(batches)
     parts.model.train()

@@ -365,7 +365,8 @@ def time_of(parts: Parts, shares: list[Share], processes: int) -> list[str]:
     workers = parts.recipe.data.workers
     # with workers, reading goes on beside training and only the slower of the two counts
     each = [max(s.seconds, s.reading / workers) if workers else s.seconds + s.reading for s in shares]
-    hours = sum(each) / len(each) * parts.steps / 3600
+    mean = sum(seconds * float(share) for seconds, share in zip(each, parts.shares.of))
+    hours = mean * parts.steps / 3600
     cuda = parts.device.type == "cuda"
     here = torch.cuda.get_device_name(parts.device) if cuda else "a CPU"
     between = ", without what goes between processes" if processes > 1 else ""
