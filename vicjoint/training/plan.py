@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_leaves
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
@@ -95,7 +95,7 @@ class StandIn(Objective):
     def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None):
         if self.ledger is not None:
             self.waiting = max(self.waiting, self.ledger.held)
-        return z_a.mean() + z_b.mean(), {}
+        return sum(x.mean() for x in tree_leaves((z_a, z_b))), {}
 
 
 def plan(recipe: Recipe, processes: int) -> tuple[Parts, list[Share]]:
@@ -248,14 +248,20 @@ def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
     rows = samples // times * task.pair.crops
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.get_default_dtype()
     z_a, z_b = (torch.randn(rows, dim, device=parts.device).to(dtype) for _ in "ab")
+    batch, _ = read(parts, task, 2)
+    if isinstance(batch.a, Boxed):
+        z_a, z_b = with_random_cells(parts, task, batch, z_a, z_b)
     group = torch.arange(samples // times, device=parts.device) // task.pair.samples_per_record
     for module in task.objective.modules():
         if isinstance(module, Guard):
             module.LEAST = -math.inf  # the digits of numbers that are not there say nothing
 
     def step() -> None:
-        task.objective(z_a.requires_grad_(), z_b.requires_grad_(task.gradient_b), group)[0].backward()
-        z_a.grad = z_b.grad = None
+        for x in tree_leaves(z_a):
+            x.requires_grad_().grad = None
+        for x in tree_leaves(z_b):
+            x.requires_grad_(task.gradient_b).grad = None
+        task.objective(z_a, z_b, group)[0].backward()
 
     step()
     seconds = seconds_of(parts, step)
@@ -263,11 +269,21 @@ def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
         step()
     return {
         "peak": ledger.peak,
-        "embeddings": times * (z_a.nbytes + z_b.nbytes),
+        "embeddings": times * sum(x.nbytes for x in tree_leaves((z_a, z_b))),
         "received": {name: times * n for name, n in ledger.received.items()},
         "operations": times * ledger.operations,
         "seconds": times * seconds,
     }
+
+
+@torch.no_grad()
+def with_random_cells(parts: Parts, task: Task, batch: Batch, *z: Tensor) -> tuple[WithCells, ...]:
+    """z with as many cells as the model gives of a batch's views, of random numbers."""
+    made = []
+    for x, given in zip(z, parts.model(batch.a, batch.b, task.number)):
+        others = (torch.randn(len(x), *part.shape[1:], device=x.device) for part in given[1:])
+        made.append(WithCells(x, *(part.to(like.dtype) for part, like in zip(others, (x, given.places)))))
+    return tuple(made)
 
 
 # ---- between processes ----
