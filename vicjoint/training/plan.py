@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter, tree_leaves
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
+from vicjoint.batch import Batch, Boxed, WithCells
 from vicjoint.batch_norm import synchronised
 from vicjoint.objectives.spread import Guard
 from vicjoint.parts import Objective
@@ -132,7 +133,7 @@ def measure(parts: Parts, task: Task, batch, reading: float) -> Share:
     share.keeps_gradients = recipe.train.accumulate > 1 and not recipe.train.exact
     share.received += Counter({("batch norm", c): n for c, n in largest["received"].items()})
     share.received += Counter(exchanged_gradients(parts, share.gradients))
-    objective = measure_objective(parts, task, share.samples)
+    objective = measure_objective(parts, task, share.samples, batch)
     share.objective, share.embeddings = objective["peak"], objective["embeddings"]
     share.received += Counter({("objective", c): n for c, n in objective["received"].items()})
     with Ledger(parts.device) as ledger:
@@ -241,27 +242,30 @@ def seconds_of(parts: Parts, call: Callable) -> float:
 # ---- the objective ----
 
 
-def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
+def measure_objective(parts: Parts, task: Task, samples: int, batch: Batch) -> dict:
     """The objective of this process's embeddings among those of all, of random numbers."""
     options, dim = parts.recipe.train, parts.recipe.branches[task.spec.a].expander[-1]
     times = 1 if options.exact else options.accumulate
     rows = samples // times * task.pair.crops
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.get_default_dtype()
     z_a, z_b = (torch.randn(rows, dim, device=parts.device).to(dtype) for _ in "ab")
-    batch, _ = read(parts, task, 2)
-    if isinstance(batch.a, Boxed):
-        z_a, z_b = with_random_cells(parts, task, batch, z_a, z_b)
+    if isinstance(batch.a, Boxed):  # as many cells as the model gives
+        with torch.no_grad():
+            given = parts.model(batch.a, batch.b, task.number)
+        more = [[torch.randn(rows, *x.shape[1:], device=x.device) for x in view[1:]] for view in given]
+        z_a, z_b = (WithCells(z, cells.to(dtype), places) for z, (cells, places) in zip((z_a, z_b), more))
+    seen = tree_leaves(z_a) + (tree_leaves(z_b) if task.gradient_b else [])
     group = torch.arange(samples // times, device=parts.device) // task.pair.samples_per_record
     for module in task.objective.modules():
         if isinstance(module, Guard):
             module.LEAST = -math.inf  # the digits of numbers that are not there say nothing
 
     def step() -> None:
-        for x in tree_leaves(z_a):
-            x.requires_grad_().grad = None
-        for x in tree_leaves(z_b):
-            x.requires_grad_(task.gradient_b).grad = None
+        for x in seen:
+            x.requires_grad_()
         task.objective(z_a, z_b, group)[0].backward()
+        for x in seen:
+            x.grad = None
 
     step()
     seconds = seconds_of(parts, step)
@@ -274,16 +278,6 @@ def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
         "operations": times * ledger.operations,
         "seconds": times * seconds,
     }
-
-
-@torch.no_grad()
-def with_random_cells(parts: Parts, task: Task, batch: Batch, *z: Tensor) -> tuple[WithCells, ...]:
-    """z with as many cells as the model gives of a batch's views, of random numbers."""
-    made = []
-    for x, given in zip(z, parts.model(batch.a, batch.b, task.number)):
-        others = (torch.randn(len(x), *part.shape[1:], device=x.device) for part in given[1:])
-        made.append(WithCells(x, *(part.to(like.dtype) for part, like in zip(others, (x, given.places)))))
-    return tuple(made)
 
 
 # ---- between processes ----
