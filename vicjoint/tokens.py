@@ -75,17 +75,21 @@ def of_patches(x: Tensor, view: Tensor, side: Any) -> Tokens:
 
 
 def with_tokens(
-    model: nn.Module, forward_tokens: Callable[[Any, Any], Any], forward_both: Callable[[Any, Any], Any]
+    model: nn.Module,
+    forward_tokens: Callable[[Any, Any], Any],
+    forward_both: Callable[[Any, Any], Any] | None = None,
 ) -> nn.Module:
     """A library's model as it is, names of tensors included, which is a TokenEncoder now:
-    `forward_tokens(model, view)`, `forward_both(model, view)`."""
+    `forward_tokens(model, view)`, and `forward_both(model, view)`; None: in two passes."""
     model.__class__ = _with_tokens(type(model), forward_tokens, forward_both)
     return model
 
 
 @functools.cache
-def _with_tokens(kind: type, forward_tokens: Callable, forward_both: Callable) -> type:
-    methods = {"forward_tokens": forward_tokens, "forward_both": forward_both, "__module__": kind.__module__}
+def _with_tokens(kind: type, forward_tokens: Callable, forward_both: Callable | None) -> type:
+    methods = {"forward_tokens": forward_tokens, "__module__": kind.__module__}
+    if forward_both is not None:
+        methods["forward_both"] = forward_both
     return type(kind.__name__, (TokenEncoder, kind), methods)
 
 
