@@ -224,6 +224,15 @@ class Pair:
         """All that `read_item` and `slide` need: no source."""
         self.readers, self.video_backend, self.frame_rate = readers, video_backend, frame_rate
 
+    def give_boxes(self) -> None:
+        """From now on `sample` gives `vicjoint.batch.Boxed` views, which say where in one picture they look.
+        Raises ValueError where it cannot."""
+        raise ValueError(
+            f"pair '{type(self).__name__}' gives no two views of one picture that say where they look, by"
+            " which the objective matches their cells. Use the pair augment, or an objective of whole views,"
+            " such as vicreg."
+        )
+
     def read_item(self, value: Any, side: Side) -> Raw:
         """What `views` gives of a record with this path, or value of a cell; or the record of a file in a tar
         file. Raises as `sample` does."""
@@ -297,6 +306,13 @@ class Objective(nn.Module):
     @classmethod
     def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
         """Before it is built, of the options in a recipe: the one that will give it a memory, or None."""
+        return None
+
+    @classmethod
+    def local_expander(cls, options: Mapping[str, Any]) -> list[int] | None:
+        """Before it is built, of the options in a recipe: the widths of a second expander, for the cells of
+        an encoder's map, where it compares these too: the pair then has to `give_boxes`, and z_a and z_b are
+        `vicjoint.batch.WithCells`. None: it compares z alone."""
         return None
 
     def bind(self, pair: "Pair") -> None:

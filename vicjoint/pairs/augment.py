@@ -88,11 +88,24 @@ class Augment(ByColumns):
             images.RandomResizedCrop(size, interpolation="bilinear"),
             images.HorizontalFlip(size),
         )
-        self.crops = 1 + self.local
+        self.crops, self.boxed = 1 + self.local, False
+
+    def give_boxes(self) -> None:
+        if self.local:
+            raise ValueError(
+                f"pair.views: {self.local} further crops on branch a, and the objective compares the cells of"
+                " one view of each branch. Leave out pair.views, or choose an objective of whole views, such"
+                " as vicreg."
+            )
+        for transforms in (self.a, self.b):
+            transforms.check_boxes()
+        self.boxed = True
 
     def sample(self, record: Record, rng: np.random.Generator):
         """Raw views of both branches. Raises ImageError where the image cannot be read."""
         pixels, deferred = read_record(record), self.colour == "device"
+        if self.boxed:
+            return self.a.boxed(pixels, rng, deferred), self.b.boxed(pixels, rng, deferred)
         a, b = self.a(pixels, rng, deferred), self.b(pixels, rng, deferred)
         if self.local:
             a = Crops([a, *(self.small(pixels, rng, deferred) for _ in range(self.local))])

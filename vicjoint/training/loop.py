@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch
+from vicjoint.batch import Batch, z_of
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.data.reading import sources_of
@@ -410,7 +410,7 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
         count = math.ceil(records / t.records_per_batch)
         read = parts.batches_of(t, count, min(records, t.records_per_batch))
         on_device = (batch.to(parts.device) for batch, _ in read)
-        z = zip(*(parts.model(batch.a, batch.b, t.number) for batch in on_device))
+        z = zip(*(map(z_of, parts.model(batch.a, batch.b, t.number)) for batch in on_device))
         for branch, values in zip((t.spec.a, t.spec.b), z):
             whole = torch.cat([value.float().cpu() for value in values])
             spectra.setdefault(branch, metrics.spectrum(whole).tolist())
@@ -420,6 +420,9 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
 def parameters(model: Model) -> dict[str, dict[str, int]]:
     """Parameter counts, {branch: {encoder: n, expander: n}}."""
     return {
-        name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}
+        name: {
+            "encoder": count_parameters(branch.encoder),
+            "expander": sum(map(count_parameters, branch.expanders())),
+        }
         for name, branch in model.branches.items()
     }
