@@ -25,6 +25,7 @@ from vicjoint.parts import EvaluationData, Modality, Objective, Pair, Probe
 from vicjoint.probes.evaluation import Evaluation, Measure
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.registry import build, find, nearest
+from vicjoint.training.beginning import Beginning, read_beginnings
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Task(TaskReading):
 class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
     every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out.
-    `pairs_of_kept`: {number of a task: the pair that reads kept features}."""
+    `begins`: what branches begin as that do not begin at random. `pairs_of_kept`: {number of a task: the pair
+    that reads kept features}."""
 
     recipe: Recipe
     tasks: list[Task]
@@ -60,6 +62,7 @@ class Parts:
     device: torch.device
     limit: TimeLimit
     unused: list[str]
+    begins: dict[str, Beginning]
     pairs_of_kept: dict[int, Pair] = field(default_factory=dict)
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
@@ -107,12 +110,15 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        for line in [*sources_of(tasks), *notes_of(recipe, readers)] if distributed.is_first() else ():
+        begins = read_beginnings(recipe)
+        said = [begin.line for begin in begins.values()]
+        for line in [*sources_of(tasks), *notes_of(recipe, readers), *said] if distributed.is_first() else ():
             print(line)
+        given = {name: begin.state for name, begin in begins.items()}
         torch.manual_seed(recipe.train.seed)
-        untrained = build_model(recipe).to(device)
+        untrained = build_model(recipe, given).to(device)
         torch.manual_seed(recipe.train.seed)
-        model = build_model(recipe).to(device)
+        model = build_model(recipe, given).to(device)
         optimizer = build_optimizer(recipe, model, tasks)
         measures, unused = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)
@@ -130,6 +136,7 @@ def build_parts(recipe: Recipe) -> Parts:
             device,
             limit,
             unused,
+            begins,
         )
         for task in tasks:
             check_kept(recipe, task.spec.a, task.spec.b, task.pair, task.source)

@@ -199,6 +199,7 @@ def describe(parts: Parts, folder: Path) -> None:
     trained = {
         "source": "; ".join(sources_of(parts.tasks)),
         "unused": "; ".join(parts.unused) or None,
+        "weights_from": {name: begin.hash for name, begin in parts.begins.items()},
         "parameters": parameters(parts.model),
         "terms": list(terms),
         "metrics": parts.evaluation.explained(),
