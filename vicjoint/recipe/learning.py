@@ -89,6 +89,5 @@ def check_something_learns(data: dict, follows: bool) -> list[str]:
         f" branches.{pair['a']}.train=expander."
         for number, pair in enumerate(pairs or ())
         if isinstance(pair, dict)
-        and still(branches.get(pair.get("a")))
-        and still(branches.get(pair.get("b")))
+        and all(isinstance(pair.get(side), str) and still(branches.get(pair[side])) for side in "ab")
     ]
