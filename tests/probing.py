@@ -24,6 +24,7 @@ class Bare(Branch):
         nn.Module.__init__(self)
         self.learning = ALL
         self.modality, self.encoder, self.expander = modality or Modality(), encoder, nn.Identity()
+        self.learning = ALL
 
 
 class Given(Predictor):

@@ -9,7 +9,7 @@ y_BD = two.represent("a", raw)
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
 from vicjoint.batch import Boxed, Crops, Encoded, WithCells
+from vicjoint.fitted import Fitted
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
 from vicjoint.options import Count
@@ -287,8 +288,10 @@ class MLP(Predictor):
         return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
 
-def build_model(recipe: Recipe) -> Model:
-    """The model a recipe describes, initialised from torch's current random state."""
+def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = None) -> Model:
+    """The model a recipe describes, initialised from torch's current random state. given: {branch: the
+    tensors `encoder...` and `modality...` that its encoder begins with}. Raises ValueError where they do not
+    fit."""
     for task in recipe.tasks:
         check_widths(recipe.branches[task.a], recipe.branches[task.b])
     local = local_expanders(recipe)
@@ -296,7 +299,7 @@ def build_model(recipe: Recipe) -> Model:
     ema: dict[str, tuple[str, float]] = {}
     for name, spec in recipe.branches.items():
         if spec.weights == "own":
-            branches[name] = build_branch(spec, local.get(name))
+            branches[name] = build_branch(spec, (given or {}).get(name), local.get(name))
             continue
         leader = recipe.branches["a"]
         if leader.modality["name"] != spec.modality["name"]:
@@ -337,11 +340,33 @@ def local_expanders(recipe: Recipe) -> dict[str, list[int]]:
     return found
 
 
-def build_branch(spec: BranchSpec, local_expander: list[int] | None = None) -> Branch:
-    encoder = {**spec.encoder, "name": f"{spec.modality['name']}/{spec.encoder['name']}"}
-    encoder = shared_options(spec.modality, encoder) | encoder
-    modality, built = build("modality", spec.modality), build("encoder", encoder)
-    return Branch(modality, built, spec.expander, spec.learning, local_expander)
+def build_branch(
+    spec: BranchSpec, given: dict[str, Tensor] | None, local_expander: list[int] | None
+) -> Branch:
+    options = {**spec.encoder, "name": f"{spec.modality['name']}/{spec.encoder['name']}"}
+    options = shared_options(spec.modality, options) | options
+    modality, encoder = build("modality", spec.modality), build("encoder", options)
+    if given is not None:
+        begin_as(modality, encoder, given, spec.key)
+    return Branch(modality, encoder, spec.expander, spec.learning, local_expander)
+
+
+def begin_as(modality: Modality, encoder: nn.Module, given: dict[str, Tensor], key: str) -> None:
+    """Load an encoder's tensors, and of a modality those that it has learnt: the encoder was trained on what
+    it gives."""
+    parts = nn.ModuleDict({"encoder": encoder})
+    if isinstance(modality, Fitted) and modality.fits:
+        parts["modality"] = modality
+    given = {name: x for name, x in given.items() if name.split(".")[0] in parts}
+    own = {name: x.shape for name, x in parts.state_dict().items()}
+    shapes = {name: x.shape for name, x in given.items()}
+    if wrong := sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)):
+        raise ValueError(
+            f"{key}.weights_from: its tensors do not fit what is built here: {', '.join(wrong[:3])}"
+            f" ({len(wrong)} are missing, unknown or of another shape). Has the encoder's code changed, or"
+            " what the modality learns?"
+        )
+    parts.load_state_dict(given)
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,6 +80,11 @@ class Branch(Section):
         le=1,
         description="factor of the learning rate from one block of a transformer to that below",
     )
+    weights_from: FolderPath | None = Field(
+        None,
+        description="a run folder or an export whose encoder this one begins as; FOLDER:BRANCH: not of its"
+        " first branch",
+    )
     cache: Literal["features"] | None = Field(
         None,
         description="features: what an encoder that does not learn gives is computed once and kept on disk",

@@ -27,6 +27,7 @@ from vicjoint.parts import EvaluationData, Modality, Objective, Pair, Probe
 from vicjoint.probes.evaluation import Evaluation, Measure
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.registry import build, find, nearest
+from vicjoint.training.beginning import Beginning, read_beginnings
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
     every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out.
     `shares`: whose turn a step is.
-    `pairs_of_kept`: {number of a task: the pair that reads kept features}."""
+    `begins`: what branches begin as that do not begin at random. `pairs_of_kept`: {number of a task: the pair
+    that reads kept features}."""
 
     recipe: Recipe
     tasks: list[Task]
@@ -66,6 +68,7 @@ class Parts:
     limit: TimeLimit
     unused: list[str]
     shares: Shares
+    begins: dict[str, Beginning]
     pairs_of_kept: dict[int, Pair] = field(default_factory=dict)
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
@@ -115,13 +118,16 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        lines = [*sources_of(tasks), *never_of(tasks), *notes_of(recipe, readers)]
+        begins = read_beginnings(recipe)
+        said = [begin.line for begin in begins.values()]
+        lines = [*sources_of(tasks), *never_of(tasks), *notes_of(recipe, readers), *said]
         for line in lines if distributed.is_first() else ():
             print(line)
+        given = {name: begin.state for name, begin in begins.items()}
         torch.manual_seed(recipe.train.seed)
-        untrained = build_model(recipe).to(device)
+        untrained = build_model(recipe, given).to(device)
         torch.manual_seed(recipe.train.seed)
-        model = build_model(recipe).to(device)
+        model = build_model(recipe, given).to(device)
         optimizer = build_optimizer(recipe, model, tasks)
         measures, unused = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)
@@ -140,6 +146,7 @@ def build_parts(recipe: Recipe) -> Parts:
             limit,
             unused,
             shares,
+            begins,
         )
         for task in tasks:
             check_kept(recipe, task.spec.a, task.spec.b, task.pair, task.source)

@@ -43,6 +43,8 @@ def fit_modalities(parts: Parts) -> None:
         modality, leader = branch.modality, parts.model.ema.get(name)
         if not is_fitted(modality) or id(modality) in done:
             continue
+        if parts.recipe.branches[name].learning.weights_from:  # it came with the encoder
+            continue
         done.add(id(modality))
         if leader is not None:
             modality.load_state_dict(parts.model.branches[leader[0]].modality.state_dict())

@@ -200,6 +200,7 @@ def describe(parts: Parts, folder: Path) -> None:
     trained = {
         "source": "; ".join(sources_of(parts.tasks)),
         "unused": "; ".join(parts.unused) or None,
+        "weights_from": {name: begin.hash for name, begin in parts.begins.items()},
         "parameters": parameters(parts.model),
         "terms": list(terms),
         "metrics": parts.evaluation.explained(),
@@ -209,6 +210,12 @@ def describe(parts: Parts, folder: Path) -> None:
     for name, spec in parts.recipe.branches.items():
         if spec.learning.train == "frozen":
             print(f"branch {name} is frozen: its expander, too, stays as it was initialised")
+        weights = (spec.learning.weights_from, spec.encoder.get("weights"))
+        if spec.weights == "own" and spec.learning.encoder_is_fixed and not any(weights):
+            print(
+                f"note: branch {name} does not learn ({spec.key}.train: {spec.learning.train}), and its"
+                f" encoder begins at random. Name trained weights: {spec.key}.weights_from=RUN"
+            )
     for t in parts.tasks:
         if said := t.objective.describe(parts.recipe.branches[t.spec.a].expander[-1]):
             print(f"{t.name}: {said}" if len(parts.tasks) > 1 else said)
