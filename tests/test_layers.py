@@ -13,7 +13,7 @@ LAYERS = [  # files and packages
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
-    {"transforms", "objectives", "optim", "metrics", "accumulate", "latents", "batch_norm"},
+    {"transforms", "objectives", "optim", "metrics", "accumulate", "latents", "batch_norm", "conditions"},
     {"modalities", "sources"},
     {"samples", "model"},
     {"pairs"},

@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vicjoint import distributed
+from vicjoint.batch import Conditioned
 from vicjoint.files.cells import (
     CellError,
     as_path,
@@ -27,6 +29,7 @@ from vicjoint.files.cells import (
 )
 from vicjoint.files.guard import printable
 from vicjoint.options import Positive
+from vicjoint.pairs.condition import Condition
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
 from vicjoint.sliding import Sliding
@@ -43,7 +46,9 @@ class CrossModal(Pair):
     whose text cells hold several values, as a JSON list or between `separator` (lists in jsonl and parquet
     need no mention): training draws one, evaluation can use all. distinct: a column whose value occurs at
     most once in a batch; epochs leave out what they cannot place (see vicjoint.data). group: a column whose
-    equal values make a group for the objective; null: every record is its own.
+    equal values make a group for the objective; null: every record is its own. condition: columns of the row
+    of `a` that the predictor is told, such as {column: dose} or {column: camera, values: [left, right]}, or a
+    list of such; null: none (docs/conditions.md).
     """
 
     uses_readers = True
@@ -58,6 +63,7 @@ class CrossModal(Pair):
         separator: str | None = None,
         distinct: str | None = None,
         group: str | None = None,
+        condition: dict[str, Any] | list[dict[str, Any]] | None = None,
     ):
         if seconds is not None and key is not None:
             raise ValueError(
@@ -72,6 +78,8 @@ class CrossModal(Pair):
         self.a, self.b, self.key, self.seconds = a, b, key, seconds
         self.choose, self.separator, self.distinct, self.group = tuple(choose), separator, distinct, group
         self.gives = frozenset({"views", "both"} if key else {"views", "both", "rows"})
+        self.condition = Condition(condition)
+        self.conditions = self.condition.standardised
         self._rows_of: dict[str, dict[str, list[Record]]] = {}  # split -> key -> the rows that b comes from
         self._split_of: dict[str, str] = {}  # id of a record -> its split
         self._two_tables = False
@@ -142,6 +150,7 @@ class CrossModal(Pair):
                 check_column(wanted, columns, f"pair.{option}")
         if self.key:
             check_column(self.key, of_b, "pair.key, in the table of column b")
+        self.condition.check(columns)
         for column in self.choose:
             if column not in (self.a, self.b):
                 raise ValueError(
@@ -168,8 +177,9 @@ class CrossModal(Pair):
     # ---- training ----
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
-        """Raw views of both branches, with a leading dimension of 1. Raises ValueError or OSError, naming the
-        column, where a cell is empty or its file cannot be read."""
+        """Raw views of both branches, with a leading dimension of 1; a's with its condition, where there is
+        one. Raises ValueError or OSError, naming the column, where a cell is empty or its file cannot be
+        read."""
         row_b = record
         if self.key:
             rows = self._partners(record)
@@ -180,7 +190,10 @@ class CrossModal(Pair):
             cells.append((row, found[rng.integers(len(found))] if len(found) > 1 else found[0]))
         window = self._window(cells, rng)
         a, b = (self._read(side, *cell, rng, window) for side, cell in zip("ab", cells))
-        return a, b
+        return Conditioned(a, self.condition.of(record)) if self.conditions else a, b
+
+    def conditions_of(self, record: Record) -> Tensor:
+        return self.condition.of(record)
 
     def _partners(self, record: Record) -> list[Record]:
         split, key = self._split_of.get(record["id"], "train"), as_text(record, self.key)
@@ -265,7 +278,9 @@ class CrossModal(Pair):
             title = str(row["id"])
             if isinstance(value, str) and value != title:
                 title += f": {value}"
-            found.append(View(raw, content, self._key(row) if self.key else None, title, item, seconds))
+            told = self.condition.of(row) if read and self.conditions and side == "a" else None
+            key = self._key(row) if self.key else None
+            found.append(View(raw, content, key, title, item, seconds, told))
         return found
 
     def _view_window(self, record: Record, side: Side, value) -> tuple[float, float] | None:
