@@ -131,20 +131,20 @@ def bytes_cnn(
 
 
 class SequenceTransformer(TokenEncoder, nn.Module):
-    """Embedding and positions, `layers` pre-norm transformer layers with padding masked, masked mean, and a
-    linear layer to `dim`.
+    """`tokens`, a module that makes [B, L, width] of what a view holds, and positions, `layers` pre-norm
+    transformer layers with padding masked, masked mean, and a linear layer to `dim`.
 
     positions: `sinusoidal` (any length) or `learned` (views of up to `length` tokens)."""
 
     def __init__(
         self,
-        vocabulary: int,
-        width: Count = 128,
-        layers: Count = 2,
-        heads: Count = 4,
-        dim: Count = 256,
-        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
-        length: Count = 1024,
+        tokens: nn.Module,
+        width: int,
+        layers: int,
+        heads: int,
+        dim: int,
+        positions: Literal["sinusoidal", "learned"],
+        length: int,
     ):
         super().__init__()
         if width % (2 * heads):
@@ -153,7 +153,7 @@ class SequenceTransformer(TokenEncoder, nn.Module):
                 f" of {2 * heads}."
             )
         self.dim = dim
-        self.tokens = Tokens(vocabulary, width)
+        self.tokens = tokens
         self.positions = nn.Parameter(0.02 * torch.randn(length, width)) if positions == "learned" else None
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
@@ -205,7 +205,7 @@ class TextTransformer(SequenceTransformer):
         length: Count = 1024,
         vocabulary: Count = BYTE_VOCABULARY,
     ):
-        super().__init__(vocabulary, width, layers, heads, dim, positions, length)
+        super().__init__(Tokens(vocabulary, width), width, layers, heads, dim, positions, length)
 
 
 class Words(nn.Module):

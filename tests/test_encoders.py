@@ -94,6 +94,8 @@ def make_view(key: str, batch: int = 2, frames: int = 4, size: int = 32) -> torc
         return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor(
             [[12]] + [[5]] * (batch - 1)
         )
+    if key.startswith("features/"):
+        return torch.randn(batch, 3, 512), torch.arange(3) < torch.tensor([[3]] + [[2]] * (batch - 1))
     if key.startswith("audio/"):
         return 0.1 * torch.randn(batch, 8000)
     size = SIZE.get(key, size)

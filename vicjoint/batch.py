@@ -4,6 +4,7 @@ A view is what one branch sees; its form is the modality's contract:
 
     image, next_frame   [B, C, H, W] float, normalised clip                [B, C, T, H, W] float, normalised
     audio               [B, T] float in [-1, 1], mono text, protein       (ids [B, L] int64, mask [B, L] bool)
+    features            (x [B, T, D] float, standardised, mask [B, T] bool)
     molecule            torch_geometric.data.Batch: x [N, 8], edge_index [2, E], edge_attr [E, 4], batch [N],
     all
                         int64; x and edge_attr are category numbers (vicjoint.facts.graphs)

@@ -60,6 +60,7 @@ def build_readers(recipe: Recipe) -> dict[str, Modality]:
         follows = branch.weights != "own" and branch.modality == recipe.branches["a"].modality
         readers[name] = readers["a"] if follows else build("modality", branch.modality).eval()
         readers[name].video_backend = recipe.data.video_backend
+        readers[name].frame_rate = recipe.data.frame_rate
     return readers
 
 
@@ -67,7 +68,7 @@ def bind(
     pair: Pair, recipe: Recipe, readers: dict[str, Modality], branches: tuple[str, str], source: Source
 ) -> None:
     a, b = branches
-    pair.bind(Reading((readers[a], readers[b]), source, recipe.data.video_backend))
+    pair.bind(Reading((readers[a], readers[b]), source, recipe.data.video_backend, recipe.data.frame_rate))
 
 
 def check_files(task: TaskReading) -> None:

@@ -17,7 +17,7 @@ from vicjoint.sliding import Sliding, spans
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, cut, of_picture, square_frames
 from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
-from vicjoint.video import VIDEO_SUFFIXES, Video, VideoError, VideoInfo
+from vicjoint.video import FILM_SUFFIXES, Video, VideoError, VideoInfo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
@@ -137,7 +137,8 @@ class Clip(Pixels):
 
     accepts = ()
     timed = True
-    suffixes = VIDEO_SUFFIXES
+    suffixes = FILM_SUFFIXES
+    opens_inside = True
     reading = (
         *("frames", "stride", "window", "size", "centre", "area", "flip"),
         *("at", "reduce", "cache_mb", "transforms"),
@@ -175,7 +176,7 @@ class Clip(Pixels):
     ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
         squares = self.squares.read(
-            value, self.video_backend, lambda info: self._numbers(info, rng, window, value)
+            value, self.video_backend, self.frame_rate, lambda info: self._numbers(info, rng, window, value)
         )
         if rng is not None and self.transforms is not None:
             view = self.transforms(cut(squares, rng, self.area, self.flip), rng)
@@ -186,7 +187,7 @@ class Clip(Pixels):
     def seconds(self, value: str) -> float:
         """How long the file shows pictures, from its start to the end of its last frame. Raises
         VideoError."""
-        return _seconds(value)
+        return _seconds(value, self.frame_rate)
 
     def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
         window = self.window if seconds is None else seconds
@@ -196,7 +197,8 @@ class Clip(Pixels):
     def slide(self, value: str, every: float, length: float | None = None) -> Sliding:
         """Clips of `length` seconds, or of the modality's own frames. Raises VideoError and ValueError."""
         choose = lambda info: self._along(info, every, length or self.window, value)
-        return SlidingVideo(value, self.video_backend, self.squares, self.size, choose, as_clip)
+        how = self.video_backend, self.frame_rate
+        return SlidingVideo(value, *how, self.squares, self.size, choose, as_clip)
 
     def _along(self, info: VideoInfo, every: float, length: float | None, path: str) -> list[Choice]:
         if length is not None:
@@ -244,8 +246,8 @@ def as_clip(frames: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=2**16)
-def _seconds(path: str) -> float:
-    with Video(path, "pyav") as video:
+def _seconds(path: str, frame_rate: float) -> float:
+    with Video(path, "pyav", frame_rate) as video:
         return duration(video.info)
 
 

@@ -149,6 +149,9 @@ class Data(Section):
     video_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
         "auto", description="reader of video files"
     )
+    frame_rate: Number = Field(
+        25.0, gt=0, description="frames a second of videos that are folders of pictures, or tiffs"
+    )
     timeout: Number | None = Field(
         300,
         gt=0,
