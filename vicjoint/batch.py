@@ -83,18 +83,14 @@ class Conditioned:
         return Conditioned(_slice(self.view, part.start, part.stop), self.condition[part])
 
     def to(self, device, non_blocking: bool = False) -> "Conditioned":
-        return Conditioned(
-            to_device(self.view, device), self.condition.to(device, non_blocking=non_blocking)
-        )
+        return Conditioned(to_device(self.view, device), self.condition.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Conditioned":
         return Conditioned(pin_memory(self.view), pin_memory(self.condition))
 
     @staticmethod
     def concatenate(views: "list[Conditioned]") -> "Conditioned":
-        return Conditioned(
-            concatenate([v.view for v in views]), torch.cat([v.condition for v in views])
-        )
+        return Conditioned(concatenate([v.view for v in views]), torch.cat([v.condition for v in views]))
 
 
 def unconditioned(view):

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from vicjoint.orders import MixedOrder, ShardOrder
 from vicjoint.sliding import Sliding, spans
+from vicjoint.wants import Items as Items
 from vicjoint.wants import Side, Split, Want
 from vicjoint.wants import Space as Space
 from vicjoint.wants import Spread as Spread
@@ -336,31 +337,6 @@ class EvaluationData:
 
     def records(self, split: Split, side: Side = "a") -> Sequence[Record]:
         return self.source.records(split, side)
-
-
-@dataclass(frozen=True)
-class Items:
-    """Views of one branch through the encoders of some rows: rows {row: [N, D] float32}, and of each item the
-    number of its record, its number among the views of that record, and what the view says of itself."""
-
-    rows: dict[str, Tensor]
-    places: Tensor
-    numbers: Tensor
-    contents: list[str]
-    keys: list[str | None]
-    titles: list[str]
-    items: list[str]
-    seconds: list[tuple[float, float] | None]
-    conditions: Tensor | None = None
-    """[N, C], of branch a where the pair gives a condition."""
-
-    def only(self, kept: Tensor) -> "Items":
-        """Those that `kept` bool [N] marks."""
-        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
-        of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
-        texts = of(self.contents), of(self.keys), of(self.titles), of(self.items), of(self.seconds)
-        conditions = None if self.conditions is None else self.conditions[kept]
-        return Items(rows, self.places[kept], self.numbers[kept], *texts, conditions)
 
 
 class Features(Protocol):

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.files.cells import CellError, as_text, cell, check_column, file_path, is_empty, path_of
+from vicjoint.files import arrays
+from vicjoint.files.cells import CellError, as_path, as_text, cell, check_column, file_of, is_empty, path_of
 from vicjoint.files.guard import no_file
 from vicjoint.parts import Record
 from vicjoint.registry import nearest
@@ -89,10 +90,11 @@ class Part:
                 raise CellError(f"column '{self.column}': {held[:50]!r} is no list of numbers") from None
         if is_empty(held) if not isinstance(held, np.ndarray) else not held.size:
             raise CellError(f"column '{self.column}' is empty")
-        if isinstance(held, str):
-            path = file_path(record, held)
-            return path, read_table(path)
-        return f"column '{self.column}'", held
+        if not isinstance(held, str | bytes | dict):
+            return f"column '{self.column}'", held
+        file = file_of(record, held)
+        with as_path(file) as path:
+            return file if isinstance(file, str) else file["id"], read_table(path)
 
 
 class Condition:
@@ -108,7 +110,9 @@ class Condition:
             for number, entry in enumerate(entries)
         ]
         self.rows = rows
-        self.standardised = tuple(part.values is None for part in self.parts for _ in range(self._width(part)))
+        self.standardised = tuple(
+            part.values is None for part in self.parts for _ in range(self._width(part))
+        )
 
     def _width(self, part: Part) -> int:
         if part.width is not None:
@@ -183,7 +187,9 @@ def part_of(entry: dict, place: str, frames: bool) -> Part:
     if values is not None:
         texts = [str(value) for value in values] if isinstance(values, list | tuple) else []
         if len(texts) < 2 or len(set(texts)) < len(texts):
-            raise ValueError(f"{key}.values: expected a list of two or more different values, got {values!r}.")
+            raise ValueError(
+                f"{key}.values: expected a list of two or more different values, got {values!r}."
+            )
         values = tuple(texts)
     return Part(column, values, width, beside)
 
@@ -206,21 +212,23 @@ def number_of(record: Record, column: str) -> float:
 
 
 def read_table(path: str) -> Any:
-    """The rows of a csv (one line of names may come first) or npy file. Raises CellError."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in TABLES:
-        raise CellError(f"{path}: expected a table of numbers, a file ending in {' or '.join(TABLES)}")
-    if cause := no_file(path, "table", MOST_BYTES):
-        raise CellError(f"{path}: {cause}")
+    """The rows of a csv (one line of names may come first), or of a file that `vicjoint.files.arrays` reads.
+    Raises CellError."""
     try:
-        if suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+        if not path.lower().endswith(".csv"):
+            return arrays.read(path)
+        if cause := no_file(path, "table", MOST_BYTES):
+            raise CellError(f"{path}: {cause}")
         with open(path, newline="", encoding="utf-8-sig") as file:
             return numbers_of(path, [line for line in csv.reader(file) if line])
+    except csv.Error as error:
+        raise CellError(f"{path}: cannot be read as csv: {error}") from None
+    except UnicodeDecodeError as error:
+        raise CellError(f"{path}: is no text in UTF-8: {error}") from None
     except CellError:
         raise
-    except (ValueError, EOFError, csv.Error) as error:
-        raise CellError(f"{path}: cannot be read as {suffix[1:]}: {str(error)[:200]}") from None
+    except (ValueError, OSError) as error:
+        raise CellError(str(error)) from None
 
 
 def numbers_of(path: str, lines: list[list[str]]) -> list[list[float]]:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Crops
+from vicjoint.batch import Batch, Conditioned, Crops, unconditioned
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts, Task, build_parts
+from vicjoint.training.fitting import fit_parts
 from vicjoint.training.folder import open_run
 from vicjoint.training.parallel import gradient_norm, whole
 from vicjoint.training.resuming import restore
@@ -182,9 +183,11 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
     two = parts.model.between(task.spec.a, task.spec.b)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.recipe.train.precision == "bf16"):
         for side, raw in (("a", batch.a), ("b", batch.b)):
+            told = raw.condition if isinstance(raw, Conditioned) else None
+            raw = unconditioned(raw)
             view = two.side(side).modality(raw[0] if isinstance(raw, Crops) else raw)
             y = two.side(side).encoder(view)
-            z = two.embed(side, y)
+            z = two.embed(side, y, told)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {
                 "view": numbers(floats(view)),
@@ -327,6 +330,7 @@ def load_before(parts: Parts, folder: Path, step: int) -> str:
     """Load the last checkpoint before step `step`; what it is, in words."""
     there = [s for s in checkpoint.steps(folder / "checkpoints") if s < step]
     if not there:
+        fit_parts(parts)
         return f"as initialised: no checkpoint from before step {step} is there"
     restore(parts, checkpoint.load(checkpoint.path_of(folder / "checkpoints", there[-1])))
     return f"of the checkpoint after step {there[-1]}" + (
