@@ -14,7 +14,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from encoders.image import load_transformer, random_transformer, save_transformer
 from encoders.text import (
     SequenceCNN,
     SequenceTransformer,
@@ -23,6 +22,7 @@ from encoders.text import (
     masked_mean,
     without_heads,
 )
+from encoders.transformers_models import load_transformer, random_transformer, save_transformer
 from vicjoint.library import LibraryPart
 from vicjoint.options import Count, Natural
 from vicjoint.registry import ComponentError, need, register_encoder

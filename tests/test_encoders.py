@@ -45,6 +45,14 @@ OPTIONS = {
             "num_conv_pos_embedding_groups": 2,
         },
     },
+    "clip/transformers": {
+        "model": "vjepa2",
+        "config": {
+            **{"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 16},
+            **{"patch_size": 8, "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_hidden_layers": 1},
+            **{"pred_num_attention_heads": 2, "pred_num_mask_tokens": 1},
+        },
+    },
     "clip/frames_transformer": {"image": {"name": "conv", "width": 4}, "dim": 16, "layers": 1},
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
@@ -479,6 +487,7 @@ MEAN_OF = {
     "clip/r3d_18": {},
     "clip/s3d": {},
     "clip/swin3d_t": {},
+    "clip/transformers": {},
     "molecule/attention": {"dim": 16, "heads": 2},
     "molecule/gine": {"dim": 16},
     "protein/esm": {},

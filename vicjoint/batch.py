@@ -98,6 +98,26 @@ def unconditioned(view):
     return view.view if isinstance(view, Conditioned) else view
 
 
+@dataclass
+class Encoded:
+    """In place of a view, what the encoder gives of it: y [B, D] float."""
+
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, part: slice) -> "Encoded":
+        return Encoded(self.y[part])
+
+    def to(self, device, non_blocking: bool = False) -> "Encoded":
+        return Encoded(self.y.to(device, non_blocking=non_blocking))
+
+    @staticmethod
+    def concatenate(views: "list[Encoded]") -> "Encoded":
+        return Encoded(torch.cat([view.y for view in views]))
+
+
 def to_device(view, device):
     if isinstance(view, (tuple, list)):
         return type(view)(to_device(v, device) for v in view)

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from vicjoint.orders import MixedOrder, ShardOrder
 from vicjoint.sliding import Sliding, spans
-from vicjoint.wants import Items as Items
-from vicjoint.wants import Side, Split, Want
+from vicjoint.wants import Items, Side, Split, Want
 from vicjoint.wants import Space as Space
 from vicjoint.wants import Spread as Spread
 
@@ -383,15 +382,10 @@ class Features(Protocol):
         ...
 
     def embed(
-        self,
-        row: str,
-        side: Side,
-        y: Sequence[Tensor],
-        every: bool = False,
-        condition: Sequence[Tensor] | None = None,
+        self, row: str, side: Side, y: Sequence[Tensor], every: bool = False, told: Sequence[Tensor] = ()
     ) -> Tensor:
-        """z [N, E] of several y [B, D]; `every`: all predictions of a latent, [N, K, E]; condition: [B, C] of
-        each y of branch a, where the pair gives one."""
+        """z [N, E] of several y [B, D]; `every`: all predictions of a latent, [N, K, E]; told: of each y of
+        branch a its conditions [B, C], where the pair gives such."""
         ...
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:

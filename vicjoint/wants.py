@@ -1,5 +1,4 @@
-"""What a probe asks of an evaluation: of which branch and split, of which records, in which form; and what it
-is given."""
+"""What a probe asks of an evaluation (branch, split, records, form), and gets."""
 
 # N records or items, n of them; D features, C numbers of a condition
 

@@ -277,17 +277,12 @@ class FeaturesOf:
 
     @torch.no_grad()
     def embed(
-        self,
-        row: str,
-        side: Side,
-        y: Sequence[Tensor],
-        every: bool = False,
-        condition: Sequence[Tensor] | None = None,
+        self, row: str, side: Side, y: Sequence[Tensor], every: bool = False, told: Sequence[Tensor] = ()
     ) -> Tensor:
         two = self._models[row]
-        of = two.predictions if every else lambda some, told: two.embed(side, some, told)
-        each = [None] * len(y) if condition is None else [c.to(self.device) for c in condition]
-        return torch.cat([of(some, told).float() for some, told in zip(y, each)])
+        of = two.predictions if every else lambda some, condition: two.embed(side, some, condition)
+        each = [condition.to(self.device) for condition in told] or [None] * len(y)
+        return torch.cat([of(some, condition).float() for some, condition in zip(y, each)])
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         kept, key = self._measure.kept, (name, *(part.version for part in self._parts.values()))

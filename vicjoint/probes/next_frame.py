@@ -246,10 +246,10 @@ def embed(
     parts = [torch.stack(clips[i : i + at_once]).transpose(1, 2) for i in range(0, len(clips), at_once)]
     y_a = features.represent(row, "a", parts)
     told = [v.conditions for v in videos if v.conditions is not None]
-    condition = torch.cat(told).split(at_once) if told else None
-    found = [features.embed(row, "a", y_a, condition=condition).cpu()]
+    told = torch.cat(told).split(at_once) if told else ()
+    found = [features.embed(row, "a", y_a, told=told).cpu()]
     if features.latents > 1:
-        found.append(features.embed(row, "a", y_a, every=True, condition=condition).cpu().transpose(0, 1))
+        found.append(features.embed(row, "a", y_a, every=True, told=told).cpu().transpose(0, 1))
     queries, counts = [len(v.queries) for v in videos], [len(v.frames) for v in videos]
     each = [[Embedded(a, b) for a, b in zip(z_a.split(queries, dim=-2), z_b.split(counts))] for z_a in found]
     return each[0], each[1] if len(each) > 1 else None

@@ -216,7 +216,7 @@ def shuffled(
     of_a = every if kept.all() else every.only(kept)
     y, told = of_a.rows["model"], of_a.conditions
     assert told is not None
-    predicted = features.embed("model", "a", [y], condition=[told[of_others(len(told))]])
+    predicted = features.embed("model", "a", [y], told=[told[of_others(len(told))]])
     return {"a_to_b": (predicted, z["a_to_b"][1]), "b_to_a": (z["b_to_a"][0], predicted)}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Conditioned, Crops, unconditioned
+from vicjoint.batch import Batch, Conditioned, Crops, Encoded, unconditioned
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
@@ -185,8 +185,9 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
         for side, raw in (("a", batch.a), ("b", batch.b)):
             told = raw.condition if isinstance(raw, Conditioned) else None
             raw = unconditioned(raw)
-            view = two.side(side).modality(raw[0] if isinstance(raw, Crops) else raw)
-            y = two.side(side).encoder(view)
+            raw = raw[0] if isinstance(raw, Crops) else raw
+            view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
+            y = two.represent(side, raw)
             z = two.embed(side, y, told)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {
