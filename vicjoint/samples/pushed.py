@@ -35,9 +35,9 @@ from vicjoint.samples.world import (
 )
 from vicjoint.video.write import write_mp4
 
-VERSION = 1
-FRICTION = 0.85  # share of the speed that is left after a frame
-FORCES = (1.5, 4.0)  # least and largest, in the sample world's units per frame
+VERSION = 3
+FRICTION = 0.7  # share of the speed that is left after a frame
+FORCES = (3.0, 6.0)  # least and largest, in 64ths of the frame's side per frame
 
 
 @dataclass(frozen=True)
