@@ -23,6 +23,7 @@ from vicjoint.probes.next_frame import NextFrameRetrieval
 from vicjoint.probes.retrieval import Retrieval
 from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.samples.pushed import FRICTION, SamplePushed, pushed
+from vicjoint.training import checkpoint
 from vicjoint.training.build import build_parts, why_not
 from vicjoint.video import Video
 from vicjoint.video.write import write_mp4
@@ -238,18 +239,25 @@ def test_a_batch_takes_conditions_along():
 
 
 class Place(nn.Module):
-    """Of a drawn film, a frame's number: the mean of its pixels; of a clip, that of its last frame."""
+    """How light a frame is, or the last one of a clip."""
 
     def forward(self, view):
         frame = view[:, :, -1] if view.ndim == 5 else view
-        return frame.float().mean((1, 2, 3))[:, None]
+        light = frame.float().mean((1, 2, 3))
+        return torch.stack([light, -light], 1)
 
 
 class Added(Predictor):
+    """The condition moves both numbers of z, the second one by `sign` times it."""
+
     takes_condition = True
 
+    def __init__(self, sign: float = 1.0):
+        super().__init__()
+        self.sign = sign
+
     def forward(self, z_a, condition):
-        return z_a + condition
+        return z_a + condition * torch.tensor([1.0, self.sign])
 
 
 @pytest.fixture(scope="module")
@@ -271,17 +279,13 @@ def stairs(tmp_path_factory):
     return Listed(records[:3], records[3:])
 
 
-def told_model(conditions, predictor):
-    branches = {side: Bare(Place()) for side in "ab"}
-    return Model(branches, [("a", "b")], predictor=predictor, conditions=conditions)
-
-
 def test_next_frame_retrieval_shows_what_the_condition_is_worth(stairs):
     made = bound(
         NextFrame(frames=2, stride=1, gap=1, size=32, windows=2, condition={"beside": ".npy", "width": 1}),
         stairs,
     )
-    model = told_model([True], Added())
+    branches = {side: Bare(Place()) for side in "ab"}
+    model = Model(branches, [("a", "b")], predictor=Added(-1.0), conditions=[True])
     found = measured(NextFrameRetrieval(candidates=6, pictures=0), model, model, stairs, made)
     assert found["model"]["r1"] > 0.9 and found["shuffled_condition"]["r1"] < 0.6
     assert why_not(ManyFutures(), type("D", (), {"pair": made})()) == (
@@ -338,9 +342,7 @@ def test_a_run_learns_to_standardise_and_goes_on_with_it(tmp_path, capsys):
     folder = vicjoint.train(recipe(out=str(tmp_path / "run")), ["train.steps=6", "checkpoint.every=3"])
     assert "condition: standardised by 30 training rows" in capsys.readouterr().out
     told = torch.tensor([tiny.told_of(r) for r in tiny.Rows().train])
-    state = torch.load(sorted((folder / "checkpoints").glob("*"))[-1], weights_only=True, map_location="cpu")[
-        "model"
-    ]
+    state = checkpoint.load(checkpoint.path_of(folder / "checkpoints", 6))["model"]
     assert torch.allclose(state["conditioning.shift"], told.mean(0), atol=1e-6)
     assert torch.allclose(1 / state["conditioning.factor"], told.std(0, correction=0), atol=1e-6)
     encoder = vicjoint.load_encoder(folder, "a")
