@@ -1,4 +1,4 @@
-"""Conditions: read from cells and tables, standardised, given to the predictor, and shuffled in evaluation."""
+"""Conditions: read from cells and tables, standardised, given to the predictor, shuffled in evaluation."""
 
 import json
 
@@ -262,17 +262,13 @@ class Added(Predictor):
 
 @pytest.fixture(scope="module")
 def stairs(tmp_path_factory):
-    """Grey films whose brightness goes up or down by what the table says."""
+    """Grey films whose light changes by what the table says, and is never the same twice."""
     folder, records = tmp_path_factory.mktemp("stairs"), []
     for number in range(6):
         rng = np.random.default_rng(number)
-        steps = rng.choice([-40, -20, 20, 40], 12)
-        light = [128.0]
-        for i, step in enumerate(steps[:-1]):
-            if not 10 < light[-1] + step < 245:
-                steps[i] = step = -step
-            light.append(light[-1] + step)
-        frames = np.repeat(np.array(light), 32 * 32 * 3).reshape(12, 32, 32, 3).astype(np.uint8)
+        light = rng.permutation(np.linspace(20, 235, 12).round())
+        steps = np.diff(light, append=0)
+        frames = np.repeat(light, 32 * 32 * 3).reshape(12, 32, 32, 3).astype(np.uint8)
         write_mp4(folder / f"{number}.mp4", frames, crf=0)
         np.save(folder / f"{number}.npy", steps.astype(np.float32))
         records.append({"id": f"{number}", "path": str(folder / f"{number}.mp4")})
