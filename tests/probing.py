@@ -22,6 +22,7 @@ class Bare(Branch):
 
     def __init__(self, encoder: nn.Module, modality: Modality | None = None):
         nn.Module.__init__(self)
+        self.learning = ALL
         self.modality, self.encoder, self.expander = modality or Modality(), encoder, nn.Identity()
         self.learning = ALL
 
