@@ -24,7 +24,7 @@ LATENT = {"predictor": {"name": "mlp", "hidden": 8, "latents": 4}}
 TOLD = {
     "pair": {"name": "tiny_told", "condition": {}, "bad": ["row3"]},
     "predictor": {"name": "mlp", "hidden": 8},
-    "evaluate": {"probes": []},
+    "evaluate": {"every": 3, "probes": []},
 }
 STRAIGHT = {
     "pair": {"name": "tiny_in_time"},

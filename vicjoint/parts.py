@@ -205,7 +205,8 @@ class Pair:
 
     conditions: tuple[bool, ...] = ()
     """Of each number of the condition that comes with view a (`vicjoint.batch.Conditioned`), whether it is
-    standardised by training records; (): there is none."""
+    standardised by training records; (): there is none. A pair with conditions has an option `condition`,
+    and says this of it when it is built."""
 
     readers: tuple[Modality, Modality]
     video_backend: str = "auto"
