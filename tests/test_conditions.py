@@ -132,7 +132,8 @@ def test_the_rows_from_the_last_context_frame_to_the_target(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{x:g},{y:g}\n" for x, y in ROWS))
     np.save(tmp_path / "a.npy", ROWS)
     expected = [[4, 5, 6, 7, 8, 9], [8, 9, 10, 11, 12, 13]]
-    for cell in ("a.csv", "a.npy", ROWS.tolist(), json.dumps(ROWS.tolist()), ROWS):
+    inside = {"path": "a.csv", "bytes": (tmp_path / "a.csv").read_bytes()}
+    for cell in ("a.csv", "a.npy", ROWS.tolist(), json.dumps(ROWS.tolist()), ROWS, inside):
         assert told(record | {"forces": cell}).tolist() == expected
     (tmp_path / "film.csv").write_text("".join(f"{x:g},{y:g}\n" for x, y in ROWS))  # no line of names
     assert told(record, condition={"beside": ".csv", "width": 2}).tolist() == expected

@@ -86,7 +86,7 @@ class Conditioned:
         return Conditioned(to_device(self.view, device), self.condition.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Conditioned":
-        return Conditioned(pin_memory(self.view), pin_memory(self.condition))
+        return Conditioned(pin_memory(self.view), self.condition.pin_memory())
 
     @staticmethod
     def concatenate(views: "list[Conditioned]") -> "Conditioned":
