@@ -123,7 +123,8 @@ class NextFrame(Pair):
     def bind(self, reading: Reading) -> None:
         """Raises CellError for a column of the condition that records do not have."""
         super().bind(reading)
-        self.condition.check(list(reading.source.train[0]))
+        if self.conditions:
+            self.condition.check(list(reading.source.train[0]))
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Tensor | Conditioned, Tensor]:
         """(clips uint8 [W, 3, T, size, size], with their conditions where there are such, targets uint8 [W,
