@@ -162,3 +162,36 @@ def test_prototypes_are_means():
         torch.tensor([[2.0, 0], [0, 5], [0, 1], [3, 3], [7, 7]]), torch.tensor([4, 4, 2, 2, -1])
     )
     assert kinds.tolist() == [2, 4] and means.tolist() == [[1.5, 2], [1, 2.5]]
+
+
+def test_a_query_chooses_among_so_many_wrong_candidates():
+    """Angles from the query: the right one is nearest to the first query and farthest from the second."""
+    angles = torch.linspace(0, 2.5, 12)
+    items = torch.stack([angles.cos(), angles.sin()], 1)
+    items -= items.mean(0)  # directions are seen from the mean
+    queries, order = items[[0, 0]], (items @ items[0] / items.norm(dim=1)).argsort(descending=True)
+    right = torch.zeros(2, 12, dtype=torch.bool)
+    right[0, order[0]] = right[1, order[-1]] = True
+    found = lambda among: ranking.ranks(queries, items, lambda part: right[part], among).tolist()
+    assert found(None) == found(11) == [1, 12]
+    assert [found(among) for among in (1, 4, 10)] == [[1, 2], [1, 5], [1, 11]]
+    # one of the middle: the better ones that are drawn, the same each time
+    right[1] = right[1] & False | (torch.arange(12) == order[6])
+    several = [found(5)[1] for _ in range(3)]
+    assert several == several[:1] * 3 and 1 <= several[0] <= 6
+
+
+def test_wrong_candidates_are_drawn_evenly():
+    wrong = torch.ones(4000, 5, dtype=torch.bool)
+    wrong[:, 2] = False
+    chosen = ranking.drawn(wrong, 2, torch.Generator().manual_seed(0))
+    assert (chosen.sum(1) == 2).all() and not chosen[:, 2].any()
+    assert chosen.double().mean(0)[[0, 1, 3, 4]].tolist() == pytest.approx([0.5] * 4, abs=0.03)
+
+
+def test_chance_where_queries_have_different_numbers_of_candidates():
+    got = ranking.chance(np.array([2, 4]), np.array([1, 2]))
+    # the first: rank 1 or 2; the second: 1 with 2/4, 2 with 2/4 * 2/3, 3 with 2/4 * 1/3
+    assert got["r1"] == pytest.approx(0.5)
+    assert got["r5"] == 1 and got["mrr"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 6 + 1 / 18) / 2)
+    assert ranking.chance(np.full(6, 7), np.full(6, 2)) == ranking.chance(7, np.full(6, 2))

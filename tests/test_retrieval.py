@@ -12,10 +12,10 @@ from torch import nn
 
 import vicjoint
 from vicjoint.modalities.image import Pixels
-from vicjoint.parts import Modality, Pair, View
+from vicjoint.parts import Items, Modality, Pair, View
 from vicjoint.probes import linear_map, ranking
 from vicjoint.probes.linear_map import LinearMap, PrincipalComponents
-from vicjoint.probes.retrieval import Retrieval
+from vicjoint.probes.retrieval import Group, Retrieval, averaged
 from vicjoint.probes.zero_shot import ZeroShot
 
 
@@ -517,3 +517,71 @@ def test_a_run_of_pictures_and_captions(tmp_path, capsys):
         and "cannot be shown" not in report
         and "b to a" in said
     )
+
+
+# ---- replicates ----
+
+
+def wells(doses=1):
+    """Twelve things in two wells each, which lie as far on both sides of it as things lie apart."""
+    source, rng = Source(test=0), np.random.default_rng(1)
+    for i in range(12):
+        x, away = rng.normal(size=6).round(2), rng.normal(size=6).round(2) * 3
+        for sign in (1, -1):
+            record = {"id": f"well {len(source.test)}", "thing": f"{i}", "dose": i % doses}
+            source.test.append(record | {"a": text(x), "b": text((x + sign * away) @ MIXED.numpy())})
+    return source
+
+
+def test_the_mean_of_replicates_is_retrieved():
+    alone = rows(Retrieval(linear_map=0), wells())
+    found = rows(Retrieval(linear_map=0, replicates="thing"), wells())
+    for direction in ("a_to_b", "b_to_a"):
+        assert found["model"][f"{direction}_r1"] == 1 and alone["model"][f"{direction}_r1"] < 0.9
+        assert found["chance"][f"{direction}_r1"] == pytest.approx(1 / 12)
+    assert rows(Retrieval(replicates="thing"), wells())["linear_map"]["a_to_b_r1"] == 1
+
+
+def test_means_contents_and_places_of_replicates():
+    z = torch.tensor([[1.0, 2], [3, 4], [10, 20], [0, 1], [7, 7]])
+    texts = list("uvwxy")
+    items = Items(
+        {"model": z}, torch.tensor([0, 1, 2, 4, 5]), torch.zeros(5, dtype=int), texts, [None] * 5, texts,
+        texts, [None] * 5,
+    )  # fmt: skip
+    group = Group(items, torch.tensor([0, 1, 2, 0, 0]), torch.tensor([-1, -1, -1, -1, -1]))
+    # record 3 cannot be read; 2 has no name; 4 and 5 are a thing whose only content is that of record 0
+    got = averaged(group, ["p", "p", None, "q", "r", "r"])
+    assert got.items.rows["model"].tolist() == [[2, 3], [10, 20], [3.5, 4]]
+    assert got.items.places.tolist() == [0, 2, 4] and got.items.titles == ["u", "w", "x"]
+    assert got.contents.tolist() == [0, 1, 2]
+    # one molecule at two doses is two things and one candidate
+    same = averaged(
+        Group(items, torch.tensor([0, 0, 2, 0, 0]), group.classes), ["p", "p", None, "q", "r", "r"]
+    )
+    assert same.contents.tolist() == [0, 1, 0]
+    classes = torch.tensor([0, 1, -1, 2, 2])
+    with pytest.raises(ValueError, match="the records of 'p' do not all have the same key of the pair"):
+        averaged(Group(items, group.contents, classes), ["p", "p", None, "q", "r", "r"])
+    with pytest.raises(ValueError, match="all test records are replicates of one thing"):
+        averaged(group, ["p"] * 6)
+
+
+def test_a_match_among_controls():
+    source = wells()
+    found = rows(Retrieval(linear_map=0, replicates="thing", among=3), source)
+    assert found["model"]["a_to_b_r1"] == 1
+    assert found["chance"]["a_to_b_r1"] == pytest.approx(1 / 4) and found["chance"]["a_to_b_r5"] == 1
+    # all are equally similar: the middle of four
+    assert found["random_init"]["b_to_a_median_rank"] == found["chance"]["b_to_a_median_rank"] == 2.5
+    every = rows(Retrieval(linear_map=0, replicates="thing", among=11), source)
+    assert every == rows(Retrieval(linear_map=0, replicates="thing"), source)
+    with pytest.raises(
+        ValueError, match="among: 12 wrong candidates are asked for, and a query of a_to_b has 11"
+    ):
+        rows(Retrieval(linear_map=0, replicates="thing", among=12), source)
+
+
+def test_a_column_of_replicates_that_is_not_there():
+    with pytest.raises(ValueError, match="no test record has a value in 'compund'. Correct `replicates`"):
+        missing(Retrieval(replicates="compund"), wells(), columns(wells()))

@@ -18,6 +18,7 @@ from vicjoint.registry import build
 from vicjoint.training import loop, nonfinite
 from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.log import MetricsLog
+from vicjoint.training.saving import Saver
 from vicjoint.training.stopping import Stopped, StopSignal
 from vicjoint.training.trackers import Trackers
 from vicjoint.transforms.compose import Uncoloured
@@ -53,7 +54,7 @@ class Unread:
 
 def fit(parts: Parts, folder: Path, monkeypatch, after=lambda step: None) -> list[dict]:
     """The lines of STEPS steps of the loop, of which none saves or measures health."""
-    monkeypatch.setattr(loop, "save", lambda *given: None)
+    monkeypatch.setattr(Saver, "save", lambda *given: None)
     monkeypatch.setattr(loop, "HEALTH_EVERY", 1000)
     parts.steps, steps, signal = 1000, [], StopSignal()
 
@@ -69,7 +70,7 @@ def fit(parts: Parts, folder: Path, monkeypatch, after=lambda step: None) -> lis
         MetricsLog(folder, 0, 1000, batch_size, names, trackers) as log,
         pytest.raises(Stopped),
     ):
-        loop.fit(parts, folder, 0, log, signal, stepped)
+        loop.fit(parts, folder, 0, log, signal, stepped, Saver(parts, folder))
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -648,6 +648,7 @@ def test_a_large_table_of_files_and_of_cells_that_hold_them(tmp_path, monkeypatc
     large = Table(path)
     assert list(large.train) == small.train and list(large.ids("train")) == ids(small.train)
     assert {"bytes" in r for r in large.train} == {True, False}
+    assert large.lacks("train", "bytes").tolist() == ["bytes" not in r for r in small.train]
     assert list(pickle.loads(pickle.dumps(large.train))) == small.train
 
 

@@ -20,7 +20,7 @@ from vicjoint.registry import ComponentError
 from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.folder import check_run
-from vicjoint.training.going_on import changed_data
+from vicjoint.training.going_on import changed_data, check_beginnings
 from vicjoint.training.loop import evaluate, finish, show
 from vicjoint.training.resuming import load_fitting, misfit, restore
 
@@ -107,6 +107,7 @@ def load_state(parts: Parts, run: Path, own: Recipe, step: int | str | None) -> 
         state = read_checkpoint(run, own, step)
         if reason := misfit(parts, state, own):
             raise CheckpointError(f"step: the checkpoint of step {state['step']} cannot be used: {reason}")
+    check_beginnings(parts, state)
     restore(parts, state)
     return state
 

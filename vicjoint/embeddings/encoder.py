@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, cast, get_args, overload
 
@@ -40,8 +40,13 @@ SHOWN = 60  # characters of an item in a message
 
 def hash_of(model: nn.Module) -> str:
     """12 hexadecimal digits that differ where weights differ."""
+    return hash_of_state(model.state_dict())
+
+
+def hash_of_state(state: Mapping[str, Tensor]) -> str:
+    """The same of tensors by name."""
     found = hashlib.blake2b(digest_size=6)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

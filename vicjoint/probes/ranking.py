@@ -19,24 +19,35 @@ AT_ONCE = 2**24  # similarities at a time
 FIRST = (1, 5, 10)
 
 
-def ranks(queries: Tensor, candidates: Tensor, right: Callable[[slice], Tensor]) -> np.ndarray:
+def ranks(
+    queries: Tensor, candidates: Tensor, right: Callable[[slice], Tensor], among: int | None = None
+) -> np.ndarray:
     """Rank [Q] of the best right candidate of each query among the wrong ones, by `centred` cosine
     similarity; wrong ones that are exactly as similar count half, so that one right answer among equals gets
     the middle rank and a collapsed encoder gains nothing from its ties.
 
-    `right(part)` gives bool [part, C]: every row has a right one. Embeddings that are not finite are similar
-    to nothing.
+    `right(part)` gives bool [part, C]: every row has a right one. among: how many of the wrong candidates of
+    each query count, drawn at random, the same in each call; None: all. Embeddings that are not finite are
+    similar to nothing.
     """
+    draws = torch.Generator().manual_seed(0)
     found = [torch.zeros(0, device=queries.device)]
     queries, candidates = centred(queries, candidates)
     for first in range(0, len(queries), step := max(1, AT_ONCE // len(candidates))):
         part = slice(first, first + step)
         similarity = (queries[part] @ candidates.T).nan_to_num(nan=-torch.inf)
-        is_right = right(part).to(similarity.device)
+        is_right = right(part)
+        wrong = (~is_right if among is None else drawn(~is_right, among, draws)).to(similarity.device)
+        is_right = is_right.to(similarity.device)
         best = similarity.masked_fill(~is_right, -torch.inf).amax(1, keepdim=True)
-        wrong = ~is_right
         found.append(1 + (wrong & (similarity > best)).sum(1) + (wrong & (similarity == best)).sum(1) / 2)
     return torch.cat(found).double().cpu().numpy()
+
+
+def drawn(wrong: Tensor, number: int, draws: torch.Generator) -> Tensor:
+    """Of each row's candidates that `wrong` [Q, C] marks, `number` at random; every row has so many."""
+    order = torch.rand(wrong.shape, generator=draws).masked_fill(~wrong, 2.0)
+    return torch.zeros_like(wrong).scatter(1, order.topk(number, largest=False).indices, True)
 
 
 def centred(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,17 +69,20 @@ def metrics(of: np.ndarray) -> dict[str, float]:
     }
 
 
-def chance(candidates: int, right: np.ndarray) -> dict[str, float]:
-    """The same for a random order of C candidates, of which right [Q] answer each query: exact expectations
+def chance(candidates: int | np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """The same for a random order of C candidates (or of each query's own number of them, [Q]), of which
+    right [Q] answer each query: exact expectations
     (the rank of the best right one is above k if the first k are all wrong), and the median of all queries'
     ranks together."""
-    kinds, times = np.unique(right, return_counts=True)
+    each = np.stack([np.broadcast_to(candidates, right.shape), right], 1)
+    kinds, times = np.unique(each, axis=0, return_counts=True)
+    candidates = int(each[:, 0].max())
     # above[k]: probability that a query's rank is above k, k = 0..C
     above = np.zeros(candidates + 1)
-    for count, share in zip(kinds, times / len(right)):
-        left = np.arange(candidates)
-        above += share * np.concatenate(
-            [[1.0], np.cumprod(np.clip(candidates - count - left, 0, None) / (candidates - left))]
+    for (own, count), share in zip(kinds, times / len(right)):
+        left = np.arange(own)
+        above[: own + 1] += share * np.concatenate(
+            [[1.0], np.cumprod(np.clip(own - count - left, 0, None) / (own - left))]
         )
     within = 1 - above
     at = -np.diff(above)

@@ -9,7 +9,7 @@ says why).
 # N items, E embedding
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from vicjoint.parts import EvaluationData, Features, Items, Metric, Probe, Record, Split, Want
 from vicjoint.probes import ranking
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import evenly, zero_or_one
+from vicjoint.probes.labels import class_of, evenly, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.pictures import pictures_of
 from vicjoint.registry import register
@@ -52,8 +52,12 @@ class Retrieval(Probe):
     right.
 
     only: a column of 0 and 1, of tables that list wrong couples as well: only records with 1 there count as
-    pairs; null: all do. limit: at most so many test records, evenly spaced (null: all). linear_map: training
-    records for the row of that name (0: no such row). pictures: queries shown in the report.
+    pairs; null: all do. replicates: a column; records with equal values in it are replicates of one thing:
+    the mean of their embeddings is one item of each branch, and the mean of their simple features; a record
+    without a value stands for itself. among: each query chooses among its right candidates and so many wrong
+    ones, drawn at random, the same for all rows and runs; null: all wrong ones. limit: at most so many test
+    records, evenly spaced (null: all). linear_map: training records for the row of that name (0: no such
+    row). pictures: queries shown in the report.
 
     Metrics, for a_to_b and b_to_a: r1, r5, r10: share of queries with a right answer among the first;
     median_rank, mrr: of the best right answer among the wrong ones, where equal similarity gets the middle
@@ -91,14 +95,24 @@ class Retrieval(Probe):
         linear_map: Annotated[int, Field(ge=0)] = 2000,
         pictures: Annotated[int, Field(ge=0)] = 8,
         only: str | None = None,
+        replicates: str | None = None,
+        among: Annotated[int, Field(ge=1)] | None = None,
     ):
         self.limit, self.linear_map, self.pictures, self.only = limit, linear_map, pictures, only
+        self.replicates, self.among = replicates, among
 
     def misses(self, data: EvaluationData) -> str | None:
         if self.only and not len(self._places(data.records("test"), None)):
             raise ValueError(
                 f"evaluate.probes: retrieval: no test record has 1 in '{self.only}'. Correct `only`, or leave"
                 " it out."
+            )
+        if self.replicates and not any(
+            class_of(r, self.replicates) is not None for side in "ab" for r in data.records("test", side)
+        ):
+            raise ValueError(
+                f"evaluate.probes: retrieval: no test record has a value in '{self.replicates}'. Correct"
+                " `replicates`, or leave it out."
             )
         return None
 
@@ -120,22 +134,30 @@ class Retrieval(Probe):
         return [self._want(data, side, split) for split in splits for side in "ab"]
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
-        """Raises ValueError where fewer than two test records can be read by both branches."""
+        """Raises ValueError where fewer than two test records can be read by both branches, or a query has
+        fewer wrong candidates than it is to choose among."""
         a, b = groups_of(features, features.wants[:2])
+        if self.replicates:
+            a, b = (
+                averaged(x, [class_of(r, self.replicates) for r in features.data.records("test", side)])
+                for x, side in ((a, "a"), (b, "b"))
+            )
         right = right_of(a, b, features.data.source.second is not None)
         rows = {
             row: {"a_to_b": (z, b.items.rows[row]), "b_to_a": (b.items.rows[row], z)}
             for row, z in a.items.rows.items()
             if row in b.items.rows
         }
-        score_of = lambda row, z: {f"{row}/{m}": value for m, value in score(z, right, (a, b)).items()}
+        score_of = lambda row, z: {
+            f"{row}/{m}": value for m, value in score(z, right, (a, b), self.among).items()
+        }
 
         def fixed() -> dict[str, float]:
             floors = self._floors(features, rows["simple"]) if "simple" in rows else {}
             found = score_of("random_init", rows["random_init"])
             for row, z in floors.items():
                 found |= score_of(row, z)
-            return found | {f"chance/{m}": value for m, value in chance(right, (a, b)).items()}
+            return found | {f"chance/{m}": value for m, value in chance(right, (a, b), self.among).items()}
 
         yield from (score_of("model", rows["model"]) | features.once("fixed rows", fixed)).items()
         if self.pictures and (
@@ -199,6 +221,43 @@ def groups_of(features: Features, wants: Sequence[Want]) -> tuple[Group, Group]:
     return a, b
 
 
+def averaged(group: Group, names: Sequence[Any]) -> Group:
+    """One item, their mean, of all whose records have an equal name; names: of all records, None: a record
+    that stands for itself. Raises ValueError where they are of several classes."""
+    first: dict[Any, int] = {}
+    head = [place if name is None else first.setdefault(name, place) for place, name in enumerate(names)]
+    places, at, of = np.unique(
+        np.array(head)[group.items.places.numpy()], return_index=True, return_inverse=True
+    )
+    of, times = torch.from_numpy(of), torch.from_numpy(np.bincount(of))
+    rows = {}
+    for row, x in group.items.rows.items():
+        total = torch.zeros(len(places), x.shape[1], dtype=torch.float64)
+        rows[row] = (total.index_add(0, of, x.double().cpu()) / times[:, None]).to(x)
+    contents, classes = ([set() for _ in places] for _ in range(2))
+    for number, content, kind in zip(of.tolist(), group.contents.tolist(), group.classes.tolist()):
+        contents[number].add(content)
+        classes[number].add(kind)
+    if mixed := [names[place] for place, kinds in zip(places, classes) if len(kinds) > 1]:
+        raise ValueError(
+            f"retrieval: replicates: the records of {mixed[0]!r:.60} do not all have the same key of the"
+            " pair. Name a column whose values lie within one key."
+        )
+    if len(places) < 2:
+        raise ValueError(
+            "retrieval: replicates: all test records are replicates of one thing, so there is nothing to"
+            " choose among."
+        )
+    merged = {
+        name: [getattr(group.items, name)[i] for i in at]
+        for name in ("contents", "keys", "titles", "items", "seconds")
+    }
+    items = replace(
+        group.items, rows=rows, places=torch.from_numpy(places), numbers=group.items.numbers[at], **merged
+    )
+    return Group(items, ranking.numbered(list(map(frozenset, contents)), {}), group.classes[at])
+
+
 def right_of(a: Group, b: Group, separate: bool) -> ranking.Right:
     """`separate`: the sides come from different tables, and only classes say what belongs together."""
     together = (torch.empty(0, dtype=torch.long),) * 2
@@ -214,17 +273,23 @@ def right_of(a: Group, b: Group, separate: bool) -> ranking.Right:
 
 
 def score(
-    z: dict[str, tuple[Tensor, Tensor]], right: ranking.Right, sides: tuple[Group, Group]
+    z: dict[str, tuple[Tensor, Tensor]],
+    right: ranking.Right,
+    sides: tuple[Group, Group],
+    among: int | None = None,
 ) -> dict[str, float]:
     """All metrics of one row; z: {direction: (embeddings of the items that ask [Q, E], of those to be found
-    [N, E])}."""
+    [N, E])}. among: the wrong candidates of a query; None: all."""
     found = {}
     for of, direction in enumerate(DIRECTIONS):
         queries, items = z[direction]
-        answered, _ = answerable(right, of)
+        answered, _ = answerable(right, of, among)
         queries, rows = queries[answered.to(queries.device)], right.direction(of)
         ranks = ranking.ranks(
-            queries, items[right.candidates(1 - of).to(items.device)], lambda part: rows(answered[part])
+            queries,
+            items[right.candidates(1 - of).to(items.device)],
+            lambda part: rows(answered[part]),
+            among,
         )
         records = sides[of].items.places[answered].numpy()
         every = with_intervals(lambda n: ranking.metrics(ranks[n]), records)
@@ -241,24 +306,31 @@ def score(
     return found
 
 
-def answerable(right: ranking.Right, of: int) -> tuple[Tensor, np.ndarray]:
-    """(the queries that have a right candidate, how many each has). Raises ValueError where there is none."""
-    count = ranking.counts(right.direction(of), len(right.contents[of]), len(right.candidates(1 - of)))
+def answerable(right: ranking.Right, of: int, among: int | None = None) -> tuple[Tensor, np.ndarray]:
+    """(the queries that have a right candidate, how many each has). Raises ValueError where there is none, or
+    fewer wrong ones than `among`."""
+    candidates = len(right.candidates(1 - of))
+    count = ranking.counts(right.direction(of), len(right.contents[of]), candidates)
     if not count.any():
         raise ValueError(
             "retrieval: no test sample of one branch has a partner of equal key in the other. Check the"
             " pair's key."
         )
+    if among is not None and among > (fewest := int(candidates - count.max())):
+        raise ValueError(
+            f"retrieval: among: {among} wrong candidates are asked for, and a query of {DIRECTIONS[of]} has"
+            f" {fewest}. Lower it, or leave it out."
+        )
     return torch.from_numpy(np.flatnonzero(count)), count[count > 0]
 
 
-def chance(right: ranking.Right, sides: tuple[Group, Group]) -> dict[str, float]:
+def chance(right: ranking.Right, sides: tuple[Group, Group], among: int | None = None) -> dict[str, float]:
     found = {}
     for of, direction in enumerate(DIRECTIONS):
-        _, count = answerable(right, of)
+        _, count = answerable(right, of, among)
+        candidates = len(right.candidates(1 - of)) if among is None else among + count
         found |= {
-            f"{direction}_{metric}": value
-            for metric, value in ranking.chance(len(right.candidates(1 - of)), count).items()
+            f"{direction}_{metric}": value for metric, value in ranking.chance(candidates, count).items()
         }
         if (sides[of].classes >= 0).any():
             kinds = sides[1 - of].classes.unique()

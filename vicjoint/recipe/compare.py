@@ -24,8 +24,8 @@ DO_NOT_COUNT = (
     "evaluate.explorer",
     "checkpoint.may_change",
 )
-# where data lie: whether they are the same is for their fingerprints to say
-PLACE = re.compile(r"(pairs\.\d+\.)?source\.(root|second|test)")
+# where data and first weights lie: whether they are the same is for their fingerprints to say
+PLACE = re.compile(r"(pairs\.\d+\.)?source\.(root|second|test)|(a|b|branches\.[^.]+)\.weights_from")
 LENGTH = re.compile(r"train\.(steps|epochs)")
 MOST_LINES = 5
 

@@ -1,4 +1,5 @@
-"""How a branch learns, as its keys say: all of it, its expander alone, adapters (LoRA), or nothing."""
+"""How a branch learns, as its keys say: all of it, its expander alone, adapters (LoRA), or nothing; and what
+it begins as."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -17,6 +18,7 @@ class Learning:
     lr_factor: float = 1.0
     weight_decay: float | None = None
     layer_decay: float = 1.0
+    weights_from: str | None = None
     cache: Literal["features"] | None = None
 
     @property
@@ -87,6 +89,5 @@ def check_something_learns(data: dict, follows: bool) -> list[str]:
         f" branches.{pair['a']}.train=expander."
         for number, pair in enumerate(pairs or ())
         if isinstance(pair, dict)
-        and still(branches.get(pair.get("a")))
-        and still(branches.get(pair.get("b")))
+        and all(isinstance(pair.get(side), str) and still(branches.get(pair[side])) for side in "ab")
     ]

@@ -139,6 +139,21 @@ def expose(channels: np.ndarray, plate: int, seed: int, rng: np.random.Generator
     return np.clip(np.rint(OFFSET + signal), 0, 65535).astype(np.uint16)
 
 
+MEASURED, SHIFT = 24, 2.0  # numbers of a profile; how far a plate moves them, in units of a well's noise
+
+
+def profile(record: dict, number: int, seed: int) -> list[float]:
+    """What a program that measures the cells of a well might write down: sums of their properties, moved by
+    the plate, and the noise of the well. number: of the record in its split."""
+    properties = 6 * (np.array([record["traits"][name] for name in TRAITS]) - 0.5)
+    mixed = properties @ np.random.default_rng([seed, 4]).normal(size=(len(TRAITS), MEASURED)) / 3
+    of_plate = np.random.default_rng([seed, 5, int(record["plate"].split()[-1])]).normal(size=MEASURED)
+    noise = np.random.default_rng([seed, 6, world.SPLITS.index(record["split"]), number]).normal(
+        size=MEASURED
+    )
+    return [world.rounded(x) for x in mixed + SHIFT * of_plate + noise]
+
+
 # ---- files ----
 
 
@@ -199,8 +214,8 @@ def _make(folder: Path, wanted: dict, split: str, index: int) -> dict:
 
 @register("source", "sample_cells")
 class SampleCells(Source):
-    """Images of cells under rule-made molecules, in the cache folder; `train` and `test` are numbers of
-    molecules, each in `wells` wells."""
+    """Images of cells under rule-made molecules, in the cache folder, and of each a `profile` of 24 numbers;
+    `train` and `test` are numbers of molecules, each in `wells` wells."""
 
     def __init__(
         self,
@@ -212,7 +227,13 @@ class SampleCells(Source):
     ):
         self.root, self.wells = cached_cells(train, test, wells, size, seed), wells
         records = world.read_factors(self.root)
-        self.train, self.test = ([r for r in records if r["split"] == split] for split in world.SPLITS)
+        self.train, self.test = (
+            [
+                r | {"profile": profile(r, i, seed)}
+                for i, r in enumerate(r for r in records if r["split"] == split)
+            ]
+            for split in world.SPLITS
+        )
 
     def describe(self) -> str:
         return (

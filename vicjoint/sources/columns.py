@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from vicjoint.files.cells import is_empty
+
 LARGE = 1 << 20  # bytes, from which on an array travels as a file
 
 
@@ -114,6 +116,12 @@ class ColumnRecords(Sequence):
         column = self._columns[key]
         return (column[row] for row in self._rows.array.tolist())
 
+    def lacks(self, key: str) -> np.ndarray:
+        """bool [N]: which records have no value under a key."""
+        if key not in self._columns:
+            return np.ones(len(self), bool)
+        return np.array([value is Lacks.KEY or is_empty(value) for value in self.column(key)])
+
 
 class Constant:
     """A column that has the same value everywhere."""
@@ -154,5 +162,5 @@ def in_columns(columns: dict[str, Any], parts: Iterable[np.ndarray]) -> list[Seq
     for key in list(columns):
         values = columns.pop(key)
         made[key] = _column(values) if many else values
-    records = [ColumnRecords(made, rows) for rows in parts]
+    records: list[Sequence[dict]] = [ColumnRecords(made, rows) for rows in parts]
     return records if many else [list(part) for part in records]

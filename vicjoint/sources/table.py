@@ -96,6 +96,10 @@ class Table(Source):
         records = self.records(split, side)
         return records.column("id") if isinstance(records, ColumnRecords) else super().ids(split, side)
 
+    def lacks(self, split, key):
+        records = self.records(split)
+        return records.lacks(key) if isinstance(records, ColumnRecords) else None
+
 
 class _Rows:
     """One table file: the columns of its rows and, after `divide`, their sides. A million rows are a few
@@ -133,7 +137,9 @@ class _Rows:
                 " used. Leave out split_by, or set split=null to divide the rows anew."
             )
         # of each row: its id, and of a table of files what its cell names or holds
-        self.names, self.files = self._files() if self.column is not None else (self._names(), [])
+        self.names, self.files = (
+            (self._names(self.name), []) if self.column is None else self._files(self.column)
+        )
         self.side: list[str] = []
 
     def _leave_out(self) -> None:
@@ -158,18 +164,18 @@ class _Rows:
         train, test = map(self.side.count, ("train", "test"))
         return f"table {self.path}: {train} train, {test} test records{said}"
 
-    def _names(self) -> list[str]:
+    def _names(self, column: str | None) -> list[str]:
         numbered = (f"row {number + 1}" for number in self.numbers)
-        if self.name is None:
+        if column is None:
             return list(numbered)
-        cells, texts = self.cells[self.name], lambda cell: as_text({self.name: cell}, self.name)
-        return [other if is_empty(cell) else texts(cell) for cell, other in zip(cells, numbered)]
+        named = zip(self.cells[column], numbered)
+        return [other if is_empty(cell) else as_text({column: cell}, column) for cell, other in named]
 
-    def _files(self) -> tuple[list[str], list[str | bytes | None]]:
+    def _files(self, column: str) -> tuple[list[str], list[str | bytes | None]]:
         """(ids, files): a path, a file's bytes, or None where the cell is empty."""
         own, names, files = {"folder": str(self.path.parent)}, [], []
         folders: dict[str, tuple[str, str]] = {}  # as cells name them -> whole, and from the table's
-        for number, cell in zip(self.numbers, self.cells[self.column]):
+        for number, cell in zip(self.numbers, self.cells[column]):
             plain = cell.strip() if isinstance(cell, str) and "\\" not in cell else ""
             before, slash, last = plain.rpartition("/")
             if (known := folders.get(before + slash)) is None:

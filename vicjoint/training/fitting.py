@@ -28,7 +28,7 @@ class OfTraining(OfRecords):
     """The raw view of a record of one branch, as in evaluation; of several values in a cell the first."""
 
     def __init__(self, task: Task, side: Side, timeout: float | None):
-        super().__init__(task.source.records("train", side), TimeLimit(timeout))
+        super().__init__(task.evaluated.records("train", side), TimeLimit(timeout))
         self.pair, self.side = task.pair, side
 
     def of(self, number: int, epoch: int) -> Raw:
@@ -42,6 +42,8 @@ def fit_modalities(parts: Parts) -> None:
     for name, branch in parts.model.branches.items():
         modality, leader = branch.modality, parts.model.ema.get(name)
         if not is_fitted(modality) or id(modality) in done:
+            continue
+        if parts.recipe.branches[name].learning.weights_from:  # it came with the encoder
             continue
         done.add(id(modality))
         if leader is not None:

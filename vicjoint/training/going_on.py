@@ -34,6 +34,7 @@ def take_over(parts: Parts, folder: Path, state: dict | None) -> None:
     have the recipe that it goes on with. Raises RecipeError, with nothing changed, for what may not
     differ."""
     if state is not None:
+        check_beginnings(parts, state)
         if state["step"] > parts.steps:
             raise RecipeError(
                 f"train: {parts.steps} steps, but the run in {folder} has taken {state['step']}. Give more,"
@@ -51,6 +52,17 @@ def take_over(parts: Parts, folder: Path, state: dict | None) -> None:
     written = folder / "recipe.yaml"
     if written.read_text(encoding="utf-8") != to_yaml(parts.recipe):
         write_text(written, to_yaml(parts.recipe))
+
+
+def check_beginnings(parts: Parts, state: dict) -> None:
+    """Raises RecipeError where the encoder that a branch began as is not the one that lies there now."""
+    for name, begin in parts.begins.items():
+        if (before := state.get("weights_from", {}).get(name)) != begin.hash:
+            spec = parts.recipe.branches[name]
+            raise RecipeError(
+                f"{spec.key}.weights_from: {spec.learning.weights_from} holds another encoder ({begin.hash})"
+                f" than the one that the run began with ({before}). Give the folder that has it."
+            )
 
 
 def new_length(parts: Parts, state: dict) -> list[str]:

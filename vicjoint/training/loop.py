@@ -10,6 +10,7 @@ import errno
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch
+from vicjoint.batch import Batch, z_of
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.data.reading import sources_of
@@ -199,6 +200,7 @@ def describe(parts: Parts, folder: Path) -> None:
     trained = {
         "source": "; ".join(sources_of(parts.tasks)),
         "unused": "; ".join(parts.unused) or None,
+        "weights_from": {name: begin.hash for name, begin in parts.begins.items()},
         "parameters": parameters(parts.model),
         "terms": list(terms),
         "metrics": parts.evaluation.explained(),
@@ -208,6 +210,12 @@ def describe(parts: Parts, folder: Path) -> None:
     for name, spec in parts.recipe.branches.items():
         if spec.learning.train == "frozen":
             print(f"branch {name} is frozen: its expander, too, stays as it was initialised")
+        weights = (spec.learning.weights_from, spec.encoder.get("weights"))
+        if spec.weights == "own" and spec.learning.encoder_is_fixed and not any(weights):
+            print(
+                f"note: branch {name} does not learn ({spec.key}.train: {spec.learning.train}), and its"
+                f" encoder begins at random. Name trained weights: {spec.key}.weights_from=RUN"
+            )
     for t in parts.tasks:
         if said := t.objective.describe(parts.recipe.branches[t.spec.a].expander[-1]):
             print(f"{t.name}: {said}" if len(parts.tasks) > 1 else said)
@@ -232,7 +240,7 @@ def fit(
 ) -> None:
     """Train from step `begin` to the recipe's last one; `stepped` is called after each. Raises Stopped, after
     saving, where a signal asked for it."""
-    recipe, turns = parts.recipe, len(parts.tasks)
+    recipe = parts.recipe
     quarantines = quarantine(parts, folder)
     forward = wrap(parts)
     watch = Watch(parts, folder, begin)
@@ -252,7 +260,7 @@ def fit(
 
             # one step
             began = time.perf_counter()
-            task = parts.tasks[step % turns]
+            task, number = parts.turn(step)
             batch, found = read(batches, folder, step, signal, saver)
             waited = time.perf_counter() - began
             quarantines[task.source_name].add(found)
@@ -277,7 +285,8 @@ def fit(
 
             # what it was like
             rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
-            healthy = (step // turns + 1) % HEALTH_EVERY == 0 or step + turns >= parts.steps
+            last = number + 1 == parts.shares.count(task.number, parts.steps)
+            healthy = (number + 1) % HEALTH_EVERY == 0 or last
             if skipped:
                 log.skipped(step + 1, task.name, terms, rates, skipped)
             else:
@@ -293,7 +302,10 @@ def due(step: int, every: int | None) -> bool:
 def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
     """{source: its bad samples so far}; which of them were late is not tried again."""
     path, most = folder / "bad_samples.jsonl", parts.recipe.data.max_bad_fraction
-    found = {t.source_name: Quarantine(path, t.source_name, len(t.source.train), most) for t in parts.tasks}
+    records: Counter[str] = Counter()
+    for t in parts.tasks:
+        records[t.source_name] = max(records[t.source_name], len(t.source.train))
+    found = {name: Quarantine(path, name, number, most) for name, number in records.items()}
     for t in parts.tasks:
         parts.limit.learn(t.number, list(found[t.source_name].causes.items()))
     return found
@@ -405,7 +417,7 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
         count = math.ceil(records / t.records_per_batch)
         read = parts.batches_of(t, count, min(records, t.records_per_batch))
         on_device = (batch.to(parts.device) for batch, _ in read)
-        z = zip(*(parts.model(batch.a, batch.b, t.number) for batch in on_device))
+        z = zip(*(map(z_of, parts.model(batch.a, batch.b, t.number)) for batch in on_device))
         for branch, values in zip((t.spec.a, t.spec.b), z):
             whole = torch.cat([value.float().cpu() for value in values])
             spectra.setdefault(branch, metrics.spectrum(whole).tolist())
@@ -415,6 +427,9 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
 def parameters(model: Model) -> dict[str, dict[str, int]]:
     """Parameter counts, {branch: {encoder: n, expander: n}}."""
     return {
-        name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}
+        name: {
+            "encoder": count_parameters(branch.encoder),
+            "expander": sum(map(count_parameters, branch.expanders())),
+        }
         for name, branch in model.branches.items()
     }

@@ -168,6 +168,7 @@ def state_of(parts: Parts, folder: Path, step: int) -> dict:
     return state | {
         "recipe": parts.recipe.dump(),
         "data": parts.fingerprints,
+        "weights_from": {name: begin.hash for name, begin in parts.begins.items()},
         "bytes": {
             name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in APPENDED
         },
