@@ -21,6 +21,11 @@ MOCO = {
     "objective": {"name": "infonce", "form": "moco", "queue": 20},
 }
 LATENT = {"predictor": {"name": "mlp", "hidden": 8, "latents": 4}}
+TOLD = {
+    "pair": {"name": "tiny_told", "condition": {}, "bad": ["row3"]},
+    "predictor": {"name": "mlp", "hidden": 8},
+    "evaluate": {"every": 3, "probes": []},
+}
 STRAIGHT = {
     "pair": {"name": "tiny_in_time"},
     "objective": {"name": "straightened", "of": {"name": "sigreg", "slices": 8}},
@@ -47,6 +52,7 @@ CONFIGURATIONS = {
         [],
         1,
     ),
+    "a condition, parts": (TOLD, ["train.accumulate=2", "data.max_bad_fraction=0.5"], 1),
     "shared weights, LARS, bf16": (
         {"b": {"weights": "same"}, "optim": {"name": "lars", "lr": 0.5, "schedule": {"name": "constant"}}},
         ["train.precision=bf16"],
@@ -65,6 +71,7 @@ CONFIGURATIONS = {
     ),
     "two processes": ({}, [], 2),
     "two processes, a latent": (LATENT, [], 2),
+    "two processes, a condition": (TOLD, ["data.max_bad_fraction=0.5"], 2),
     "two processes, sigreg, straightened": (STRAIGHT, ["train.batch_size=12"], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),
     "two processes, fsdp": ({}, ["train.parallel=fsdp", "train.checkpoint_activations=true"], 2),

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from vicjoint import registry
-from vicjoint.parts import Modality, Pair, Probe, Source
+from vicjoint.batch import Conditioned
+from vicjoint.parts import Modality, Pair, Predictor, Probe, Source
 from vicjoint.registry import register, register_encoder
 from vicjoint.training import checkpoint, loop
 
@@ -112,6 +113,40 @@ class InTime(Views):
 
     def sample(self, record, rng):
         return tuple(torch.cat(side) for side in zip(*(Views.sample(self, record, rng) for _ in range(3))))
+
+
+def told_of(record) -> list[float]:
+    """The condition of a row."""
+    return [10 + 3 * record["x"][0], record["x"][1]]
+
+
+@register("pair", "tiny_told")
+class Told(Views):
+    """With a condition; `same`: the same one for all rows."""
+
+    conditions = (True, True)
+
+    def __init__(self, condition: dict | None = None, bad: list[str] = ()):
+        super().__init__(bad)
+        self.same = bool(condition)
+
+    def conditions_of(self, record):
+        return torch.tensor([[0.0, 0.0] if self.same else told_of(record)])
+
+    def sample(self, record, rng):
+        a, b = super().sample(record, rng)
+        return Conditioned(a, self.conditions_of(record)), b
+
+
+@register("predictor", "tiny_copies")
+class Copies(Predictor):
+    """Takes no condition."""
+
+    def __init__(self, dim: int, /):
+        super().__init__()
+
+    def forward(self, z_a):
+        return z_a
 
 
 @register("probe", "tiny_probe")

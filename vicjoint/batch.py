@@ -69,6 +69,36 @@ class Crops(tuple):
 
 
 @dataclass
+class Conditioned:
+    """A view [B, ...] of branch a with what the predictor is told beside it: condition [B, C] float32, such
+    as the actions between a clip and the frame that follows."""
+
+    view: Any
+    condition: Tensor
+
+    def __len__(self) -> int:
+        return len(self.condition)
+
+    def __getitem__(self, part: slice) -> "Conditioned":
+        return Conditioned(_slice(self.view, part.start, part.stop), self.condition[part])
+
+    def to(self, device, non_blocking: bool = False) -> "Conditioned":
+        return Conditioned(to_device(self.view, device), self.condition.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Conditioned":
+        return Conditioned(pin_memory(self.view), self.condition.pin_memory())
+
+    @staticmethod
+    def concatenate(views: "list[Conditioned]") -> "Conditioned":
+        return Conditioned(concatenate([v.view for v in views]), torch.cat([v.condition for v in views]))
+
+
+def unconditioned(view):
+    """What an encoder is given of it."""
+    return view.view if isinstance(view, Conditioned) else view
+
+
+@dataclass
 class Encoded:
     """In place of a view, what the encoder gives of it: y [B, D] float."""
 

@@ -101,6 +101,8 @@ def embed(options: argparse.Namespace) -> None:
     encoder = load_encoder(options.run, options.branch, options.step, imports).to(pick_device(options.device))
     if options.level == "tokens":
         token_encoder(encoder.encoder)
+    else:
+        encoder.width(options.space)  # refuses a space that files alone do not give
     job = Job(encoder, options.every, options.space, options.dtype, options.workers, options.level)
     reader = encoder.reader
     if options.every is not None and not reader.timed:

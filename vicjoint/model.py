@@ -9,14 +9,16 @@ y_BD = two.represent("a", raw)
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.batch import Boxed, Crops, Encoded, WithCells
+from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, WithCells, unconditioned
+from vicjoint.conditions import Conditioning
 from vicjoint.fitted import Fitted
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
@@ -89,7 +91,8 @@ class Branch(Rated):
 
     def represent(self, raw) -> Tensor:
         """The representation y [B, D] of a raw view, which is what users keep; or of what was encoded
-        already."""
+        already. It knows nothing of a condition."""
+        raw = unconditioned(raw)
         if isinstance(raw, Encoded):
             return raw.y
         with without_gradient(self.learning.encoder_is_fixed):
@@ -97,7 +100,7 @@ class Branch(Rated):
 
     def tokens(self, raw) -> Tokens:
         """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
-        return tokens_of(self.encoder, self.modality(raw))
+        return tokens_of(self.encoder, self.modality(unconditioned(raw)))
 
     def with_cells(self, raw: Boxed) -> WithCells:
         """Embeddings of a view and of the cells of its map. Raises ValueError where the encoder gives no map
@@ -147,7 +150,7 @@ class Model(nn.Module):
 
     ema: {name of a branch: (the branch that it follows, momentum)}; it has no gradient and moves after each
     step. predictor: maps z_a [B, E] to [B, E]; one with `latents` above 1 to [B, latents, E], of which the
-    model chooses.
+    model chooses. conditions: see `vicjoint.parts.Pair`; the predictor is then called with a condition, too.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class Model(nn.Module):
         tasks: list[tuple[str, str]],
         ema: dict[str, tuple[str, float]] | None = None,
         predictor: Predictor | None = None,
+        conditions: Sequence[bool] = (),
     ):
         super().__init__()
         self.branches, self.tasks, self.ema = nn.ModuleDict(), tasks, ema or {}
@@ -170,6 +174,7 @@ class Model(nn.Module):
         for name in self.ema:
             self.branches[name].requires_grad_(False)
         self.predictor = predictor
+        self.conditioning = Conditioning(conditions) if conditions else None
         self.latents = 1 if predictor is None else predictor.latents
         check_latents(self.latents)
         self.choice = Choice(self.latents) if self.latents > 1 else None
@@ -194,24 +199,40 @@ class Model(nn.Module):
                 z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
+        condition = view_a.condition if isinstance(view_a, Conditioned) else None
         if isinstance(z_a, WithCells):
-            return z_a._replace(z=self._predicted(z_a.z, z_b.z)), z_b
-        return self._predicted(z_a, z_b), z_b
+            return z_a._replace(z=self._predicted(z_a.z, z_b.z, condition)), z_b
+        return self._predicted(z_a, z_b, condition), z_b
 
-    def _predicted(self, z_a: Tensor, z_b: Tensor) -> Tensor:
-        return self.predict(z_a) if self.choice is None else self.choice(self.predictions(z_a), z_b)
+    def _predicted(self, z_a: Tensor, z_b: Tensor, condition: Tensor | None) -> Tensor:
+        if self.choice is None:
+            return self.predict(z_a, condition)
+        return self.choice(self.predictions(z_a, condition), z_b)
 
-    def predict(self, z_a: Tensor) -> Tensor:
-        """One prediction [B, E] from z_a alone; with a latent, the best guess among them."""
+    def predict(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
+        """One prediction [B, E] from z_a and, where there is one, the condition [B, C]; with a latent, the
+        best guess among them."""
         if self.choice is not None:
-            return self.choice.guess(self.predictions(z_a))
-        return z_a if self.predictor is None else self.predictor(z_a)
+            return self.choice.guess(self.predictions(z_a, condition))
+        return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
 
-    def predictions(self, z_a: Tensor) -> Tensor:
+    def _call(self, predictor: Predictor, z_a: Tensor, condition: Tensor | None) -> Tensor:
+        """Raises ValueError where there is a condition and none is given, or the other way."""
+        if self.conditioning is None and condition is None:
+            return predictor(z_a)
+        if self.conditioning is None or condition is None:
+            raise ValueError(
+                "the predictor "
+                + ("takes no condition, and the pair gives one." if condition is not None else WITHOUT)
+            )
+        return predictor(z_a, self.conditioning(condition))
+
+    def predictions(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
         """Every prediction, [B, K, E]."""
         if self.choice is None:
-            return self.predict(z_a)[:, None]
-        found, expected = self.predictor(z_a), [len(z_a), self.latents, z_a.shape[1]]
+            return self.predict(z_a, condition)[:, None]
+        found = self._call(self.predictor, z_a, condition)
+        expected = [len(z_a), self.latents, z_a.shape[1]]
         if list(found.shape) != expected:
             raise ValueError(
                 f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave"
@@ -234,6 +255,9 @@ class Model(nn.Module):
                 target.copy_(source)
 
 
+WITHOUT = "was trained with a condition (pair.condition), without which there is no prediction."
+
+
 class Two:
     """Branches a and b of a model, as evaluations see them: raw view -> y -> z."""
 
@@ -248,18 +272,19 @@ class Two:
         """y [B, D]."""
         return self.side(side).represent(raw)
 
-    def embed(self, side: Side, y: Tensor) -> Tensor:
-        """z [B, E] of y [B, D]; of branch a after the predictor, where there is one."""
+    def embed(self, side: Side, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z [B, E] of y [B, D]; of branch a after the predictor, where there is one, which may need a
+        condition [B, C]."""
         z = self.side(side).expander(y)
-        return self.model.predict(z) if side == "a" else z
+        return self.model.predict(z, condition) if side == "a" else z
 
-    def predictions(self, y_a: Tensor) -> Tensor:
+    def predictions(self, y_a: Tensor, condition: Tensor | None = None) -> Tensor:
         """Every prediction [B, K, E] from y_a [B, D]."""
-        return self.model.predictions(self.a.expander(y_a))
+        return self.model.predictions(self.a.expander(y_a), condition)
 
     def simple(self, side: Side, raw) -> Tensor | None:
         """What the branch's modality calls simple features, [B, K], or None."""
-        return self.side(side).modality.simple_features(raw)
+        return self.side(side).modality.simple_features(unconditioned(raw))
 
     def baseline(self, side: Side) -> str:
         """What the modality calls them."""
@@ -269,22 +294,28 @@ class Two:
 @register("predictor", "mlp")
 class MLP(Predictor):
     """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
+    A condition [B, C] is joined to z_a.
 
     latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
     joined to z_a: it is added behind the first linear layer, which is the same as a longer input.
     """
 
-    def __init__(self, dim: int, /, hidden: Count = 512, layers: Count = 2, latents: Count = 1):
+    takes_condition = True
+
+    def __init__(
+        self, dim: int, width: int = 0, /, hidden: Count = 512, layers: Count = 2, latents: Count = 1
+    ):
         super().__init__()
-        self.net = make_expander(dim, [hidden] * (layers - 1) + [dim])
+        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
         self.latents = latents
         if latents > 1:
             self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
 
-    def forward(self, z_a: Tensor) -> Tensor:
+    def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = z_a if condition is None else torch.cat([z_a, condition.to(z_a.dtype)], 1)
         if self.latents == 1:
-            return self.net(z_a)
-        joined = self.net[0](z_a)[:, None] + self.values
+            return self.net(x)
+        joined = self.net[0](x)[:, None] + self.values
         return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
 
@@ -310,10 +341,34 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
         branches[name] = branches["a"] if spec.weights == "same" else copy.deepcopy(branches["a"])
         if spec.weights == "ema":
             ema[name] = "a", spec.momentum
+    conditions = conditions_of(recipe)
     predictor = None
     if recipe.predictor:
-        predictor = build("predictor", recipe.predictor, recipe.branches[recipe.tasks[0].a].expander[-1])
-    return Model(branches, [(task.a, task.b) for task in recipe.tasks], ema, predictor)
+        dim = recipe.branches[recipe.tasks[0].a].expander[-1]
+        kind = find("predictor", recipe.predictor["name"])
+        takes = inspect.isclass(kind) and issubclass(kind, Predictor) and kind.takes_condition
+        if conditions and not takes:
+            raise ValueError(
+                f"predictor: '{recipe.predictor['name']}' takes no condition, and pair.condition gives one."
+                " Use predictor={name: mlp}, or leave out pair.condition."
+            )
+        predictor = build("predictor", recipe.predictor, dim, *([len(conditions)] if takes else []))
+    return Model(branches, [(task.a, task.b) for task in recipe.tasks], ema, predictor, conditions)
+
+
+def conditions_of(recipe: Recipe) -> tuple[bool, ...]:
+    """Those of the recipe's pair, which says so by its options alone. Raises ValueError where there is no
+    predictor to give them to."""
+    for task in recipe.tasks:
+        if task.pair.get("condition") is None:
+            continue
+        if recipe.predictor is None:
+            raise ValueError(
+                f"{task.key}pair.condition: a condition is given to the predictor, and this recipe has none."
+                " Set predictor={name: mlp}, or leave out the condition."
+            )
+        return build("pair", task.pair).conditions
+    return ()
 
 
 def check_widths(a: BranchSpec, b: BranchSpec) -> None:

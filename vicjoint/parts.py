@@ -165,7 +165,8 @@ class View(NamedTuple):
     """What one branch sees of a record in evaluation. `content`: text, equal for equal views (the value of a
     cell, the path of a file and its time window); `key`: what views of the other branch that belong to it
     share, or None where they share a record; `title`: how a person calls it; `item`: the file's path, or the
-    text, that shows it, or "" for the raw view alone; `seconds`: (start, end) of a window of that file."""
+    text, that shows it, or "" for the raw view alone; `seconds`: (start, end) of a window of that file;
+    `condition` [1, C]: of branch a, where the pair gives one."""
 
     raw: Raw
     content: str = ""
@@ -173,6 +174,7 @@ class View(NamedTuple):
     title: str = ""
     item: str = ""
     seconds: tuple[float, float] | None = None
+    condition: Tensor | None = None
 
 
 Gives = Literal["views", "both", "rows", "crops", "windows", "spread"]
@@ -208,6 +210,11 @@ class Pair:
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of such files."""
+
+    conditions: tuple[bool, ...] = ()
+    """Of each number of the condition that comes with view a (`vicjoint.batch.Conditioned`), whether it is
+    standardised by training records; (): there is none. A pair with conditions has an option `condition`,
+    and says this of it when it is built."""
 
     readers: tuple[Modality, Modality]
     video_backend: str = "auto"
@@ -248,8 +255,8 @@ class Pair:
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
         """Raw views of both branches, each of `samples_per_record` samples. All randomness comes from `rng`,
-        so a sample is a function of (seed, epoch, index) alone. Raises ValueError or OSError where it cannot
-        be read."""
+        so a sample is a function of (seed, epoch, index) alone. With `conditions`, a is a
+        `vicjoint.batch.Conditioned`. Raises ValueError or OSError where it cannot be read."""
         raise NotImplementedError(f"pair '{type(self).__name__}' has no method sample(record, rng)")
 
     def views(
@@ -270,6 +277,11 @@ class Pair:
         raise NotImplementedError(
             f"pair '{type(self).__name__}' has no method spread(record, side, number, between)"
         )
+
+    def conditions_of(self, record: Record) -> Tensor:
+        """Conditions [N, C] float32 of a record, as its samples may have them; no view is read for them.
+        Raises as `sample` does."""
+        raise NotImplementedError(f"pair '{type(self).__name__}' has no method conditions_of(record)")
 
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
         """The modality's, with what this pair, which need not be bound, does in its place."""
@@ -326,9 +338,13 @@ class Objective(nn.Module):
 
 class Predictor(nn.Module):
     """z_a [B, E] -> the prediction of z_b [B, E]; with `latents` above 1, [B, latents, E]: one for each value
-    of a discrete latent, among which the model chooses."""
+    of a discrete latent, among which the model chooses.
+
+    It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
+    condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C]."""
 
     latents: int = 1
+    takes_condition: ClassVar[bool] = False
 
 
 # ---- evaluation ----
@@ -396,8 +412,11 @@ class Features(Protocol):
         """y [B, D] of each of several raw batches."""
         ...
 
-    def embed(self, row: str, side: Side, y: Sequence[Tensor], every: bool = False) -> Tensor:
-        """z [N, E] of several y [B, D]; `every`: all predictions of a latent, [N, K, E]."""
+    def embed(
+        self, row: str, side: Side, y: Sequence[Tensor], every: bool = False, told: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """z [N, E] of several y [B, D]; `every`: all predictions of a latent, [N, K, E]; told: of each y of
+        branch a its conditions [B, C], where the pair gives such."""
         ...
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:

@@ -1,6 +1,6 @@
 """What a probe asks of an evaluation (branch, split, records, form), and gets."""
 
-# N records, n of them
+# N records or items, n of them; D features, C numbers of a condition
 
 from dataclasses import dataclass
 from typing import Literal
@@ -59,10 +59,13 @@ class Items:
     titles: list[str]
     items: list[str]
     seconds: list[tuple[float, float] | None]
+    conditions: Tensor | None = None
+    """[N, C], of branch a where the pair gives a condition."""
 
     def only(self, kept: Tensor) -> "Items":
         """Those that `kept` bool [N] marks."""
         rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
         of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
         texts = of(self.contents), of(self.keys), of(self.titles), of(self.items), of(self.seconds)
-        return Items(rows, self.places[kept], self.numbers[kept], *texts)
+        conditions = None if self.conditions is None else self.conditions[kept]
+        return Items(rows, self.places[kept], self.numbers[kept], *texts, conditions)

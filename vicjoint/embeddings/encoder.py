@@ -109,6 +109,7 @@ class Head(nn.Module):
         self.expander = cast(Branch, model.branches[origin.branch]).expander
         self.width: int = origin.recipe.branches[origin.branch].expander[-1]
         self.guess = None
+        self.conditional = origin.side == "a" and model.conditioning is not None
         if origin.side == "a" and model.predictor is not None:
             self.guess = Model({}, [], predictor=model.predictor)
             self.guess.choice = model.choice
@@ -150,7 +151,13 @@ class RepresentationModel(nn.Module):
         return next(itertools.chain(self.parameters(), self.buffers(), [torch.zeros(0)])).device
 
     def width(self, space: Space) -> int:
-        """Of a row of features."""
+        """Of a row of features. Raises ValueError where files alone do not give any."""
+        if space == "embedding" and self._head[0].conditional:
+            raise ValueError(
+                f"space: embedding: branch '{self.origin.branch}' predicts with a condition"
+                " (pair.condition), which an item alone does not have. Use space representation, which knows"
+                " nothing of it, or branch b."
+            )
         return cast(int, self.dim) if space == "representation" else self._head[0].width
 
     @torch.no_grad()
@@ -264,6 +271,7 @@ class RepresentationModel(nn.Module):
                 f"space: {space} is made of y, and with level: {level} y is not pooled yet. Leave out one of"
                 " the two."
             )
+        width = self.width(space)
         places = [Place(number, value) for number, value in enumerate(paths)]
         batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
         pooled = level == "pooled"
@@ -279,7 +287,7 @@ class RepresentationModel(nn.Module):
                     raise ValueError(f"item {number}: {named(paths[number], cause)}")
                 bar.update(len(chunk.rows) + len(chunk.bad))
         if pooled:
-            found = torch.cat([torch.zeros(0, self.width(space)), *found])
+            found = torch.cat([torch.zeros(0, width), *found])
         else:
             every = itertools.chain.from_iterable(found)
             found = [one.x if level == "tokens" else self._map(one) for one in every]

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vicjoint import distributed
+from vicjoint.batch import Conditioned
 from vicjoint.files.cells import (
     CellError,
     Part,
@@ -29,6 +31,7 @@ from vicjoint.files.guard import printable
 from vicjoint.files.inside import Inside
 from vicjoint.options import Count, Positive
 from vicjoint.pairs.by_columns import ByColumns, hashed
+from vicjoint.pairs.condition import Condition
 from vicjoint.parts import Modality, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
 from vicjoint.sliding import Sliding
@@ -46,7 +49,9 @@ class CrossModal(ByColumns):
     need no mention): training draws one, evaluation can use all. distinct: a column whose value occurs at
     most once in a batch; epochs leave out what they cannot place (see vicjoint.data). group: a column whose
     equal values make a group for the objective; null: every record is its own. per_group: records of each of
-    its groups that a batch holds, or a multiple of them (see vicjoint.data); 1: as many as come.
+    its groups that a batch holds, or a multiple of them (see vicjoint.data); 1: as many as come. condition:
+    columns of the row of `a` that the predictor is told, such as {column: dose} or {column: camera, values:
+    [left, right]}, or a list of such; null: none (docs/conditions.md).
 
     A row whose cell of a, b or key is empty is no record of the pair; with a key, b's may be.
     """
@@ -64,6 +69,7 @@ class CrossModal(ByColumns):
         distinct: str | None = None,
         group: str | None = None,
         per_group: Count = 1,
+        condition: dict[str, Any] | list[dict[str, Any]] | None = None,
     ):
         super().__init__(distinct, group, per_group)
         if seconds is not None and key is not None:
@@ -79,6 +85,8 @@ class CrossModal(ByColumns):
         self.a, self.b, self.key, self.seconds = a, b, key, seconds
         self.choose, self.separator = tuple(choose), separator
         self.gives = frozenset({"views", "both"} if key else {"views", "both", "rows"})
+        self.condition = Condition(condition)
+        self.conditions = self.condition.standardised
         self._rows_of: dict[str, dict[str, list[Record]]] = {}  # split -> key -> the rows that b comes from
         self._split_of: dict[str, str] = {}  # id of a record -> its split
         self._two_tables = False
@@ -147,6 +155,7 @@ class CrossModal(ByColumns):
         if self.key:
             check_column(self.key, columns, "pair.key")
             check_column(self.key, of_b, "pair.key, in the table of column b")
+        self.condition.check(columns)
         for column in self.choose:
             if column not in (self.a, self.b):
                 raise ValueError(
@@ -173,8 +182,9 @@ class CrossModal(ByColumns):
     # ---- training ----
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
-        """Raw views of both branches, with a leading dimension of 1. Raises ValueError or OSError, naming the
-        column, where a cell is empty or its file cannot be read."""
+        """Raw views of both branches, with a leading dimension of 1; a's with its condition, where there is
+        one. Raises ValueError or OSError, naming the column, where a cell is empty or its file cannot be
+        read."""
         row_b = record
         if self.key:
             rows = self._partners(record)
@@ -185,7 +195,10 @@ class CrossModal(ByColumns):
             cells.append((row, found[rng.integers(len(found))] if len(found) > 1 else found[0]))
         window = self._window(cells, rng)
         a, b = (self._read(side, *cell, rng, window) for side, cell in zip("ab", cells))
-        return a, b
+        return Conditioned(a, self.condition.of(record)) if self.conditions else a, b
+
+    def conditions_of(self, record: Record) -> Tensor:
+        return self.condition.of(record)
 
     def _partners(self, record: Record) -> list[Record]:
         split, key = self._split_of.get(record["id"], "train"), as_text(record, self.key)
@@ -268,7 +281,9 @@ class CrossModal(ByColumns):
             title = str(row["id"])
             if isinstance(value, str) and value != title:
                 title += f": {value}"
-            found.append(View(raw, content, self._key(row) if self.key else None, title, item, seconds))
+            told = self.condition.of(row) if read and self.conditions and side == "a" else None
+            key = self._key(row) if self.key else None
+            found.append(View(raw, content, key, title, item, seconds, told))
         return found
 
     def _view_window(self, record: Record, side: Side, value) -> tuple[float, float] | None:

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.batch import Conditioned
 from vicjoint.files.cells import opened, path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.pairs.by_columns import ByColumns
-from vicjoint.parts import Modality, Record, Side, View
+from vicjoint.pairs.condition import Condition
+from vicjoint.parts import Modality, Reading, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.sliding import Sliding
 from vicjoint.transforms.compose import TransformList
@@ -69,6 +71,9 @@ class NextFrame(ByColumns):
     none. Each view draws its own once per window, the same for all frames of a clip; b: same draws once for
     clip and frame together. Where both see one transform, the place of things in the picture is the easiest
     to predict, and a representation learns little else (docs/results.md).
+    condition: what the predictor is told beside the clip, such as {column: actions, width: 2}: a table with a
+    row of 2 numbers for each frame, of which it gets the rows from the last context frame to the one before
+    the target (with `seconds` their mean); null: nothing (docs/conditions.md).
     cache_mb: memory, in each process that reads, for the squares of videos decoded once; 0: none.
     distinct, group, per_group: columns that say what a batch holds, as in the pair cross_modal. With `group`,
     the windows of all videos with an equal value make one group: several events that share one look.
@@ -98,8 +103,14 @@ class NextFrame(ByColumns):
         distinct: str | None = None,
         group: str | None = None,
         per_group: Count = 1,
+        condition: dict[str, Any] | list[dict[str, Any]] | None = None,
     ):
         super().__init__(distinct, group, per_group)
+        if condition is not None and not gap:
+            raise ValueError(
+                "pair.condition: with gap 0 the target is the last context frame, and nothing lies between."
+                " Set pair.gap to 1 or more, or leave out the condition."
+            )
         if stretch is not None and stretch < windows:
             raise ValueError(
                 f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows"
@@ -113,15 +124,25 @@ class NextFrame(ByColumns):
         self.b = TransformList("pair.b", b, size) if b and not self.together else None
         self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
+        self.condition = Condition(condition, frames=True, rows=gap if seconds is None else None)
+        self.conditions = self.condition.standardised
 
-    def sample(self, record: Record, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(clips uint8 [W, 3, T, size, size], targets uint8 [W, 3, size, size]) of windows drawn without
-        replacement where the video has enough. Raises VideoError where the video cannot be read or is too
-        short."""
-        windows, wanted = [], []
+    def bind(self, reading: Reading) -> None:
+        """Raises CellError for a column of the condition that records do not have."""
+        super().bind(reading)
+        if self.conditions:
+            self.condition.check(list(reading.source.train[0]))
+
+    def sample(self, record: Record, rng: np.random.Generator) -> tuple[Tensor | Conditioned, Tensor]:
+        """(clips uint8 [W, 3, T, size, size], with their conditions where there are such, targets uint8 [W,
+        3, size, size]) of windows drawn without replacement where the video has enough. Raises VideoError
+        where the video cannot be read or is too short, and CellError where its condition cannot."""
+        windows, wanted, conditions = [], [], []
 
         def choose(info: VideoInfo) -> list[int]:
             windows.extend(self.draw(info, rng, path))
+            if self.conditions:
+                conditions.append(self.between(record, windows, info))
             wanted.extend(sorted({n for w in windows for n in [*w.context, w.target]}))
             return wanted
 
@@ -136,7 +157,15 @@ class NextFrame(ByColumns):
             for w in windows
         ]
         clips, targets = (torch.stack(of_side) for of_side in zip(*views))
-        return as_view(clips), targets.flatten(0, 1)
+        clip = as_view(clips)
+        return Conditioned(clip, conditions[0]) if conditions else clip, targets.flatten(0, 1)
+
+    def between(self, record: Record, windows: Sequence[Window], info: VideoInfo) -> Tensor:
+        """Conditions [W, C] of windows of a video. Raises CellError."""
+        return self.condition.of(record, [(w.context[-1], w.target) for w in windows], info.frames)
+
+    def conditions_of(self, record: Record) -> Tensor:
+        return self.condition.some(record)
 
     def own_views(self, clip: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """uint8 [T, 3, size, size] and [1, 3, size, size] of a window's frames [T or 1, 3, S, S]."""
@@ -174,6 +203,9 @@ class NextFrame(ByColumns):
             chosen = [possible[int((i + 0.5) * len(possible) / number)] for i in range(number)]
             shown = [w.context if side == "a" else [w.target] for w in chosen]
             wanted = sorted({n for numbers in shown for n in numbers})
+            told = [None] * number
+            if self.conditions and side == "a":
+                told = list(self.between(record, chosen, video.info).split(1))
             frames, seen = self.transform(video.read(wanted)), [seconds_of(video.info, n) for n in shown]
         place = {n: i for i, n in enumerate(wanted)}
         return [
@@ -183,8 +215,9 @@ class NextFrame(ByColumns):
                 f"frames {numbers[0]}-{numbers[-1]}",
                 _file(record) if side == "a" else "",  # of a frame its picture says more than the film
                 seconds if side == "a" else None,
+                condition,
             )
-            for numbers, seconds in zip(shown, seen)
+            for numbers, seconds, condition in zip(shown, seen, told)
         ]
 
     def _view(
@@ -194,8 +227,10 @@ class NextFrame(ByColumns):
         what: str,
         item: str = "",
         seconds: tuple[float, float] | None = None,
+        condition: Tensor | None = None,
     ) -> View:
-        return View(raw, f"{_file(record) or record['id']} {what}", None, record["id"], item, seconds)
+        content = f"{_file(record) or record['id']} {what}"
+        return View(raw, content, None, record["id"], item, seconds, condition)
 
     def open(self, path: str) -> Video:
         """A video, by the recipe's backend and frame rate. Raises VideoError."""

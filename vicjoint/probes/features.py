@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vicjoint import distributed
-from vicjoint.batch import Boxed, to_device
+from vicjoint.batch import Boxed, Conditioned, to_device
 from vicjoint.data import Readers, Reads, TimeLimit
 from vicjoint.model import Two
 from vicjoint.parts import Items, Raw, Side, Space, Split, Want
@@ -109,7 +109,7 @@ class Reader:
         spaces = {row: {space for r, space in wanted if r == row} for row, _ in sorted(wanted)}
 
         def encode(chunk: Chunk) -> dict[tuple[str, Space], Tensor]:
-            raw = to_device(chunk.raw, self.device)
+            raw = self.given(chunk)
             return {
                 (row, space): self.to_send(pooled(x, part.spread) if part.spread else x)
                 for row in spaces
@@ -133,6 +133,11 @@ class Reader:
         for key in wanted:
             if key[0] != "model" and sum(map(size_in_bytes, part.features[key])) <= FIXED_BYTES:
                 part.fixed[key] = part.features[key]
+
+    def given(self, chunk: Chunk) -> Raw:
+        """Its raw views on the device, with their conditions where they have such."""
+        told = chunk.conditions
+        return to_device(chunk.raw if told is None else Conditioned(chunk.raw, told), self.device)
 
     def to_send(self, x: Tensor) -> Tensor:
         """Where it is, or on the CPU where it goes to other processes."""
@@ -158,8 +163,9 @@ def encoded(
         yield from [] if x is None else ((space, x.float()) for space in spaces)
         return
     y = models[row].represent(side, raw)
+    condition = raw.condition if isinstance(raw, Conditioned) else None
     for space in spaces:
-        yield space, (y if space == "representation" else models[row].embed(side, y)).float()
+        yield space, (y if space == "representation" else models[row].embed(side, y, condition)).float()
 
 
 def of_records(x: Tensor, mask: Tensor, windows: int) -> list[list[Tensor]]:
@@ -190,8 +196,9 @@ class FeaturesOf:
             chosen &= numbers == 0
         if not chosen.any():
             raise ValueError(NONE)
-        _, *said = map(list, zip(*views))  # contents, keys, titles, items, seconds
-        items = Items(rows, places, numbers, *said)
+        _, *said, _ = map(list, zip(*views))  # contents, keys, titles, items, seconds
+        told = [some for chunk in part.seen if (some := chunk.conditions) is not None]
+        items = Items(rows, places, numbers, *said, torch.cat(told) if told else None)
         return items if chosen.all() else items.only(chosen)
 
     @torch.no_grad()
@@ -207,7 +214,7 @@ class FeaturesOf:
         def encode(_, chunk: Chunk) -> tuple[dict[str, Tensor], Tensor] | None:
             if chunk.raw is None:
                 return None
-            raw, rows = to_device(chunk.raw, self.device), {}
+            raw, rows = self._reader.given(chunk), {}
             for row in want.rows:
                 for _, x in encoded(self._models, row, want.side, raw, {want.space}):
                     rows[row] = self._reader.to_send(x)
@@ -269,10 +276,13 @@ class FeaturesOf:
         return [self._models[row].represent(side, to_device(some, self.device)) for some in raw]
 
     @torch.no_grad()
-    def embed(self, row: str, side: Side, y: Sequence[Tensor], every: bool = False) -> Tensor:
+    def embed(
+        self, row: str, side: Side, y: Sequence[Tensor], every: bool = False, told: Sequence[Tensor] = ()
+    ) -> Tensor:
         two = self._models[row]
-        of = two.predictions if every else lambda some: two.embed(side, some)
-        return torch.cat([of(some).float() for some in y])
+        of = two.predictions if every else lambda some, condition: two.embed(side, some, condition)
+        each = [condition.to(self.device) for condition in told] or [None] * len(y)
+        return torch.cat([of(some, condition).float() for some, condition in zip(y, each)])
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         kept, key = self._measure.kept, (name, *(part.version for part in self._parts.values()))

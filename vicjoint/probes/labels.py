@@ -95,6 +95,13 @@ def zero_or_one(record: Record, column: str, probe: str) -> int | None:
     return values[text]
 
 
+def of_others(count: int) -> np.ndarray:
+    """For each of 0 .. count - 1 another one, drawn without regard to the run."""
+    order, found = np.random.default_rng(0).permutation(count), np.zeros(count, int)
+    found[order] = np.roll(order, 1)
+    return found
+
+
 def evenly(total: int, limit: int | None) -> np.ndarray:
     """At most `limit` of the places 0..total-1, evenly spaced; None: all of them."""
     chosen = np.linspace(0, total - 1, total if limit is None else min(limit, total))

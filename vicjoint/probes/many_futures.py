@@ -84,6 +84,8 @@ class ManyFutures(Probe):
     def misses(self, data: EvaluationData) -> str | None:
         if "windows" not in data.pair.gives:
             return "it needs the pair next_frame"
+        if data.pair.conditions:
+            return "with a condition (pair.condition) the future is no longer open"
         if not any(record.get("futures") for record in data.records("test")):
             return "no test record of the source has `futures`, videos of what may come (sample_futures has)"
         return None

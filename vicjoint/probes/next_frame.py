@@ -7,7 +7,7 @@ evaluate: {probes: [{name: next_frame_retrieval}]}
 # Q queries (windows), C candidates, F frames, E embedding
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from vicjoint.files.cells import opened
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import named
+from vicjoint.probes.labels import named, of_others
 from vicjoint.registry import register
 
 EMBED_AT_ONCE = 256  # frames, or clips' frames, in one forward pass
@@ -44,6 +44,7 @@ class TestVideo:
     id: str
     frames: Tensor  # uint8 [F, 3, size, size]
     queries: list[Query]
+    conditions: Tensor | None = None  # [Q, C], where the pair gives such
 
 
 @dataclass
@@ -70,7 +71,8 @@ class NextFrameRetrieval(Probe):
     Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained
     embedding of the last context frame, as it is, and moved on by the change since the context frame before
     it; mean: the mean of all candidates' trained embeddings; pixels: the last context frame, compared by
-    pixels; chance.
+    pixels; chance. Where the pair gives a condition, shuffled_condition: the same predictions with the
+    condition of another query, drawn once for all: what the model does without knowing the right one.
 
     With a latent of K values, `model` is one prediction that has not seen the target (the model's best
     guess), and best_of_K counts a query as right where any of the K predictions is: it looks at the target.
@@ -128,7 +130,10 @@ class NextFrameRetrieval(Probe):
             )
         untrained = features.once("untrained", lambda: embed(features, "random_init", videos)[0])
         trained, every = embed(features, "model", videos)
-        for row, embedded in rows(videos, trained, untrained).items():
+        every_row = rows(videos, trained, untrained)
+        if features.data.pair.conditions:
+            every_row["shuffled_condition"] = embed(features, "model", shuffled(videos))[0]
+        for row, embedded in every_row.items():
             yield from named(row, score(videos, embedded))
         yield from several_guesses(videos, trained, every, self.guesses or features.latents)
         yield from named("chance", chance(videos))
@@ -144,6 +149,7 @@ class NextFrameRetrieval(Probe):
             candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
             wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
             frames = pair.transform(video.read(wanted))
+            conditions = pair.between(record, windows, video.info) if pair.conditions else None
         place = {n: i for i, n in enumerate(wanted)}
         queries = []
         for w, c in zip(windows, candidates):
@@ -159,7 +165,7 @@ class NextFrameRetrieval(Probe):
                     frames_apart=ahead,
                 )
             )
-        return TestVideo(record["id"], frames, queries)
+        return TestVideo(record["id"], frames, queries, conditions)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
         """True numbers of the candidates: on the grid of the last context frame and the target, as centred as
@@ -239,12 +245,21 @@ def embed(
     at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
     parts = [torch.stack(clips[i : i + at_once]).transpose(1, 2) for i in range(0, len(clips), at_once)]
     y_a = features.represent(row, "a", parts)
-    found = [features.embed(row, "a", y_a).cpu()]
+    told = [v.conditions for v in videos if v.conditions is not None]
+    told = torch.cat(told).split(at_once) if told else ()
+    found = [features.embed(row, "a", y_a, told=told).cpu()]
     if features.latents > 1:
-        found.append(features.embed(row, "a", y_a, every=True).cpu().transpose(0, 1))
+        found.append(features.embed(row, "a", y_a, every=True, told=told).cpu().transpose(0, 1))
     queries, counts = [len(v.queries) for v in videos], [len(v.frames) for v in videos]
     each = [[Embedded(a, b) for a, b in zip(z_a.split(queries, dim=-2), z_b.split(counts))] for z_a in found]
     return each[0], each[1] if len(each) > 1 else None
+
+
+def shuffled(videos: list[TestVideo]) -> list[TestVideo]:
+    """The same with the condition of another query at each."""
+    counts = [len(v.queries) for v in videos]
+    told = torch.cat([v.conditions for v in videos if v.conditions is not None])
+    return [replace(v, conditions=c) for v, c in zip(videos, told[of_others(len(told))].split(counts))]
 
 
 def middle_rank(distances: Tensor, target: int) -> float:

@@ -90,6 +90,12 @@ class Chunk:
     views: list[View]  # without what was read
     bad: list[tuple[int, str]]
 
+    @property
+    def conditions(self) -> Tensor | None:
+        """[N, C], where the views have them."""
+        found = [view.condition for view in self.views if view.condition is not None]
+        return torch.cat(found) if found else None
+
 
 def collate(read: list[Found]) -> Chunk:
     bad = [(found.number, found.cause) for found in read if found.cause]

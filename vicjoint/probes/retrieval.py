@@ -20,7 +20,7 @@ from torch import Tensor
 from vicjoint.parts import EvaluationData, Features, Items, Metric, Probe, Record, Split, Want
 from vicjoint.probes import ranking
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import class_of, evenly, zero_or_one
+from vicjoint.probes.labels import class_of, evenly, of_others, zero_or_one
 from vicjoint.probes.linear_map import LinearMap
 from vicjoint.probes.pictures import pictures_of
 from vicjoint.registry import register
@@ -67,7 +67,8 @@ class Retrieval(Probe):
     Rows: model; random_init: the same encoders before training; linear_map: ridge between 200 principal
     components of the modalities' simple features, fitted on training pairs (vicjoint.probes.linear_map);
     where both are of one kind, under its name (pixels) these features themselves; chance: the exact
-    expectation of a random order.
+    expectation of a random order. Where the pair gives a condition, shuffled_condition: the same predictions
+    from branch a with the condition of another item, drawn once for all.
     """
 
     needs = frozenset({"both"})
@@ -131,7 +132,10 @@ class Retrieval(Probe):
 
     def wants(self, data: EvaluationData) -> list[Want]:
         splits = ("test", "train") if self.linear_map else ("test",)
-        return [self._want(data, side, split) for split in splits for side in "ab"]
+        found = [self._want(data, side, split) for split in splits for side in "ab"]
+        if data.pair.conditions:  # y, for other predictions
+            found.append(replace(found[0], rows=("model",), space="representation"))
+        return found
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where fewer than two test records can be read by both branches, or a query has
@@ -148,6 +152,8 @@ class Retrieval(Probe):
             for row, z in a.items.rows.items()
             if row in b.items.rows
         }
+        if features.data.pair.conditions and not self.replicates:
+            rows["shuffled_condition"] = shuffled(features, a, rows["model"])
         score_of = lambda row, z: {
             f"{row}/{m}": value for m, value in score(z, right, (a, b), self.among).items()
         }
@@ -159,7 +165,9 @@ class Retrieval(Probe):
                 found |= score_of(row, z)
             return found | {f"chance/{m}": value for m, value in chance(right, (a, b), self.among).items()}
 
-        yield from (score_of("model", rows["model"]) | features.once("fixed rows", fixed)).items()
+        changing = [row for row in ("model", "shuffled_condition") if row in rows]
+        yield from (m for row in changing for m in score_of(row, rows[row]).items())
+        yield from features.once("fixed rows", fixed).items()
         if self.pictures and (
             shown := pictures_of(rows["model"], right, (a.items, b.items), features, self.pictures)
         ):
@@ -181,7 +189,7 @@ class Retrieval(Probe):
     def _fit_linear_map(self, features: Features) -> LinearMap:
         """Fitted on training records that both branches can read; with a key, on a random b of equal key for
         every a."""
-        a, b = (features.items(want) for want in features.wants[2:])
+        a, b = (features.items(want) for want in features.wants[2:4])
         classes: dict = {}
         (contents_a, classes_a), (contents_b, classes_b) = (
             (ranking.numbered(of.contents, {}), ranking.numbered(of.keys, classes)) for of in (a, b)
@@ -256,6 +264,19 @@ def averaged(group: Group, names: Sequence[Any]) -> Group:
         group.items, rows=rows, places=torch.from_numpy(places), numbers=group.items.numbers[at], **merged
     )
     return Group(items, ranking.numbered(list(map(frozenset, contents)), {}), group.classes[at])
+
+
+def shuffled(
+    features: Features, a: Group, z: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Both directions of the row `model`, with a's predictions made by the conditions of other items."""
+    every = features.items(features.wants[-1])
+    kept = torch.isin(every.places, a.items.places)
+    of_a = every if kept.all() else every.only(kept)
+    y, told = of_a.rows["model"], of_a.conditions
+    assert told is not None
+    predicted = features.embed("model", "a", [y], told=[told[of_others(len(told))]])
+    return {"a_to_b": (predicted, z["a_to_b"][1]), "b_to_a": (z["b_to_a"][0], predicted)}
 
 
 def right_of(a: Group, b: Group, separate: bool) -> ranking.Right:

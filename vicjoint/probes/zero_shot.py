@@ -63,6 +63,10 @@ class ZeroShot(Probe):
                 f"evaluate.probes: zero_shot: prompts need text on branch {self.other}, whose modality reads"
                 f" files. Set branch={self.other}, or prompts: null for the mean of training samples."
             )
+        if self.prompts and self.other == "a" and data.pair.conditions:
+            return (
+                "prompts on branch a have no condition (pair.condition), without which nothing is predicted"
+            )
         return labels_of(data, self.label, self.branch).missing(self.label)
 
     def unused(self, data: EvaluationData) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint import distributed
-from vicjoint.batch import Batch
+from vicjoint.batch import Batch, Conditioned
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
@@ -403,6 +403,8 @@ def check_probes(parts: Parts) -> None:
 def shape_of(view) -> str:
     if isinstance(view, tuple | list):
         return " + ".join(map(shape_of, view))
+    if isinstance(view, Conditioned):
+        return f"{shape_of(view.view)} with a condition {shape_of(view.condition)}"
     return str(list(view.shape)) if isinstance(view, Tensor) else f"{type(view).__name__} of {len(view)}"
 
 

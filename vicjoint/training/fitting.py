@@ -1,12 +1,15 @@
-"""What modalities learn from training records before the first step (vicjoint.fitted): standardisation.
+"""What is learnt from training records before the first step: standardisation, by modalities
+(vicjoint.fitted) and of conditions (vicjoint.conditions).
 
-fit_modalities(parts)     # of a run that begins
+fit_parts(parts)          # of a run that begins
 share_fitted(parts)       # what a checkpoint holds of it, for the model as it was before its first step
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vicjoint import distributed
@@ -20,6 +23,7 @@ from vicjoint.recipe import RecipeError
 from vicjoint.training.build import Parts, Task
 
 MOST = 100_000  # records, drawn evenly
+MOST_CONDITIONS = 10_000  # records whose conditions are looked at, drawn evenly
 AT_ONCE = 64  # records that a process is given
 ALONE = 1_000  # up to so many, processes that read would cost more time than they save
 
@@ -33,6 +37,44 @@ class OfTraining(OfRecords):
 
     def of(self, number: int, epoch: int) -> Raw:
         return self.pair.views(self.records[number], self.side)[0].raw
+
+
+class Conditions(OfRecords):
+    """Conditions [N, C] that samples of a training record may have."""
+
+    def __init__(self, task: Task, timeout: float | None):
+        super().__init__(task.source.train, TimeLimit(timeout))
+        self.pair = task.pair
+
+    def of(self, number: int, epoch: int) -> Tensor:
+        return self.pair.conditions_of(self.records[number])
+
+
+def fit_parts(parts: Parts) -> None:
+    """All of it. Raises RecipeError."""
+    fit_modalities(parts)
+    fit_conditions(parts)
+    share_fitted(parts)
+
+
+def fit_conditions(parts: Parts) -> None:
+    """Raises RecipeError where all conditions are the same."""
+    conditioning = parts.model.conditioning
+    if conditioning is None or not conditioning.fits:
+        return
+    task = parts.tasks[0]
+    reads, bad = Conditions(task, parts.recipe.data.timeout), []
+    few = min(len(reads.records), MOST_CONDITIONS)
+    places = [(int(number), -1) for number in np.arange(few) * len(reads.records) // few]
+    workers = parts.recipe.data.workers if few > ALONE else 0
+    rows = list(raws_of(reads, places, workers, bad, "standardisation of conditions"))
+    try:
+        said = conditioning.fit(torch.cat(rows) if rows else torch.zeros(0, len(task.pair.conditions)))
+    except ValueError as error:
+        raise RecipeError(f"pair.{error}") from None
+    distributed.same_as_first(conditioning.buffers())
+    left_out = f"; {len(bad):,} records that cannot be read are left out" if bad else ""
+    distributed.say(f"condition: {said}{left_out}")
 
 
 def fit_modalities(parts: Parts) -> None:
@@ -55,7 +97,6 @@ def fit_modalities(parts: Parts) -> None:
             raise RecipeError(f"{parts.recipe.branches[name].key}.{error}") from None
         distributed.same_as_first(modality.buffers())
         distributed.say(f"{name}: {said}")
-    share_fitted(parts)
 
 
 def is_fitted(modality: Modality) -> bool:
@@ -78,7 +119,7 @@ def fit(parts: Parts, name: str, modality: Fitted) -> str:
 
 
 def raws_of(
-    reads: OfTraining, places: list[tuple[int, int]], workers: int, bad: list[int], what: str
+    reads: OfRecords, places: list[tuple[int, int]], workers: int, bad: list[int], what: str
 ) -> Iterator[Raw]:
     """One after the other; numbers of records that cannot be read go to `bad`."""
     batches = [places[i : i + AT_ONCE] for i in range(0, len(places), AT_ONCE)]
@@ -103,3 +144,5 @@ def share_fitted(parts: Parts) -> None:
     for name, branch in parts.model.branches.items():
         if is_fitted(branch.modality):
             parts.untrained.branches[name].modality.load_state_dict(branch.modality.state_dict())
+    if parts.model.conditioning is not None and parts.untrained.conditioning is not None:
+        parts.untrained.conditioning.load_state_dict(parts.model.conditioning.state_dict())

@@ -35,7 +35,7 @@ from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.exploring import write_explorers
-from vicjoint.training.fitting import fit_modalities
+from vicjoint.training.fitting import fit_parts
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.keeping import keep_features
 from vicjoint.training.log import MetricsLog
@@ -104,7 +104,7 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None
     shard(parts)
     begin = resume(parts, folder)
     if not begin:
-        fit_modalities(parts)
+        fit_parts(parts)
     if distributed.rank() == 0:
         describe(parts, folder)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Boxed, Crops, Encoded
+from vicjoint.batch import Batch, Boxed, Conditioned, Crops, Encoded, unconditioned
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts, Task, build_parts
+from vicjoint.training.fitting import fit_parts
 from vicjoint.training.folder import open_run
 from vicjoint.training.parallel import gradient_norm, whole
 from vicjoint.training.resuming import restore
@@ -182,10 +183,12 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
     two = parts.model.between(task.spec.a, task.spec.b)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.recipe.train.precision == "bf16"):
         for side, raw in (("a", batch.a), ("b", batch.b)):
+            told = raw.condition if isinstance(raw, Conditioned) else None
+            raw = unconditioned(raw)
             raw = raw[0] if isinstance(raw, Crops) else raw.view if isinstance(raw, Boxed) else raw
             view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
             y = two.represent(side, raw)
-            z = two.embed(side, y)
+            z = two.embed(side, y, told)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {
                 "view": numbers(floats(view)),
@@ -328,6 +331,7 @@ def load_before(parts: Parts, folder: Path, step: int) -> str:
     """Load the last checkpoint before step `step`; what it is, in words."""
     there = [s for s in checkpoint.steps(folder / "checkpoints") if s < step]
     if not there:
+        fit_parts(parts)
         return f"as initialised: no checkpoint from before step {step} is there"
     restore(parts, checkpoint.load(checkpoint.path_of(folder / "checkpoints", there[-1])))
     return f"of the checkpoint after step {there[-1]}" + (
