@@ -1,11 +1,13 @@
 """Very many records: seconds until a source is known, the first time and again, and the memory of the main
 process and of four that read (PSS, in which shared pages count once; Linux).
 
-    python -m benchmarks.records                                   # a million members of tar shards
-    python -m benchmarks.records --source table --records 100000
+    python -m benchmarks.records                                   # a million records of each source
+    python -m benchmarks.records --sources table --records 100000
     python -m benchmarks.records --json FILE
 
-The files are made in a temporary folder and take up to 1 KB for each record.
+Sources: `webdataset`, texts in tar shards; `table`, a csv of texts; `paths`, a csv of texts and paths of
+files; `image_folder`, those files. Seconds are a clock's, with this process's CPU time beside them. The files
+are made in a temporary folder: 1 KB for each record in shards, and a million empty files.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from vicjoint.parts import Reading
 from vicjoint.registry import build
 
 READERS, SHARDS, BATCHES = 4, 100, 100
+IN_FOLDER = 1000  # files
 
 
 def shards(folder: Path, records: int) -> dict:
@@ -38,27 +41,49 @@ def shards(folder: Path, records: int) -> dict:
     return {"name": "webdataset", "root": str(folder)}
 
 
-def rows(folder: Path, records: int) -> dict:
+def rows(folder: Path, records: int, paths: bool = False) -> dict:
     path = folder / "index.csv"
     with open(path, "w") as out:
-        out.write("id,txt,kind\n")
-        out.writelines(f"r{i},the text of number {i},k{i % 100}\n" for i in range(records))
+        out.write(f"{'path' if paths else 'id'},txt,kind\n")
+        for i in range(records):
+            out.write(f"{file_name(i) if paths else f'r{i}'},the text of number {i},k{i % 100}\n")
     return {"name": "table", "root": str(path)}
 
 
+def file_name(number: int) -> str:
+    return f"{number // IN_FOLDER:05d}/{number}.png"
+
+
+def paths(folder: Path, records: int) -> dict:
+    files(folder, records)
+    return rows(folder, records, paths=True)
+
+
+def files(folder: Path, records: int) -> dict:
+    for number in range(records):
+        if number % IN_FOLDER == 0:
+            (folder / file_name(number)).parent.mkdir()
+        (folder / file_name(number)).touch()
+    return {"name": "image_folder", "root": str(folder)}
+
+
+MADE = {"webdataset": shards, "table": rows, "paths": paths, "image_folder": files}
+
+
 def measure(spec: dict) -> dict:
-    """{seconds, main_mb, readers_mb} of a source in this process."""
-    began = time.perf_counter()
+    """{seconds, cpu_seconds, main_mb, readers_mb} of a source in this process."""
+    began, cpu = time.perf_counter(), time.process_time()
     source, readers = build("source", spec), (build("modality", {"name": "text"}),) * 2
-    seconds = time.perf_counter() - began
-    pair = CrossModal("txt", "txt")
+    found = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    column = "txt" if "txt" in source.train[0] else "id"
+    pair = CrossModal(column, column)
     pair.bind(Reading(readers, source))
     stream = Stream(source.train, pair, 0, order=source.order("train"))
     with batches([stream], [64], READERS, 0, BATCHES) as read:
         for number, _ in enumerate(read):
             if number == BATCHES - 8:  # they still read ahead
                 others = sum(map(pss_mb, descendants(os.getpid())))
-    return {"seconds": seconds, "main_mb": pss_mb(os.getpid()), "readers_mb": others}
+    return found | {"main_mb": pss_mb(os.getpid()), "readers_mb": others}
 
 
 def descendants(process: int) -> list[int]:
@@ -80,7 +105,7 @@ def pss_mb(process: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.records", description=__doc__.split(":")[0])
-    parser.add_argument("--source", choices=["webdataset", "table"], default="webdataset")
+    parser.add_argument("--sources", nargs="+", choices=list(MADE), default=list(MADE))
     parser.add_argument("--records", type=int, default=10**6)
     parser.add_argument("--json", metavar="FILE", help="also write all numbers")
     parser.add_argument("--of", help=argparse.SUPPRESS)  # what a fresh process measures
@@ -88,16 +113,16 @@ def main() -> None:
     if options.of:
         print(json.dumps(measure(json.loads(options.of))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["VICJOINT_CACHE"] = f"{folder}/cache"
-        (made := Path(folder, "data")).mkdir()
-        spec = (shards if options.source == "webdataset" else rows)(made, options.records)
-        time.sleep(3)  # an index of files that have just changed is not kept
-        results = {
-            name: in_fresh_process("benchmarks.records", "--of", json.dumps(spec))
-            for name in ("first", "again")
-        }
-    columns = ["", "index, s", "main process, MB", f"{READERS} readers, MB"]
+    results = {}
+    for source in options.sources:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["VICJOINT_CACHE"] = f"{folder}/cache"
+            (made := Path(folder, "data")).mkdir()
+            spec = json.dumps(MADE[source](made, options.records))
+            time.sleep(3)  # an index of files that have just changed is not kept
+            for name in (source, f"{source}, again"):
+                results[name] = in_fresh_process("benchmarks.records", "--of", spec)
+    columns = ["", "index, s", "CPU, s", "main process, MB", f"{READERS} readers, MB"]
     print(table(columns, [[name, *found.values()] for name, found in results.items()]))
     write(options.json, results)
 

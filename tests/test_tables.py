@@ -604,6 +604,54 @@ def test_pairs_that_read_for_themselves_take_cells_with_files(tmp_path):
     assert sorted(levels) == [0, 9, 18, 27]
 
 
+PATHS = {  # cells, and the ids of their rows
+    **{"a.png": "a.png", " b.png ": "b.png", "in/./c.png": "in/c.png", "in/../d.png": "d.png"},
+    **{"in//e.png": "in/e.png", "../f.png": "../f.png", "..": "..", "../t": ".", "in/..": ". (2)"},
+    **{"in\\g.png": "in/g.png", "in/NA": "in/NA", "": "row 12", "#N/A": "row 13", "in/": "in"},
+}
+
+
+def test_ids_and_paths_are_those_of_each_cell_alone(tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.png").write_bytes(b"1")
+    rows = [{"path": cell, "split": "test" if cell == "a.png" else "train"} for cell in PATHS]
+    found = Table(write(tmp_path / "t" / "rows.csv", rows))
+    records = {r["id"]: r["path"] for r in found.train + found.test}
+    assert sorted(records) == sorted(PATHS.values())
+    of = {"folder": str(tmp_path / "t")}
+    for cell, name in PATHS.items():
+        empty = name.startswith("row")
+        assert records[name] == (None if empty else cells.file_path(of, cell)), cell
+
+
+def test_links_are_found_among_the_files_of_a_listed_folder(tmp_path):
+    """Where a folder has many more files than the table, only some of it is listed."""
+    for folder, others in (("small", 0), ("large", 40)):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", *(f"{i}.txt" for i in range(others))):
+            (tmp_path / folder / name).write_bytes(b"1")
+        (tmp_path / folder / "z.png").symlink_to("a.png")
+        rows = [{"path": f"{folder}/{name}.png", "split": s} for name, s in (("a", "train"), ("z", "test"))]
+        path = write(tmp_path / f"{folder}.csv", rows)
+        with pytest.raises(SourceError, match=rf"{folder}/a.png in train and {folder}/z.png in test are the"):
+            Table(path)
+
+
+def test_a_large_table_of_files_and_of_cells_that_hold_them(tmp_path, monkeypatch):
+    from vicjoint.sources import columns
+
+    content = picture(tmp_path / "p.png", 7)
+    rows = [{"path": {"bytes": content if i % 2 else None, "path": f"{i}.png"}, "n": i} for i in range(20)]
+    path = write(tmp_path / "t.parquet", rows)
+    small = Table(path)
+    monkeypatch.setattr(columns, "MANY", 10)
+    large = Table(path)
+    assert list(large.train) == small.train and list(large.ids("train")) == ids(small.train)
+    assert {"bytes" in r for r in large.train} == {True, False}
+    assert large.lacks("train", "bytes").tolist() == ["bytes" not in r for r in small.train]
+    assert list(pickle.loads(pickle.dumps(large.train))) == small.train
+
+
 def test_a_large_table_is_kept_by_columns(tmp_path, monkeypatch):
     """The same records, and less to send to each process that reads."""
     from vicjoint.sources import columns

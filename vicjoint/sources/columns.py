@@ -9,7 +9,9 @@ import contextlib
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +59,9 @@ class Texts(Sequence[str]):
 
     def __init__(self, texts: Sequence[str]):
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._set(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)]))
+        ends = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=ends[1:])
+        self._set(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
     def _set(self, block: np.ndarray, ends: np.ndarray) -> None:
         self._block, self._ends = Shared(block), Shared(ends.astype(np.int64))
@@ -85,27 +89,48 @@ class Texts(Sequence[str]):
 MANY = 1 << 14  # records, from which on they are kept as columns
 
 
-class ColumnRecords(Sequence):
-    """Records that have the same keys, kept column by column, each made when it is asked for."""
+class Lacks(Enum):
+    """In a column: the record has no such key."""
 
-    def __init__(self, records: list[dict]):
-        self._count = len(records)
-        self._columns = {key: _column([record[key] for record in records]) for key in records[0]}
+    KEY = "key"
+
+
+class ColumnRecords(Sequence):
+    """Records that are kept column by column, each made when it is asked for. columns: what they are, as
+    `in_columns` makes it; rows: which of them, int [N]."""
+
+    def __init__(self, columns: dict[str, Any], rows: np.ndarray):
+        self._columns, self._rows = columns, Shared(rows)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._rows.array)
 
     def __getitem__(self, i: int) -> dict:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
-        return {key: column[i % self._count] for key, column in self._columns.items()}
+        row = self._rows.array[i].item()
+        found = {key: column[row] for key, column in self._columns.items()}
+        return {key: value for key, value in found.items() if value is not Lacks.KEY}
+
+    def column(self, key: str) -> Iterator:
+        column = self._columns[key]
+        return (column[row] for row in self._rows.array.tolist())
 
     def lacks(self, key: str) -> np.ndarray:
         """bool [N]: which records have no value under a key."""
         if key not in self._columns:
-            return np.ones(self._count, bool)
-        column = self._columns[key]
-        return np.array([is_empty(column[i]) for i in range(self._count)])
+            return np.ones(len(self), bool)
+        return np.array([value is Lacks.KEY or is_empty(value) for value in self.column(key)])
+
+
+class Constant:
+    """A column that has the same value everywhere."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def __getitem__(self, i: int) -> Any:
+        return self._value
 
 
 class _Numbers:
@@ -116,27 +141,26 @@ class _Numbers:
         return self._values.array[i].item()
 
 
-class _Constant:
-    def __init__(self, value: str):
-        self._value = value
-
-    def __getitem__(self, i: int) -> str:
-        return self._value
-
-
-def _column(values: list):
+def _column(values: Any) -> Any:
     """The same values in less memory, where they are texts or numbers of one kind."""
-    kinds = set(map(type, values))
+    kinds = set(map(type, values)) if isinstance(values, list) else set()
     with contextlib.suppress(UnicodeEncodeError, OverflowError):
         if kinds == {str}:
-            return _Constant(values[0]) if len(set(values)) == 1 else Texts(values)
+            first = values[0]
+            return Constant(first) if all(value == first for value in values) else Texts(values)
         if kinds == {int} or kinds == {float}:
             return _Numbers(np.array(values, np.int64 if kinds == {int} else np.float64))
     return values
 
 
-def in_columns(records: list[dict]) -> Sequence[dict]:
-    """The same records, as columns where there are many with the same keys."""
-    if len(records) < MANY or any(record.keys() != records[0].keys() for record in records):
-        return records
-    return ColumnRecords(records)
+def in_columns(columns: dict[str, Any], parts: Iterable[np.ndarray]) -> list[Sequence[dict]]:
+    """The records of each part, rows int [N] of columns (lists, or Constant): a list of dicts, or where there
+    are many as columns, which the parts share. Empties `columns`, so that only one is there twice."""
+    parts = list(parts)
+    many = sum(map(len, parts)) >= MANY
+    made = {}
+    for key in list(columns):
+        values = columns.pop(key)
+        made[key] = _column(values) if many else values
+    records: list[Sequence[dict]] = [ColumnRecords(made, rows) for rows in parts]
+    return records if many else [list(part) for part in records]

@@ -71,7 +71,7 @@ class ImageFolder(Source):
         )
 
     def _records(self, ids: list[str], depth: int) -> FileRecords:
-        parts = [i.split("/", depth + 1) for i in ids]
+        parts = (i.split("/", depth + 1) for i in ids)
         return FileRecords(str(self.root), ids, [p[depth] if len(p) > depth + 1 else None for p in parts])
 
     def describe(self) -> str:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vicjoint import distributed
 from vicjoint.files import remote
+from vicjoint.files.cells import Part
 from vicjoint.files.folder import Walk
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.paths import user_path
@@ -66,9 +67,11 @@ class Shards:
     def forget_tables(self) -> None:
         self.tables, self.packs = [], [None] * len(self.paths)
 
-    def part(self, shard: int, offset: int, size: int) -> dict:
-        found = {"path": self.paths[shard], "offset": offset, "size": size}
-        return found if self.remotes is None else found | {"remote": self.remotes[shard]}
+    def part(self, shard: int, offset: int, size: int) -> Part:
+        found = Part(path=self.paths[shard], offset=offset, size=size)
+        if self.remotes is not None:
+            found["remote"] = self.remotes[shard]
+        return found
 
     def split_of(self, number: int) -> str | None:
         """What its pack says."""

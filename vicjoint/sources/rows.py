@@ -4,7 +4,7 @@ csv and tsv are one format, whose separator (comma, semicolon or tab) is found; 
 do not count. jsonl has an object a line, json a list of them. A name that ends in .gz too is unpacked.
 
 for line, row in rows_of(Path("index.csv")): ...        # memory for a few rows, whatever the file's size
-header, rows = read_table(rows_of(Path("index.tsv.gz")))
+lines, columns = read_table(rows_of(Path("index.tsv.gz")))     # column by column, which takes less
 """
 
 import codecs
@@ -14,8 +14,9 @@ import io
 import itertools
 import json
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ FORMAT_OF = {
 FORMATS = "csv, tsv, json, jsonl or parquet"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 LOOKED_AT = 20  # rows that show which one separates
-AT_ONCE = 1024  # rows of a parquet file
+AT_ONCE = 1024  # rows
 CHUNK = 1 << 20  # bytes
 csv.field_size_limit(2**31 - 1)  # a cell may hold a document; the module's own limit is 128 KiB
 
@@ -45,12 +46,17 @@ def format_of(path: Path) -> str | None:
     return None if compressed and found == "parquet" else found
 
 
-def read_table(rows: Iterable[Row]) -> tuple[list[str], list[Row]]:
-    """(columns, rows) of a table; every row has every column."""
-    rows = list(rows)
-    header = list(dict.fromkeys(key for _, row in rows for key in row))
-    whole = lambda row: row if len(row) == len(header) else {key: row.get(key) for key in header}
-    return header, [(line, whole(row)) for line, row in rows]
+def read_table(rows: Iterable[Row]) -> tuple[Sequence[int], dict[str, list]]:
+    """(line of each row, {column: its cells}); a cell that a row has not is None."""
+    lines, columns, rows = array("q"), {}, iter(rows)
+    while some := list(itertools.islice(rows, AT_ONCE)):
+        for _, row in some:
+            if not row.keys() <= columns.keys():
+                columns |= {key: [None] * len(lines) for key in row if key not in columns}
+        for key, cells in columns.items():
+            cells += [row.get(key) for _, row in some]
+        lines.extend(line for line, _ in some)
+    return lines, columns
 
 
 def rows_of(path: Path) -> Iterator[Row]:

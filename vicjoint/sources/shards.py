@@ -149,9 +149,12 @@ class ShardRecords(Sequence):
             raise IndexError(i)
         shard, label, own, begin, end = self._rows.array[i].tolist()
         columns, name = dict.fromkeys(self.columns), self.ids[i]
-        for number, (offset, size) in zip(self._suffix.array[begin:end], self._places.array[begin:end]):
-            where, suffix = self.shards.part(shard, int(offset), int(size)), self.suffixes[number]
-            columns[suffix] = part = Part(id=f"{name}.{suffix}", **where)
+        places = self._places.array[begin:end].tolist()
+        for number, (offset, size) in zip(self._suffix.array[begin:end].tolist(), places):
+            suffix = self.suffixes[number]
+            part = self.shards.part(shard, offset, size)
+            part["id"] = f"{name}.{suffix}"
+            columns[suffix] = part
             if suffix in self.column_of:
                 column, before = self.column_of[suffix], columns[self.column_of[suffix].name]
                 if column.channel is not None:
@@ -159,9 +162,11 @@ class ShardRecords(Sequence):
                 columns[column.name] = [*(before or []), part] if column.many else part
         record = {**columns, "id": f"{self.shards.names[shard]}/{name}"}
         if "json" in columns:
-            record |= {column: Part(columns["json"], key=key) for column, key in self.keys.items()}
+            for column, key in self.keys.items():
+                record[column] = part = Part(columns["json"])
+                part["key"] = key
         if own >= 0:
-            record |= self.shards.part(shard, *self._places.array[own].tolist())
+            record |= self.shards.part(shard, *places[own - begin])
         return record | {"label": self.classes[label] if label >= 0 else None}
 
 

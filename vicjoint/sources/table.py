@@ -11,9 +11,12 @@ csv cells are text; the others keep their type, lists included (five captions of
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty, is_there
+import numpy as np
+
+from vicjoint.files.cells import MISSING, CellError, as_text, file_of, file_path, is_empty, is_there
 from vicjoint.files.guard import printable
 from vicjoint.files.paths import user_path
 from vicjoint.parts import Source
@@ -29,7 +32,7 @@ from vicjoint.sources.base import (
     split_by_hash,
     split_of,
 )
-from vicjoint.sources.columns import ColumnRecords, in_columns
+from vicjoint.sources.columns import ColumnRecords, Constant, Lacks, in_columns
 from vicjoint.sources.rows import read_table, rows_of
 from vicjoint.sources.vectors import Vectors
 
@@ -81,13 +84,17 @@ class Table(Source):
             _split_together(tables, split_by, test_fraction)
         for table in tables:
             table.divide(split, test_fraction)
-        self.train, self.test = map(in_columns, tables[0].sides())
-        # split -> the records that column b of the pair cross_modal comes from
-        self.second = dict(zip(("train", "test"), tables[1].sides())) if second is not None else None
         self._description = "; second ".join(table.describe() for table in tables)
+        self.train, self.test = tables[0].records()
+        # split -> the records that column b of the pair cross_modal comes from
+        self.second = dict(zip(("train", "test"), tables[1].records())) if second is not None else None
 
     def describe(self) -> str:
         return self._description
+
+    def ids(self, split, side="a"):
+        records = self.records(split, side)
+        return records.column("id") if isinstance(records, ColumnRecords) else super().ids(split, side)
 
     def lacks(self, split, key):
         records = self.records(split)
@@ -95,7 +102,8 @@ class Table(Source):
 
 
 class _Rows:
-    """One table file: its records and, after `divide`, their sides."""
+    """One table file: the columns of its rows and, after `divide`, their sides. A million rows are a few
+    lists here, and no million of dicts."""
 
     def __init__(
         self,
@@ -105,8 +113,9 @@ class _Rows:
         vectors: dict[str, list[str]],
         second: bool = False,
     ):
-        self.path, self.vectors = path, Vectors(vectors)
-        self.header, rows = header, rows = read_table(self.vectors.gathered(path, rows_of(path)))
+        self.path, self.vectors, self.second = path, Vectors(vectors), second
+        self.lines, self.cells = read_table(self.vectors.gathered(path, rows_of(path)))
+        self.header = header = list(self.cells)
         defaults = {"column": "path", "id": "id", "split": "split", "split_by": None}
         for (
             option,
@@ -114,19 +123,11 @@ class _Rows:
         ) in named.items():  # one that the user named has to be there; in a second table only split_by
             if name is not None and name != defaults[option] and (not second or option == "split_by"):
                 _check_column(path, option, name, header)
-        has = [column for column in needs if column in header]
-        kept = [
-            (number, line, row)
-            for number, (line, row) in enumerate(rows)
-            if not any(is_empty(row[column]) for column in has)
-        ]
-        if not kept:
-            raise SourceError(
-                f"table: {path}: every row has an empty cell in one of the columns {', '.join(has)} (option"
-                " needs). Leave it out."
-            )
-        self.left_out, self.needs = len(rows) - len(kept), has
-        self.lines, self.rows = [line for _, line, _ in kept], [row for _, _, row in kept]
+        self.numbers: Sequence[int] = range(len(self.lines))
+        self.needs = [column for column in needs if column in header]
+        if self.needs:
+            self._leave_out()
+        self.left_out = len(self.lines) - len(self.numbers)
         self.column = named["column"] if named["column"] in header else None
         self.name = named["id"] if named["id"] in header else None
         self.split = named["split"] if named["split"] in header else None
@@ -135,14 +136,24 @@ class _Rows:
                 f"table: {path} has a column '{self.split}', so split_by={named['split_by']} would not be"
                 " used. Leave out split_by, or set split=null to divide the rows anew."
             )
-        self.second = second
-        records = [self._record(number, row) for number, _, row in kept]
-        self.names = [record["id"] for record in records]
-        self.records = [r | {"id": own} for r, own in zip(records, numbered(self.names))]
+        # of each row: its id, and of a table of files what its cell names or holds
+        self.names, self.files = (
+            (self._names(self.name), []) if self.column is None else self._files(self.column)
+        )
         self.side: list[str] = []
 
+    def _leave_out(self) -> None:
+        rows = zip(*(self.cells[column] for column in self.needs))
+        self.numbers = [number for number, cells in enumerate(rows) if not any(map(is_empty, cells))]
+        if not self.numbers:
+            raise SourceError(
+                f"table: {self.path}: every row has an empty cell in one of the columns"
+                f" {', '.join(self.needs)} (option needs). Leave it out."
+            )
+        if len(self.numbers) < len(self.lines):
+            self.cells = {key: [cells[n] for n in self.numbers] for key, cells in self.cells.items()}
+
     def describe(self) -> str:
-        train, test = self.sides()
         left_out = (
             f" ({self.left_out} rows with an empty {' or '.join(self.needs)} are left out)"
             if self.left_out
@@ -150,43 +161,58 @@ class _Rows:
         )
         again = repeated(self.names, "rows") if self.column is None else ""
         said = f"{left_out}{again}{self.vectors.words()}"
-        return f"table {self.path}: {len(train)} train, {len(test)} test records{said}"
+        train, test = map(self.side.count, ("train", "test"))
+        return f"table {self.path}: {train} train, {test} test records{said}"
 
-    def _record(self, number: int, row: dict) -> dict:
-        folder = self.path.parent
-        own: dict = {"folder": str(folder)} | ({"second": True} if self.second else {})
-        own["id"] = f"row {number + 1}"
-        if self.column is not None:
-            found = self._file(own, row[self.column])
-            own |= found if isinstance(found, dict) else {"path": found}
-            if isinstance(found, str):
-                own["id"] = Path(os.path.relpath(found, folder)).as_posix()
-        elif self.name is not None and not is_empty(row[self.name]):
-            own["id"] = as_text(row, self.name)
-        # a column that a record's key is made from is not kept twice
-        meant = {"path": self.column, "bytes": self.column, "id": self.column or self.name}
-        others = {f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in row.items()}
-        return {**others, **own}
+    def _names(self, column: str | None) -> list[str]:
+        numbered = (f"row {number + 1}" for number in self.numbers)
+        if column is None:
+            return list(numbered)
+        named = zip(self.cells[column], numbered)
+        return [other if is_empty(cell) else as_text({column: cell}, column) for cell, other in named]
 
-    def _file(self, own: dict, cell) -> str | dict | None:
-        """None: there is none. What cannot be a path is one that does not exist: a bad sample, named when it
-        is read."""
+    def _files(self, column: str) -> tuple[list[str], list[str | bytes | None]]:
+        """(ids, files): a path, a file's bytes, or None where the cell is empty."""
+        own, names, files = {"folder": str(self.path.parent)}, [], []
+        folders: dict[str, tuple[str, str]] = {}  # as cells name them -> whole, and from the table's
+        for number, cell in zip(self.numbers, self.cells[column]):
+            plain = cell.strip() if isinstance(cell, str) and "\\" not in cell else ""
+            before, slash, last = plain.rpartition("/")
+            if (known := folders.get(before + slash)) is None:
+                known = folders[before + slash] = _folder(own, before + slash)
+            path, name = known[0] + last, known[1] + last
+            if last in ("", ".", "..") or plain in MISSING or own["folder"].startswith(path):
+                name, path = self._file(own | {"id": f"row {number + 1}"}, cell)
+            names.append(name if name != plain else plain)
+            files.append(path)
+        return names, files
+
+    def _file(self, own: dict, cell) -> tuple[str, str | bytes | None]:
+        """Of any cell. What cannot be a path is one that does not exist: a bad sample, named when it is
+        read."""
         try:
-            return None if is_empty(cell) else file_of(own, cell)
+            found = None if is_empty(cell) else file_of(own, cell)
         except CellError:
-            return file_path(own, str(cell))
+            found = file_path(own, str(cell))
+        if isinstance(found, dict):
+            return found["id"], found["bytes"]
+        name = own["id"] if found is None else Path(os.path.relpath(found, own["folder"])).as_posix()
+        return name, found
 
     def divide(self, split: str | None, test_fraction: float) -> None:
-        files = {name: r["path"] for name, r in zip(self.names, self.records) if r.get("path") is not None}
-        same = same_files(files) if self.column is not None else {}
+        paths = {name: file for name, file in zip(self.names, self.files) if isinstance(file, str)}
+        same = same_files(paths) if self.column is not None else {}
         keys = [same.get(name, name) for name in self.names]
+        by_cells = bool(self.split or self.side)
         if self.split:
-            self.side = [self._side(line, row[self.split]) for line, row in zip(self.lines, self.rows)]
+            self.side = list(map(self._side, (self.lines[n] for n in self.numbers), self.cells[self.split]))
         elif not self.side:
             unit = "row" if self.column is None else "file"
             by_hash = split_by_hash(list(dict.fromkeys(keys)), test_fraction, f"table {self.path}", unit)
             self.side = [by_hash[key] for key in keys]
-        self._check(split, keys)
+        self._check(split)
+        if by_cells:
+            self._check_apart(keys)
 
     def _side(self, line: int, value) -> str:
         if (side := split_of(value)) is None:
@@ -195,16 +221,33 @@ class _Rows:
             )
         return side
 
-    def sides(self) -> tuple[list[dict], list[dict]]:
-        train, test = (
-            [r for r, side in zip(self.records, self.side) if side == wanted] for wanted in ("train", "test")
-        )
-        return train, test
+    def records(self) -> list[Sequence[dict]]:
+        """Of both splits. The cells go into them: nothing else can be asked afterwards."""
+        # a column that a record's key is made from is not kept twice
+        meant = {"path": self.column, "bytes": self.column, "id": self.column or self.name}
+        found: dict = {
+            f"table_{k}" if k in RESERVED and meant.get(k) != k else k: v for k, v in self.cells.items()
+        }
+        found |= {"folder": Constant(str(self.path.parent))}
+        found |= {"second": Constant(True)} if self.second else {}
+        found["id"] = numbered(self.names)
+        if self.column is not None:
+            self._add_files(found)
+        tests = np.array([side == "test" for side in self.side])
+        self.cells, self.files = {}, []
+        return in_columns(found, [np.flatnonzero(~tests), np.flatnonzero(tests)])
 
-    def _check(self, split: str | None, keys: list[str]) -> None:
-        train, test = self.sides()
-        for name, part in (("train", train), ("test", test)):
-            if not part:
+    def _add_files(self, columns: dict) -> None:
+        """Set `path` and `bytes`, of which a record has one."""
+        inside = [isinstance(file, bytes) for file in self.files]
+        for key, has in (("path", [not i for i in inside]), ("bytes", inside)):
+            if any(has):
+                other = columns.get(key, [Lacks.KEY] * len(has))
+                columns[key] = [file if own else cell for file, own, cell in zip(self.files, has, other)]
+
+    def _check(self, split: str | None) -> None:
+        for name in ("train", "test"):
+            if name not in self.side:
                 raise SourceError(
                     f"table: {self.path}: no row of column '{split}' says {name}. Mark some, or name another"
                     " split column."
@@ -214,9 +257,12 @@ class _Rows:
                         " test_fraction."
                     )
                 )
-        names = lambda side: {name for name, its in zip(self.names, self.side) if its == side}
         if self.column is not None:
             self._check_files()
+
+    def _check_apart(self, keys: list[str]) -> None:
+        names = lambda side: {name for name, its in zip(self.names, self.side) if its == side}
+        if self.column is not None:
             check_apart("table", zip(self.names, self.side, keys))
         elif both := names("train") & names("test"):
             raise SourceError(
@@ -225,13 +271,21 @@ class _Rows:
             )
 
     def _check_files(self) -> None:
-        first = self.records[:LOOKED_AT]
-        if not any("bytes" in r or (r["path"] is not None and is_there(r["path"])) for r in first):
-            found = printable(first[0]["path"] or "an empty cell", 200)
+        first = self.files[:LOOKED_AT]
+        if not any(isinstance(file, bytes) or (file is not None and is_there(file)) for file in first):
+            found = printable(first[0] or "an empty cell", 200)
             raise SourceError(
                 f"table: {self.path}: none of the first {len(first)} files exists, the first is {found}."
                 f" Paths are relative to the table's folder {self.path.parent}: correct them, or move it."
             )
+
+
+def _folder(own: dict, folder: str) -> tuple[str, str]:
+    """What stands before names of files in a folder of cells: of their whole paths, and of those from the
+    table's folder."""
+    whole = file_path(own, folder)
+    relative = Path(os.path.relpath(whole, own["folder"])).as_posix()
+    return os.path.join(whole, ""), "" if relative == "." else f"{relative}/"
 
 
 def _check_needs(tables: list[_Rows], needs: list[str]) -> None:
@@ -246,7 +300,7 @@ def _split_together(tables: list[_Rows], column: str, test_fraction: float) -> N
     cells = []
     for table in tables:
         try:
-            cells.append([as_text(row, column) for row in table.rows])
+            cells.append([as_text({column: cell}, column) for cell in table.cells[column]])
         except CellError as error:
             raise SourceError(
                 f"table: {table.path}: split_by: {error} in some row, expected a cell to split by."
