@@ -16,6 +16,9 @@ from vicjoint.training.folder import cut_to
 from vicjoint.training.going_on import say_length, take_over
 from vicjoint.training.saving import APPENDED
 
+# of an optimizer's groups: how this machine computes, whatever another one did
+KERNELS = ("foreach", "fused", "capturable")
+
 
 def resume(parts: Parts, folder: Path) -> int:
     """Load the last checkpoint of the folder that can be used, where there is one, and cut off what a killed
@@ -69,7 +72,11 @@ def restore(parts: Parts, state: dict) -> None:
         for number, p in zip(numbers, trained)
         if number in state["optimizer"]["state"]
     }
-    parts.optimizer.load_state_dict(state["optimizer"] | {"state": states})
+    groups = [
+        given | {name: own[name] for name in KERNELS if name in own}
+        for given, own in zip(state["optimizer"]["param_groups"], parts.optimizer.param_groups)
+    ]
+    parts.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def share_of(given, own: Tensor | None):
