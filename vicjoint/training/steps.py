@@ -125,6 +125,8 @@ class Steps:
         self.taken.clear()
         if self.held is not None:
             self.held = torch.zeros_like(self.held)
+        for part, counted in zip(counting(self.parts), behind[0].counted if behind else ()):
+            part.set_extra_state(counted)
         why = self.watch.look_into(x.step, x.task, x.batch, x.numbers)
         if self.watch.over:
             if x.step:
@@ -132,8 +134,6 @@ class Steps:
             raise TrainingError(why)
         self.log.skipped(x.step + 1, x.task.name, x.numbers.terms, rates, why)
         for y in behind:
-            for part, counted in zip(counting(self.parts), y.counted):
-                part.set_extra_state(counted)
             self.take(y.step, y.task, y.batch, time.perf_counter(), 0.0)
 
 
