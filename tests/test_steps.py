@@ -11,7 +11,7 @@ from torchrun import torchrun
 
 import vicjoint
 from vicjoint import register, register_encoder
-from vicjoint.optim import parameter_groups
+from vicjoint.optim import LimitedAdamW, parameter_groups
 from vicjoint.parts import Objective
 from vicjoint.recipe import load_recipe
 from vicjoint.training import checkpoint, loop, nonfinite, steps
@@ -24,9 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @register("optimizer", "one_kernel")
-def one_kernel(model, global_batch, /, lr: float, weight_decay: float = 0.05):
+def one_kernel(model, global_batch, /, lr: float, max_change: float | None = None):
     """AdamW as it is on GPUs, where it can be held."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, fused=True)
+    groups = parameter_groups(model, 0.05)
+    if max_change is None:
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return LimitedAdamW(groups, max_change, lr=lr, fused=True)
 
 
 @register_encoder("tiny_numbers", "breaks")
@@ -74,6 +77,7 @@ PAIRS = {
 }
 KINDS = {
     "vicreg": {},
+    "a limit": {"optim": {**OPTIM, "max_change": 0.01}},
     "lars": {"optim": {**OPTIM, "name": "lars", "lr": 3.0}},
     "a queue and an ema branch": {
         "objective": {"name": "infonce", "form": "moco", "queue": 16},

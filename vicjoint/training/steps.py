@@ -28,7 +28,7 @@ from vicjoint.optim import set_learning_rate
 from vicjoint.training.build import Parts, Task
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.nonfinite import Numbers, Watch
-from vicjoint.training.parallel import clip_gradients, plain_beside_shares
+from vicjoint.training.parallel import clip_gradients
 from vicjoint.training.saving import Saver
 from vicjoint.training.stopping import TRAINING, seed_everything
 
@@ -152,11 +152,10 @@ def counting(parts: Parts) -> list[nn.Module]:
 def update(parts: Parts, held: Tensor | None = None) -> None:
     """The optimizer's step with the gradients that are there, and what follows it. held: 1 on the device
     where nothing may change, else 0."""
-    with plain_beside_shares(parts.model):
-        if parts.recipe.clip:
-            clip_gradients(parts.model.parameters(), parts.recipe.clip)
-        if held is not None:
-            parts.optimizer.found_inf = held  # type: ignore[attr-defined]
-        parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
-        parts.model.after_step(1.0 if held is None else 1 - held)
+    if parts.recipe.clip:
+        clip_gradients(parts.model.parameters(), parts.recipe.clip)
+    if held is not None:
+        parts.optimizer.found_inf = held  # type: ignore[attr-defined]
+    parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.model.after_step(1.0 if held is None else 1 - held.double())
