@@ -46,7 +46,9 @@ from vicjoint.recipe import load_recipe
 from vicjoint.registry import ComponentError
 from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.log import MetricsLog
-from vicjoint.training.loop import branch_names, fit, update, wrap
+from vicjoint.training.loop import branch_names, fit, wrap
+from vicjoint.training.saving import Saver
+from vicjoint.training.steps import update
 from vicjoint.training.stopping import StopSignal
 from vicjoint.training.trackers import Trackers
 from vicjoint.video.write import RATE_FPS, write_mp4
@@ -346,7 +348,7 @@ def from_files(name: str, files: Path, small: bool, steps: int, warm: int, worke
         pairs, size = branch_names(parts)["pairs"], parts.recipe.train.batch_size
         with Trackers(parts.recipe, folder, 0) as no_trackers:
             with MetricsLog(folder, 0, steps, size, pairs, no_trackers) as log:
-                fit(parts, folder, 0, log, StopSignal(), stepped=lambda: None)
+                fit(parts, folder, 0, log, StopSignal(), lambda: None, Saver(parts, folder))
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     counted = [json.loads(line) for line in lines][warm:]
     seconds, waited = (sum(line[key] for line in counted) for key in ("seconds", "waited"))

@@ -8,8 +8,6 @@ dim].
     encoder: {name: resnet18, channels: 5}                            # a ResNet for other images than RGB
     # the library's pretrained name (online), or a local file
     encoder: {name: resnet50, weights: IMAGENET1K_V2}
-    encoder: {name: transformers, model: vit, config: {image_size: 64, patch_size: 8}}
-    encoder: {name: transformers, weights: facebook/dinov2-small}     # a hub id (online), or a local folder
 """
 
 # B batch, C channels, H height, W width, D representation
@@ -22,7 +20,6 @@ import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 
-from vicjoint.library import LibraryPart, ask_hub
 from vicjoint.options import Count
 from vicjoint.registry import ComponentError, nearest, register_encoder
 from vicjoint.tokens import TokenEncoder, Tokens, flat, of_patches, with_tokens
@@ -341,110 +338,3 @@ def _register_torchvision(name: str) -> None:
 
 for _name in torchvision.models.list_models(module=torchvision.models):
     _register_torchvision(_name)
-
-
-# ---- transformers: any vision backbone that takes pixel_values ----
-
-
-@register_encoder("image", "transformers")
-class TransformersEncoder(LibraryPart, TokenEncoder, nn.Module):
-    """A vision model of the transformers library: `model`, a type such as 'vit', 'dinov2', 'resnet',
-    'convnext', with random weights and `config` overrides; or `weights`, a local folder or a hub id (online).
-    y is the pooled output where the model has one, else its first token, or the mean of its map.
-
-    Raises ComponentError for an unknown model, an unknown config key, and weights that cannot be found."""
-
-    def __init__(self, model: str | None = None, weights: str | None = None, config: dict | None = None):
-        super().__init__()
-        if (model is None) == (weights is None) or (weights and config):
-            raise ComponentError(
-                "encoder 'transformers' takes either model: a type such as 'vit' (with config: overrides), "
-                "or weights: a local folder or a hub id."
-            )
-        self.pooled = True
-        if model:
-            self.model = random_transformer(model, config or {})
-        else:
-            self.model, missing = load_transformer(weights)
-            # a checkpoint without its pooler would get a random one here: read the first token instead
-            self.pooled = not any("pooler" in key for key in missing)
-        if self.model.main_input_name != "pixel_values":
-            raise ComponentError(
-                f"encoder 'transformers': {type(self.model).__name__} takes {self.model.main_input_name}, "
-                "not images. "
-                "Choose a vision model, e.g. 'vit', 'dinov2', 'resnet', 'clip_vision_model'."
-            )
-        settings = self.model.config
-        self.dim = getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1]
-
-    def forward(self, view: Tensor) -> Tensor:
-        out = self.model(pixel_values=view)
-        pooled = getattr(out, "pooler_output", None)
-        if self.pooled and pooled is not None:
-            return pooled.flatten(1)
-        hidden = out.last_hidden_state
-        return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
-
-    def forward_tokens(self, view: Tensor) -> Tokens:
-        hidden = self.model(pixel_values=view).last_hidden_state
-        return of_patches(hidden, view, getattr(self.model.config, "patch_size", None))
-
-    def save(self, folder: Path) -> None:
-        """A pooler that nothing was read from stays out, so that it is not read from the folder either."""
-        state = self.model.state_dict()
-        save_transformer(
-            self.model, folder, {k: x for k, x in state.items() if self.pooled or "pooler" not in k}
-        )
-
-
-def random_transformer(model: str, config: dict, encoder: str = "transformers") -> nn.Module:
-    """A model of the transformers library by its type, with random weights; `encoder` names the caller in
-    errors (ComponentError)."""
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
-
-    if model not in CONFIG_MAPPING:
-        raise ComponentError(f"encoder '{encoder}': no model type '{model}'.{nearest(model, CONFIG_MAPPING)}")
-    known = AutoConfig.for_model(model).to_dict()
-    unknown = [key for key in config if key not in known]
-    if unknown:
-        raise ComponentError(
-            f"encoder '{encoder}': the config of '{model}' has no key '{unknown[0]}'."
-            f"{nearest(unknown[0], known)}"
-        )
-    try:
-        return AutoModel.from_config(AutoConfig.for_model(model, **config))
-    except ValueError as error:
-        raise ComponentError(
-            f"encoder '{encoder}': cannot build '{model}': {str(error).splitlines()[0]}"
-        ) from None
-
-
-def load_transformer(weights: str, encoder: str = "transformers") -> tuple[nn.Module, list[str]]:
-    """A transformers model, of a folder or hub id; the parameters it lacks there. Raises ComponentError."""
-    from transformers import AutoModel
-
-    folder = Path(weights).expanduser()
-    if not folder.is_dir() and (weights[0] in "./~" or weights.count("/") > 1):
-        raise ComponentError(
-            f"encoder '{encoder}': weights '{weights}' were not found: no folder {folder.absolute()}. "
-            "Expected a folder made by save_pretrained, or a hub id such as 'facebook/dinov2-small'."
-        )
-    ask_hub(folder)
-    try:
-        # code that comes with weights is not run, nor does anybody get asked whether it shall
-        model, info = AutoModel.from_pretrained(
-            str(folder) if folder.is_dir() else weights, output_loading_info=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ComponentError(
-            f"encoder '{encoder}': weights '{weights}' were not found: looked for the folder"
-            f" {folder.absolute()}, then for that id on the hub ({str(error).splitlines()[0]}). Without a"
-            " network give a local folder made by save_pretrained."
-        ) from None
-    return model, list(info["missing_keys"])
-
-
-def save_transformer(model: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write a model of the transformers library so that AutoModel.from_pretrained(folder) reads it. `state`:
-    its tensors, where they are not the model's own, or have other names."""
-    model.save_pretrained(folder, state_dict=model.state_dict() if state is None else state)

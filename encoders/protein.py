@@ -14,8 +14,15 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from encoders.image import load_transformer, random_transformer, save_transformer
-from encoders.text import SequenceCNN, SequenceTransformer, check_vocabulary, masked_mean, without_heads
+from encoders.text import (
+    SequenceCNN,
+    SequenceTransformer,
+    Tokens,
+    check_vocabulary,
+    masked_mean,
+    without_heads,
+)
+from encoders.transformers_models import load_transformer, random_transformer, save_transformer
 from vicjoint.library import LibraryPart
 from vicjoint.options import Count, Natural
 from vicjoint.registry import ComponentError, need, register_encoder
@@ -63,7 +70,8 @@ class ProteinTransformer(SequenceTransformer):
         positions: Literal["sinusoidal", "learned"] = "sinusoidal",
         length: Count = 1026,
     ):
-        super().__init__(VOCABULARY, width, layers, heads, dim, positions, length)
+        tokens = Tokens(VOCABULARY, width)
+        super().__init__(tokens, width, layers, heads, dim, positions, length)
 
 
 @register_encoder("protein", "esm")

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from encoders.image import load_transformer, random_transformer, save_transformer
+from encoders.transformers_models import made_by, save_transformer, tower_of
 from vicjoint.facts.hashing import BYTE_VOCABULARY, buckets_of, word_codes
 from vicjoint.library import LibraryPart
 from vicjoint.options import Count
@@ -131,20 +131,20 @@ def bytes_cnn(
 
 
 class SequenceTransformer(TokenEncoder, nn.Module):
-    """Embedding and positions, `layers` pre-norm transformer layers with padding masked, masked mean, and a
-    linear layer to `dim`.
+    """`tokens`, a module that makes [B, L, width] of what a view holds, and positions, `layers` pre-norm
+    transformer layers with padding masked, masked mean, and a linear layer to `dim`.
 
     positions: `sinusoidal` (any length) or `learned` (views of up to `length` tokens)."""
 
     def __init__(
         self,
-        vocabulary: int,
-        width: Count = 128,
-        layers: Count = 2,
-        heads: Count = 4,
-        dim: Count = 256,
-        positions: Literal["sinusoidal", "learned"] = "sinusoidal",
-        length: Count = 1024,
+        tokens: nn.Module,
+        width: int,
+        layers: int,
+        heads: int,
+        dim: int,
+        positions: Literal["sinusoidal", "learned"],
+        length: int,
     ):
         super().__init__()
         if width % (2 * heads):
@@ -153,7 +153,7 @@ class SequenceTransformer(TokenEncoder, nn.Module):
                 f" of {2 * heads}."
             )
         self.dim = dim
-        self.tokens = Tokens(vocabulary, width)
+        self.tokens = tokens
         self.positions = nn.Parameter(0.02 * torch.randn(length, width)) if positions == "learned" else None
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
@@ -205,7 +205,7 @@ class TextTransformer(SequenceTransformer):
         length: Count = 1024,
         vocabulary: Count = BYTE_VOCABULARY,
     ):
-        super().__init__(vocabulary, width, layers, heads, dim, positions, length)
+        super().__init__(Tokens(vocabulary, width), width, layers, heads, dim, positions, length)
 
 
 class Words(nn.Module):
@@ -283,7 +283,8 @@ class WordGRU(TokenEncoder, nn.Module):
 class PretrainedText(LibraryPart, TokenEncoder, nn.Module):
     """A text model of the transformers library: `model`, a type such as 'bert', 'distilbert', 't5', with
     random weights and `config` overrides; or `weights`, a local folder or a hub id. Of an encoder-decoder
-    model the encoder is taken. pool: `mean` over tokens, or `cls`, the first token.
+    model the encoder is taken, of a model of pictures and texts (CLIP, SigLIP) the text tower. pool: `mean`
+    over tokens, `cls`, the first token, or `pooler`, what the model itself pools, as CLIP was trained.
 
     Raises ComponentError for an unknown model, an unknown config key, weights that cannot be found, and
     models that take no token ids.
@@ -294,33 +295,47 @@ class PretrainedText(LibraryPart, TokenEncoder, nn.Module):
         model: str | None = None,
         weights: str | None = None,
         config: dict | None = None,
-        pool: Literal["mean", "cls"] = "mean",
+        pool: Literal["mean", "cls", "pooler"] = "mean",
     ):
         super().__init__()
-        if (model is None) == (weights is None) or (weights and config):
-            raise ComponentError(
-                "encoder 'transformers' takes either model: a type such as 'bert' (with config: overrides), "
-                "or weights: a local folder or a hub id."
-            )
         need(["transformers"], "encoder 'text/transformers'", "text")
-        made = random_transformer(model, config or {}) if model else load_transformer(weights)[0]
+        made, missing = made_by(model, weights, config, "transformers", "bert")
+        made = tower_of(made, "text")
         if made.main_input_name != "input_ids" or not hasattr(made.config, "vocab_size"):
             raise ComponentError(
                 f"encoder 'transformers': {type(made).__name__} takes {made.main_input_name}, not token ids"
                 " of one text. Choose a text model, e.g. 'bert', 'distilbert', 't5', 'gpt2'."
             )
         self.pool = pool
-        self.model = without_heads(made.get_encoder() if made.config.is_encoder_decoder else made)
+        made = made.get_encoder() if made.config.is_encoder_decoder else made
+        self.model = made if pool == "pooler" else without_heads(made)
         self.dim = self.model.config.hidden_size
+        if pool == "pooler" and any("pooler" in key for key in missing):
+            raise ComponentError(
+                f"encoder 'transformers': weights '{weights}' have no pooler. Set pool: mean, or cls."
+            )
 
     def forward_tokens(self, view: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self._out(view).last_hidden_state, view[1]
+
+    def _out(self, view: tuple[Tensor, Tensor]):
         ids_BL, mask_BL = view
         check_vocabulary(ids_BL, self.model.config.vocab_size, "config.vocab_size")
-        return self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state, mask_BL
+        return self.model(input_ids=ids_BL, attention_mask=mask_BL.long())
 
     def forward(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        if self.pool == "pooler":
+            return self._pooled(view)
         hidden_BLC, mask_BL = self.forward_tokens(view)
         return masked_mean(hidden_BLC, mask_BL) if self.pool == "mean" else hidden_BLC[:, 0]
+
+    def _pooled(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        pooled = getattr(self._out(view), "pooler_output", None)
+        if pooled is None:
+            raise ValueError(
+                f"{type(self.model).__name__} pools nothing itself. Set the encoder's pool: mean."
+            )
+        return pooled
 
     def save(self, folder: Path) -> None:
         """Of an encoder-decoder model its encoder, by the names that it has in the whole one."""

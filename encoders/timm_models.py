@@ -33,8 +33,13 @@ def timm_encoder(model: str, weights: str | None = None, options: dict | None = 
             f"encoder 'timm': weights '{weights}' were not found: no file {path.absolute()}. Expected a file,"
             " or pretrained."
         )
+    fetched = ""
     if weights == "pretrained":
         ask_hub()
+        fetched = (
+            f". Without a network give a local file, fetched where there is one: hf download timm/{model}"
+            f" --local-dir {model}, then weights: {model}/model.safetensors"
+        )
     try:
         made = timm.create_model(
             model,
@@ -46,7 +51,7 @@ def timm_encoder(model: str, weights: str | None = None, options: dict | None = 
     except Exception as error:  # options, downloads and files fail in timm in many ways
         raise ComponentError(
             f"encoder 'timm': cannot make '{model}' with weights {weights} and options {options or {}}: "
-            f"{str(error).splitlines()[0][:200]}"
+            f"{str(error).splitlines()[0][:200]}{fetched}"
         ) from None
     made.dim = made.num_features
     return with_tokens(made, timm_tokens)

@@ -391,7 +391,7 @@ def test_there_are_commands():
     assert len([s for s in found if s.name == "vicjoint.run"]) > 30
     assert {
         f"vicjoint.{name}"
-        for name in ("embed", "search", "explore", "compare", "evaluate", "export", "check")
+        for name in ("embed", "search", "explore", "compare", "evaluate", "export", "check", "pack")
     } <= {s.name for s in found}
     assert len([s for s in found if s.name == "python"]) > 10
 

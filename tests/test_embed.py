@@ -456,6 +456,7 @@ def test_a_folder(place, tmp_path, capsys):
         "branch": "a",
         "modality": "image",
         "reads": "file",
+        "frame_rate": 25.0,
         "space": "representation",
         "dim": 8,
         "step": None,

@@ -45,6 +45,14 @@ OPTIONS = {
             "num_conv_pos_embedding_groups": 2,
         },
     },
+    "clip/transformers": {
+        "model": "vjepa2",
+        "config": {
+            **{"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "crop_size": 16},
+            **{"patch_size": 8, "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_hidden_layers": 1},
+            **{"pred_num_attention_heads": 2, "pred_num_mask_tokens": 1},
+        },
+    },
     "clip/frames_transformer": {"image": {"name": "conv", "width": 4}, "dim": 16, "layers": 1},
     "clip/conv_stack": {"frames": 4},
     "image/vit_b_16": {"image_size": 16},
@@ -94,6 +102,8 @@ def make_view(key: str, batch: int = 2, frames: int = 4, size: int = 32) -> torc
         return torch.randint(4, 24, (batch, 12)), torch.arange(12) < torch.tensor(
             [[12]] + [[5]] * (batch - 1)
         )
+    if key.startswith("features/"):
+        return torch.randn(batch, 3, 512), torch.arange(3) < torch.tensor([[3]] + [[2]] * (batch - 1))
     if key.startswith("audio/"):
         return 0.1 * torch.randn(batch, 8000)
     size = SIZE.get(key, size)
@@ -477,6 +487,7 @@ MEAN_OF = {
     "clip/r3d_18": {},
     "clip/s3d": {},
     "clip/swin3d_t": {},
+    "clip/transformers": {},
     "molecule/attention": {"dim": 16, "heads": 2},
     "molecule/gine": {"dim": 16},
     "protein/esm": {},

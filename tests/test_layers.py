@@ -9,21 +9,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # files and packages
-    {"sliding", "library", "tokens", "wants", "orders"},
+    {"sliding", "library", "tokens", "wants", "orders", "fitted"},
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
-    {"transforms", "objectives", "optim", "metrics", "accumulate", "latents", "batch_norm"},
+    {"transforms", "objectives", "optim", "metrics", "accumulate", "latents", "batch_norm", "towers"},
     {"modalities", "sources"},
     {"samples", "model"},
     {"pairs"},
     {"data"},
+    {"packing"},
     {"probes"},
     {"report"},
     {"embeddings"},
     {"training"},
     {"exporting"},
-    {"run", "evaluate", "export", "check", "compare", "embed", "search", "explore", "hub"},
+    {"run", "evaluate", "export", "check", "pack", "compare", "embed", "search", "explore", "hub"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(p for folder in ("vicjoint", "encoders") for p in (ROOT / folder).rglob("*.py"))

@@ -186,11 +186,11 @@ def test_transforms_of_a_clip_are_drawn_once_for_all_frames(tmp_path):
 
 def test_a_clip_is_decoded_by_the_backend_of_the_recipe(counting, monkeypatch):
     asked, video = [], squares.Video
-    monkeypatch.setattr(squares, "Video", lambda path, backend: asked.append(backend) or video(path, backend))
+    monkeypatch.setattr(squares, "Video", lambda path, *how: asked.append(how) or video(path, *how))
     clip = Clip(frames=2, size=16)
-    clip.video_backend = "pyav"
+    clip.video_backend, clip.frame_rate = "pyav", 12.5
     clip.read(counting)
-    assert asked == ["pyav"]
+    assert asked == [("pyav", 12.5)]
 
 
 @pytest.mark.parametrize(

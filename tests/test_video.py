@@ -275,14 +275,14 @@ def test_going_on_decodes_nothing_twice(tmp_path, monkeypatch):
     for name in ("one_key.mp4", "a.mpg"):
         path = write(tmp_path / name, frames=200, **MAKE[name])
         with Video(path, "pyav") as video:
-            decoded, decode = [0], video._pyav._decode_from
+            decoded, decode = [0], video._own._decode_from
 
             def counted(start):
                 for frame in decode(start):
                     decoded[0] += 1
                     yield frame
 
-            video._pyav._decode_from = counted
+            video._own._decode_from = counted
             for first in range(0, 200, 20):
                 list(video.each(range(first, first + 20, 5)))
             assert decoded[0] <= 200
@@ -298,8 +298,8 @@ def test_frames_after_damage_are_still_found(tmp_path):
     path.write_bytes(content)
     with Video(path, "pyav") as video:
         starts = []
-        decode = video._pyav._decode_from
-        video._pyav._decode_from = lambda start: starts.append(start) or decode(start)
+        decode = video._own._decode_from
+        video._own._decode_from = lambda start: starts.append(start) or decode(start)
         found, bad = [], []
         at = 20
         while at < 60:
@@ -319,5 +319,5 @@ def test_packets_of_a_long_file_are_not_kept(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", frames=60)
     monkeypatch.setattr(backends, "KEEP_BYTES", 1000)
     with Video(path, "pyav") as video:
-        assert video._pyav._packets is None and codes(video.read([3, 40])) == [3, 40]
+        assert video._own._packets is None and codes(video.read([3, 40])) == [3, 40]
         assert codes(np.stack(list(video.each([5, 50])))) == [5, 50]

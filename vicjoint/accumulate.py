@@ -29,7 +29,7 @@ def backward(
     """Adds the batch's gradient to the parameters of `forward` (the model) and `objective`. Returns (loss,
     terms, embeddings (z_a, z_b) of the whole batch, or of the last part where parts have statistics of their
     own). `options`: the recipe's `train`. `number`: the task's. `gradient_b`: False where branch b follows
-    another.
+    another, or is frozen.
     """
     parts = batch.split(options.accumulate)
     device = next(forward.parameters()).device
@@ -70,10 +70,9 @@ def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: 
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
                 again_a, again_b = forward(part.a, part.b, number)
+            trained = [(z, share) for z, share in ((again_a, of_a), (again_b, of_b)) if z.requires_grad]
             with record_function("backward"):
-                torch.autograd.backward(
-                    [again_a, again_b] if gradient_b else [again_a], [of_a, of_b] if gradient_b else [of_a]
-                )
+                torch.autograd.backward(*zip(*trained))
     return loss.detach(), terms, (z_a.detach(), z_b.detach())
 
 

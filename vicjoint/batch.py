@@ -4,6 +4,7 @@ A view is what one branch sees; its form is the modality's contract:
 
     image, next_frame   [B, C, H, W] float, normalised clip                [B, C, T, H, W] float, normalised
     audio               [B, T] float in [-1, 1], mono text, protein       (ids [B, L] int64, mask [B, L] bool)
+    features            (x [B, T, D] float, standardised, mask [B, T] bool)
     molecule            torch_geometric.data.Batch: x [N, 8], edge_index [2, E], edge_attr [E, 4], batch [N],
     all
                         int64; x and edge_attr are category numbers (vicjoint.facts.graphs)
@@ -65,6 +66,26 @@ class Batch:
 class Crops(tuple):
     """Several views of the same B samples for one branch, e.g. a large and some small crops; the branch
     embeds each."""
+
+
+@dataclass
+class Encoded:
+    """In place of a view, what the encoder gives of it: y [B, D] float."""
+
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, part: slice) -> "Encoded":
+        return Encoded(self.y[part])
+
+    def to(self, device, non_blocking: bool = False) -> "Encoded":
+        return Encoded(self.y.to(device, non_blocking=non_blocking))
+
+    @staticmethod
+    def concatenate(views: "list[Encoded]") -> "Encoded":
+        return Encoded(torch.cat([view.y for view in views]))
 
 
 def to_device(view, device):

@@ -172,6 +172,7 @@ def metadata(options: argparse.Namespace, encoder: RepresentationModel) -> dict[
         "branch": options.branch,
         "modality": origin.recipe.branches[options.branch].modality["name"],
         "reads": encoder.reader.reads,
+        "frame_rate": origin.recipe.data.frame_rate,
         "space": options.space,
         "dim": encoder.width(options.space) if options.level == "pooled" else None,
         "step": origin.step,

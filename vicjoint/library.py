@@ -35,6 +35,16 @@ def ask_hub(folder: Path | None = None) -> None:
         ask_once()
 
 
+def how_to_fetch(name: str) -> str:
+    """What to do where `name`, an id on the hub, cannot be reached: the end of a message."""
+    said = "Without a network give a local folder made by save_pretrained"
+    if name.count("/") > 1 or name[0] in "./~":
+        return f"{said}."
+    return (
+        f"{said}, or fetch one where there is a network: hf download {name} --local-dir {name.split('/')[-1]}"
+    )
+
+
 @functools.cache
 def ask_once() -> None:
     from huggingface_hub import constants

@@ -7,34 +7,77 @@ y_BD = two.represent("a", raw)
 
 # B batch, D representation, E embedding, K latents
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.batch import Crops
+from vicjoint.batch import Crops, Encoded
 from vicjoint.latents import Choice, check_latents
+from vicjoint.optim import Rate, Rated
 from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
-from vicjoint.recipe import BranchSpec, Recipe
+from vicjoint.recipe import BranchSpec, Learning, Recipe
 from vicjoint.registry import build, register, shared_options
 from vicjoint.tokens import Tokens, tokens_of
+from vicjoint.towers import add_adapters, depths, merge_adapters
+
+ALL = Learning()
 
 
-class Branch(nn.Module):
+class Branch(Rated):
     """`modality` and `encoder` are modules; `expander` lists the widths of its layers, the last is the
-    embedding's."""
+    embedding's. learning: what of it learns, and how fast. What does not stays in evaluation mode, whatever
+    `train` says, and has no gradient."""
 
-    def __init__(self, modality: Modality, encoder: nn.Module, expander: list[int]):
+    def __init__(self, modality: Modality, encoder: nn.Module, expander: list[int], learning: Learning = ALL):
         super().__init__()
         self.modality = modality
         self.encoder = encoder
         self.expander = make_expander(encoder.dim, expander)
+        self.learning = learning
+        if learning.train == "lora":
+            add_adapters(encoder, learning.lora_rank)
+        for module in self.fixed():
+            module.requires_grad_(False).eval()
+
+    def fixed(self) -> list[nn.Module]:
+        """What training leaves as it is."""
+        if self.learning.train == "frozen":
+            return [self.encoder, self.expander]
+        if self.learning.train == "lora":  # beside what has no gradient: running statistics
+            return [module for module in self.encoder.modules() if isinstance(module, _BatchNorm)]
+        return [self.encoder] if self.learning.encoder_is_fixed else []
+
+    def merge(self) -> None:
+        """After training, for use: adapters become part of the weights."""
+        if self.learning.train == "lora":
+            merge_adapters(self.encoder)
+
+    def train(self, mode: bool = True) -> "Branch":
+        super().train(mode)
+        for module in self.fixed():
+            module.eval()
+        return self
+
+    def rates(self) -> Iterator[tuple[nn.Parameter, Rate]]:
+        """Those of the encoder: the expander, which begins at random, learns at the full rate."""
+        own = self.learning
+        depth = dict(depths(self.encoder)) if own.layer_decay != 1 else {}
+        for p in self.encoder.parameters():
+            yield p, Rate(own.lr_factor * own.layer_decay ** depth.get(p, 0), own.weight_decay)
 
     def represent(self, raw) -> Tensor:
-        """The representation y [B, D] of a raw view, which is what users keep."""
-        return self.encoder(self.modality(raw))
+        """The representation y [B, D] of a raw view, which is what users keep; or of what was encoded
+        already."""
+        if isinstance(raw, Encoded):
+            return raw.y
+        with without_gradient(self.learning.encoder_is_fixed):
+            return self.encoder(self.modality(raw))
 
     def tokens(self, raw) -> Tokens:
         """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
@@ -44,7 +87,13 @@ class Branch(nn.Module):
         if isinstance(raw, Crops):
             # z [B crops, E], sample by sample; each size goes through batch norm by itself
             return torch.stack([self(crop) for crop in raw], 1).flatten(0, 1)
-        return self.expander(self.represent(raw))
+        y = self.represent(raw)
+        with without_gradient(self.learning.train == "frozen"):
+            return self.expander(y)
+
+
+def without_gradient(fixed: bool) -> contextlib.AbstractContextManager:
+    return torch.no_grad() if fixed else contextlib.nullcontext()
 
 
 def make_expander(dim: int, widths: list[int]) -> nn.Sequential:
@@ -237,7 +286,7 @@ def check_widths(a: BranchSpec, b: BranchSpec) -> None:
 def build_branch(spec: BranchSpec) -> Branch:
     encoder = {**spec.encoder, "name": f"{spec.modality['name']}/{spec.encoder['name']}"}
     encoder = shared_options(spec.modality, encoder) | encoder
-    return Branch(build("modality", spec.modality), build("encoder", encoder), spec.expander)
+    return Branch(build("modality", spec.modality), build("encoder", encoder), spec.expander, spec.learning)
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ Learning rates are absolute for AdamW, and per 256 samples of global batch for L
 """
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,36 @@ from vicjoint.options import Natural, NotNegative, PositiveShare, Share, ShareBe
 from vicjoint.registry import build, register
 
 
+class Rate(NamedTuple):
+    """How a parameter learns beside the others: a factor of the learning rate, and its weight decay; None:
+    the optimizer's."""
+
+    factor: float = 1.0
+    weight_decay: float | None = None
+
+
+class Rated(nn.Module):
+    """A module some of whose parameters learn at rates of their own."""
+
+    def rates(self) -> Iterator[tuple[nn.Parameter, Rate]]:
+        raise NotImplementedError(f"'{type(self).__name__}' has no method rates()")
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Biases and normalisation parameters (one dimension or none) get no weight decay and no LARS
-    adaptation."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
-    ]
+    adaptation. Parameters with a rate of their own, in any `Rated` of the model, follow in groups with a
+    `lr_factor`."""
+    rates = {p: rate for module in model.modules() if isinstance(module, Rated) for p, rate in module.rates()}
+    found: dict[tuple[Rate, bool], list[nn.Parameter]] = {(Rate(), True): [], (Rate(), False): []}
+    for p in model.parameters():
+        if p.requires_grad:
+            found.setdefault((rates.get(p, Rate()), p.ndim > 1), []).append(p)
+    groups = []
+    for (rate, matrix), parameters in found.items():
+        decay = weight_decay if rate.weight_decay is None else rate.weight_decay
+        group = {"params": parameters, "weight_decay": decay if matrix else 0.0, "adapt": matrix}
+        groups.append(group if rate == Rate() else group | {"lr_factor": rate.factor})
+    return groups
 
 
 @register("optimizer", "adamw")
@@ -177,9 +201,9 @@ def warmup_length(epoch: float, steps: int, epochs: float) -> int:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, schedule: dict, step: int, total: int, epoch: float = math.inf
 ) -> float:
-    """Set every group's rate for this step from its initial one; returns the rate. `epoch`: its length in
-    steps."""
+    """Set every group's rate for this step from its initial one; returns the rate of parameters without a
+    factor of their own. `epoch`: its length in steps."""
     factor = build("schedule", schedule, step, total, epoch)
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor * group.get("lr_factor", 1.0)
     return optimizer.param_groups[0]["lr"]

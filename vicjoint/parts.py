@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from vicjoint.orders import MixedOrder, ShardOrder
 from vicjoint.sliding import Sliding, spans
-from vicjoint.wants import Side, Split, Want
+from vicjoint.wants import Items, Side, Split, Want
 from vicjoint.wants import Space as Space
 from vicjoint.wants import Spread as Spread
 
@@ -82,8 +82,9 @@ class Modality(nn.Module):
     One class, two uses: a reader in the processes that read (`read`, `seconds`), and a module of the model on
     the training device (`forward`). Options are the constructor's."""
 
-    reads: ClassVar[Literal["file", "text"]] = "file"
-    """What a cell of a table is: a path, which the pair resolves against the table's folder, or the value."""
+    reads: ClassVar[Literal["file", "text", "numbers"]] = "file"
+    """What a cell of a table is: a path, which the pair resolves against the table's folder; the value; or a
+    list of numbers, which comes as an array, and may also be a path."""
 
     timed: ClassVar[bool] = False
     """Whether samples have a time axis: `window` cuts the same seconds out of both halves of a pair."""
@@ -101,10 +102,17 @@ class Modality(nn.Module):
     """Options that only `read` uses; a recipe whose pair reads for itself must not set them."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; (): any."""
+    """Endings of the files that it reads, in lower case; .tar: also those inside of tar files; /: folders of
+    pictures; (): any."""
+
+    opens_inside: ClassVar[bool] = False
+    """Whether files are opened by `vicjoint.video` or `vicjoint.files.sound` alone, which open those inside
+    of tar files in place; others get a copy in the system's temporary folder."""
 
     video_backend: str = "auto"
-    """The recipe's `data.video_backend`, in a reader; for modalities that open video files."""
+    frame_rate: float = 25.0
+    """The recipe's `data.video_backend` and `data.frame_rate`, in a reader; for modalities that open
+    videos."""
 
     def read(
         self, value: Any, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
@@ -145,6 +153,7 @@ class Reading:
     readers: tuple[Modality, Modality]
     source: Source
     video_backend: str = "auto"
+    frame_rate: float = 25.0
 
 
 class View(NamedTuple):
@@ -194,15 +203,18 @@ class Pair:
 
     readers: tuple[Modality, Modality]
     video_backend: str = "auto"
+    frame_rate: float = 25.0
 
     def bind(self, reading: Reading) -> None:
         """Take what the recipe knows, once, before anything is read. Records are not kept: a pair travels to
         the processes that read. Raises ValueError where the parts do not fit."""
-        self.read_by(reading.readers, reading.video_backend)
+        self.read_by(reading.readers, reading.video_backend, reading.frame_rate)
 
-    def read_by(self, readers: tuple[Modality, Modality], video_backend: str = "auto") -> None:
+    def read_by(
+        self, readers: tuple[Modality, Modality], video_backend: str = "auto", frame_rate: float = 25.0
+    ) -> None:
         """All that `read_item` and `slide` need: no source."""
-        self.readers, self.video_backend = readers, video_backend
+        self.readers, self.video_backend, self.frame_rate = readers, video_backend, frame_rate
 
     def read_item(self, value: Any, side: Side) -> Raw:
         """What `views` gives of a record with this path, or value of a cell; or the record of a file in a tar
@@ -309,28 +321,6 @@ class EvaluationData:
 
     def records(self, split: Split, side: Side = "a") -> Sequence[Record]:
         return self.source.records(split, side)
-
-
-@dataclass(frozen=True)
-class Items:
-    """Views of one branch through the encoders of some rows: rows {row: [N, D] float32}, and of each item the
-    number of its record, its number among the views of that record, and what the view says of itself."""
-
-    rows: dict[str, Tensor]
-    places: Tensor
-    numbers: Tensor
-    contents: list[str]
-    keys: list[str | None]
-    titles: list[str]
-    items: list[str]
-    seconds: list[tuple[float, float] | None]
-
-    def only(self, kept: Tensor) -> "Items":
-        """Those that `kept` bool [N] marks."""
-        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
-        of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
-        texts = of(self.contents), of(self.keys), of(self.titles), of(self.items), of(self.seconds)
-        return Items(rows, self.places[kept], self.numbers[kept], *texts)
 
 
 class Features(Protocol):

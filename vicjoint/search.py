@@ -28,6 +28,7 @@ from vicjoint.exporting.reading import add_step_and_imports, imports_of
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.paths import user_path
 from vicjoint.files.write import write_json
+from vicjoint.video import FRAME_RATE
 
 
 class Searcher:
@@ -54,8 +55,12 @@ class Searcher:
             "dim": self.encoder.width(made["space"]),
         }
         check_space(made, facts, "query")
-        self.asks = Side(origin.recipe.branches[origin.branch].modality["name"], self.encoder.reader.reads)
-        self.items = Side(made["modality"], made["reads"])
+        name, rate = (
+            origin.recipe.branches[origin.branch].modality["name"],
+            made.get("frame_rate", FRAME_RATE),
+        )
+        self.asks = Side(name, self.encoder.reader.reads, rate)
+        self.items = Side(made["modality"], made["reads"], rate)
 
     def __call__(self, query: str, k: int = 10) -> list[Hit]:
         """The k nearest items, the nearest first. Raises ValueError where the query cannot be read."""

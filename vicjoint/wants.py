@@ -1,4 +1,4 @@
-"""What a probe asks of an evaluation: of which branch and split, of which records, in which form."""
+"""What a probe asks of an evaluation (branch, split, records, form), and gets."""
 
 # N records, n of them
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 Split = Literal["train", "test"]
 Side = Literal["a", "b"]
@@ -43,3 +44,25 @@ class Want:
     """Views along time instead of the evaluation views; features then have one item a record."""
     tokens: bool = False
     """Tokens instead of a representation, by `Features.tokens`; of rows that have an encoder."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Views of one branch through the encoders of some rows: rows {row: [N, D] float32}, and of each item the
+    number of its record, its number among the views of that record, and what the view says of itself."""
+
+    rows: dict[str, Tensor]
+    places: Tensor
+    numbers: Tensor
+    contents: list[str]
+    keys: list[str | None]
+    titles: list[str]
+    items: list[str]
+    seconds: list[tuple[float, float] | None]
+
+    def only(self, kept: Tensor) -> "Items":
+        """Those that `kept` bool [N] marks."""
+        rows = {row: x[kept.to(x.device)] for row, x in self.rows.items()}
+        of = lambda texts: [text for text, yes in zip(texts, kept.tolist()) if yes]
+        texts = of(self.contents), of(self.keys), of(self.titles), of(self.items), of(self.seconds)
+        return Items(rows, self.places[kept], self.numbers[kept], *texts)

@@ -7,14 +7,20 @@ No model, no device: what `check` and embeddings need.
     tasks[0].pair.sample(tasks[0].source.train[0], rng)
 """
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vicjoint.files.guard import printable
+from vicjoint.files.paths import user_path
+from vicjoint.modalities.image import Pixels
+from vicjoint.modalities.processors import processing_of
 from vicjoint.parts import Modality, Pair, Reading, Source
 from vicjoint.recipe import Recipe, RecipeError, Spec, TaskSpec
-from vicjoint.registry import build, find, options
+from vicjoint.registry import ComponentError, build, find, options
 
 
 @dataclass
@@ -52,6 +58,34 @@ def sources_of(tasks: Sequence[TaskReading]) -> list[str]:
     return list(dict.fromkeys(printable(task.source.describe()) for task in tasks))
 
 
+def notes_of(recipe: Recipe, readers: dict[str, Modality]) -> list[str]:
+    """A line for each branch whose pretrained weights were given pixels of another normalisation than its
+    modality gives, as far as a local folder or timm says so."""
+    found = []
+    for name, branch in recipe.branches.items():
+        reader, weights = readers[name], branch.encoder.get("weights")
+        if branch.encoder["name"] == "timm" and weights == "pretrained":
+            weights = f"timm/{branch.encoder['model']}"
+        elif not (isinstance(weights, str) and user_path(weights).is_dir()):
+            continue
+        if not isinstance(reader, Pixels) or {"processor", "mean", "std"} & set(branch.modality):
+            continue
+        with contextlib.suppress(ComponentError):  # it does not say
+            given = processing_of(weights)
+            if not np.allclose([reader.mean, reader.std], [given.mean, given.std], atol=0.01):
+                found.append(
+                    f"note: {branch.key}.encoder.weights were trained on pixels with mean"
+                    f" {shortly(given.mean)} and std {shortly(given.std)}, and the modality gives"
+                    f" {shortly(reader.mean)} and {shortly(reader.std)}. Set"
+                    f" {branch.key}.modality.processor={weights}, or mean and std."
+                )
+    return found
+
+
+def shortly(values: Iterable[float]) -> str:
+    return "[" + ", ".join(f"{float(x):.3g}" for x in values) + "]"
+
+
 def build_readers(recipe: Recipe) -> dict[str, Modality]:
     """The modality of each branch, to read with: one object for all pairs of a branch, so that what it keeps
     in memory serves all of them."""
@@ -60,6 +94,7 @@ def build_readers(recipe: Recipe) -> dict[str, Modality]:
         follows = branch.weights != "own" and branch.modality == recipe.branches["a"].modality
         readers[name] = readers["a"] if follows else build("modality", branch.modality).eval()
         readers[name].video_backend = recipe.data.video_backend
+        readers[name].frame_rate = recipe.data.frame_rate
     return readers
 
 
@@ -67,7 +102,7 @@ def bind(
     pair: Pair, recipe: Recipe, readers: dict[str, Modality], branches: tuple[str, str], source: Source
 ) -> None:
     a, b = branches
-    pair.bind(Reading((readers[a], readers[b]), source, recipe.data.video_backend))
+    pair.bind(Reading((readers[a], readers[b]), source, recipe.data.video_backend, recipe.data.frame_rate))
 
 
 def check_files(task: TaskReading) -> None:

@@ -33,6 +33,7 @@ from vicjoint.embeddings.store import Index
 from vicjoint.files.cells import check_column
 from vicjoint.files.guard import printable_lines
 from vicjoint.files.write import write_text
+from vicjoint.video import FRAME_RATE
 
 MOST = 5000  # items of an index that are shown
 NEAREST = 9  # neighbours of an item in each index
@@ -53,7 +54,8 @@ class Cloud:
     rows: of each item `item` (a path or the text itself), `start_seconds` and `end_seconds` where it is a
     window of a file, and any columns. vectors: float [N, D]. modality, reads, branch: as in an index's
     metadata. total: of how many items these are a sample; None: all. pictures: uint8 [H, W, 3] for each item
-    or None, shown instead of what the item names; None: items are read.
+    or None, shown instead of what the item names; None: items are read. frame_rate: of folders of
+    pictures.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Cloud:
     branch: str = ""
     total: int | None = None
     pictures: Sequence[np.ndarray | None] | None = None
+    frame_rate: float = FRAME_RATE
 
 
 def cloud_of(index: Index, most: int = MOST) -> Cloud:
@@ -83,6 +86,7 @@ def cloud_of(index: Index, most: int = MOST) -> Cloud:
         reads=of["reads"],
         branch=of["branch"],
         total=len(index),
+        frame_rate=of.get("frame_rate", FRAME_RATE),
     )
 
 
@@ -165,7 +169,7 @@ def write_previews(cloud: Cloud, folder: Path, address: str) -> list[Preview]:
     spent = [0]
 
     def write(part: list[int]) -> list[Preview]:
-        with Previews(folder, cloud.modality, cloud.reads, spent) as previews:
+        with Previews(folder, cloud.modality, cloud.reads, cloud.frame_rate, spent) as previews:
             return [
                 previews.write(str(i), cloud.rows[i], None if cloud.pictures is None else cloud.pictures[i])
                 for i in part

@@ -13,6 +13,7 @@ from vicjoint.embeddings.previews import Preview, Previews
 from vicjoint.embeddings.rows import plain
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_text
+from vicjoint.video import FRAME_RATE
 
 CELL = 40  # characters of a cell on the terminal
 PAGE = Path(__file__).parent
@@ -50,10 +51,12 @@ class Hit(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What the queries or the items are: modality, and whether they are files or texts."""
+    """What the queries or the items are: modality, whether they are files or texts, and the rate of folders
+    of pictures."""
 
     modality: str
     reads: str
+    frame_rate: float = FRAME_RATE
 
 
 def text_table(hits: Sequence[Hit], width: int) -> str:

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vicjoint.embeddings.reading import ItemReader
-from vicjoint.files.cells import CellError, compared, file_of, text_of, values
+from vicjoint.files.cells import CellError, as_read, compared, is_there, values
+from vicjoint.files.films import is_film
 from vicjoint.files.folder import Walk
 from vicjoint.parts import Pair
 from vicjoint.recipe import TaskSpec
@@ -22,6 +25,7 @@ from vicjoint.registry import nearest
 from vicjoint.sources.base import SourceError
 from vicjoint.sources.places import find_shards, pictures_of
 from vicjoint.sources.rows import FORMATS, check_file, format_of, open_parquet, rows_of
+from vicjoint.sources.vectors import Vectors
 
 OWN = ("item", "embedding", "token_grid", "start_seconds", "end_seconds")  # columns that embed writes
 AT_ONCE = 4096  # rows of a jsonl file whose types are looked at together
@@ -40,13 +44,15 @@ class Item:
 @dataclass(frozen=True)
 class Cell:
     """Which cells of tables are items: `named` is what the user asked for, else the first of `usual` that a
-    table has; text cells of the columns `choose` hold several values."""
+    table has; text cells of the columns `choose` hold several values. reads: as of a modality. vectors: the
+    recipe's table's."""
 
     named: str | None
     usual: tuple[str, ...]
     choose: tuple[str, ...]
     separator: str | None
-    is_file: bool
+    reads: str
+    vectors: dict[str, list[str]]
 
     def column(self, path: Path, columns: list[str]) -> str:
         for column in (self.named,) if self.named else self.usual:
@@ -64,7 +70,9 @@ def cell_of(task: TaskSpec, pair: Pair, reader: ItemReader, named: str | None) -
     of_pair = task.pair.get(reader.side) if pair.uses_readers else None
     usual = (of_pair, "path") if isinstance(of_pair, str) else (task.source.get("column") or "path", "path")
     choose = tuple(task.pair.get("choose") or ()) if pair.uses_readers else ()
-    return Cell(named, usual, choose, task.pair.get("separator"), reader.reads == "file")
+    return Cell(
+        named, usual, choose, task.pair.get("separator"), reader.reads, task.source.get("vectors") or {}
+    )
 
 
 class Data:
@@ -200,10 +208,12 @@ class Table(Part):
         self.path, self.cell = Path(path).absolute(), cell
         check_file(self.path)
         self.column: str | None = None
+        column = cell.named or cell.usual[0]
+        self.vectors = Vectors({name: of for name, of in cell.vectors.items() if name == column})
 
     def __iter__(self) -> Iterator[Item]:
         folder, cell = {"folder": str(self.path.parent)}, self.cell
-        for number, (_, row) in enumerate(rows_of(self.path), 1):
+        for number, (_, row) in enumerate(self.vectors.gathered(self.path, rows_of(self.path)), 1):
             column = self.column = self.column or cell.column(self.path, list(row))
             own = {own_name(key): value for key, value in row.items()}
             try:
@@ -213,15 +223,15 @@ class Table(Part):
                 continue
             for value in found:
                 try:
-                    value = file_of(folder, value) if cell.is_file else text_of(value)
+                    value = as_read(folder, value, cell.reads)
                 except CellError as error:
                     yield Item(error, f"{self.path}, row {number}", own)
                     continue
-                inside = cell.is_file and isinstance(value, dict)
+                inside = cell.reads != "text" and not isinstance(value, str)
                 yield Item(value, f"{self.path}, row {number}" if inside else compared(value), own)
 
     def add_columns(self, columns: "Columns") -> None:
-        names = columns.add_table(self.path)
+        names = columns.add_table(self.path, self.vectors)
         self.column = self.cell.column(self.path, names)
         if twice := [name for name in names if own_name(name) != name and own_name(name) in names]:
             raise SourceError(
@@ -253,7 +263,7 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
             )
         find_shards(name)
         return Shards(name)
-    if not path.exists():
+    if not is_there(name):
         raise SourceError(
             f"{name}: no such file or folder. Expected files, folders or tables: check the path."
         )
@@ -265,7 +275,8 @@ def part_of(name: str, reader: ItemReader, cell: Cell) -> Part:
             " a .txt file with one a line."
         )
     suffixes = tuple(suffix for suffix in reader.suffixes if suffix != ".tar")
-    return Folder(name, suffixes, with_shards) if path.is_dir() else File(name)
+    is_item = not path.is_dir() or ("/" in suffixes and is_film(name, suffixes))
+    return File(name) if is_item else Folder(name, suffixes, with_shards)
 
 
 def encodable(text: str) -> str:
@@ -287,24 +298,28 @@ class Columns:
         self.types: dict[str, Any] = {}
         self.json: set[str] = set()
 
-    def add_table(self, path: Path) -> list[str]:
-        """Those of a table; returns its names."""
+    def add_table(self, path: Path, vectors: Vectors) -> list[str]:
+        """Those of a table, without what vectors are made of; returns the names that its rows have."""
         kind = format_of(path)
         if kind == "parquet":
             with open_parquet(path) as file:
                 schema = file.schema_arrow
+            found = vectors.find(path, schema.names)
             for name, type in zip(schema.names, schema.types):
-                self.add(own_name(name), type)
-            return list(schema.names)
+                if name in found:
+                    self.add(own_name(name), type)
+            return found
         if kind == "csv":
             header = list(next(rows_of(path))[1])
+            found = vectors.find(path, header)
             for name in header:
-                self.add(own_name(name), self.text)
-            return header
+                if name in found:
+                    self.add(own_name(name), self.text)
+            return found
         names: dict[str, None] = {}
         some: list[dict] = []
-        for _, row in rows_of(path):
-            some.append(row)
+        for _, row in vectors.gathered(path, rows_of(path)):
+            some.append({name: cell for name, cell in row.items() if name not in vectors.columns})
             names.update(dict.fromkeys(row))
             if len(some) == AT_ONCE:
                 self._look_at(some)
@@ -357,6 +372,8 @@ class Columns:
         return [self._array(name, type, [row.get(name) for row in rows]) for name, type in self.types.items()]
 
     def _array(self, name: str, type: Any, cells: list) -> Any:
+        # pyarrow takes no array of two dimensions
+        cells = [list(cell) if isinstance(cell, np.ndarray) else cell for cell in cells]
         if name in self.json:
             cells = [c if c is None or isinstance(c, str) else json.dumps(c, default=str) for c in cells]
         try:

@@ -25,6 +25,7 @@ from PIL import Image
 
 from vicjoint.data import READ_ERRORS, cause_of
 from vicjoint.files import images
+from vicjoint.files.films import TIFF_SUFFIXES
 from vicjoint.files.sound import Sound, SoundError
 from vicjoint.modalities.drawing import draw, place
 from vicjoint.modalities.image import duration
@@ -32,8 +33,8 @@ from vicjoint.modalities.microscope import read_channels, stretch
 from vicjoint.modalities.molecule import parse
 from vicjoint.registry import ComponentError, need
 from vicjoint.sources.places import pictures_of
-from vicjoint.sources.video_folder import VIDEO_SUFFIXES
-from vicjoint.video import Video
+from vicjoint.video import FRAME_RATE, VIDEO_SUFFIXES, Video
+from vicjoint.video.frames import is_frames
 from vicjoint.video.write import RATE_FPS, write_mp4
 
 SIDE = 224  # pixels of a picture's or a clip's longer side, at most
@@ -45,6 +46,7 @@ DECODED_BYTES = 128 << 20  # of frames at their own size that are in memory toge
 MAX_ATOMS = 1024
 SOUND_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 DRAWN = ("molecule", "drawing")
+OF_FILMS = ("clip", "next_frame")  # modalities that read a tiff as a film
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,19 @@ class Shown:
 
 class Previews:
     """Writes previews of the items of an index into `folder`. `modality` and `reads`: of the branch that made
-    it. `spent`: bytes of clips and sounds so far, a list of one that several writers of an index share. Use
-    it in a `with` block: a film stays open while its windows come one after the other."""
+    it; `frame_rate`: of its recipe. `spent`: bytes of clips and sounds so far, a list of one that several
+    writers of an index share. Use it in a `with` block: a film stays open while its windows come one after
+    the other."""
 
-    def __init__(self, folder: str | Path, modality: str, reads: str, spent: list[int] | None = None):
-        self.folder, self.modality, self.reads = Path(folder), modality, reads
+    def __init__(
+        self,
+        folder: str | Path,
+        modality: str,
+        reads: str,
+        frame_rate: float = FRAME_RATE,
+        spent: list[int] | None = None,
+    ):
+        self.folder, self.modality, self.reads, self.frame_rate = Path(folder), modality, reads, frame_rate
         self.spent = [0] if spent is None else spent
         self._path: str | None = None
         self._video: Video | None = None
@@ -108,7 +118,9 @@ class Previews:
         suffix = Path(item).suffix.lower()
         if self.modality == "audio" or suffix in SOUND_SUFFIXES:
             return self._heard(item, *window)
-        if suffix in VIDEO_SUFFIXES and (suffix != ".gif" or self.modality != "image"):
+        of_pages = suffix in TIFF_SUFFIXES and self.modality in OF_FILMS
+        film = suffix in VIDEO_SUFFIXES or of_pages or (is_frames(item) and suffix not in TIFF_SUFFIXES)
+        if film and (suffix != ".gif" or self.modality != "image"):
             return self._seen(item, *window)
         if suffix in images.IMAGE_SUFFIXES or self.modality in ("image", "next_frame"):
             pixels = images.read_record(member_of_tar(item) or {"path": item})
@@ -125,7 +137,7 @@ class Previews:
 
     def _seen(self, path: str, start: float | None, end: float | None) -> Shown:
         self._open(path)
-        self._video = self._video or Video(path, "pyav")
+        self._video = self._video or Video(path, "pyav", self.frame_rate)
         info = self._video.info
         start, length = middle(start, end, duration(info), CLIP_SECONDS)
         times = info.start_seconds + start + (np.arange(max(1, round(length * RATE_FPS))) + 0.5) / RATE_FPS

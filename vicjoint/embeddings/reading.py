@@ -47,7 +47,8 @@ class ItemReader:
         self.side: Side = origin.side
         readers = build_readers(recipe)
         self.pair: Pair = build("pair", task.pair)
-        self.pair.read_by((readers[task.a], readers[task.b]), recipe.data.video_backend)
+        two, data = (readers[task.a], readers[task.b]), recipe.data
+        self.pair.read_by(two, data.video_backend, data.frame_rate)
         self.modality: Modality = readers[origin.branch]
         self.timeout = recipe.data.timeout
         self._check(task)
@@ -62,7 +63,7 @@ class ItemReader:
             )
 
     @property
-    def reads(self) -> Literal["file", "text"]:
+    def reads(self) -> Literal["file", "text", "numbers"]:
         return self.modality.reads if self.pair.uses_readers else "file"
 
     @property

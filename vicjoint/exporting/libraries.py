@@ -22,7 +22,7 @@ from vicjoint.files.guard import printable
 from vicjoint.library import LibraryPart
 from vicjoint.model import Model
 from vicjoint.options import options_of
-from vicjoint.recipe import BranchSpec, Recipe, Spec
+from vicjoint.recipe import BranchSpec, Learning, Recipe, Spec
 from vicjoint.registry import find
 
 WEIGHTS = "model.safetensors"
@@ -129,8 +129,10 @@ def branch_within(branch: BranchSpec, folder: Path) -> BranchSpec:
         encoder = find("encoder", found.registered)
         moved[found.keys] = options_within(encoder, found.spec, folder / found.folder(name))
     modality = options_within(find("modality", branch.modality["name"]), branch.modality, folder / name)
+    encoder = with_options(branch.encoder, moved)
+    # nothing is left to learn: an export has no adapters
     return dataclasses.replace(
-        branch, modality=branch.modality | modality, encoder=with_options(branch.encoder, moved)
+        branch, modality=branch.modality | modality, encoder=encoder, learning=Learning()
     )
 
 

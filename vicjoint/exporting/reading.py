@@ -71,10 +71,13 @@ class Trained:
 
 
 def read_trained(folder: Path, step: int | str | None, imports: Collection[str] | None) -> Trained:
-    """In evaluation mode. Raises RecipeError where the folder is neither a run's nor an export."""
+    """In evaluation mode, adapters merged. Raises RecipeError where the folder is neither a run's nor an
+    export."""
     recipe, state, at = read_run(folder, step, imports)
     model = build_in(folder, recipe, state)
     model.load_state_dict(state)
+    for branch in model.branches.values():
+        branch.merge()
     return Trained(folder, recipe, model.eval(), at)
 
 

@@ -16,8 +16,12 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
-from vicjoint.files import remote
+import numpy as np
+
+from vicjoint.files.arrays import numbers
+from vicjoint.files.inside import Inside, content_of
 from vicjoint.registry import nearest
 
 TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
@@ -33,7 +37,13 @@ class CellError(ValueError):
 
 class Part(dict):
     """A part of a tar file, as the value of a cell: what `images.read_record` reads; with a `key`, the value
-    that the part's JSON has there."""
+    that the part's JSON has there; with `channels`, an image whose channels are parts {name: Part}."""
+
+
+def of_channels(before: Part | None, part: Part, channel: str) -> Part:
+    """The image with one channel more; its id has {channel} in the place of a name, as in paths of tables."""
+    name = part["id"].replace(f"{{{channel}}}", "{channel}")
+    return Part(id=name, channels={**(before or {}).get("channels", {}), channel: part})
 
 
 def path_of(record: dict) -> str:
@@ -58,6 +68,15 @@ def file_path(record: dict, value) -> str:
     return path if "\\" not in path or os.path.exists(path) else os.path.normpath(path.replace("\\", "/"))
 
 
+def is_there(path: str) -> bool:
+    """Whether a path exists; of one with a # behind it (vicjoint.files.arrays) the file, of a numbered
+    pattern (vicjoint.files.films) the folder."""
+    folder, name = os.path.split(path)
+    return any(map(os.path.exists, (path, path.partition("#")[0]))) or (
+        "%" in name and os.path.isdir(folder or ".")
+    )
+
+
 def file_of(record: dict, value) -> str | dict:
     """The file that a cell means: its absolute path; or where the cell is a Part or holds the file (bytes, or
     {bytes, path} as in data sets of Hugging Face), what `images.read_record` reads. Raises CellError for
@@ -69,6 +88,30 @@ def file_of(record: dict, value) -> str | dict:
     if isinstance(content, bytes):
         return {"id": name or record.get("id", "a cell"), "bytes": content}
     return file_path(record, name or value)
+
+
+def as_read(record: dict, value, reads: str):
+    """A value of a cell as a modality takes it that `reads` files, texts or numbers (a list, which becomes an
+    array, or the path of a file). Raises CellError."""
+    if reads == "text":
+        return text_of(value)
+    if reads == "numbers" and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise CellError(f"{value[:50]!r} is no list of numbers in JSON: {error}") from None
+    if reads == "numbers" and isinstance(value, (list, np.ndarray)):
+        return numbers(value, "")
+    return file_of(record, value)
+
+
+def held(record: dict, column: str):
+    """The value of a cell. `path` of a record that lies in a tar file is a Part: its own file."""
+    if column != "path" or "offset" not in record:
+        return record[column]
+    place = {key: record[key] for key in ("path", "offset", "size", "remote") if key in record}
+    parts = (v for v in record.values() if isinstance(v, Part) and "key" not in v)
+    return next((v for v in parts if v.get("offset") == record["offset"]), Part(place, id=record["id"]))
 
 
 def cell(record: dict, column: str):
@@ -86,17 +129,29 @@ def text_of(value):
     try:
         text = (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
         return json.loads(text).get(value["key"]) if part and "key" in value else text
-    except (ValueError, RecursionError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError, KeyError) as error:
         what = "JSON object" if part and "key" in value else "text in UTF-8"
         raise CellError(f"{value['id'] if part else 'a cell'} is no {what}: {error}") from None
 
 
 @contextlib.contextmanager
-def as_path(file: str | dict) -> Iterator[str]:
+def as_path(file: Any) -> Iterator[Any]:
     """What `file_of` gives as a path: what lies in a cell or a tar file is written to a file that is there
-    while this is entered. Raises as reading does, with a name in place of that file's."""
-    if isinstance(file, str):
+    while this is entered; numbers stay what they are. Raises as reading does, with a name in place of that
+    file's."""
+    if not isinstance(file, dict):
         yield file
+        return
+    if "channels" in file:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "{channel}" + os.path.splitext(file["id"])[1])
+            for channel, part in file["channels"].items():
+                with open(path.replace("{channel}", channel), "wb") as out:
+                    out.write(bytes_of(part))
+            try:
+                yield path
+            except (ValueError, OSError) as error:
+                raise CellError(str(error).replace(os.path.join(folder, ""), f"{file['id']}: ")) from error
         return
     content = bytes_of(file)
     ending = os.path.splitext(file["id"])[1] or (".tif" if content[:4] in TIFF else "")
@@ -111,47 +166,42 @@ def as_path(file: str | dict) -> Iterator[str]:
         os.unlink(path)
 
 
-def opened(record: dict):
-    """The path of a record's own file, as `as_path` gives it."""
-    inside = "bytes" in record or "offset" in record
-    return as_path(record if inside else path_of(record))
+def opened(record: dict) -> contextlib.AbstractContextManager[str]:
+    """The path of a record's own film: a name inside of a tar file, or as `as_path` gives it."""
+    if "bytes" in record:
+        return as_path(record)
+    return contextlib.nullcontext(Inside(held(record, "path")) if "offset" in record else path_of(record))
 
 
 def bytes_of(file: dict) -> bytes:
-    """The content of a file that lies in a cell or a tar file, which is brought before where it is elsewhere
-    (`remote`). Raises OSError."""
-    if "bytes" in file:
-        return file["bytes"]
-    with remote.opened(file["remote"]) if "remote" in file else open(file["path"], "rb") as tar:
-        tar.seek(file["offset"])
-        content = tar.read(file["size"])
-    if len(content) < file["size"]:
-        raise OSError(
-            f"{file['path']} ({file['id']}): the shard ends {file['size'] - len(content):,} bytes too early."
-            " Make it again"
-        )
-    return content
+    """The content of a file that lies in a cell or a tar file. Raises OSError."""
+    return file["bytes"] if "bytes" in file else content_of(file)
 
 
 def compared(value) -> str:
-    """A text that is equal for equal values, of which bytes may be a part."""
-    digest = lambda v: f"sha256 {hashlib.sha256(v).hexdigest()}" if isinstance(v, bytes) else str(v)
+    """A text that is equal for equal values, of which bytes and arrays may be a part."""
+
+    def digest(part) -> str:
+        content = part.tobytes() if isinstance(part, np.ndarray) else part
+        return f"sha256 {hashlib.sha256(content).hexdigest()}" if isinstance(content, bytes) else str(part)
+
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=digest)
 
 
 def values(record: dict, column: str, several: bool = False, separator: str | None = None) -> list:
     """What the cell of `column` holds: one value, or several.
 
-    A list of texts (jsonl, parquet) is several values. A text is one, unless `several`: then it is a JSON
-    list, or parts between `separator`. Numbers become text; anything else (a list of numbers, a mapping) is
-    one value as it is. Raises CellError.
+    A list of texts (jsonl, parquet) or of Parts is several values. A text is one, unless `several`: then it
+    is a JSON list, or parts between `separator`. Numbers become text; anything else (a list of numbers, a
+    mapping) is one value as it is. Raises CellError.
     """
     check_column(column, record)
-    held = record[column]
-    if isinstance(held, Part) and (several or "key" in held):
-        held = text_of(held)
-    found = _split(held, separator) if several and isinstance(held, str) else held
-    found = found if isinstance(found, list) and found and all(isinstance(v, str) for v in found) else [found]
+    value = held(record, column)
+    if isinstance(value, Part) and (several or "key" in value):
+        value = text_of(value)
+    found = _split(value, separator) if several and isinstance(value, str) else value
+    many = isinstance(found, list) and found and all(isinstance(v, str | Part) for v in found)
+    found = found if many else [found]
     found = [str(v) if isinstance(v, (int, float)) else v for v in found]
     found = [v for v in found if not is_empty(v)]
     if not found:

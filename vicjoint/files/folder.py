@@ -9,6 +9,8 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterator
 
+from vicjoint.files.films import FRAME_SUFFIXES, TIFF_SUFFIXES, are_film, pages
+
 KINDS = 8  # that are said
 
 
@@ -16,6 +18,9 @@ class Walk:
     """Relative posix names of the files below `root` that end in one of `suffixes` (in lower case; none:
     all): each folder's in order, then those of its folders; those of links to folders come last. Iterating
     begins anew.
+
+    "/" among the suffixes: a folder of pictures (vicjoint.files.films) is listed as one name, and its
+    pictures are not; tiffs are listed where they have several pages.
 
     Links are followed; below one folder of the root every folder is listed once, and the root never again, so
     that circles end. Hidden names and folders that cannot be read are passed over. Raises OSError where the
@@ -54,19 +59,38 @@ class Walk:
                 continue
             self.folders[folder] = state.st_mtime_ns
             inner = []
+            film = bool(folder) and self._is_film(entries)
+            if film:
+                if linked:
+                    self.links.add(folder)
+                yield folder
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.startswith("."):
                     self.passed["hidden"] += 1
                 elif _is_folder(entry):
                     waiting.appendleft((name, True)) if entry.is_symlink() else inner.append((name, linked))
-                elif not self.suffixes or entry.name.lower().endswith(self.suffixes):
+                elif film and entry.name.lower().endswith(FRAME_SUFFIXES):
+                    continue
+                elif self._is_wanted(entry):
                     if linked or entry.is_symlink():
                         self.links.add(name)
                     yield name
                 else:
                     self.passed[os.path.splitext(name)[1].lower() or "without ending"] += 1
             waiting.extend(reversed(inner))
+
+    def _is_film(self, entries: list[os.DirEntry]) -> bool:
+        try:
+            return "/" in self.suffixes and are_film(entries, self.suffixes)
+        except OSError:  # a link that leads to itself
+            return False
+
+    def _is_wanted(self, entry: os.DirEntry) -> bool:
+        name = entry.name.lower()
+        if "/" in self.suffixes and name.endswith(TIFF_SUFFIXES):
+            return pages(entry.path) > 1
+        return not self.suffixes or name.endswith(self.suffixes)
 
     def passed_over(self) -> str:
         """What was, the commonest first; nothing: an empty text."""

@@ -12,6 +12,8 @@ import os
 import stat
 import threading
 
+from vicjoint.files.inside import Inside, open_binary
+
 MOST_BYTES = 1 << 30  # of a file that is read whole: above any image within the limit of pixels
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -35,6 +37,9 @@ _lock = threading.RLock()
 def no_file(path: str, what: str, most_bytes: int | None = None) -> str | None:
     """Why the file at `path` must not be opened as a `what` (image, video, sound), or None. Opening a named
     pipe waits for ever, a device may never end, and a NUL character ends a path early in C."""
+    if isinstance(path, Inside):
+        size = path.part["size"]
+        return None if size else "the file is empty (0 bytes)"
     if not can_be_named(path):
         return "the path has a NUL character or half a surrogate, so it names no file"
     try:
@@ -64,7 +69,7 @@ def can_be_named(path: str) -> bool:
 def no_media(path: str) -> str | None:
     """Why FFmpeg must not open an existing file: it is a text that would send it to other files; None where
     it may."""
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
     return next(
         (

@@ -110,6 +110,22 @@ def decode(content: bytes, name: str) -> Tensor:
         raise ImageError(f"{name}: cannot be decoded: {cause[:200]}") from None
 
 
+def page(image: Image.Image, number: int, name: str) -> Tensor:
+    """uint8 [3, H, W] of a page of an opened tiff; `name` stands in errors. Raises ImageError."""
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            image.seek(number)
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{name}: claims {image.width} x {image.height} pixels. Make it smaller")
+            return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
+    except ImageError:
+        raise
+    except Exception as error:  # as in decode
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ImageError(f"{name}: cannot be decoded: {cause[:200]}") from None
+
+
 def opened(content: bytes) -> Image.Image:
     """A file's content, opened by Pillow and not yet decoded. Of a png without the chunks that say nothing of
     its pixels (texts, profiles, times): one that is large or damaged would have the whole file refused."""

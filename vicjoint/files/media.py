@@ -10,12 +10,16 @@ import av
 from av.format import Flags
 from av.stream import Disposition
 
+from vicjoint.files.inside import Inside, open_binary
+
 av.logging.set_level(None)  # FFmpeg's chatter about broken files: the cause is in the error
 
 
 def open_media(path: str):
     """An open container. Raises av.FFmpegError, OSError and ValueError."""
-    return av.open(path, metadata_errors="replace")  # a title in another encoding decides over nothing
+    return av.open(
+        open_binary(path) if isinstance(path, Inside) else path, metadata_errors="replace"
+    )  # a title in another encoding decides over nothing
 
 
 def best_stream(container, kind: str):

@@ -26,26 +26,14 @@ import torch
 from torch import Tensor
 
 from vicjoint.files.guard import no_file, no_media, quiet
+from vicjoint.files.inside import Inside, open_binary, state_of
 from vicjoint.files.kept import BESIDE, Kept, WholeSound
 from vicjoint.files.media import best_stream, estimated, open_media, stated_end
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (
-    ".3gp",
-    ".aac",
-    ".avi",
-    ".flv",
-    ".m4a",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".ts",
-    ".webm",
-    ".wma",
-    ".wmv",
+    *(".3gp", ".aac", ".avi", ".flv", ".m4a", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts"),
+    *(".webm", ".wma", ".wmv"),
 )
 # opened a hundred thousand times, and never by mpg123
 SILENT_SUFFIXES = (".wav", ".flac", ".ogg", ".aif", ".aiff")
@@ -226,7 +214,7 @@ class _File:
         self.path = path
         # mpg123 prints a line for each damaged frame
         with contextlib.nullcontext() if path.lower().endswith(SILENT_SUFFIXES) else quiet():
-            self._file = soundfile.SoundFile(path)
+            self._file = soundfile.SoundFile(open_binary(path) if isinstance(path, Inside) else path)
         self.rate, self.frames = self._file.samplerate, self._file.frames
         self.seconds, self.exact = self.frames / self.rate, self._file.format != "MP3"
         self.sure = 0 < self.frames < 2**62
@@ -279,7 +267,7 @@ class _File:
 def _mp3_bytes(path: str) -> tuple[int, int]:
     """(bytes that an mp3 has by its first frame, which then also says how many samples, or 0 where it says
     nothing; bytes that there are, but for tags). Several files joined into one say what the first had."""
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         head, begin = file.read(10), 0
         if head[:3] == b"ID3":  # a tag in front, its size in seven bits a byte
             begin = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
@@ -290,7 +278,7 @@ def _mp3_bytes(path: str) -> tuple[int, int]:
         stated = head[at + 10 : at + 14]
     elif (at := max(head.find(b"Xing"), head.find(b"Info"))) >= 0 and head[at + 7] & 3 == 3:
         stated = head[at + 12 : at + 16]
-    return int.from_bytes(stated, "big"), os.path.getsize(path) - begin - TAG_BYTES
+    return int.from_bytes(stated, "big"), state_of(path)[0] - begin - TAG_BYTES
 
 
 class NotMedia(SoundError):

@@ -48,6 +48,7 @@ class Audio(Modality):
     baseline = "spectrum"
     shared = ("rate_hz",)
     suffixes = SOUND_SUFFIXES
+    opens_inside = True
     reading = ("seconds", "short", "augment", "stream", "cache_mb")
 
     def __init__(

@@ -3,6 +3,7 @@
 # B batch, C = 3 channels, T frames, H height, W width
 
 import functools
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint.files import images
+from vicjoint.library import LibraryPart
+from vicjoint.modalities.processors import Processing, processing_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share, Size
 from vicjoint.parts import Modality, Record
 from vicjoint.registry import register
@@ -17,29 +20,44 @@ from vicjoint.sliding import Sliding, spans
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, cut, of_picture, square_frames
 from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
-from vicjoint.video import VIDEO_SUFFIXES, Video, VideoError, VideoInfo
+from vicjoint.video import FILM_SUFFIXES, Video, VideoError, VideoInfo
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = Processing([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 64, 1.0)
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET.mean, IMAGENET.std
 CROP = ({"name": "random_resized_crop", "area": (0.6, 1.0)},)
 COARSE = 32, 16, 8  # what the pixels row compares: side of an image, side of a clip's frames, number of these
 
 
 @register("modality", "next_frame")
-class Pixels(Modality):
+class Pixels(Modality, LibraryPart):
     """uint8 [B, C, (T,) H, W] in 0..255 -> float view of the same shape, (x / 255 - mean) / std per channel.
-    A float input is taken to be in [0, 1] already. `mean` and `std` have one number per channel."""
+    A float input is taken to be in [0, 1] already. `mean` and `std` have one number per channel; null: those
+    of `processor`, a folder or a hub id of pretrained weights (of transformers, or timm/NAME), or ImageNet's.
+    """
 
     accepts = ("image",)
     baseline = "pixels"
+    saved = {"processor": "preprocessor_config.json"}
 
-    def __init__(self, mean: list[float] = IMAGENET_MEAN, std: list[Positive] = IMAGENET_STD):
+    def __init__(
+        self, mean: list[float] | None = None, std: list[Positive] | None = None, processor: str | None = None
+    ):
         super().__init__()
+        self.processing = processing_of(processor) if processor else None
+        of_library = self.processing or IMAGENET
+        mean = of_library.mean if mean is None else mean
+        std = of_library.std if std is None else std
         if len(mean) != len(std):
             raise ValueError(
                 f"modality: mean {list(mean)} and std {list(std)} need one number per channel each."
             )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+
+    def sizes(self, size: int | None, centre: float | None) -> tuple[int, float]:
+        """Size and centre as given, or the processor's, or 64 and 1."""
+        found = self.processing or IMAGENET
+        return size or found.size or 64, found.centre if centre is None else centre
 
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] != len(self.mean):
@@ -62,6 +80,10 @@ class Pixels(Modality):
             x, [min(n, most) for n, most in zip(x.shape[-3:], (frames, frame, frame))]
         ).flatten(1)
 
+    def save(self, folder: Path) -> None:
+        if self.processing is not None:
+            self.processing.save(folder)
+
     def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
         return {
             "dtype": "uint8",
@@ -78,10 +100,11 @@ class Image(Pixels):
     """Pictures, and how the pair cross_modal reads their files (formats, transparency, 16 bits: see
     vicjoint.files.images).
 
-    size: side of the views in pixels. transforms: those of training, in the pair augment's form,
-    random_resized_crop first; null: a random crop of 60 to 100 % of the area and nothing else, since a flip
-    or other colours may contradict the other half of the pair (a digit, "left", "red"); []: none, the
-    evaluation view. centre: in evaluation the short side is resized to size / centre and the centre is kept.
+    size: side of the views in pixels; null: the processor's, or 64. transforms: those of training, in the
+    pair augment's form, random_resized_crop first; null: a random crop of 60 to 100 % of the area and nothing
+    else, since a flip or other colours may contradict the other half of the pair (a digit, "left", "red");
+    []: none, the evaluation view. centre: in evaluation the short side is resized to size / centre and the
+    centre is kept; null: the processor's, or 1.
     """
 
     accepts = ()
@@ -90,14 +113,15 @@ class Image(Pixels):
 
     def __init__(
         self,
-        mean: list[float] = IMAGENET_MEAN,
-        std: list[Positive] = IMAGENET_STD,
-        size: Size = 64,
+        mean: list[float] | None = None,
+        std: list[Positive] | None = None,
+        size: Size | None = None,
         transforms: list[Annotated[dict, ComponentOf("transform")]] | None = None,
-        centre: PositiveShare = 1.0,
+        centre: PositiveShare | None = None,
+        processor: str | None = None,
     ):
-        super().__init__(mean, std)
-        self.size, self.centre = size, centre
+        super().__init__(mean, std, processor)
+        self.size, self.centre = size, centre = self.sizes(size, centre)
         specs = CROP if transforms is None else transforms
         self.transforms = TransformList("modality.transforms", list(specs), size) if specs else None
 
@@ -126,7 +150,8 @@ class Clip(Pixels):
     are spread evenly over that time: those on display at the middles of `frames` equal parts, by timestamps,
     one more than once where the video has fewer. Otherwise they are `stride` frames apart. Training starts
     anywhere, evaluation in the middle.
-    size, centre, at, area, flip: where a clip looks, as in the pair next_frame; no flip by default, since
+    size, centre, at, area, flip: where a clip looks, as in the pair next_frame (size and centre null: the
+    processor's, or 64 and 1); no flip by default, since
     left and right may be named. transforms: its own in training, after that, as the pair's `a`: drawn once
     for all frames, random_resized_crop first; null: none. reduce: side that larger squares are
     brought to before anything else; null: as they are. Smaller ones are cut more quickly, and more fit into
@@ -137,7 +162,8 @@ class Clip(Pixels):
 
     accepts = ()
     timed = True
-    suffixes = VIDEO_SUFFIXES
+    suffixes = FILM_SUFFIXES
+    opens_inside = True
     reading = (
         *("frames", "stride", "window", "size", "centre", "area", "flip"),
         *("at", "reduce", "cache_mb", "transforms"),
@@ -145,21 +171,23 @@ class Clip(Pixels):
 
     def __init__(
         self,
-        mean: list[float] = IMAGENET_MEAN,
-        std: list[Positive] = IMAGENET_STD,
+        mean: list[float] | None = None,
+        std: list[Positive] | None = None,
         frames: Count = 8,
         stride: Count = 2,
         window: Positive | None = None,
-        size: Size = 64,
-        centre: PositiveShare = 1.0,
+        size: Size | None = None,
+        centre: PositiveShare | None = None,
         area: Annotated[tuple[PositiveShare, PositiveShare], Ascending] = (0.6, 1.0),
         flip: Share = 0.0,
         at: tuple[Share, Share] = (0.5, 0.5),
         reduce: int | None = None,
         cache_mb: Natural = 0,
         transforms: list[Annotated[dict, ComponentOf("transform")]] | None = None,
+        processor: str | None = None,
     ):
-        super().__init__(mean, std)
+        super().__init__(mean, std, processor)
+        size, centre = self.sizes(size, centre)
         if reduce is not None and reduce < size:
             raise ValueError(
                 f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null."
@@ -175,7 +203,7 @@ class Clip(Pixels):
     ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
         squares = self.squares.read(
-            value, self.video_backend, lambda info: self._numbers(info, rng, window, value)
+            value, self.video_backend, self.frame_rate, lambda info: self._numbers(info, rng, window, value)
         )
         if rng is not None and self.transforms is not None:
             view = self.transforms(cut(squares, rng, self.area, self.flip), rng)
@@ -186,7 +214,7 @@ class Clip(Pixels):
     def seconds(self, value: str) -> float:
         """How long the file shows pictures, from its start to the end of its last frame. Raises
         VideoError."""
-        return _seconds(value)
+        return _seconds(value, self.frame_rate)
 
     def preprocessing(self, seconds: float | None = None) -> dict[str, Any]:
         window = self.window if seconds is None else seconds
@@ -196,7 +224,8 @@ class Clip(Pixels):
     def slide(self, value: str, every: float, length: float | None = None) -> Sliding:
         """Clips of `length` seconds, or of the modality's own frames. Raises VideoError and ValueError."""
         choose = lambda info: self._along(info, every, length or self.window, value)
-        return SlidingVideo(value, self.video_backend, self.squares, self.size, choose, as_clip)
+        how = self.video_backend, self.frame_rate
+        return SlidingVideo(value, *how, self.squares, self.size, choose, as_clip)
 
     def _along(self, info: VideoInfo, every: float, length: float | None, path: str) -> list[Choice]:
         if length is not None:
@@ -244,8 +273,8 @@ def as_clip(frames: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=2**16)
-def _seconds(path: str) -> float:
-    with Video(path, "pyav") as video:
+def _seconds(path: str, frame_rate: float) -> float:
+    with Video(path, "pyav", frame_rate) as video:
         return duration(video.info)
 
 

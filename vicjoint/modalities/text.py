@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vicjoint.facts import hashing
 from vicjoint.files.paths import user_path
-from vicjoint.library import LibraryPart, ask_hub
+from vicjoint.library import LibraryPart, ask_hub, how_to_fetch
 from vicjoint.options import ShareBelowOne
 from vicjoint.parts import Modality
 from vicjoint.registry import ComponentError, need, register
@@ -155,8 +155,8 @@ def load_tokenizer(name: str):
     except Exception as error:  # each kind of tokenizer has its own ways to be missing or broken
         raise ComponentError(
             f"modality 'text': tokenizer '{name}' was not found or cannot be read: looked for the folder"
-            f" {folder.absolute()}, then for that id on the hub ({first_line(error)}). Without a network give"
-            " a local folder made by save_pretrained, or bytes."
+            f" {folder.absolute()}, then for that id on the hub ({first_line(error)})."
+            f" {how_to_fetch(name)}"
         ) from None
 
 

@@ -15,17 +15,19 @@ import numpy as np
 from vicjoint import distributed
 from vicjoint.files.cells import (
     CellError,
+    Part,
     as_path,
+    as_read,
     as_text,
     cell,
     check_column,
     compared,
-    file_of,
+    held,
     is_empty,
-    text_of,
     values,
 )
 from vicjoint.files.guard import printable
+from vicjoint.files.inside import Inside
 from vicjoint.options import Positive
 from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
@@ -117,7 +119,7 @@ class CrossModal(Pair):
         line and no error."""
         for side, reader in zip("ab", self.readers) if distributed.rank() == 0 else ():
             column = self._column(side)
-            if reader.reads != "file" or not isinstance(source.records("train", side)[0][column], str):
+            if reader.reads != "file" or not isinstance(held(source.records("train", side)[0], column), str):
                 continue
             train, test = (
                 {compared(r[column]) for r in source.records(split, side) if not is_empty(r[column])}
@@ -205,12 +207,14 @@ class CrossModal(Pair):
             raise CellError(f"column '{self._column(side)}': {error}") from error
 
     def _named(self, side: Side, record: Record, value):
-        """A value as the reader takes it: a file, or the value itself."""
-        return file_of(record, value) if self._reader(side).reads == "file" else text_of(value)
+        """A value as the reader takes it: a file, numbers, or the value itself."""
+        return as_read(record, value, self._reader(side).reads)
 
     def _opened(self, side: Side, named) -> AbstractContextManager:
         """The same for a reader that takes only paths of files."""
         reader = self._reader(side)
+        if isinstance(named, Part) and reader.opens_inside and "channels" not in named:
+            return nullcontext(Inside(named))
         takes_all = reader.reads == "text" or ".tar" in reader.suffixes
         return nullcontext(named) if takes_all else as_path(named)
 

@@ -22,7 +22,7 @@ from vicjoint.sliding import Sliding
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import cut, square_frames
 from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
-from vicjoint.video import VIDEO_SUFFIXES, Video, VideoError, VideoInfo
+from vicjoint.video import FILM_SUFFIXES, Video, VideoError, VideoInfo
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class NextFrame(Pair):
 
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
     reads = ("path", "bytes")
-    suffixes = VIDEO_SUFFIXES
+    suffixes = FILM_SUFFIXES
     in_time = True
 
     def __init__(
@@ -119,7 +119,7 @@ class NextFrame(Pair):
             return wanted
 
         with opened(record) as path:
-            squares = self.squares.read(path, self.video_backend, choose)
+            squares = self.squares.read(path, self.video_backend, self.frame_rate, choose)
         frames = cut(squares, rng, self.area, self.flip)
         if self.a is None and self.b is None:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
@@ -191,8 +191,8 @@ class NextFrame(Pair):
         return View(raw, f"{_file(record) or record['id']} {what}", None, record["id"], item, seconds)
 
     def open(self, path: str) -> Video:
-        """A video file, by the recipe's backend. Raises VideoError."""
-        return Video(path, self.video_backend)
+        """A video, by the recipe's backend and frame rate. Raises VideoError."""
+        return Video(path, self.video_backend, self.frame_rate)
 
     def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
         """`windows` random windows, spread over the video or a random stretch of it: one from each of as many
@@ -259,7 +259,8 @@ class NextFrame(Pair):
         """Clips for a, whether or not a frame follows; single frames for b. Raises VideoError."""
         choose = lambda info: self._along(info, side, every, value)
         view = lambda frames: as_view(frames[None])
-        return SlidingVideo(value, self.video_backend, self.squares, self.size, choose, view)
+        how = self.video_backend, self.frame_rate
+        return SlidingVideo(value, *how, self.squares, self.size, choose, view)
 
     def _along(self, info: VideoInfo, side: Side, every: float, path: str) -> list[Choice]:
         found = []

@@ -68,6 +68,22 @@ class Branch(Section):
         "own", description="of b only: its own, a's (same), or a moving average of a's (ema)"
     )
     momentum: Number = Field(0.996, ge=0, le=1, description="of the moving average, with weights: ema")
+    train: Literal["full", "expander", "lora", "frozen"] = Field(
+        "full", description="what learns: all; only the expander; it and adapters in the encoder; or nothing"
+    )
+    lora_rank: Whole = Field(8, gt=0, description="of the adapters, with train: lora")
+    lr_factor: Number = Field(1.0, gt=0, description="of the encoder's learning rate")
+    weight_decay: Number | None = Field(None, ge=0, description="of the encoder; null: the optimizer's")
+    layer_decay: Number = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from one block of a transformer to that below",
+    )
+    cache: Literal["features"] | None = Field(
+        None,
+        description="features: what an encoder that does not learn gives is computed once and kept on disk",
+    )
 
 
 class PairOfBranches(Section):
@@ -148,6 +164,9 @@ class Data(Section):
     )
     video_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
         "auto", description="reader of video files"
+    )
+    frame_rate: Number = Field(
+        25.0, gt=0, description="frames a second of videos that are folders of pictures, or tiffs"
     )
     timeout: Number | None = Field(
         300,

@@ -33,6 +33,7 @@ from vicjoint.recipe.file import (
     read_recipe,
 )
 from vicjoint.recipe.keys import MAPPING, TEXT, Written
+from vicjoint.recipe.learning import check_learning
 from vicjoint.recipe.recipe import Recipe, canonical
 from vicjoint.recipe.schema import with_components
 
@@ -123,6 +124,7 @@ def check(data: dict, label: str, mistakes: list[str], check_paths: bool = True)
             if not (loc[:1] == ("b",) and loc[1:2] and loc[1] in taken)
         ]
     mistakes += of_components + check_form(data, Written) + check_together(data, follows)
+    mistakes += check_learning(data, follows)
     for path, root, source in [
         *places(data, ["source", "root"]),
         *places(data, ["pairs", "*", "source", "root"]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vicjoint.recipe.keys import Branch, Checkpoint, Component, Data, Evaluate, Train, Written
+from vicjoint.recipe.learning import DEFAULTS, Learning
 
 Spec = dict[str, Any]
 """A component: `{name: ..., option: value}`."""
@@ -23,6 +24,8 @@ class BranchSpec:
     weights: Literal["own", "same", "ema"]
     """own; or those of branch a (same), or their moving average (ema) with `momentum`."""
     momentum: float
+    learning: Learning = Learning()
+    """A branch that follows a has a's."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,10 @@ def canonical(written: Written) -> Recipe:
     branches = named or {side: (side, branch) for side, branch in (("a", written.a), ("b", written.b))}
     return Recipe(
         written=written,
-        branches={name: branch_spec(name, key, branch) for key, (name, branch) in branches.items()},
+        branches={
+            name: branch_spec(name, key, branch, branch if branch.weights == "own" else written.a)
+            for key, (name, branch) in branches.items()
+        },
         tasks=tasks_of(written),
         predictor=written.predictor and spec(written.predictor),
         optimizer=optimizer,
@@ -88,10 +94,13 @@ def canonical(written: Written) -> Recipe:
 AS_WRITTEN = ("name", "imports", "out", "train", "data", "evaluate", "checkpoint", "announcement")
 
 
-def branch_spec(name: str, key: str, branch: Branch) -> BranchSpec:
+def branch_spec(name: str, key: str, branch: Branch, leader: Branch) -> BranchSpec:
+    """leader: the branch whose weights it has."""
     modality = {"name": branch.modality} if isinstance(branch.modality, str) else spec(branch.modality)
+    learning = Learning(**{key: getattr(leader, key) for key in DEFAULTS})
+    expander = list(branch.expander)
     return BranchSpec(
-        name, key, modality, spec(branch.encoder), list(branch.expander), branch.weights, branch.momentum
+        name, key, modality, spec(branch.encoder), expander, branch.weights, branch.momentum, learning
     )
 
 

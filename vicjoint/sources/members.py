@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from vicjoint.files.cache import cache_root
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 BLOCK = 512  # bytes of a header; contents fill whole blocks
 SETTLED = 2.0  # seconds: a file that was changed just now may change again without another time
 CLASS_BYTES = 256  # of a member that holds a class
@@ -79,8 +79,9 @@ def list_shard(file: BinaryIO, label: str) -> Listing:
             continue
         folder, _, name = member.name.removeprefix("./").rpartition("/")
         key, _, suffix = name.partition(".")
+        column, dot, ending = suffix.rpartition(".")  # a column's name keeps its capitals
         keys.append(f"{folder}/{key}" if folder else key)
-        suffixes.append(sys.intern(suffix.lower()))
+        suffixes.append(sys.intern(column + dot + ending.lower()))
         offsets.append(member.offset)
         sizes.append(member.size)
         text = None

@@ -4,7 +4,7 @@ csv and tsv are one format, whose separator (comma, semicolon or tab) is found; 
 do not count. jsonl has an object a line, json a list of them. A name that ends in .gz too is unpacked.
 
 for line, row in rows_of(Path("index.csv")): ...        # memory for a few rows, whatever the file's size
-header, rows = read_table(Path("index.tsv.gz"))
+header, rows = read_table(rows_of(Path("index.tsv.gz")))
 """
 
 import codecs
@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vicjoint.sources.base import SourceError
 
@@ -43,9 +45,9 @@ def format_of(path: Path) -> str | None:
     return None if compressed and found == "parquet" else found
 
 
-def read_table(path: Path) -> tuple[list[str], list[Row]]:
-    """(columns, rows) of a table; every row has every column. Raises SourceError."""
-    rows = list(rows_of(path))
+def read_table(rows: Iterable[Row]) -> tuple[list[str], list[Row]]:
+    """(columns, rows) of a table; every row has every column."""
+    rows = list(rows)
     header = list(dict.fromkeys(key for _, row in rows for key in row))
     whole = lambda row: row if len(row) == len(header) else {key: row.get(key) for key in header}
     return header, [(line, whole(row)) for line, row in rows]
@@ -196,11 +198,35 @@ def _parquet(path: Path) -> Iterator[Row]:
         _check_twice(path, file.schema_arrow.names)
         try:
             for batch in file.iter_batches(AT_ONCE):
-                for row in batch.to_pylist():
+                names = batch.schema.names
+                for cells in zip(*map(_cells, batch.columns)):
                     number += 1
-                    yield number, row
+                    yield number, dict(zip(names, cells))
         except _arrow_error() as error:
             raise _unreadable(path, error) from None
+
+
+def _cells(column) -> list:
+    """Of a pyarrow column; lists of floats, and lists of those, as numpy arrays: an eighth of the memory."""
+    from pyarrow import types
+
+    depth, kind = 0, column.type
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        depth, kind = depth + 1, kind.value_type
+    if depth not in (1, 2) or not types.is_floating(kind):
+        return column.to_pylist()
+    return [_array(cell, depth) for cell in column]
+
+
+def _array(cell, depth: int) -> Any:
+    """Of a pyarrow scalar; None for null, a list where the inner lists differ in length."""
+    if not cell.is_valid:
+        return None
+    if depth == 1:
+        return cell.values.to_numpy(zero_copy_only=False)
+    rows = [_array(row, 1) for row in cell.values]
+    same = bool(rows) and all(row is not None and len(row) == len(rows[0]) for row in rows)
+    return np.stack(rows) if same else rows
 
 
 def open_parquet(path: Path):

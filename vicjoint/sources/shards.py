@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicjoint.files.cells import Part, bytes_of
+from vicjoint.files.cells import Part, bytes_of, of_channels
 from vicjoint.files.folder import not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.paths import user_path
@@ -29,6 +29,7 @@ from vicjoint.sources.base import OWN, SPLITS, SourceError, TestFraction, split_
 from vicjoint.sources.columns import Shared, Texts
 from vicjoint.sources.members import OF_CLASS
 from vicjoint.sources.places import Shards, check_room, find
+from vicjoint.sources.suffixes import columns_of, suffixes_of
 from vicjoint.video import VIDEO_SUFFIXES
 
 
@@ -66,8 +67,16 @@ class Members:
         known = codes(texts)[order]
         self.label[key_of[known >= 0]] = known[known >= 0]
 
-    def samples(self, passed: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(key, member of its own file or -1) of each sample: a picture each, else a video, else a key."""
+    def samples(self, passed: Counter[str], column: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """(key, member of its own file or -1) of each sample: a key each, where its own file is a column;
+        else a picture each, else a video, else a key. Raises SourceError for a column that is not there."""
+        if column is not None:
+            own = np.full(len(self.end), -1)
+            wanted = suffixes_of(column, self.suffixes)
+            fits = np.array([suffix in wanted for suffix in self.suffixes], dtype=bool)
+            found = np.flatnonzero(fits[self.suffix])[::-1]  # of several the first
+            own[np.searchsorted(self.end, found, side="right")] = found
+            return np.arange(len(self.end)), own
         for what, endings in (("picture", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)):
             fits = np.array([f".{suffix}".endswith(endings) for suffix in self.suffixes], dtype=bool)
             if len(own := np.flatnonzero(fits[self.suffix])):
@@ -84,7 +93,8 @@ def codes(column) -> np.ndarray:
 
 class ShardRecords(Sequence):
     """Records of samples: the place of their own file, their class, and a column for each member, by its
-    suffix, and for each key of the JSON members: keys {column: key}."""
+    suffix, and for each key of the JSON members: keys {column: key}; and by what `columns_of` makes of
+    suffixes, with None where a record has no such member."""
 
     def __init__(
         self,
@@ -99,6 +109,8 @@ class ShardRecords(Sequence):
         import pyarrow.compute as pc
 
         self.shards, self.keys, self.suffixes, self.classes = shards, keys, members.suffixes, members.classes
+        self.column_of = columns_of(members.suffixes, {*OWN, *members.suffixes, *keys})
+        self.columns = [column.name for column in self.column_of.values()]
         ids = members.keys.take(pa.array(sample))
         if several.any():  # pictures of one key have longer names
             ending = pa.array([members.suffixes[c] for c in members.suffix[own].tolist()], ids.type)
@@ -125,10 +137,15 @@ class ShardRecords(Sequence):
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         shard, label, own, begin, end = self._rows.array[i].tolist()
-        columns, name = {}, self.ids[i]
-        for suffix, (offset, size) in zip(self._suffix.array[begin:end], self._places.array[begin:end]):
-            where = self.shards.part(shard, int(offset), int(size))
-            columns[self.suffixes[suffix]] = Part(id=f"{name}.{self.suffixes[suffix]}", **where)
+        columns, name = dict.fromkeys(self.columns), self.ids[i]
+        for number, (offset, size) in zip(self._suffix.array[begin:end], self._places.array[begin:end]):
+            where, suffix = self.shards.part(shard, int(offset), int(size)), self.suffixes[number]
+            columns[suffix] = part = Part(id=f"{name}.{suffix}", **where)
+            if suffix in self.column_of:
+                column, before = self.column_of[suffix], columns[self.column_of[suffix].name]
+                if column.channel is not None:
+                    part = of_channels(before, part, column.channel)
+                columns[column.name] = [*(before or []), part] if column.many else part
         record = {**columns, "id": f"{self.shards.names[shard]}/{name}"}
         if "json" in columns:
             record |= {column: Part(columns["json"], key=key) for column, key in self.keys.items()}
@@ -146,10 +163,12 @@ class WebDataset(Source):
     the splits), or a pattern of shards with a range such as {000..146}; either may be a URL (s3://, gs://,
     https:// and others). test: a pattern of the test shards; without one, and without splits by name, the
     split is by hash of the key, of URLs by hash of the shard. label: suffix of the member that holds the
-    class as text. A record is a picture of a key (where there are none, a video; else the key), with a
-    column for each member of its key, by its suffix, and for each key of a .json member (json_... where the
-    name is taken). Hidden members are passed over. Uncompressed shards only. The index of a folder that
-    vicjoint.pack wrote is used.
+    class as text. column: a record is a key, and its own file this column of it; null: a record is a picture
+    of a key (where there are none, a video; else the key). It has a column for each member of its key, by its
+    suffix (video.mp4 is video, too; picture.0.png and picture.1.png are the two values of picture, and
+    cells.{DNA}.tif a channel of cells), and for each key of a .json member (json_... where the name is
+    taken). Hidden members are passed over. Uncompressed shards only. The index of a folder that vicjoint.pack
+    wrote is used.
     cache, lanes, window: of shards elsewhere. cache: what the folder that they are brought to may hold. Each
     batch takes its samples from so many lanes of shards, each shuffled within windows of so many shards
     (docs/streaming.md).
@@ -162,6 +181,7 @@ class WebDataset(Source):
         root: str,
         test: str | None = None,
         label: str = OF_CLASS,
+        column: str | None = None,
         test_fraction: TestFraction = 0.15,
         cache: ByteSize = "50GB",
         lanes: Count = 8,
@@ -190,13 +210,13 @@ class WebDataset(Source):
         self._order = (lanes, window) if shards.remotes is not None else None
         if self._order:
             check_room(shards, lanes, window)
-        self._divide(sides if by_name else None, test_fraction)
+        self._divide(sides if by_name else None, test_fraction, column)
 
-    def _divide(self, sides: list[str] | None, test_fraction: float) -> None:
+    def _divide(self, sides: list[str] | None, test_fraction: float, column: str | None) -> None:
         """Set the records of both splits; sides: of the shards, None: by hash."""
         shards, members, keys = self.shards, Members(self.shards.tables), self.shards.json_keys
         shards.forget_tables()
-        sample, own = members.samples(self.passed)
+        sample, own = members.samples(self.passed, column)
         if not len(sample):
             raise SourceError(
                 f"webdataset: no sample in {shards.paths[0]} and the {len(shards.paths) - 1} shards with it. "

@@ -13,7 +13,7 @@ csv cells are text; the others keep their type, lists included (five captions of
 import os
 from pathlib import Path
 
-from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty
+from vicjoint.files.cells import CellError, as_text, file_of, file_path, is_empty, is_there
 from vicjoint.files.guard import printable
 from vicjoint.files.paths import user_path
 from vicjoint.parts import Source
@@ -30,7 +30,8 @@ from vicjoint.sources.base import (
     split_of,
 )
 from vicjoint.sources.columns import in_columns
-from vicjoint.sources.rows import read_table
+from vicjoint.sources.rows import read_table, rows_of
+from vicjoint.sources.vectors import Vectors
 
 LOOKED_AT = 100  # a table whose first files are all missing has wrong paths, not bad samples
 # keys of a record that are not the cell of that column
@@ -52,7 +53,9 @@ class Table(Source):
     second: another table, whose rows supply column b of the pair cross_modal to the rows of this one that
     have an equal key; columns named `split` and `split_by` work in it as in the first, and equal cells of
     `split_by` are on the same side in both. needs: columns; rows where one of them is empty are left out, and
-    counted in `describe` (an empty cell is a bad sample otherwise). Columns named id, path, bytes, folder or
+    counted in `describe` (an empty cell is a bad sample otherwise). vectors: {name: patterns of columns},
+    such as {profile: [Cells_*, Nuclei_*]}: the columns of numbers that match make one column of vectors, for
+    the modality features (of the first table). Columns named id, path, bytes, folder or
     second whose meaning in a record is another become table_id, table_path, ...
     """
 
@@ -66,12 +69,13 @@ class Table(Source):
         test_fraction: TestFraction = 0.15,
         second: str | None = None,
         needs: list[str] = (),
+        vectors: dict[str, list[str]] | None = None,
     ):
         self.named = {"column": column, "id": id, "split": split, "split_by": split_by}
-        tables = [_Rows(user_path(root).absolute(), self.named, needs)]
+        tables = [_Rows(user_path(root).absolute(), self.named, needs, vectors or {})]
         self.root = tables[0].path
         if second is not None:
-            tables.append(_Rows(user_path(second).absolute(), self.named, needs, second=True))
+            tables.append(_Rows(user_path(second).absolute(), self.named, needs, {}, second=True))
         _check_needs(tables, needs)
         if split_by is not None:
             _split_together(tables, split_by, test_fraction)
@@ -89,9 +93,16 @@ class Table(Source):
 class _Rows:
     """One table file: its records and, after `divide`, their sides."""
 
-    def __init__(self, path: Path, named: dict[str, str | None], needs: list[str], second: bool = False):
-        self.path = path
-        self.header, rows = header, rows = read_table(path)
+    def __init__(
+        self,
+        path: Path,
+        named: dict[str, str | None],
+        needs: list[str],
+        vectors: dict[str, list[str]],
+        second: bool = False,
+    ):
+        self.path, self.vectors = path, Vectors(vectors)
+        self.header, rows = header, rows = read_table(self.vectors.gathered(path, rows_of(path)))
         defaults = {"column": "path", "id": "id", "split": "split", "split_by": None}
         for (
             option,
@@ -134,7 +145,8 @@ class _Rows:
             else ""
         )
         again = repeated(self.names, "rows") if self.column is None else ""
-        return f"table {self.path}: {len(train)} train, {len(test)} test records{left_out}{again}"
+        said = f"{left_out}{again}{self.vectors.words()}"
+        return f"table {self.path}: {len(train)} train, {len(test)} test records{said}"
 
     def _record(self, number: int, row: dict) -> dict:
         folder = self.path.parent
@@ -210,7 +222,7 @@ class _Rows:
 
     def _check_files(self) -> None:
         first = self.records[:LOOKED_AT]
-        if not any("bytes" in r or (r["path"] is not None and os.path.exists(r["path"])) for r in first):
+        if not any("bytes" in r or (r["path"] is not None and is_there(r["path"])) for r in first):
             found = printable(first[0]["path"] or "an empty cell", 200)
             raise SourceError(
                 f"table: {self.path}: none of the first {len(first)} files exists, the first is {found}."

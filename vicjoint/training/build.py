@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from vicjoint import distributed
 from vicjoint.batch import Batch
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
+from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
-from vicjoint.data.reading import TaskReading, build_reading, read_together, sources_of
+from vicjoint.data.reading import TaskReading, build_reading, notes_of, read_together, sources_of
 from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
 from vicjoint.files.guard import printable
@@ -29,7 +30,7 @@ from vicjoint.registry import build, find, nearest
 @dataclass
 class Task(TaskReading):
     """Two branches with their source, pair, objective and weight, trained in turn with the others. `number`:
-    its turn. `gradient_b`: whether branch b is trained, or follows a."""
+    its turn. `gradient_b`: whether branch b is trained; it may follow a, or be frozen."""
 
     number: int
     objective: Objective
@@ -45,7 +46,8 @@ class Task(TaskReading):
 @dataclass
 class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
-    every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out."""
+    every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out.
+    `pairs_of_kept`: {number of a task: the pair that reads kept features}."""
 
     recipe: Recipe
     tasks: list[Task]
@@ -58,6 +60,7 @@ class Parts:
     device: torch.device
     limit: TimeLimit
     unused: list[str]
+    pairs_of_kept: dict[int, Pair] = field(default_factory=dict)
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
         """(Batch, bad samples) of the steps start..end-1; the tasks take turns."""
@@ -77,7 +80,8 @@ class Parts:
 
     def stream(self, task: Task) -> Stream:
         records, order = task.source.train, task.source.order("train")
-        return Stream(records, task.pair, self.recipe.train.seed, task.number, self.limit, order)
+        pair = self.pairs_of_kept.get(task.number, task.pair)
+        return Stream(records, pair, self.recipe.train.seed, task.number, self.limit, order)
 
 
 class Weighted(Objective):
@@ -103,7 +107,7 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        for line in sources_of(tasks) if distributed.is_first() else ():
+        for line in [*sources_of(tasks), *notes_of(recipe, readers)] if distributed.is_first() else ():
             print(line)
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe).to(device)
@@ -128,6 +132,7 @@ def build_parts(recipe: Recipe) -> Parts:
             unused,
         )
         for task in tasks:
+            check_kept(recipe, task.spec.a, task.spec.b, task.pair, task.source)
             if task.pair.distinct:
                 parts.batches_of(task, 0)  # refuses a column with too few values
     except (ValueError, TypeError, OSError) as error:
@@ -148,7 +153,8 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
         objective = MultiCrop(objective, task.pair.crops)
     if task.spec.weight != 1:
         objective = Weighted(objective, task.spec.weight)
-    gradient_b = recipe.branches[task.spec.b].weights != "ema"
+    b = recipe.branches[task.spec.b]
+    gradient_b = b.weights != "ema" and b.learning.train != "frozen"
     records = records_in_a_batch(recipe, task.pair)
     return Task(
         task.spec, task.source, task.source_name, task.pair, number, objective.to(device), gradient_b, records

@@ -151,7 +151,8 @@ def cloud_of_items(
     if not any(items.items) and all(shown is None for shown in pictures):
         modality, reads = "", "text"  # titles are all there is to show
     vectors = items.rows["model"][chosen.to(items.rows["model"].device)].cpu().numpy()
-    return Cloud(name, rows, vectors, modality, reads, total=total, pictures=pictures)
+    rate = parts.recipe.data.frame_rate
+    return Cloud(name, rows, vectors, modality, reads, total=total, pictures=pictures, frame_rate=rate)
 
 
 def columns(record: Record) -> dict[str, Any]:

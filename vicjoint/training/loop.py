@@ -22,6 +22,7 @@ from vicjoint.batch import Batch
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.data.reading import sources_of
+from vicjoint.files.cache import cache_root
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
@@ -31,7 +32,9 @@ from vicjoint.report.tables import table, told_apart
 from vicjoint.training.build import Parts, build_parts, try_one_record
 from vicjoint.training.checkpoint import CheckpointError
 from vicjoint.training.exploring import write_explorers
+from vicjoint.training.fitting import fit_modalities
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
+from vicjoint.training.keeping import keep_features
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.parallel import shard, whole, wrap
 from vicjoint.training.profiling import profiled
@@ -91,10 +94,14 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None
     """From the folder's last checkpoint to the report."""
     shard(parts)
     begin = resume(parts, folder)
+    if not begin:
+        fit_modalities(parts)
     if distributed.rank() == 0:
         describe(parts, folder)
     steps, batch_size, names = parts.steps, parts.recipe.train.batch_size, branch_names(parts)["pairs"]
     with Trackers(parts.recipe, folder, begin) as trackers, saver_of(parts, folder, begin) as saver:
+        if any(spec.learning.cache for spec in parts.recipe.branches.values()):
+            keep(parts, folder, begin, signal, saver)
         with (
             MetricsLog(folder, begin, steps, batch_size, names, trackers) as log,
             profiled(folder, begin, steps, profile) as stepped,
@@ -106,6 +113,21 @@ def run_in(parts: Parts, folder: Path, signal: StopSignal, profile: int) -> None
         except Interrupted:  # the last step's checkpoint is saved
             raise Stopped(stopped_at(steps, folder)) from None
         trackers.evaluation(steps, results)
+
+
+def keep(parts: Parts, folder: Path, begin: int, signal: StopSignal, saver: Saver) -> None:
+    """Compute the features that training reads. A signal does not wait for the end."""
+    try:
+        with signal.at_once(), whole(parts.model):
+            keep_features(parts)
+    except Interrupted:  # what is written is kept
+        saver.save_now(begin)
+        raise Stopped(stopped_at(begin, folder)) from None
+    except OSError as error:
+        raise TrainingError(
+            f"features cannot be written below {cache_root()}: {error}. Make room, or set VICJOINT_CACHE to"
+            " another folder; then the same command goes on."
+        ) from error
 
 
 def in_words(error: Exception, recipe: Recipe, folder: Path, asked: bool) -> Exception:
@@ -175,6 +197,9 @@ def describe(parts: Parts, folder: Path) -> None:
         **branch_names(parts),
     }
     write_environment(folder, parts.recipe, trained)
+    for name, spec in parts.recipe.branches.items():
+        if spec.learning.train == "frozen":
+            print(f"branch {name} is frozen: its expander, too, stays as it was initialised")
     for t in parts.tasks:
         if said := t.objective.describe(parts.recipe.branches[t.spec.a].expander[-1]):
             print(f"{t.name}: {said}" if len(parts.tasks) > 1 else said)

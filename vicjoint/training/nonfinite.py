@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Crops
+from vicjoint.batch import Batch, Crops, Encoded
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
@@ -192,8 +192,9 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
     two = parts.model.between(task.spec.a, task.spec.b)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.recipe.train.precision == "bf16"):
         for side, raw in (("a", batch.a), ("b", batch.b)):
-            view = two.side(side).modality(raw[0] if isinstance(raw, Crops) else raw)
-            y = two.side(side).encoder(view)
+            raw = raw[0] if isinstance(raw, Crops) else raw
+            view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
+            y = two.represent(side, raw)
             z = two.embed(side, y)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {

@@ -12,6 +12,7 @@ from vicjoint.recipe.compare import by_kind, shortly
 from vicjoint.training import checkpoint
 from vicjoint.training.build import Parts
 from vicjoint.training.checkpoint import CheckpointError
+from vicjoint.training.fitting import share_fitted
 from vicjoint.training.folder import cut_to
 from vicjoint.training.going_on import say_length, take_over
 from vicjoint.training.saving import APPENDED
@@ -77,6 +78,7 @@ def restore(parts: Parts, state: dict) -> None:
         for given, own in zip(state["optimizer"]["param_groups"], parts.optimizer.param_groups)
     ]
     parts.optimizer.load_state_dict({"state": states, "param_groups": groups})
+    share_fitted(parts)
 
 
 def share_of(given, own: Tensor | None):

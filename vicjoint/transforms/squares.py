@@ -1,7 +1,7 @@
 """The squares of a video's frames that views are cut from, decoded once where there is memory for them.
 
 squares = Squares(centre=0.75, cache_mb=500)
-frames_TCSS = squares.read("clip.mp4", "auto", lambda info: [3, 5, 7])     # uint8 [3, 3, S, S]
+frames_TCSS = squares.read("clip.mp4", "auto", 25.0, lambda info: [3, 5, 7])     # uint8 [3, 3, S, S]
 """
 
 # T frames, H height, W width, S side of the squares
@@ -38,12 +38,14 @@ class Squares:
     ):
         self.centre, self.at, self.reduce, self.kept = centre, at, reduce, Kept(cache_mb)
 
-    def read(self, path: str, backend: str, choose: Callable[[VideoInfo], list[int]]) -> Tensor:
+    def read(
+        self, path: str, backend: str, frame_rate: float, choose: Callable[[VideoInfo], list[int]]
+    ) -> Tensor:
         """The squares [T, 3, S, S] of the frames whose numbers `choose` gives. Raises VideoError."""
         if kept := self.kept.get(path):
             info, squares = kept
             return squares[choose(info)]
-        with Video(path, backend) as video:
+        with Video(path, backend, frame_rate) as video:
             numbers = choose(video.info)
             whole = self._keep(path, video)
             return self.of(video.read(numbers)) if whole is None else whole[numbers]
@@ -99,12 +101,14 @@ class SlidingVideo(Sliding):
         self,
         path: str,
         backend: str,
+        frame_rate: float,
         squares: Squares,
         size: int,
         choose: Callable[[VideoInfo], Sequence[Choice]],
         as_view: Callable[[Tensor], Tensor],
     ):
-        self._video, self._squares, self._size, self._as_view = Video(path, backend), squares, size, as_view
+        self._video = Video(path, backend, frame_rate)
+        self._squares, self._size, self._as_view = squares, size, as_view
         self.close = self._video.close
         try:
             chosen = choose(self._video.info)

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vicjoint.files.films import TIFF_SUFFIXES
 from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.frames import Frames, is_frames
 from vicjoint.video.others import OTHERS
 
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
@@ -23,6 +25,9 @@ VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
     *(".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
+FILM_SUFFIXES = (*VIDEO_SUFFIXES, *TIFF_SUFFIXES, "/")
+"""With tiffs of several pages, and "/": folders of pictures."""
+FRAME_RATE = 25.0  # of pictures, where nobody says
 MOST_FRAMES = 10_000  # of a file that decord is tried with: it reads the whole file whenever it opens it
 AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they come one by one
 
@@ -31,21 +36,26 @@ class Video:
     """An open video file; `info` says what it holds, `read` gives frames. Use it in a `with` block.
 
     backend: pyav, decord, torchcodec, or auto: decord where it is installed and agrees with PyAV about the
-    file, else torchcodec on the same condition, else PyAV. Raises VideoError where the file, or a backend
-    asked for by name, cannot be used.
+    file, else torchcodec on the same condition, else PyAV. A folder of pictures, a numbered pattern such as
+    clip/%05d.jpg and a tiff of several pages are videos, too, of `frame_rate` frames a second, whatever the
+    backend. Raises VideoError where the file, or a backend asked for by name, cannot be used.
     """
 
-    def __init__(self, path: str | os.PathLike, backend: str = "auto"):
+    def __init__(self, path: str | os.PathLike, backend: str = "auto", frame_rate: float = FRAME_RATE):
         self.path = os.fspath(path)
         self._may_fall_back = backend == "auto"
         if backend not in BACKENDS:
             raise VideoError(f"video_backend '{backend}' is unknown. Expected one of: {', '.join(BACKENDS)}.")
-        self._pyav = PyAV(self.path)
+        if is_frames(self.path):
+            self._own = self._decoder = Frames(self.path, frame_rate)
+            self.info, self.backend = self._own.info, "frames"
+            return
+        self._own = PyAV(self.path)
         try:
-            self.info = self._pyav.info
+            self.info = self._own.info
             self._decoder, self.backend = self._choose(backend)
         except BaseException:
-            self._pyav.close()
+            self._own.close()
             raise
 
     def _choose(self, backend: str):
@@ -56,11 +66,11 @@ class Video:
             if name == "pyav":
                 break
             try:
-                return OTHERS[name](self.path, self._pyav), name
+                return OTHERS[name](self.path, self._own), name
             except VideoError:
                 if not self._may_fall_back:
                     raise
-        return self._pyav, "pyav"
+        return self._own, "pyav"
 
     def read(self, frames) -> np.ndarray:
         """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one
@@ -72,20 +82,20 @@ class Video:
         try:
             decoded = self._decoder.read(unique.tolist())
         except VideoError:
-            if self._decoder is self._pyav or not self._may_fall_back:
+            if self._decoder is self._own or not self._may_fall_back:
                 raise
-            self._decoder, self.backend = self._pyav, "pyav"
-            decoded = self._pyav.read(unique.tolist())
+            self._decoder, self.backend = self._own, "pyav"
+            decoded = self._own.read(unique.tolist())
         return decoded if np.array_equal(unique, numbers) else decoded[places]
 
     def each(self, frames) -> Iterator[np.ndarray]:
         """Frames uint8 [H, W, 3], RGB, of increasing, distinct numbers, one after the other: one pass forward
         in the memory of a few, which goes on where the last one ended."""
         numbers = self._checked(frames).tolist()
-        while numbers and self._decoder is not self._pyav:
+        while numbers and self._decoder is not self._own:
             yield from self.read(numbers[:AT_ONCE])
             numbers = numbers[AT_ONCE:]
-        yield from self._pyav.each(numbers)
+        yield from self._own.each(numbers)
 
     def _checked(self, frames) -> np.ndarray:
         numbers = np.asarray(list(frames), dtype=np.int64)
@@ -99,7 +109,7 @@ class Video:
 
     def close(self) -> None:
         self._decoder.close()
-        self._pyav.close()
+        self._own.close()
 
     def __enter__(self):
         return self

@@ -7,7 +7,6 @@ numbers. Others, beside it: vicjoint.video.others.
 
 import bisect
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
+from vicjoint.files.inside import state_of
 from vicjoint.files.kept import Kept
 from vicjoint.files.media import best_stream, open_media
 
@@ -92,8 +92,7 @@ class PyAV:
         self._container = _open(path)
         try:
             self._use_stream()
-            state = os.stat(path)
-            name = f"{path} {state.st_size} {state.st_mtime_ns}"
+            name = " ".join(map(str, (path, *state_of(path))))
             if (counted := COUNTED.get(name)) is None:
                 counted = self._count()
                 COUNTED.add(name, counted, 1000 + 16 * counted[0].frames + 200 * len(self._keys))

@@ -5,10 +5,13 @@ decoder = OTHERS["decord"]("clip.mp4", pyav)           # VideoError where it dif
 decoder.read([3, 5, 7]), decoder.close()
 """
 
+import contextlib
 import importlib
 
 import numpy as np
 
+from vicjoint.files.cells import as_path
+from vicjoint.files.inside import Inside
 from vicjoint.video.backends import PyAV, VideoError, VideoInfo
 
 
@@ -24,7 +27,7 @@ class _Other:
     missing: str  # what to do where that fails
 
     def __init__(self, path: str, pyav: PyAV):
-        self.path = path
+        self.path, self._held = path, contextlib.ExitStack()
         if self.only_plain and not pyav.plain:
             raise self._differs(
                 "would not be right about each frame of this file (frames without times, key frames that are"
@@ -39,10 +42,15 @@ class _Other:
         ):  # RuntimeError: torchcodec without an FFmpeg that it can load
             raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
         try:
-            self._open(module)
+            self._open(module, self._held.enter_context(on_disk(path)))
         except Exception as error:  # decord raises its own errors, some of them plain Exception
+            self.close()
             raise self._differs(f"cannot open this file ({_brief(error)})") from None
-        self._compare(pyav.info)
+        try:
+            self._compare(pyav.info)
+        except VideoError:
+            self.close()
+            raise
 
     def _differs(self, how: str) -> VideoError:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
@@ -59,6 +67,7 @@ class _Other:
 
     def close(self) -> None:
         self._reader = None
+        self._held.close()
 
 
 class _Decord(_Other):
@@ -66,9 +75,9 @@ class _Decord(_Other):
     only_plain = True
     missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
 
-    def _open(self, decord) -> None:
+    def _open(self, decord, path: str) -> None:
         decord.logging.set_level(decord.logging.QUIET)
-        self._reader = decord.VideoReader(self.path, num_threads=1)
+        self._reader = decord.VideoReader(path, num_threads=1)
         self._times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
 
     def _compare(self, info: VideoInfo) -> None:
@@ -95,9 +104,9 @@ class _TorchCodec(_Other):
         "or use video_backend: pyav."
     )
 
-    def _open(self, decoders) -> None:
+    def _open(self, decoders, path: str) -> None:
         self._reader = decoders.VideoDecoder(
-            self.path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
+            path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
         )
 
     def _compare(self, info: VideoInfo) -> None:
@@ -109,6 +118,11 @@ class _TorchCodec(_Other):
 
 
 OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
+
+
+def on_disk(path: str) -> contextlib.AbstractContextManager[str]:
+    """A path that other libraries open."""
+    return as_path(path.part) if isinstance(path, Inside) else contextlib.nullcontext(path)
 
 
 def _brief(error: Exception) -> str:
