@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vicjoint.data import TimeLimit
-from vicjoint.model import Branch, Model
+from vicjoint.model import ALL, Branch, Model
 from vicjoint.parts import EvaluationData, Modality, Pair, Predictor, Probe, Reading, Source
 from vicjoint.probes.evaluation import Evaluation, Measure
 from vicjoint.recipe import RecipeError, load_recipe
@@ -22,6 +22,7 @@ class Bare(Branch):
 
     def __init__(self, encoder: nn.Module, modality: Modality | None = None):
         nn.Module.__init__(self)
+        self.learning = ALL
         self.modality, self.encoder, self.expander = modality or Modality(), encoder, nn.Identity()
 
 

@@ -24,7 +24,7 @@ class Memory:
 
     frames_THWC = None
 
-    def __init__(self, path, backend="auto"):
+    def __init__(self, path, backend="auto", frame_rate=25.0):
         self.info = info(np.arange(len(self.frames_THWC)) / 25)
 
     def __enter__(self):

@@ -63,7 +63,7 @@ class Store:
         known = {
             key: (number, row)
             for number, name in enumerate(self.names)
-            for row, key in enumerate(np.load(self.folder / f"{name}.keys.npy").tolist())
+            for row, key in enumerate(np.load(self.folder / f"{name}.keys.npy", allow_pickle=False).tolist())
         }
         found = np.array([known.get(key, (-1, -1)) for key in keys], np.int64).reshape(-1, 2)
         return Rows(found[:, 0], found[:, 1])
@@ -87,7 +87,8 @@ class Store:
     def read(self, part: int, row: int) -> torch.Tensor:
         """y float32 [1, D] of one row."""
         if part not in self._open:
-            self._open[part] = np.load(self.folder / f"{self.names[part]}.npy", mmap_mode="r")
+            path = self.folder / f"{self.names[part]}.npy"
+            self._open[part] = np.load(path, mmap_mode="r", allow_pickle=False)
         return torch.from_numpy(np.array(self._open[part][row : row + 1]))
 
 

@@ -30,7 +30,7 @@ STOP_SIGNALS = [
 # memory, some 300 MB each, and start in a moment. Elsewhere each loads them by itself.
 START = "forkserver" if sys.platform == "linux" else "spawn"
 LOADED = ["vicjoint.data.stream", "vicjoint.modalities"]
-READER = "VICJOINT_READER"  # in the environment of a process that reads
+READER = "vicjoint reader"  # how the names of processes that read begin
 NO_GUARD = 71  # its exit code where it was to train, too
 
 
@@ -135,7 +135,7 @@ class Readers:
             num_workers=self.workers,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=START if self.workers else None,
+            multiprocessing_context=Reading() if self.workers else None,
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_start_worker if self.workers else None,
             timeout=self.POLL_SECONDS if self.workers else 0,
@@ -222,6 +222,23 @@ class Readers:
             self._before = None
 
 
+Base = multiprocessing.get_context(START)
+
+
+class Reader(Base.Process):
+    """A process that reads; its name is known before the user's script runs in it."""
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.name = f"{READER} {self.name}"
+
+
+class Reading(type(Base)):
+    """How processes that read are started."""
+
+    Process = Reader
+
+
 @contextlib.contextmanager
 def starting():
     """Around the start of processes that read. Such a process runs the user's script again, all that no
@@ -231,18 +248,16 @@ def starting():
     kept = main["__file__"] if is_script and not registry.any_of_main() else None
     if kept:
         main["__file__"] = None
-    os.environ[READER] = "1"
     try:
         yield
     finally:
-        del os.environ[READER]
         if kept:
             main["__file__"] = kept
 
 
 def refuse_in_a_reader() -> None:
     """End a process that reads, where it comes to train or to read by others, as its script would have it."""
-    if READER in os.environ:
+    if multiprocessing.current_process().name.startswith(READER):
         sys.exit(NO_GUARD)
 
 

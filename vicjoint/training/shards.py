@@ -7,11 +7,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
 from vicjoint import distributed
@@ -23,12 +20,17 @@ def write(folder: Path, tensors: dict[str, DTensor], group: ProcessGroup | None)
     """Start writing on all processes at once; the tensors may change once this returns. `group`: for what the
     processes have to say to each other meanwhile. The future raises OSError, on every process, where one of
     them could not write."""
+    import torch.distributed.checkpoint as dcp  # here: it is not there on Windows
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     return dcp.async_save(tensors, storage_writer=writer, process_group=group)
 
 
 def finished(writing: Future) -> None:
     """Wait. Raises OSError, on every process, where one of them could not write."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         writing.result()
     except CheckpointException as error:
@@ -56,6 +58,10 @@ def checksum(path: Path) -> int:
 
 def read(folder: Path) -> dict[str, Tensor]:
     """Every tensor, whole. Raises OSError where the files do not fit together."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     reader = HuggingFaceStorageReader(str(folder))
     about = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(of.size, dtype=of.properties.dtype) for name, of in about.items()}
