@@ -27,6 +27,7 @@ from encoders.image import (
     expect_size,
     load_weights,
     remove_head,
+    torchvision_both,
     torchvision_encoder,
     torchvision_tokens,
 )
@@ -301,7 +302,9 @@ def _register_video(name: str) -> None:
     if name.startswith("mvit"):
 
         def build(weights: str | None = None, spatial_size: list[int] = (224, 224), temporal_size: int = 16):
-            model = with_tokens(mvit(name, tuple(spatial_size), temporal_size), torchvision_tokens)
+            model = with_tokens(
+                mvit(name, tuple(spatial_size), temporal_size), torchvision_tokens, torchvision_both
+            )
             model.dim = remove_head(model)
             if weights is not None:
                 load_weights(model, name, weights)

@@ -12,6 +12,7 @@ dim].
 
 # B batch, C channels, H height, W width, D representation
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,8 +83,16 @@ class ConvEncoder(TokenEncoder, nn.Module):
     def forward(self, view: Tensor) -> Tensor:
         return self.project(self.trunk(view))
 
+    @property
+    def token_dim(self) -> int:
+        return self.trunk.features // CELLS**2
+
     def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.trunk.map(view))
+
+    def forward_both(self, view: Tensor) -> tuple[Tensor, Tokens]:
+        maps = self.trunk.map(view)
+        return self.project(self.trunk.pool(maps)), flat(maps)
 
 
 @register_encoder("image", "pooled_conv")
@@ -115,13 +124,21 @@ class PooledConv(TokenEncoder, nn.Module):
                 nn.ReLU(inplace=True),
             ]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(pool), nn.Flatten())
-        self.dim = widths[-1] * pool**2
+        self.dim, self.width = widths[-1] * pool**2, widths[-1]
 
     def forward(self, view: Tensor) -> Tensor:
         return self.layers(view.contiguous(memory_format=torch.channels_last))
 
+    @property
+    def token_dim(self) -> int:
+        return self.width
+
     def forward_tokens(self, view: Tensor) -> Tokens:
         return flat(self.layers[:-2](view.contiguous(memory_format=torch.channels_last)))
+
+    def forward_both(self, view: Tensor) -> tuple[Tensor, Tokens]:
+        maps = self.layers[:-2](view.contiguous(memory_format=torch.channels_last))
+        return self.layers[-2:](maps), flat(maps)
 
 
 # ---- torchvision: every classifier by its name, without its head ----
@@ -133,7 +150,7 @@ def torchvision_encoder(name: str, weights: str | None, **settings) -> nn.Module
     The model itself is returned, so its state_dict has torchvision's own keys. Raises ComponentError for
     weights that cannot be found or do not fit."""
     builder = torchvision.models.get_model_builder(name)
-    model = with_tokens(builder(**settings), torchvision_tokens)
+    model = with_tokens(builder(**settings), torchvision_tokens, torchvision_both)
     model.dim = remove_head(model)
     if weights is not None:
         load_weights(model, name, weights)
@@ -146,6 +163,15 @@ BEFORE_POOLING = ("avgpool", "encoder", "norm", "conv5", "layers", "blocks", "fe
 
 def torchvision_tokens(model: nn.Module, view: Tensor) -> Tokens:
     """Tokens of an image or video model of torchvision, a vision transformer's class token first."""
+    return _seen(model, view, model)[1]
+
+
+def torchvision_both(model: nn.Module, view: Tensor) -> tuple[Tensor, Tokens]:
+    """(y, tokens) of one pass."""
+    return _seen(model, view, model.forward)
+
+
+def _seen(model: nn.Module, view: Tensor, call: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tokens]:
     where, seen = next(name for name in BEFORE_POOLING if hasattr(model, name)), []
     module = model.blocks[-1] if where == "blocks" else getattr(model, where)
     if where == "avgpool":
@@ -153,8 +179,10 @@ def torchvision_tokens(model: nn.Module, view: Tensor) -> Tokens:
     else:
         hook = module.register_forward_hook(lambda _, __, given: seen.append(given))
     with hook:
-        model(view)  # DenseNet's ReLU, which comes after `features`, works in place: it is in what was seen
-    return of_patches(seen[0], view, getattr(model, "patch_size", None))
+        y = call(
+            view
+        )  # DenseNet's ReLU, which comes after `features`, works in place: it is in what was seen
+    return y, of_patches(seen[0], view, getattr(model, "patch_size", None))
 
 
 def remove_head(model: nn.Module) -> int:

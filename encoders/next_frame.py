@@ -31,6 +31,9 @@ class ConvCoords(ConvEncoder):
     def forward_tokens(self, view: Tensor) -> Tokens:
         return super().forward_tokens(with_coordinates(view))
 
+    def forward_both(self, view: Tensor) -> tuple[Tensor, Tokens]:
+        return super().forward_both(with_coordinates(view))
+
 
 def with_coordinates(view: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, C + 2, H, W]."""

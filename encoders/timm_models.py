@@ -54,15 +54,24 @@ def timm_encoder(model: str, weights: str | None = None, options: dict | None = 
             f"{str(error).splitlines()[0][:200]}{fetched}"
         ) from None
     made.dim = made.num_features
-    return with_tokens(made, timm_tokens)
+    return with_tokens(made, timm_tokens, timm_both)
 
 
 def timm_tokens(model: nn.Module, view: Tensor) -> Tokens:
     """The class token, where there is one, and the patches; or a map, which timm gives with
     channels first or, of Swin for one, last."""
+    return _as_tokens(model, view, model.forward_features(view))
+
+
+def timm_both(model: nn.Module, view: Tensor) -> tuple[Tensor, Tokens]:
+    """(y, tokens) of one pass."""
+    x = model.forward_features(view)
+    return model.forward_head(x), _as_tokens(model, view, x)
+
+
+def _as_tokens(model: nn.Module, view: Tensor, x: Tensor) -> Tokens:
     from timm.layers import PatchEmbed
 
-    x = model.forward_features(view)
     if x.ndim == 3:
         embed = getattr(model, "patch_embed", None)
         known = isinstance(embed, PatchEmbed)

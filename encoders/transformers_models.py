@@ -60,16 +60,24 @@ class TransformersEncoder(LibraryPart, TokenEncoder, nn.Module):
         self.by_patches = settings.model_type == "siglip2_vision_model"
 
     def forward(self, view: Tensor) -> Tensor:
+        return self._pooled(self._out(view))
+
+    def forward_tokens(self, view: Tensor) -> Tokens:
+        return self._tokens(view, self._out(view))
+
+    def forward_both(self, view: Tensor) -> tuple[Tensor, Tokens]:
         out = self._out(view)
+        return self._pooled(out), self._tokens(view, out)
+
+    def _pooled(self, out) -> Tensor:
         pooled = getattr(out, "pooler_output", None)
         if self.pooled and pooled is not None:
             return pooled.flatten(1)
         hidden = out.last_hidden_state
         return hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
 
-    def forward_tokens(self, view: Tensor) -> Tokens:
-        hidden = self._out(view).last_hidden_state
-        return of_patches(hidden, view, getattr(self.model.config, "patch_size", None))
+    def _tokens(self, view: Tensor, out) -> Tokens:
+        return of_patches(out.last_hidden_state, view, getattr(self.model.config, "patch_size", None))
 
     def _out(self, view: Tensor):
         given = patches_of(view, self.model.config.patch_size) if self.by_patches else {"pixel_values": view}

@@ -77,6 +77,7 @@ def mp4(
     with av.open(target, "w", format="mp4") as container:
         container.metadata["title"] = title
         stream = container.add_stream(codec, rate=8, options=options)
+        stream.codec_context.thread_count = 1  # the same bytes on any number of cores
         stream.width, stream.height, stream.pix_fmt = (
             size,
             size,

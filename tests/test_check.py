@@ -154,15 +154,15 @@ def test_several_pairs_and_a_second_table_each_by_its_own_columns(tmp_path):
         del made[key]
     found = check.check(load_recipe(made))
     first, keyed = found["pairs"]
-    assert [(e["part"], e["sample"]) for e in first["bad"]] == [("train", "r1"), ("test", "r6")]
-    assert (
-        first["bad"][0]["cause"].endswith("no.png: no such file")
-        and first["bad"][1]["cause"] == "column 'words' is empty"
-    )
+    assert [(e["part"], e["sample"]) for e in first["bad"]] == [("train", "r1")]
+    assert first["bad"][0]["cause"].endswith("no.png: no such file")
+    left_out = "picture-words: 1 of 2 test records have what the pair reads; it leaves out the others"
+    assert first["left_out"] == [left_out] and keyed["left_out"] == []
     assert [(e["part"], e["sample"]) for e in keyed["bad"]] == [("train", "r2"), ("second test", "s5")]
     assert keyed["records"] == {"train": 6, "test": 2, "second train": 4, "second test": 2}
     assert (
-        "picture-words: 2 of 8 records" in (said := check.in_words(found, 0.01))
+        left_out in check.in_words(found, 0.01)
+        and "picture-words: 1 of 7 records" in (said := check.in_words(found, 0.01))
         and "sound-picture: 2 of 14 records" in said
     )
 

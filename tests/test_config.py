@@ -206,7 +206,7 @@ MISTAKES_OF_SEVERAL = [
     ("pairs.1.b=frame", "branches.still: no pair uses it. Leave it out, or add a pair with it."),
     (
         "pairs.1.wieght=3",
-        "pairs.1.wieght: unknown key. Did you mean 'weight'? Known: a, b, pair, objective, source, weight.",
+        "pairs.1.wieght: unknown key. Did you mean 'weight'? Known: a, b, pair, objective, source, weight, share.",
     ),
     ("pairs.1.weight=0", "pairs.1.weight: expected a number above 0.0, got 0."),
     ("pairs.2.weight=1", "pairs.2.weight: 'pairs' has no entry 2. It has 2, numbered from 0."),

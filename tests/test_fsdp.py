@@ -348,6 +348,7 @@ def test_a_weight_that_is_used_twice_is_left_to_what_holds_both(monkeypatch):
     encoder = Tied()
     branch = nn.Module()
     branch.encoder, branch.expander = encoder, make_expander(4, [4, 4])
+    branch.expanders = lambda: [branch.expander]
     model = nn.Module()
     model.branches, model.predictor = nn.ModuleDict({"one": branch}), None
     free = parallel.units(model)

@@ -53,6 +53,11 @@ CONFIGURATIONS = {
         1,
     ),
     "several pairs": (PAIRS, [], 1),
+    "several pairs, by shares": (
+        {**PAIRS, "pairs": [PAIRS["pairs"][0] | {"share": 3}, PAIRS["pairs"][1]]},
+        [],
+        1,
+    ),
     "bad samples": (
         {"pair": {"name": "tiny_views", "bad": ["row3", "row11", "row20"]}},
         ["data.max_bad_fraction=0.5"],

@@ -69,9 +69,9 @@ def test_distinct_batches_hold_no_value_twice_and_no_record_twice_in_an_epoch(
     different = len({v for v in values if v is not None}) + values.count(None)
     if different < per_batch:
         with pytest.raises(ValueError, match="needs as many different values"):
-            s.distinct.set_batch(per_batch)
+            s.arranged.set_batch(per_batch)
         return
-    s.distinct.set_batch(per_batch)
+    s.arranged.set_batch(per_batch)
     length = s.epoch_length
     assert length % per_batch == 0 and length >= per_batch
     if different == len(values):  # nothing to keep apart: all but what does not fill a batch

@@ -17,8 +17,9 @@ import contextlib
 import torch
 from torch import Tensor
 from torch.profiler import record_function
+from torch.utils._pytree import tree_leaves, tree_map
 
-from vicjoint.batch import Batch
+from vicjoint.batch import Batch, z_of
 from vicjoint.parts import Objective
 from vicjoint.recipe.keys import Train
 
@@ -47,7 +48,7 @@ def backward(
                 (loss / len(parts)).backward()
         total = total + loss.detach() / len(parts)
         sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in terms.items()}
-    return total, sums, (z_a.detach(), z_b.detach())
+    return total, sums, (z_of(z_a).detach(), z_of(z_b).detach())
 
 
 def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: bool, number: int, device):
@@ -57,23 +58,26 @@ def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: 
             states.append(random_state(device))
             with autocast:
                 embedded.append(forward(part.a, part.b, number))
-    z_a, z_b = (torch.cat(z) for z in zip(*embedded))
+    z_a, z_b = (tree_map(lambda *of_parts: torch.cat(of_parts), *z) for z in zip(*embedded))
     group = torch.cat([part.group for part in parts])
+    seen = [x.requires_grad_() for x in tree_leaves(z_a)]
+    seen += [x.requires_grad_(gradient_b) for x in tree_leaves(z_b)]
     with record_function("objective"):
-        loss, terms = objective(z_a.requires_grad_(), z_b.requires_grad_(gradient_b), group)
+        loss, terms = objective(z_a, z_b, group)
         loss.backward()
 
-    sizes = [len(z) for z, _ in embedded]  # several rows a sample where branch a sees several crops
-    shares = zip(z_a.grad.split(sizes), z_b.grad.split(sizes) if gradient_b else [None] * len(parts))
-    for (part, last), state, (of_a, of_b) in zip(mark_last(parts), states, shares):
+    # several rows a sample where branch a sees several crops
+    sizes = [len(tree_leaves(z_a)[0]) for z_a, _ in embedded]
+    shares = zip(*([None] * len(parts) if x.grad is None else x.grad.split(sizes) for x in seen))
+    for (part, last), state, shares_of_part in zip(mark_last(parts), states, shares):
         set_random_state(device, state)  # the same dropout as in the first pass
         with contextlib.nullcontext() if last else unsynchronised(forward):
             with autocast:
-                again_a, again_b = forward(part.a, part.b, number)
-            trained = [(z, share) for z, share in ((again_a, of_a), (again_b, of_b)) if z.requires_grad]
+                again = tree_leaves(forward(part.a, part.b, number))
+            trained = [(x, share) for x, share in zip(again, shares_of_part) if x.requires_grad]
             with record_function("backward"):
                 torch.autograd.backward(*zip(*trained))
-    return loss.detach(), terms, (z_a.detach(), z_b.detach())
+    return loss.detach(), terms, (z_of(z_a).detach(), z_of(z_b).detach())
 
 
 def mark_last(parts: list) -> list[tuple]:

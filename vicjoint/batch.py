@@ -15,7 +15,7 @@ GPU without a wait.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +86,54 @@ class Encoded:
     @staticmethod
     def concatenate(views: "list[Encoded]") -> "Encoded":
         return Encoded(torch.cat([view.y for view in views]))
+
+
+@dataclass
+class Boxed:
+    """A view, and where in a picture it looks: boxes [B, 4] float, (left, top, right, bottom) in the pixels
+    of the picture as it was read, left above right where it is mirrored."""
+
+    view: Any
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, part: slice) -> "Boxed":
+        return Boxed(_slice(self.view, part.start, part.stop), self.boxes[part])
+
+    def to(self, device, non_blocking: bool = False) -> "Boxed":
+        return Boxed(to_device(self.view, device), self.boxes.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Boxed":
+        return Boxed(pin_memory(self.view), self.boxes.pin_memory())
+
+    @staticmethod
+    def concatenate(views: "list[Boxed]") -> "Boxed":
+        return Boxed(concatenate([view.view for view in views]), torch.cat([view.boxes for view in views]))
+
+    def places(self, grid: tuple[int, int]) -> Tensor:
+        """The middles of a map's cells in the picture, row by row: (x, y) in its pixels, [B, H' W', 2]."""
+        left, top, right, bottom = self.boxes.unbind(1)
+        down, across = ((torch.arange(n, device=left.device) + 0.5) / n for n in grid)
+        x = left[:, None] + (right - left)[:, None] * across
+        y = top[:, None] + (bottom - top)[:, None] * down
+        each = x[:, None, :].expand(-1, len(down), -1), y[:, :, None].expand(-1, -1, len(across))
+        return torch.stack(each, 3).flatten(1, 2)
+
+
+class WithCells(NamedTuple):
+    """What a branch gives of `Boxed` views: the embeddings z [B, E]; those of the cells of the encoder's map,
+    [B, T, L]; and where in the picture these are, [B, T, 2] in its pixels."""
+
+    z: Tensor
+    cells: Tensor
+    places: Tensor
+
+
+def z_of(embedding: Tensor | WithCells) -> Tensor:
+    """z [B, E] alone."""
+    return embedding.z if isinstance(embedding, WithCells) else embedding
 
 
 def to_device(view, device):

@@ -16,6 +16,7 @@ import time
 from tqdm import tqdm
 
 from vicjoint.data import READ_ERRORS, ReaderError, Readers, Reads, Stream, TimeLimit, cause_of
+from vicjoint.data.complete import said
 from vicjoint.data.quarantine import allowed
 from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.files.guard import printable, printable_lines
@@ -90,16 +91,18 @@ class Records(Reads):
 
 
 def parts_of(task: TaskReading) -> dict[str, list[Record]]:
-    second = task.source.second or {}
-    return {"train": task.source.train, "test": task.source.test} | {
+    source = task.evaluated
+    second = source.second or {}
+    return {"train": source.train, "test": source.test} | {
         f"second {split}": records for split, records in second.items()
     }
 
 
 def check(recipe: Recipe) -> dict:
     """Read everything; {records, bad, seconds, records_per_second, processes, unused: what probes say of
-    records without a part in them, pairs: [{pair, source, records: {part: number}, bad: [{part, sample,
-    cause}]}]}. Raises ValueError, and ReaderError where processes that read keep dying."""
+    records without a part in them, pairs: [{pair, source, left_out: what is said of records that are none of
+    the pair's or never come, records: {part: number}, bad: [{part, sample, cause}]}]}. Raises ValueError, and
+    ReaderError where processes that read keep dying."""
     tasks, readers = build_reading(recipe)
     _, unused = build_measures(recipe, tasks, readers)
     records = Records(tasks, recipe)
@@ -137,10 +140,11 @@ def check(recipe: Recipe) -> dict:
             {
                 "pair": task.spec.name,
                 "source": task.source.describe(),
+                "left_out": [*filter(None, (said(task.source, task.spec.name), stream.describe()))],
                 "records": {part: len(r) for part, r in parts.items()},
                 "bad": found,
             }
-            for task, parts, found in zip(tasks, records.parts, bad)
+            for task, stream, parts, found in zip(tasks, records.streams, records.parts, bad)
         ],
     }
 
@@ -166,6 +170,7 @@ def in_words(found: dict, max_bad_fraction: float) -> str:
         share = in_training / of["records"]["train"]
         lines += [
             f"{which}{printable(of['source'])}",
+            *of["left_out"],
             f"{which}{len(of['bad']):,} of {sum(of['records'].values()):,} records cannot be read ({parts})",
         ]
         if in_training:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.batch import Crops, Encoded
+from vicjoint.batch import Boxed, Crops, Encoded, WithCells
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
 from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
-from vicjoint.registry import build, register, shared_options
-from vicjoint.tokens import Tokens, tokens_of
+from vicjoint.registry import build, find, register, shared_options
+from vicjoint.tokens import Tokens, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
 ALL = Learning()
@@ -32,23 +32,38 @@ ALL = Learning()
 class Branch(Rated):
     """`modality` and `encoder` are modules; `expander` lists the widths of its layers, the last is the
     embedding's. learning: what of it learns, and how fast. What does not stays in evaluation mode, whatever
-    `train` says, and has no gradient."""
+    `train` says, and has no gradient. local_expander: likewise, for each cell of the encoder's map, where the
+    objective compares cells. Raises ValueError where the encoder has none."""
 
-    def __init__(self, modality: Modality, encoder: nn.Module, expander: list[int], learning: Learning = ALL):
+    def __init__(
+        self,
+        modality: Modality,
+        encoder: nn.Module,
+        expander: list[int],
+        learning: Learning = ALL,
+        local_expander: list[int] | None = None,
+    ):
         super().__init__()
         self.modality = modality
         self.encoder = encoder
         self.expander = make_expander(encoder.dim, expander)
+        self.local_expander = None
+        if local_expander:
+            self.local_expander = make_expander(token_encoder(encoder).token_dim, local_expander)
         self.learning = learning
         if learning.train == "lora":
             add_adapters(encoder, learning.lora_rank)
         for module in self.fixed():
             module.requires_grad_(False).eval()
 
+    def expanders(self) -> list[nn.Module]:
+        """That of y, and of cells where there is one."""
+        return [self.expander] + ([] if self.local_expander is None else [self.local_expander])
+
     def fixed(self) -> list[nn.Module]:
         """What training leaves as it is."""
         if self.learning.train == "frozen":
-            return [self.encoder, self.expander]
+            return [self.encoder, *self.expanders()]
         if self.learning.train == "lora":  # beside what has no gradient: running statistics
             return [module for module in self.encoder.modules() if isinstance(module, _BatchNorm)]
         return [self.encoder] if self.learning.encoder_is_fixed else []
@@ -83,7 +98,26 @@ class Branch(Rated):
         """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
         return tokens_of(self.encoder, self.modality(raw))
 
-    def forward(self, raw) -> Tensor:
+    def with_cells(self, raw: Boxed) -> WithCells:
+        """Embeddings of a view and of the cells of its map. Raises ValueError where the encoder gives no map
+        of rows and columns."""
+        if self.local_expander is None:
+            raise ValueError("this branch has no expander for cells: its objective compares whole views.")
+        with without_gradient(self.learning.encoder_is_fixed):
+            y, cells, grid = y_and_map_of(self.encoder, self.modality(raw.view))
+        if cells.shape[2] != (width := self.local_expander[0].in_features):
+            raise ValueError(
+                f"encoder {type(self.encoder).__name__}: its map has {cells.shape[2]} channels, expected"
+                f" {width}, its token_dim (which is its dim where it states none). Choose an encoder whose y"
+                " is the mean of its map, such as resnet18, or state token_dim."
+            )
+        with without_gradient(self.learning.train == "frozen"):
+            embedded = self.local_expander(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
+            return WithCells(self.expander(y), embedded, raw.places(grid))
+
+    def forward(self, raw) -> Tensor | WithCells:
+        if isinstance(raw, Boxed):
+            return self.with_cells(raw)
         if isinstance(raw, Crops):
             # z [B crops, E], sample by sample; each size goes through batch norm by itself
             return torch.stack([self(crop) for crop in raw], 1).flatten(0, 1)
@@ -148,9 +182,9 @@ class Model(nn.Module):
         """Two branches, whether or not they are trained together."""
         return Two(self, a, b)
 
-    def forward(self, view_a, view_b, task: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, view_a, view_b, task: int = 0) -> tuple[Tensor | WithCells, Tensor | WithCells]:
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
-        and z_b, [B, E] each."""
+        and z_b, [B, E] each; of `Boxed` views those of cells, too."""
         a, b = self.tasks[task]
         with record_function("forward a"):
             z_a = self.branches[a](view_a)
@@ -159,7 +193,12 @@ class Model(nn.Module):
                 z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
-        return self.predict(z_a) if self.choice is None else self.choice(self.predictions(z_a), z_b), z_b
+        if isinstance(z_a, WithCells):
+            return z_a._replace(z=self._predicted(z_a.z, z_b.z)), z_b
+        return self._predicted(z_a, z_b), z_b
+
+    def _predicted(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        return self.predict(z_a) if self.choice is None else self.choice(self.predictions(z_a), z_b)
 
     def predict(self, z_a: Tensor) -> Tensor:
         """One prediction [B, E] from z_a alone; with a latent, the best guess among them."""
@@ -253,11 +292,12 @@ def build_model(recipe: Recipe) -> Model:
     """The model a recipe describes, initialised from torch's current random state."""
     for task in recipe.tasks:
         check_widths(recipe.branches[task.a], recipe.branches[task.b])
+    local = local_expanders(recipe)
     branches: dict[str, Branch] = {}
     ema: dict[str, tuple[str, float]] = {}
     for name, spec in recipe.branches.items():
         if spec.weights == "own":
-            branches[name] = build_branch(spec)
+            branches[name] = build_branch(spec, local.get(name))
             continue
         leader = recipe.branches["a"]
         if leader.modality["name"] != spec.modality["name"]:
@@ -283,10 +323,26 @@ def check_widths(a: BranchSpec, b: BranchSpec) -> None:
         )
 
 
-def build_branch(spec: BranchSpec) -> Branch:
+def local_expanders(recipe: Recipe) -> dict[str, list[int]]:
+    """{branch: widths of its expander of cells}, as the objectives ask for them; a branch that follows a has
+    a's. Raises ValueError where two objectives want others."""
+    found: dict[str, list[int]] = {}
+    for task in recipe.tasks:
+        widths = find("objective", task.objective["name"]).local_expander(task.objective)
+        for name in (task.a, task.b) if widths else ():
+            if found.setdefault(name, widths) != widths:
+                raise ValueError(
+                    f"{task.key}objective.expander: {widths}, but another pair of branch '{name}' has"
+                    f" {found[name]}. A branch has one expander of cells: use one list."
+                )
+    return found
+
+
+def build_branch(spec: BranchSpec, local_expander: list[int] | None = None) -> Branch:
     encoder = {**spec.encoder, "name": f"{spec.modality['name']}/{spec.encoder['name']}"}
     encoder = shared_options(spec.modality, encoder) | encoder
-    return Branch(build("modality", spec.modality), build("encoder", encoder), spec.expander, spec.learning)
+    modality, built = build("modality", spec.modality), build("encoder", encoder)
+    return Branch(modality, built, spec.expander, spec.learning, local_expander)
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

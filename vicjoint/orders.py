@@ -21,7 +21,20 @@ class MixedOrder(NamedTuple):
     """How records of several sources are mixed, which stand one source after the other.
 
     parts: of each source, the number of its records, and their order. weights: each one's part of every
-    batch."""
+    batch; None: by their numbers of records."""
 
     parts: list[tuple[int, ShardOrder | None]]
-    weights: list[float]
+    weights: list[float] | None
+
+
+def only(order: ShardOrder | MixedOrder | None, kept: np.ndarray) -> ShardOrder | MixedOrder | None:
+    """The same of those records alone that `kept` bool [N] marks; sources without any are no part of it."""
+    if isinstance(order, ShardOrder):
+        return order._replace(shard=order.shard[kept])
+    if order is None:
+        return None
+    ends = np.cumsum([count for count, _ in order.parts])
+    own = np.split(kept, ends[:-1])
+    some = [i for i, of in enumerate(own) if of.any()]
+    parts = [(int(own[i].sum()), only(order.parts[i][1], own[i])) for i in some]
+    return MixedOrder(parts, order.weights and [order.weights[i] for i in some])

@@ -163,16 +163,16 @@ def read(options: argparse.Namespace) -> tuple[str, Source, Facts, float]:
     if recipe.announcement:
         print(printable_lines(recipe.announcement), flush=True)
     tasks, _ = build_reading(recipe)
-    if len({id(task.source) for task in tasks}) > 1:
+    if len({id(task.whole) for task in tasks}) > 1:
         raise RecipeError(
             f"recipe {recipe.name} has several sources. Pack each: give the recipe a single source line, or a"
             " table."
         )
-    if tasks[0].source.second is not None:
+    if tasks[0].whole.second is not None:
         raise RecipeError(
             "source.second: shards hold one table. Put the rows of both into one, or leave second out."
         )
-    return recipe.name, tasks[0].source, facts_of(tasks), recipe.data.max_bad_fraction
+    return recipe.name, tasks[0].whole, facts_of(tasks), recipe.data.max_bad_fraction
 
 
 def facts_of(tasks: Sequence[TaskReading]) -> Facts:

@@ -71,6 +71,11 @@ class Source:
         """The records' ids, in order; nothing is read for them."""
         return (record["id"] for record in self.records(split, side))
 
+    def lacks(self, split: Split, key: str) -> np.ndarray | None:
+        """bool [N]: which records of a split have no value under a key, where a source knows that without
+        reading them; None: it does not. Of records in a list it is looked up."""
+        return None
+
     def order(self, split: Split) -> ShardOrder | MixedOrder | None:
         """What the order of an epoch has to keep to; None: nothing, any record costs as much as another."""
         return None
@@ -178,11 +183,14 @@ class Pair:
 
     samples_per_record: of every sample's leading dimension (several windows of one video). crops: views of a
     record for branch a, which come as `vicjoint.batch.Crops`. distinct: a column whose value occurs at most
-    once in a batch, or None."""
+    once in a batch, or None. group: the column that `group_of` goes by, or None. per_group: records of a
+    group that a batch holds where it holds any, or a multiple of them; 1: as many as come."""
 
     samples_per_record: int = 1
     crops: int = 1
     distinct: str | None = None
+    group: str | None = None
+    per_group: int = 1
     in_time: ClassVar[bool] = False
     """Whether the samples of a record are in order of time."""
 
@@ -215,6 +223,15 @@ class Pair:
     ) -> None:
         """All that `read_item` and `slide` need: no source."""
         self.readers, self.video_backend, self.frame_rate = readers, video_backend, frame_rate
+
+    def give_boxes(self) -> None:
+        """From now on `sample` gives `vicjoint.batch.Boxed` views, which say where in one picture they look.
+        Raises ValueError where it cannot."""
+        raise ValueError(
+            f"pair '{type(self).__name__}' gives no two views of one picture that say where they look, by"
+            " which the objective matches their cells. Use the pair augment, or an objective of whole views,"
+            " such as vicreg."
+        )
 
     def read_item(self, value: Any, side: Side) -> Raw:
         """What `views` gives of a record with this path, or value of a cell; or the record of a file in a tar
@@ -258,8 +275,14 @@ class Pair:
         """The modality's, with what this pair, which need not be bound, does in its place."""
         return modality.preprocessing()
 
+    def required(self) -> list[tuple[str, ...]]:
+        """Of each tuple, one key has to have a value in a record: one that lacks it is no record of this
+        pair."""
+        return [self.reads] if self.reads else []
+
     def group_of(self, record: Record, number: int) -> int:
-        """The objective's group id of the record with this number: samples of one group share a source."""
+        """The objective's group id of the record with this number: samples of one group share a source.
+        Raises ValueError for a record that has none."""
         return number
 
     def distinct_of(self, record: Record) -> str | None:
@@ -283,6 +306,13 @@ class Objective(nn.Module):
     @classmethod
     def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
         """Before it is built, of the options in a recipe: the one that will give it a memory, or None."""
+        return None
+
+    @classmethod
+    def local_expander(cls, options: Mapping[str, Any]) -> list[int] | None:
+        """Before it is built, of the options in a recipe: the widths of a second expander, for the cells of
+        an encoder's map, where it compares these too: the pair then has to `give_boxes`, and z_a and z_b are
+        `vicjoint.batch.WithCells`. None: it compares z alone."""
         return None
 
     def bind(self, pair: "Pair") -> None:

@@ -174,7 +174,7 @@ def dry_run(recipe: Recipe) -> int:
 
     parts = build_parts(recipe)
     show_model(parts)
-    each = sum(seconds_of_a_step(parts, task) for task in parts.tasks) / len(parts.tasks)
+    each = sum(seconds_of_a_step(parts, t) * float(share) for t, share in zip(parts.tasks, parts.shares.of))
     check_probes(parts)
     evaluation = parts.evaluation.cost(parts.model, parts.untrained)
     print(evaluation.words())

@@ -15,7 +15,7 @@ Inherited beside nn.Module by encoders that have tokens; the others are encoders
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,16 @@ class TokenEncoder:
         the mean of the tokens, D is `dim`. Raises as `forward` does."""
         raise NotImplementedError(f"encoder '{type(self).__name__}' has no method forward_tokens(view)")
 
+    def forward_both(self, view: Any) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor] | Tokens]:
+        """(y [B, dim], tokens) of a view, for training on both. Here in two passes; an encoder that knows how
+        takes one."""
+        return cast(Any, self).forward(view), self.forward_tokens(view)
+
+    @property
+    def token_dim(self) -> int:
+        """Their width D, where it is not `dim`."""
+        return cast(Any, self).dim
+
 
 def flat(maps: Tensor) -> Tokens:
     """A map [B, D, ...] of any number of dimensions -> tokens [B, T, D] and their grid."""
@@ -64,16 +74,22 @@ def of_patches(x: Tensor, view: Tensor, side: Any) -> Tokens:
     return on_grid(x, [size // side for size in view.shape[2:]]) if isinstance(side, int) else Tokens(x)
 
 
-def with_tokens(model: nn.Module, forward_tokens: Callable[[Any, Any], Any]) -> nn.Module:
+def with_tokens(
+    model: nn.Module,
+    forward_tokens: Callable[[Any, Any], Any],
+    forward_both: Callable[[Any, Any], Any] | None = None,
+) -> nn.Module:
     """A library's model as it is, names of tensors included, which is a TokenEncoder now:
-    `forward_tokens(model, view)`."""
-    model.__class__ = _with_tokens(type(model), forward_tokens)
+    `forward_tokens(model, view)`, and `forward_both(model, view)`; None: in two passes."""
+    model.__class__ = _with_tokens(type(model), forward_tokens, forward_both)
     return model
 
 
 @functools.cache
-def _with_tokens(kind: type, forward_tokens: Callable) -> type:
+def _with_tokens(kind: type, forward_tokens: Callable, forward_both: Callable | None) -> type:
     methods = {"forward_tokens": forward_tokens, "__module__": kind.__module__}
+    if forward_both is not None:
+        methods["forward_both"] = forward_both
     return type(kind.__name__, (TokenEncoder, kind), methods)
 
 
@@ -90,8 +106,26 @@ def token_encoder(encoder: nn.Module) -> TokenEncoder:
 
 def tokens_of(encoder: nn.Module, view: Any) -> Tokens:
     """Tokens of an encoder, x float32 and with a mask. Raises ValueError where it gives none."""
+    return _checked(encoder, token_encoder(encoder).forward_tokens(view))
+
+
+def y_and_map_of(encoder: nn.Module, view: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """(y [B, dim], the cells of its map [B, H' W', D] float32, their grid) of views of pictures, in one pass
+    where the encoder takes one. Raises ValueError where it gives no map."""
+    y, given = token_encoder(encoder).forward_both(view)
+    x, _, grid = _checked(encoder, given)
+    if grid is None or len(grid) != 2:
+        raise ValueError(
+            f"encoder {type(encoder).__name__} gives tokens on {'no grid' if grid is None else list(grid)}."
+            " Comparing the cells of two maps needs rows and columns, [H', W']. Choose another encoder, or an"
+            " objective of y alone, such as vicreg."
+        )
+    return y, x[:, x.shape[1] - math.prod(grid) :], (grid[0], grid[1])
+
+
+def _checked(encoder: nn.Module, given: Any) -> Tokens:
+    """What an encoder gave as tokens, x float32 and with a mask."""
     name = type(encoder).__name__
-    given = token_encoder(encoder).forward_tokens(view)
     found: Any = given if isinstance(given, tuple) else (given,)
     x, mask, grid = Tokens(*found)
     if x.ndim != 3 or (mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2])):

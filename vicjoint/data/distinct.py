@@ -12,16 +12,7 @@ class Distinct:
     set by `set_batch`."""
 
     def __init__(self, records: Sequence[Record], pair: Pair):
-        self.column = pair.distinct
-        number: dict = {}
-        found = (pair.distinct_of(record) for record in records)
-        # an empty cell equals no other: its value is the record's own number
-        self.values = np.array(
-            [
-                number.setdefault((value, i if value is None else -1), len(number))
-                for i, value in enumerate(found)
-            ]
-        )
+        self.column, self.values = pair.distinct, values_of(records, pair)
         self.counts = np.bincount(self.values)
         self.set_batch(1)
 
@@ -64,6 +55,16 @@ class Distinct:
         free = ~np.isin(self.values, self.values[batch])
         own = free & (self.values % self.per_batch == place)
         return np.flatnonzero(own if own.any() else free if free.any() else np.ones_like(free))
+
+
+def values_of(records: Sequence[Record], pair: Pair) -> np.ndarray:
+    """int [N], equal for records that must not be in one batch."""
+    number: dict = {}
+    found = (pair.distinct_of(record) for record in records)
+    # an empty cell equals no other: its value is the record's own number
+    return np.array(
+        [number.setdefault((value, i if value is None else -1), len(number)) for i, value in enumerate(found)]
+    )
 
 
 def first_of_run(x: np.ndarray) -> np.ndarray:

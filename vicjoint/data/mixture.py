@@ -26,7 +26,7 @@ class Mixture:
         self.lanes = [shards and Lanes(shards) for _, shards in order.parts]
         self.generator, self.per_batch = generator, 1
         # of each source, its share of what the ones before it leave
-        weights = [Fraction(weight).limit_denominator(FINEST) for weight in order.weights]
+        weights = [Fraction(weight).limit_denominator(FINEST) for weight in order.weights or self.counts]
         left = [sum(weights[i:]) for i in range(len(weights))]
         self.shares = [(w / of).limit_denominator(FINEST).as_integer_ratio() for w, of in zip(weights, left)]
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vicjoint.data.complete import of_pair, said
 from vicjoint.files.guard import printable
 from vicjoint.files.paths import user_path
 from vicjoint.modalities.image import Pixels
@@ -25,12 +26,19 @@ from vicjoint.registry import ComponentError, build, find, options
 
 @dataclass
 class TaskReading:
-    """A task's half that reads. `source_name`: in messages; of tasks that share a source, the first's."""
+    """A task's half that reads. `whole`: its source; `source`: the same with the records that have all that
+    the pair reads. `source_name`: in messages; of tasks that share a source, the first's."""
 
     spec: TaskSpec
+    whole: Source
     source: Source
     source_name: str
     pair: Pair
+
+    @property
+    def evaluated(self) -> Source:
+        """What evaluations look at: all records, where the views of a and b stand in different ones."""
+        return self.whole if {"both", "rows"} & self.pair.gives == {"both"} else self.source
 
 
 def build_reading(recipe: Recipe) -> tuple[list[TaskReading], dict[str, Modality]]:
@@ -43,19 +51,23 @@ def build_reading(recipe: Recipe) -> tuple[list[TaskReading], dict[str, Modality
         for spec in recipe.tasks:
             if (key := repr(spec.source)) not in sources:
                 sources[key] = build("source", spec.source), spec.source_name
-            tasks.append(TaskReading(spec, *sources[key], build("pair", spec.pair)))
+            source, name = sources[key]
+            tasks.append(TaskReading(spec, source, source, name, build("pair", spec.pair)))
         check_reading_options(recipe, tasks)
         for task in tasks:
             check_files(task)
-            bind(task.pair, recipe, readers, (task.spec.a, task.spec.b), task.source)
+            bind(task.pair, recipe, readers, (task.spec.a, task.spec.b), task.whole)
+            task.source = of_pair(task.whole, task.pair)
         return tasks, readers
     except (ValueError, TypeError, OSError) as error:
         raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
 
 
 def sources_of(tasks: Sequence[TaskReading]) -> list[str]:
-    """A line for each source: what was found, and what of it is not used."""
-    return list(dict.fromkeys(printable(task.source.describe()) for task in tasks))
+    """A line for each source: what was found, and what of it is not used; and one for each pair that has not
+    all records of its source."""
+    lines = dict.fromkeys(printable(task.whole.describe()) for task in tasks)
+    return [*lines, *filter(None, (said(task.source, task.spec.name) for task in tasks))]
 
 
 def notes_of(recipe: Recipe, readers: dict[str, Modality]) -> list[str]:
@@ -150,15 +162,16 @@ def read_together(
     if recipe.branches[a].expander[-1] != recipe.branches[b].expander[-1]:
         return "the embeddings of the two branches differ in width"
     for (of_a, column_a), (of_b, column_b) in itertools.product(columns(tasks, a), columns(tasks, b)):
-        if of_a.source is not of_b.source or of_a.spec.pair["name"] != of_b.spec.pair["name"]:
+        if of_a.whole is not of_b.whole or of_a.spec.pair["name"] != of_b.spec.pair["name"]:
             continue
         own = {key: value for key, value in of_a.spec.pair.items() if value is not None}
         try:
             pair = build("pair", of_b.spec.pair | own | {"a": column_a, "b": column_b})
-            bind(pair, recipe, readers, (a, b), of_a.source)
+            bind(pair, recipe, readers, (a, b), of_a.whole)
+            found = TaskReading(of_a.spec, of_a.whole, of_pair(of_a.whole, pair), of_a.source_name, pair)
         except ValueError as error:
             return str(error)
-        return of_a.source, pair
+        return found.evaluated, pair
     return "no source has both, by pairs of one kind that name columns a and b"
 
 

@@ -4,16 +4,20 @@
    Position p of the stream is record permutation[p % records] in epoch p // records. Each pair of a run has a
    stream of its own: its number is drawn from, too. Where the pair has a `distinct` column, an epoch is the
    largest number of whole batches in which no value occurs twice; the records that are left over (others in
-   each epoch) wait for a later epoch. Records of shards that cost to open, and those of several sources,
-   come in orders of their own (lanes.py, mixture.py); of several sources, an epoch is a pass of the record's.
+   each epoch) wait for a later epoch. Where it has `per_group`, an epoch is whole batches of runs, so many
+   records of one group side by side (grouped.py). Records of shards that cost to open, and those of several
+   sources, come in orders of their own (lanes.py, mixture.py); of several sources, an epoch is a pass of the
+   record's.
 2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each
-   process takes its consecutive share. Several pairs take turns: step s of P pairs is batch s // P of pair s
-   % P.
+   process takes its consecutive share. Several pairs take turns, by their shares (shares.py): where those are
+   equal, step s of P pairs is batch s // P of pair s % P.
 3. A worker reads a record with random numbers from (seed, epoch, record). A bad one is replaced by the next
    draw from those numbers, and named; the main process writes it down and stops the run when there are too
-   many. With `distinct`, the replacement has a value that the batch does not have, as long as there is one.
+   many. With `distinct`, the replacement has a value that the batch does not have, as long as there is one;
+   with `per_group`, it is of the same group, as long as there is one that the batch does not have.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,9 +27,11 @@ from vicjoint import distributed
 from vicjoint.batch import Batch, batch_size, concatenate
 from vicjoint.data.distinct import Distinct
 from vicjoint.data.errors import READ_ERRORS, BadDataError, cause_of, listed
+from vicjoint.data.grouped import Grouped
 from vicjoint.data.lanes import Lanes
 from vicjoint.data.mixture import Mixture
 from vicjoint.data.readers import Readers, Reads
+from vicjoint.data.shares import Shares
 from vicjoint.data.time_limit import SampleTimeout, TimeLimit
 from vicjoint.files.guard import printable
 from vicjoint.orders import MixedOrder, ShardOrder
@@ -35,7 +41,8 @@ from vicjoint.parts import Pair, Record
 class Stream:
     """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The
     group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's;
-    `order`: what the source says of it, which leaves no room for a `distinct` column: ValueError."""
+    `order`: what the source says of it, which leaves no room for batches that the pair arranges
+    (`distinct`, `per_group`): ValueError."""
 
     MAX_REPLACEMENTS = 20
 
@@ -50,9 +57,10 @@ class Stream:
     ):
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.limit = limit or TimeLimit()
-        if pair.distinct and order:
+        option = "per_group" if pair.per_group > 1 else "distinct" if pair.distinct else None
+        if option and order:
             raise ValueError(
-                "pair.distinct: arranges an epoch out of all records, and this source"
+                f"pair.{option}: arranges an epoch out of all records, and this source"
                 + (
                     " has the records of several, each with epochs of its own. Leave it out."
                     if isinstance(order, MixedOrder)
@@ -60,15 +68,28 @@ class Stream:
                     " shards to a folder."
                 )
             )
-        self.distinct = Distinct(records, pair) if pair.distinct else None
+        self.arranged: Distinct | Grouped | None = None
+        if option:
+            self.arranged = Grouped(records, pair) if option == "per_group" else Distinct(records, pair)
         self.lanes = Lanes(order) if isinstance(order, ShardOrder) else None
         self.mixture = Mixture(order, self.generator) if isinstance(order, MixedOrder) else None
         self._order = (-1, None)
 
+    def again(self, pair: Pair, limit: TimeLimit) -> "Stream":
+        """The same order, read by another pair and within another limit, for batches of its own size."""
+        found = copy.copy(self)
+        found.pair, found.limit = pair, limit
+        found.arranged, found.lanes, found.mixture = map(copy.copy, (self.arranged, self.lanes, self.mixture))
+        return found
+
     @property
     def epoch_length(self) -> int:
         """Records of an epoch."""
-        return len(self.records) if self.distinct is None else self.distinct.batches * self.distinct.per_batch
+        return len(self.records) if self.arranged is None else self.arranged.batches * self.arranged.per_batch
+
+    def describe(self) -> str | None:
+        """Which records never come, where some do not."""
+        return self.arranged.describe() if isinstance(self.arranged, Grouped) else None
 
     def generator(self, *numbers: int) -> np.random.Generator:
         """Random numbers from the seed, the pair's number and these; those of the first pair are what they
@@ -88,8 +109,9 @@ class Stream:
 
     def set_batch(self, records: int) -> None:
         """State the records of a global batch. Raises ValueError where a `distinct` column has too few
-        values."""
-        for order in (self.distinct, self.lanes, self.mixture):
+        values, or groups have too few records."""
+        self._order = (-1, None)
+        for order in (self.arranged, self.lanes, self.mixture):
             if order is not None:
                 order.set_batch(records)
 
@@ -101,12 +123,12 @@ class Stream:
             self._windows = self.lanes.arrange(rows, rng)
             return self._windows[0]
         order = rng.permutation(len(self.records))
-        return order if self.distinct is None else self.distinct.arrange(order, rng)
+        return order if self.arranged is None else self.arranged.arrange(order, rng)
 
     def __getitem__(self, position: int):
         epoch, index = self.locate(position)
         rng = self.generator(epoch, index, 1)
-        bad, others = [], None
+        bad, tried = [], []
         for _ in range(self.MAX_REPLACEMENTS):
             record, before = self.records[index], rng.bit_generator.state
             try:
@@ -118,7 +140,8 @@ class Stream:
                     # the same replacement whether the reading was ended, killed, or not tried again
                     rng.bit_generator.state = before
                 bad.append((record["id"], cause_of(error)))
-                others = self._others(position, index) if others is None else others
+                tried.append(index)
+                others = self._others(position, tried)
                 index = int(others[rng.integers(len(others))])
         raise BadDataError(
             f"{self.MAX_REPLACEMENTS} samples in a row cannot be read, so nothing stands in for"
@@ -126,17 +149,20 @@ class Stream:
             f" first ten:\n{listed(dict(bad).items())}"
         )
 
-    def _others(self, position: int, index: int):
-        """The records that may replace the one at a position, with this number."""
+    def _others(self, position: int, tried: list[int]):
+        """The records that may replace the one at a position. tried: numbers of its own and of replacements
+        that are bad, too."""
         if self.mixture is not None:
-            return self.mixture.others(position, index)
+            return self.mixture.others(position, tried[0])
         if self.lanes is not None:
-            return self.lanes.others(index, self._windows, position % self.epoch_length)
-        if self.distinct is None:
+            return self.lanes.others(tried[0], self._windows, position % self.epoch_length)
+        if self.arranged is None:
             return range(len(self.records))
-        first = position - position % self.distinct.per_batch
-        batch = [self.locate(p)[1] for p in range(first, first + self.distinct.per_batch)]
-        return self.distinct.others(batch, position - first)
+        first = position - position % self.arranged.per_batch
+        batch = [self.locate(p)[1] for p in range(first, first + self.arranged.per_batch)]
+        if isinstance(self.arranged, Grouped):  # a group may be small
+            return self.arranged.others(batch, position - first, tried)
+        return self.arranged.others(batch, position - first)
 
 
 class Turns(Reads):
@@ -155,16 +181,17 @@ class Turns(Reads):
 
 class Steps(Sequence):
     """The places of this process's share of each step's global batch, from step `start` up to `end`.
-    `records_per_batch`: of each stream."""
+    `records_per_batch`: of each stream; `shares`: whose turn a step is, by default all streams' alike."""
 
-    def __init__(self, records_per_batch: list[int], start: int, end: int):
+    def __init__(self, records_per_batch: list[int], start: int, end: int, shares: Shares | None = None):
         self.records_per_batch, self.start, self.end = records_per_batch, start, end
+        self.shares = shares or Shares([1] * len(records_per_batch))
 
     def __len__(self) -> int:
         return self.end - self.start
 
     def __getitem__(self, i: int) -> list[tuple[int, int]]:
-        batch, number = divmod(range(self.start, self.end)[i], len(self.records_per_batch))
+        number, batch = self.shares.turn(range(self.start, self.end)[i])
         records, rank, world = self.records_per_batch[number], distributed.rank(), distributed.world_size()
         first, last = (batch * records + records * r // world for r in (rank, rank + 1))
         return [(number, position) for position in range(first, last)]
@@ -181,10 +208,15 @@ def collate(samples: list) -> tuple[Batch, list[tuple[str, str]]]:
 
 
 def batches(
-    streams: list[Stream], records_per_batch: list[int], workers: int, start: int, end: int
+    streams: list[Stream],
+    records_per_batch: list[int],
+    workers: int,
+    start: int,
+    end: int,
+    shares: Shares | None = None,
 ) -> Readers:
-    """(Batch, bad samples) of the steps start..end-1, in which the streams take turns. Raises ValueError
-    where a `distinct` column has too few values for a batch."""
+    """(Batch, bad samples) of the steps start..end-1, in which the streams take turns, by `shares` or all
+    alike. Raises ValueError where a batch cannot be as the pair's `distinct` and `per_group` want it."""
     for stream, records in zip(streams, records_per_batch):
         stream.set_batch(records)
-    return Readers(Turns(streams), Steps(records_per_batch, start, end), collate, workers, start)
+    return Readers(Turns(streams), Steps(records_per_batch, start, end, shares), collate, workers, start)

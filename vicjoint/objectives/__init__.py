@@ -11,5 +11,6 @@ from vicjoint.objectives.infonce import InfoNCE
 from vicjoint.objectives.sigreg import SIGReg
 from vicjoint.objectives.straightened import Straightened
 from vicjoint.objectives.vicreg import VICReg
+from vicjoint.objectives.vicregl import VICRegL
 
-__all__ = ["BarlowTwins", "InfoNCE", "SIGReg", "Straightened", "VICReg"]
+__all__ = ["BarlowTwins", "InfoNCE", "SIGReg", "Straightened", "VICReg", "VICRegL"]

@@ -14,8 +14,9 @@ import numpy as np
 
 from vicjoint.batch import Crops
 from vicjoint.files.images import READ_SUFFIXES, read_record
-from vicjoint.options import ComponentOf, PositiveShare, Size
-from vicjoint.parts import Modality, Pair, Record, Side, View
+from vicjoint.options import ComponentOf, Count, PositiveShare, Size
+from vicjoint.pairs.by_columns import ByColumns
+from vicjoint.parts import Modality, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms import images
 from vicjoint.transforms.compose import TransformList
@@ -42,7 +43,7 @@ LOCAL_AREA, GLOBAL_AREA = ((0.05, 0.4), (0.4, 1.0))
 
 
 @register("pair", "augment")
-class Augment(Pair):
+class Augment(ByColumns):
     """Two augmentations of one image: views a and b, uint8 [1, 3, size, size] each.
 
     size: side of the views in pixels. a, b: their transforms, in order; null: VICReg's. centre: in evaluation
@@ -50,7 +51,8 @@ class Augment(Pair):
     run in the workers, image by image; device: batched, on the training device (same distribution; workers
     then only decode and crop). views: {global: 2, local: n}: n further crops of `local_size` pixels and 5 to
     40 % of the area join branch a, global crops then show 40 to 100 %, and the objective is the mean over the
-    pairs (crop of a, global crop of b).
+    pairs (crop of a, global crop of b). distinct, group, per_group: columns that say what a batch holds, as
+    in the pair cross_modal.
     """
 
     gives = frozenset({"views", "crops"})
@@ -66,7 +68,11 @@ class Augment(Pair):
         colour: Literal["worker", "device"] = "worker",
         views: dict[str, int] | None = None,
         local_size: Size = 96,
+        distinct: str | None = None,
+        group: str | None = None,
+        per_group: Count = 1,
     ):
+        super().__init__(distinct, group, per_group)
         counts = {"global": 2, "local": 0} | (views or {})
         if set(counts) != {"global", "local"} or counts["global"] != 2 or counts["local"] < 0:
             raise ValueError(
@@ -82,11 +88,24 @@ class Augment(Pair):
             images.RandomResizedCrop(size, interpolation="bilinear"),
             images.HorizontalFlip(size),
         )
-        self.crops = 1 + self.local
+        self.crops, self.boxed = 1 + self.local, False
+
+    def give_boxes(self) -> None:
+        if self.local:
+            raise ValueError(
+                f"pair.views: {self.local} further crops on branch a, and the objective compares the cells of"
+                " one view of each branch. Leave out pair.views, or choose an objective of whole views, such"
+                " as vicreg."
+            )
+        for transforms in (self.a, self.b):
+            transforms.check_boxes()
+        self.boxed = True
 
     def sample(self, record: Record, rng: np.random.Generator):
         """Raw views of both branches. Raises ImageError where the image cannot be read."""
         pixels, deferred = read_record(record), self.colour == "device"
+        if self.boxed:
+            return self.a.boxed(pixels, rng, deferred), self.b.boxed(pixels, rng, deferred)
         a, b = self.a(pixels, rng, deferred), self.b(pixels, rng, deferred)
         if self.local:
             a = Crops([a, *(self.small(pixels, rng, deferred) for _ in range(self.local))])

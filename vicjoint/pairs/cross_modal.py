@@ -6,7 +6,6 @@ pair: {name: cross_modal, a: video, b: sound, seconds: 1.0}  # the same second o
 pair: {name: cross_modal, a: path, b: path, key: digit}  # spoken seven, any written seven
 """
 
-import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,14 +27,15 @@ from vicjoint.files.cells import (
 )
 from vicjoint.files.guard import printable
 from vicjoint.files.inside import Inside
-from vicjoint.options import Positive
-from vicjoint.parts import Modality, Pair, Raw, Reading, Record, Side, Source, View
+from vicjoint.options import Count, Positive
+from vicjoint.pairs.by_columns import ByColumns, hashed
+from vicjoint.parts import Modality, Raw, Reading, Record, Side, Source, View
 from vicjoint.registry import register
 from vicjoint.sliding import Sliding
 
 
 @register("pair", "cross_modal")
-class CrossModal(Pair):
+class CrossModal(ByColumns):
     """Column a to branch a, column b to branch b.
 
     a, b: columns of the source's table. key: null: both cells of one row; or a column: a row's `a` goes with
@@ -45,7 +45,10 @@ class CrossModal(Pair):
     whose text cells hold several values, as a JSON list or between `separator` (lists in jsonl and parquet
     need no mention): training draws one, evaluation can use all. distinct: a column whose value occurs at
     most once in a batch; epochs leave out what they cannot place (see vicjoint.data). group: a column whose
-    equal values make a group for the objective; null: every record is its own.
+    equal values make a group for the objective; null: every record is its own. per_group: records of each of
+    its groups that a batch holds, or a multiple of them (see vicjoint.data); 1: as many as come.
+
+    A row whose cell of a, b or key is empty is no record of the pair; with a key, b's may be.
     """
 
     uses_readers = True
@@ -60,7 +63,9 @@ class CrossModal(Pair):
         separator: str | None = None,
         distinct: str | None = None,
         group: str | None = None,
+        per_group: Count = 1,
     ):
+        super().__init__(distinct, group, per_group)
         if seconds is not None and key is not None:
             raise ValueError(
                 "pair.seconds: a common time window needs both cells of one row, and pair.key takes them from"
@@ -72,7 +77,7 @@ class CrossModal(Pair):
                 " a separator that is not empty."
             )
         self.a, self.b, self.key, self.seconds = a, b, key, seconds
-        self.choose, self.separator, self.distinct, self.group = tuple(choose), separator, distinct, group
+        self.choose, self.separator = tuple(choose), separator
         self.gives = frozenset({"views", "both"} if key else {"views", "both", "rows"})
         self._rows_of: dict[str, dict[str, list[Record]]] = {}  # split -> key -> the rows that b comes from
         self._split_of: dict[str, str] = {}  # id of a record -> its split
@@ -139,10 +144,8 @@ class CrossModal(Pair):
         of_b = columns if second is None else second
         check_column(self.a, columns, "pair.a")
         check_column(self.b, of_b, "pair.b")
-        for option, wanted in {"key": self.key, "distinct": self.distinct, "group": self.group}.items():
-            if wanted is not None:
-                check_column(wanted, columns, f"pair.{option}")
         if self.key:
+            check_column(self.key, columns, "pair.key")
             check_column(self.key, of_b, "pair.key, in the table of column b")
         for column in self.choose:
             if column not in (self.a, self.b):
@@ -243,13 +246,9 @@ class CrossModal(Pair):
 
     # ---- what the stream of samples asks ----
 
-    def group_of(self, record: Record, number: int) -> int:
-        """The objective's group id of the record with this number: equal for equal cells of the column
-        `group`. Raises CellError."""
-        return number if self.group is None else hashed(as_text(record, self.group))
-
-    def distinct_of(self, record: Record) -> str | None:
-        return None if cell(record, self.distinct) is None else as_text(record, self.distinct)
+    def required(self) -> list[tuple[str, ...]]:
+        """With a key, the cell of b is another row's."""
+        return [(self.a,), (self.key or self.b,)]
 
     # ---- evaluation ----
 
@@ -303,8 +302,3 @@ class CrossModal(Pair):
             return record
         rows = self._partners(record)
         return rows[hashed(record["id"]) % len(rows)]
-
-
-def hashed(text: str) -> int:
-    """A number of 56 bits, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

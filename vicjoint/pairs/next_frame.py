@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vicjoint.files.cells import opened, path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
-from vicjoint.parts import Modality, Pair, Record, Side, View
+from vicjoint.pairs.by_columns import ByColumns
+from vicjoint.parts import Modality, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.sliding import Sliding
 from vicjoint.transforms.compose import TransformList
@@ -48,7 +49,7 @@ class Windows(Sequence[Window]):
 
 
 @register("pair", "next_frame")
-class NextFrame(Pair):
+class NextFrame(ByColumns):
     """A clip of `frames` context frames and the frame that follows.
 
     frames: context frames. stride: frames from one context frame to the next; or seconds: the same as a time,
@@ -69,6 +70,8 @@ class NextFrame(Pair):
     clip and frame together. Where both see one transform, the place of things in the picture is the easiest
     to predict, and a representation learns little else (docs/results.md).
     cache_mb: memory, in each process that reads, for the squares of videos decoded once; 0: none.
+    distinct, group, per_group: columns that say what a batch holds, as in the pair cross_modal. With `group`,
+    the windows of all videos with an equal value make one group: several events that share one look.
     """
 
     gives = frozenset({"views", "both", "rows", "windows", "spread"})
@@ -92,7 +95,11 @@ class NextFrame(Pair):
         a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         b: list[Annotated[dict, ComponentOf("transform")]] | Literal["same"] | None = None,
         cache_mb: Natural = 0,
+        distinct: str | None = None,
+        group: str | None = None,
+        per_group: Count = 1,
     ):
+        super().__init__(distinct, group, per_group)
         if stretch is not None and stretch < windows:
             raise ValueError(
                 f"pair.stretch: {stretch} frames cannot hold the starts of {windows} different windows"

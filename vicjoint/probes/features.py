@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vicjoint import distributed
-from vicjoint.batch import to_device
+from vicjoint.batch import Boxed, to_device
 from vicjoint.data import Readers, Reads, TimeLimit
 from vicjoint.model import Two
 from vicjoint.parts import Items, Raw, Side, Space, Split, Want
@@ -309,6 +309,7 @@ def size_in_bytes(views: Raw) -> int:
 def as_picture(view: Raw) -> np.ndarray | None:
     """The first sample of a raw view as uint8 [H, W, 3]: an image, or the middle frame of a clip. None: it is
     neither."""
+    view = view.view if isinstance(view, Boxed) else view
     view = to_device(view[0] if isinstance(view, tuple) else view, "cpu")
     if not isinstance(view, Tensor) or view.ndim not in (4, 5) or view.shape[1] not in (1, 3):
         return None

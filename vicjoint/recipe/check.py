@@ -121,7 +121,13 @@ def _check_branches(branches: dict, pairs: list) -> list[str]:
 
 
 def _check_pairs(branches: dict, pairs: list, of_all) -> list[str]:
-    found = []
+    found, shares = [], [pair.get("share", "equal") for pair in pairs if isinstance(pair, dict)]
+    if "proportional" in shares and any(share != "proportional" for share in shares):
+        other = next(share for share in shares if share != "proportional")
+        found.append(
+            f"pairs: share: proportional stands beside share: {show(other)}, and they have no common measure."
+            " Make all of them proportional, or give numbers."
+        )
     for i, pair in enumerate(pairs):
         if not isinstance(pair, dict):
             continue

@@ -41,7 +41,7 @@ def _expanded(value: str) -> str:
 FolderPath = Annotated[str, AfterValidator(_expanded)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-TEXT, MAPPING = "<text>", "<mapping>"  # in pydantic's error paths; not part of a key
+TEXT, NUMBER, MAPPING = "<text>", "<number>", "<mapping>"  # in pydantic's error paths; not part of a key
 
 
 class Component(BaseModel):
@@ -93,6 +93,14 @@ class PairOfBranches(Section):
     objective: Component | None = Field(None, description="the loss of this pair; null: the recipe's")
     source: Component | None = Field(None, description="where this pair's samples are; null: the recipe's")
     weight: Number = Field(1.0, gt=0, description="factor of this pair's loss")
+    share: Annotated[
+        Annotated[Literal["equal", "proportional"], Tag(TEXT)] | Annotated[Number, Field(gt=0), Tag(NUMBER)],
+        Discriminator(lambda value: TEXT if isinstance(value, str) else NUMBER),
+    ] = Field(
+        "equal",
+        description="of the steps: equal, the same as other pairs; proportional, by its number of batches (in"
+        " all pairs or none); or a weight, beside which equal is 1",
+    )
 
 
 class Optim(Component):

@@ -32,7 +32,7 @@ from vicjoint.recipe.file import (
     plain,
     read_recipe,
 )
-from vicjoint.recipe.keys import MAPPING, TEXT, Written
+from vicjoint.recipe.keys import MAPPING, NUMBER, TEXT, Written
 from vicjoint.recipe.learning import check_learning
 from vicjoint.recipe.recipe import Recipe, canonical
 from vicjoint.recipe.schema import with_components
@@ -149,7 +149,7 @@ def check_path(key: str, path: str) -> list[str]:
 
 def wrong_keys(error: ValidationError) -> list[tuple[tuple, str]]:
     """(keys, message) of each mistake."""
-    found = [(tuple(p for p in e["loc"] if p not in (TEXT, MAPPING)), e) for e in error.errors()]
+    found = [(tuple(p for p in e["loc"] if p not in (TEXT, NUMBER, MAPPING)), e) for e in error.errors()]
     return [(loc, f"{'.'.join(map(str, loc)) or 'a key'}: {in_words(loc, e, Written)}") for loc, e in found]
 
 

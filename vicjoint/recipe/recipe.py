@@ -30,7 +30,8 @@ class BranchSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Branches a and b by name, what they are trained on together, and the weight of their loss. name: in
+    """Branches a and b by name, what they are trained on together, the weight of their loss and their share
+    of the steps. name: in
     metrics, such as video-audio. label: the same where the branches have names of their own, else empty."""
 
     name: str
@@ -43,6 +44,7 @@ class TaskSpec:
     pair: Spec
     objective: Spec
     weight: float
+    share: Literal["equal", "proportional"] | float = "equal"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,17 @@ def tasks_of(written: Written) -> list[TaskSpec]:
         key = f"pairs.{number}."
         tasks.append(
             TaskSpec(
-                name, name, key, pair.a, pair.b, source, source_name, spec(pair.pair), objective, pair.weight
+                name,
+                name,
+                key,
+                pair.a,
+                pair.b,
+                source,
+                source_name,
+                spec(pair.pair),
+                objective,
+                pair.weight,
+                pair.share,
             )
         )
     return tasks

@@ -189,8 +189,8 @@ def sentence(part: Callable) -> str:
 
 def kind(schema: dict) -> str:
     """What a JSON schema asks for, in words."""
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(map(kind, schema["anyOf"])))
+    if several := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(map(kind, several)))
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{yaml(value)}`" for value in schema.get("enum", [schema.get("const")]))
     if "$ref" in schema:

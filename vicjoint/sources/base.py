@@ -15,8 +15,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from vicjoint.files.cells import is_empty
 from vicjoint.files.folder import Walk
 from vicjoint.files.paths import user_path
+from vicjoint.parts import Source, Split
 
 TestFraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -32,6 +34,20 @@ OWN = ("id", "path", "bytes", "offset", "size", "remote", "label", "folder", "se
 
 class SourceError(ValueError):
     """A source that cannot be listed; the message says what was found and what to do."""
+
+
+def lacking(source: Source, split: Split, keys: Sequence[str]) -> np.ndarray | None:
+    """bool [N]: which records of a split have no value under any of some keys, where that is known without
+    reading them; None: it is not."""
+    records, found = source.records(split), []
+    for key in keys:
+        of_key = source.lacks(split, key)
+        if of_key is None and isinstance(records, list):
+            of_key = np.array([is_empty(record.get(key)) for record in records])
+        if of_key is None:
+            return None
+        found.append(of_key)
+    return np.all(found, 0)
 
 
 def split_of(name) -> str | None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vicjoint.files.cells import is_empty
+
 LARGE = 1 << 20  # bytes, from which on an array travels as a file
 
 
@@ -97,6 +99,13 @@ class ColumnRecords(Sequence):
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         return {key: column[i % self._count] for key, column in self._columns.items()}
+
+    def lacks(self, key: str) -> np.ndarray:
+        """bool [N]: which records have no value under a key."""
+        if key not in self._columns:
+            return np.ones(self._count, bool)
+        column = self._columns[key]
+        return np.array([is_empty(column[i]) for i in range(self._count)])
 
 
 class _Numbers:

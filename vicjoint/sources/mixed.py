@@ -17,7 +17,7 @@ from vicjoint.options import ComponentOf, Positive
 from vicjoint.orders import MixedOrder
 from vicjoint.parts import Record, Source
 from vicjoint.registry import build, register
-from vicjoint.sources.base import SourceError
+from vicjoint.sources.base import SourceError, lacking
 
 
 class MixedRecords(Sequence):
@@ -75,7 +75,7 @@ class Mixed(Source):
                     " second, or join the tables before."
                 )
         self.names = [f"{number}" for number in range(len(sources))]
-        self.weights = [float(len(s.train)) for s in self.sources] if weights is None else weights
+        self.weights = weights
         columns = list(dict.fromkeys(column for source in self.sources for column in source.train[0]))
         own = ("id", "path", "bytes", "offset", "size", "remote", "folder")  # what says where a file is
         columns = [column for column in columns if column not in own]
@@ -89,16 +89,22 @@ class Mixed(Source):
             for i in source.ids(split):
                 yield f"{name}/{i}"
 
+    def lacks(self, split, key) -> np.ndarray:
+        found = zip(self.sources, map(len, self.records(split).parts))
+        of_each = ((lacking(source, split, (key,)), count) for source, count in found)
+        return np.concatenate([np.zeros(count, bool) if of is None else of for of, count in of_each])
+
     def order(self, split) -> MixedOrder:
         records = self.records(split)
         parts = [(len(part), source.order(split)) for part, source in zip(records.parts, self.sources)]
         return MixedOrder(parts, self.weights)
 
     def describe(self) -> str:
-        total, of_all = sum(self.weights), len(self.train)
+        weights = self.weights or [len(source.train) for source in self.sources]
+        total, of_all = sum(weights), len(self.train)
         lines = [
             f"{name}: {weight / total:.1%} of each batch, {of_all * weight / total / len(source.train):.3g}"
             f" passes an epoch, {source.describe()}"
-            for name, weight, source in zip(self.names, self.weights, self.sources)
+            for name, weight, source in zip(self.names, weights, self.sources)
         ]
         return f"mixed {of_all:,} train, {len(self.test):,} test records: {'; '.join(lines)}"

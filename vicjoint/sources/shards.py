@@ -133,6 +133,17 @@ class ShardRecords(Sequence):
     def id(self, i: int) -> str:
         return f"{self.shards.names[self._rows.array[i, 0]]}/{self.ids[i]}"
 
+    def lacks(self, column: str) -> np.ndarray | None:
+        """bool [N]: which records have no member for a column; None: it is not a member's, but a key of one
+        or something else that every record has."""
+        if column in self.keys or column in OWN:
+            return None
+        of = self.column_of
+        codes = [i for i, s in enumerate(self.suffixes) if column == s or (s in of and of[s].name == column)]
+        before = np.concatenate([[0], np.cumsum(np.isin(self._suffix.array, codes))])
+        begin, end = self._rows.array[:, 3:].T
+        return before[begin] == before[end]
+
     def __getitem__(self, i: int) -> dict:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
@@ -248,6 +259,9 @@ class WebDataset(Source):
     def ids(self, split, side="a"):
         records = self.records(split, side)
         return map(records.id, range(len(records)))
+
+    def lacks(self, split, key) -> np.ndarray | None:
+        return self.records(split).lacks(key)
 
     def order(self, split) -> ShardOrder | None:
         return self._order and ShardOrder(self.records(split).shard.copy(), *self._order)

@@ -29,7 +29,7 @@ from vicjoint.sources.base import (
     split_by_hash,
     split_of,
 )
-from vicjoint.sources.columns import in_columns
+from vicjoint.sources.columns import ColumnRecords, in_columns
 from vicjoint.sources.rows import read_table, rows_of
 from vicjoint.sources.vectors import Vectors
 
@@ -88,6 +88,10 @@ class Table(Source):
 
     def describe(self) -> str:
         return self._description
+
+    def lacks(self, split, key):
+        records = self.records(split)
+        return records.lacks(key) if isinstance(records, ColumnRecords) else None
 
 
 class _Rows:

@@ -4,7 +4,8 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
 from vicjoint.data.reading import TaskReading, build_reading, notes_of, read_together, sources_of
+from vicjoint.data.shares import Shares
 from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
 from vicjoint.files.guard import printable
@@ -36,6 +38,8 @@ class Task(TaskReading):
     objective: Objective
     gradient_b: bool
     records_per_batch: int
+    stream: Stream
+    """Of its training records, in such batches."""
 
     @property
     def name(self) -> str:
@@ -47,6 +51,7 @@ class Task(TaskReading):
 class Parts:
     """Everything a recipe describes, built. `untrained`: the model as it was before its first step, a row in
     every evaluation. `limit`: of the time for reading a sample. `unused`: which records probes leave out.
+    `shares`: whose turn a step is.
     `pairs_of_kept`: {number of a task: the pair that reads kept features}."""
 
     recipe: Recipe
@@ -60,13 +65,18 @@ class Parts:
     device: torch.device
     limit: TimeLimit
     unused: list[str]
+    shares: Shares
     pairs_of_kept: dict[int, Pair] = field(default_factory=dict)
 
     def batches(self, workers: int, start: int, end: int) -> Readers:
         """(Batch, bad samples) of the steps start..end-1; the tasks take turns."""
-        return batches(
-            list(map(self.stream, self.tasks)), [t.records_per_batch for t in self.tasks], workers, start, end
-        )
+        streams, records = list(map(self.stream, self.tasks)), [t.records_per_batch for t in self.tasks]
+        return batches(streams, records, workers, start, end, self.shares)
+
+    def turn(self, step: int) -> tuple[Task, int]:
+        """(the task that a step trains, the number of its batch), both from 0."""
+        number, batch = self.shares.turn(step)
+        return self.tasks[number], batch
 
     def batches_of(self, task: Task, count: int, records: int | None = None) -> Readers:
         """(Batch, bad samples) of the first `count` batches of one task, read by this process; `records`: in
@@ -76,12 +86,10 @@ class Parts:
     @cached_property
     def fingerprints(self) -> dict[str, Fingerprint]:
         """{source: what its data are known by}."""
-        return {task.source_name: fingerprint(task.source) for task in self.tasks}
+        return {task.source_name: fingerprint(task.whole) for task in self.tasks}
 
     def stream(self, task: Task) -> Stream:
-        records, order = task.source.train, task.source.order("train")
-        pair = self.pairs_of_kept.get(task.number, task.pair)
-        return Stream(records, pair, self.recipe.train.seed, task.number, self.limit, order)
+        return task.stream.again(self.pairs_of_kept.get(task.number, task.pair), self.limit)
 
 
 class Weighted(Objective):
@@ -107,7 +115,8 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
-        for line in [*sources_of(tasks), *notes_of(recipe, readers)] if distributed.is_first() else ():
+        lines = [*sources_of(tasks), *never_of(tasks), *notes_of(recipe, readers)]
+        for line in lines if distributed.is_first() else ():
             print(line)
         torch.manual_seed(recipe.train.seed)
         untrained = build_model(recipe).to(device)
@@ -118,7 +127,7 @@ def build_parts(recipe: Recipe) -> Parts:
         check_best(recipe, measures)
         # a limit of its own: each watches the processes that read for it
         evaluation = Evaluation(measures, recipe.data.workers, TimeLimit(recipe.data.timeout), device)
-        limit = TimeLimit(recipe.data.timeout)
+        limit, shares = TimeLimit(recipe.data.timeout), shares_of(tasks)
         parts = Parts(
             recipe,
             tasks,
@@ -126,15 +135,14 @@ def build_parts(recipe: Recipe) -> Parts:
             untrained,
             optimizer,
             evaluation,
-            *length(recipe, tasks),
+            *length(recipe, tasks, shares),
             device,
             limit,
             unused,
+            shares,
         )
         for task in tasks:
             check_kept(recipe, task.spec.a, task.spec.b, task.pair, task.source)
-            if task.pair.distinct:
-                parts.batches_of(task, 0)  # refuses a column with too few values
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
     return parts
@@ -156,26 +164,56 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
     b = recipe.branches[task.spec.b]
     gradient_b = b.weights != "ema" and b.learning.train != "frozen"
     records = records_in_a_batch(recipe, task.pair)
+    given = {f.name: getattr(task, f.name) for f in fields(TaskReading)}
     return Task(
-        task.spec, task.source, task.source_name, task.pair, number, objective.to(device), gradient_b, records
+        **given,
+        number=number,
+        objective=objective.to(device),
+        gradient_b=gradient_b,
+        records_per_batch=records,
+        stream=build_stream(task, recipe.train.seed, number, records),
     )
 
 
-def length(recipe: Recipe, tasks: list[Task]) -> tuple[int, float]:
-    """(steps, steps of an epoch); of several tasks, the one with the longest epoch decides."""
-    epochs = recipe.train.epochs or 0
-    rounds = max(math.ceil(epochs * len(t.source.train) / t.records_per_batch) for t in tasks)
-    longest = max(len(t.source.train) / t.records_per_batch for t in tasks)
-    return recipe.train.steps or len(tasks) * rounds, len(tasks) * longest
+def build_stream(task: TaskReading, seed: int, number: int, records: int) -> Stream:
+    """In batches of so many records. Raises ValueError where a batch cannot be as the pair wants it."""
+    stream = Stream(task.source.train, task.pair, seed, number, order=task.source.order("train"))
+    stream.set_batch(records)
+    return stream
+
+
+def never_of(tasks: list[Task]) -> list[str]:
+    """A line for each task that has records which never come."""
+    said = ((task.spec.label, task.stream.describe()) for task in tasks)
+    return [f"{label}: {line}" if label else line for label, line in said if line]
+
+
+def shares_of(tasks: list[Task]) -> Shares:
+    """Proportional: by the batches of an epoch."""
+    of = lambda t: (
+        Fraction(t.stream.epoch_length, t.records_per_batch) if t.spec.share == "proportional" else 1
+    )
+    return Shares([of(t) if isinstance(t.spec.share, str) else t.spec.share for t in tasks])
+
+
+def length(recipe: Recipe, tasks: list[Task], shares: Shares) -> tuple[int, float]:
+    """(steps, steps of an epoch); of several tasks, the one whose epoch takes most steps decides."""
+    epochs, every = recipe.train.epochs or 0, [1 / share for share in shares.of]  # steps for one of its own
+    own = [math.ceil(epochs * t.stream.epoch_length / t.records_per_batch) for t in tasks]
+    steps = max(math.ceil(number * each) for number, each in zip(own, every))
+    while any(shares.count(i, steps) < number for i, number in enumerate(own)):
+        steps += 1
+    longest = max(t.stream.epoch_length / t.records_per_batch * float(each) for t, each in zip(tasks, every))
+    return recipe.train.steps or steps, longest
 
 
 def length_of(parts: Parts, task: Task) -> str:
     """Samples of an epoch, steps of a task."""
     per_record, several = task.pair.samples_per_record, len(parts.tasks) > 1
-    which, records = f"{task.name}: " if several else "", len(task.source.train)
+    which, records = f"{task.name}: " if several else "", task.stream.epoch_length
     return (
         f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
-        f" {len(range(task.number, parts.steps, len(parts.tasks))):,} of {parts.recipe.train.batch_size}"
+        f" {parts.shares.count(task.number, parts.steps):,} of {parts.recipe.train.batch_size}"
     )
 
 
@@ -190,6 +228,11 @@ def records_in_a_batch(recipe: Recipe, pair: Pair) -> int:
             f" {per_record}{' (pair.windows)' if per_record > 1 else ''}, at least {per_record * world}."
         )
     records = size // per_record
+    if records % pair.per_group:
+        raise RecipeError(
+            f"train.batch_size: {size} samples cannot be made of runs of {pair.per_group} records of a group"
+            f" (pair.per_group). Expected a multiple of {pair.per_group * per_record}."
+        )
     if records // world % recipe.train.accumulate:
         raise RecipeError(
             f"train.accumulate: {records // world} records a batch cannot be cut into"
@@ -259,7 +302,7 @@ def places(
         trained.setdefault((task.spec.a, task.spec.b), task)
     for two, task in trained.items():
         if branch is None or branch in two:
-            yield task.spec.label and "-".join(two), two, EvaluationData(two, task.source, task.pair)
+            yield task.spec.label and "-".join(two), two, EvaluationData(two, task.evaluated, task.pair)
             if not (everywhere or branch):
                 return
     for two in itertools.combinations(recipe.branches, 2) if everywhere else ():

@@ -68,7 +68,7 @@ def write_explorers(parts: Parts, folder: Path) -> None:
 def paired(parts: Parts, task: Task, most: int) -> tuple[list[Cloud], dict[str, Any]]:
     """Both branches, and who is whose partner. Of what occurs several times the first item is shown."""
     two = task.spec.a, task.spec.b
-    data = EvaluationData(two, task.source, task.pair)
+    data = EvaluationData(two, task.evaluated, task.pair)
     measured = [
         m.wants
         for m in parts.evaluation.measures
@@ -77,7 +77,7 @@ def paired(parts: Parts, task: Task, most: int) -> tuple[list[Cloud], dict[str, 
     wants = measured[0] if measured else Retrieval(limit=max(2, most // 2), linear_map=0).wants(data)
     features = parts.evaluation.after(Shown(wants[:2]), data, parts.model, parts.untrained)
     a, b = groups_of(features, features.wants)
-    right = right_of(a, b, task.source.second is not None)
+    right = right_of(a, b, task.evaluated.second is not None)
     of_a, of_b = right.candidates(0), right.candidates(1)
     few = of_a[evenly(len(of_a), max(1, most // 2))]
     right_AB = right.direction(0)(few)
@@ -103,7 +103,7 @@ def with_partners(has: np.ndarray, most: int) -> np.ndarray:
 
 def labelled(parts: Parts, task: Task, most: int) -> tuple[list[Cloud], dict[str, Any]]:
     """Branch a, with the class of each item where the records hold one."""
-    data = EvaluationData((task.spec.a, task.spec.b), task.source, task.pair)
+    data = EvaluationData((task.spec.a, task.spec.b), task.evaluated, task.pair)
     records = data.records("test")
     label, places = None, evenly(len(records), most)
     for name in [spec["label"] for spec in parts.recipe.probes if spec.get("label")] + ["label"]:

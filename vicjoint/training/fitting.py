@@ -28,7 +28,7 @@ class OfTraining(OfRecords):
     """The raw view of a record of one branch, as in evaluation; of several values in a cell the first."""
 
     def __init__(self, task: Task, side: Side, timeout: float | None):
-        super().__init__(task.source.records("train", side), TimeLimit(timeout))
+        super().__init__(task.evaluated.records("train", side), TimeLimit(timeout))
         self.pair, self.side = task.pair, side
 
     def of(self, number: int, epoch: int) -> Raw:

@@ -95,7 +95,7 @@ def list_values(reader: Modality, places: list[tuple[Task, Side]]) -> Wanted:
     """What the branch reads in training. A file that is not there is not wanted: training says so itself."""
     wanted = Wanted({}, {})
     for task, side in places:
-        records = task.source.records("train", side)
+        records = task.evaluated.records("train", side)
         bar = tqdm(
             values_of(task.pair, records, side),
             desc="list files and texts",

@@ -10,6 +10,7 @@ import errno
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
-from vicjoint.batch import Batch
+from vicjoint.batch import Batch, z_of
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
 from vicjoint.data.reading import sources_of
@@ -224,7 +225,7 @@ def fit(
 ) -> None:
     """Train from step `begin` to the recipe's last one; `stepped` is called after each. Raises Stopped, after
     saving, where a signal asked for it."""
-    recipe, turns = parts.recipe, len(parts.tasks)
+    recipe = parts.recipe
     quarantines = quarantine(parts, folder)
     steps = Steps(parts, wrap(parts), folder, begin, log, saver)
     evaluated = distributed.from_first(lambda: log.evaluated(begin))
@@ -245,7 +246,7 @@ def fit(
 
             # one step
             began = time.perf_counter()
-            task = parts.tasks[step % turns]
+            task, _ = parts.turn(step)
             batch, found = read(batches, folder, step, signal, saver, steps)
             waited = time.perf_counter() - began
             quarantines[task.source_name].add(found)
@@ -263,7 +264,10 @@ def due(step: int, every: int | None) -> bool:
 def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
     """{source: its bad samples so far}; which of them were late is not tried again."""
     path, most = folder / "bad_samples.jsonl", parts.recipe.data.max_bad_fraction
-    found = {t.source_name: Quarantine(path, t.source_name, len(t.source.train), most) for t in parts.tasks}
+    records: Counter[str] = Counter()
+    for t in parts.tasks:
+        records[t.source_name] = max(records[t.source_name], len(t.source.train))
+    found = {name: Quarantine(path, name, number, most) for name, number in records.items()}
     for t in parts.tasks:
         parts.limit.learn(t.number, list(found[t.source_name].causes.items()))
     return found
@@ -367,7 +371,7 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
         count = math.ceil(records / t.records_per_batch)
         read = parts.batches_of(t, count, min(records, t.records_per_batch))
         on_device = (batch.to(parts.device) for batch, _ in read)
-        z = zip(*(parts.model(batch.a, batch.b, t.number) for batch in on_device))
+        z = zip(*(map(z_of, parts.model(batch.a, batch.b, t.number)) for batch in on_device))
         for branch, values in zip((t.spec.a, t.spec.b), z):
             whole = torch.cat([value.float().cpu() for value in values])
             spectra.setdefault(branch, metrics.spectrum(whole).tolist())
@@ -377,6 +381,9 @@ def final_spectra(parts: Parts) -> dict[str, list[float]]:
 def parameters(model: Model) -> dict[str, dict[str, int]]:
     """Parameter counts, {branch: {encoder: n, expander: n}}."""
     return {
-        name: {"encoder": count_parameters(branch.encoder), "expander": count_parameters(branch.expander)}
+        name: {
+            "encoder": count_parameters(branch.encoder),
+            "expander": sum(map(count_parameters, branch.expanders())),
+        }
         for name, branch in model.branches.items()
     }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Crops, Encoded
+from vicjoint.batch import Batch, Boxed, Crops, Encoded
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
@@ -192,7 +192,7 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
     two = parts.model.between(task.spec.a, task.spec.b)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.recipe.train.precision == "bf16"):
         for side, raw in (("a", batch.a), ("b", batch.b)):
-            raw = raw[0] if isinstance(raw, Crops) else raw
+            raw = raw[0] if isinstance(raw, Crops) else raw.view if isinstance(raw, Boxed) else raw
             view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
             y = two.represent(side, raw)
             z = two.embed(side, y)
@@ -302,7 +302,7 @@ def replay(recipe: Recipe, step: int) -> None:
     if not 1 <= step <= parts.steps:
         raise RecipeError(f"--replay: step {step} is not one of this run, expected 1 to {parts.steps}.")
     weights = load_before(parts, folder, step)
-    task = parts.tasks[(step - 1) % len(parts.tasks)]
+    task, _ = parts.turn(step - 1)
     with parts.batches(0, step - 1, step) as batches:
         batch, bad = next(batches)
     parts.model.train()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.parallel import DistributedDataParallel
@@ -54,7 +54,9 @@ def wrap(parts: Parts) -> nn.Module:
     if several:
         # branches without a part in a step get no gradient, and the optimizer leaves them as they are, as on
         # one process
+        of_cells = any(branch.local_expander is not None for branch in model.branches.values())
         idle = any({t.spec.a, t.spec.b} != set(model.branches) for t in parts.tasks)
+        idle = idle or (of_cells and len(parts.tasks) > 1)
         devices = [parts.device.index] if parts.device.type == "cuda" else None
         forward = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=idle)
     return torch.compile(forward) if options.compile and not by_piece else forward
@@ -81,6 +83,9 @@ def _shard(model: Model, device: torch.device) -> None:
     single = {p for p in model.parameters() if p.ndim == 0}  # nothing to share out
     for unit in (*units(model), model):
         fully_shard(unit, mesh=mesh, ignored_params=single)
+    for branch in model.branches.values():
+        if branch.local_expander is not None:  # then this is what its forward pass calls
+            register_fsdp_forward_method(branch.encoder, "forward_both")
     for p in single:
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(average_gradient)
@@ -119,7 +124,7 @@ def units(model: Model) -> list[nn.Module]:
     found = []
     for branch in model.branches.values():
         found += [block for block in blocks(branch.encoder) if count_parameters(block) >= LEAST]
-        found += [branch.encoder, branch.expander]
+        found += [branch.encoder, *branch.expanders()]
     found += [] if model.predictor is None else [model.predictor]
     uses = count_uses(model)
     within = {unit: count_uses(unit) for unit in found}  # one that two branches share stands here once
@@ -145,7 +150,7 @@ def pieces(model: Model) -> list[nn.Module]:
     expanders, the predictor."""
     found = []
     for branch in model.branches.values():
-        found += [*(blocks(branch.encoder) or [branch.encoder]), branch.expander]
+        found += [*(blocks(branch.encoder) or [branch.encoder]), *branch.expanders()]
     found += [] if model.predictor is None else [model.predictor]
     return list(dict.fromkeys(found))  # one that two branches share once
 

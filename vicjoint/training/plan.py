@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_leaves
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
+from vicjoint.batch import Batch, Boxed, WithCells
 from vicjoint.batch_norm import synchronised
 from vicjoint.objectives.spread import Guard
 from vicjoint.parts import Objective
@@ -95,7 +96,7 @@ class StandIn(Objective):
     def forward(self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None):
         if self.ledger is not None:
             self.waiting = max(self.waiting, self.ledger.held)
-        return z_a.mean() + z_b.mean(), {}
+        return sum(x.mean() for x in tree_leaves((z_a, z_b))), {}
 
 
 def plan(recipe: Recipe, processes: int) -> tuple[Parts, list[Share]]:
@@ -132,7 +133,7 @@ def measure(parts: Parts, task: Task, batch, reading: float) -> Share:
     share.keeps_gradients = recipe.train.accumulate > 1 and not recipe.train.exact
     share.received += Counter({("batch norm", c): n for c, n in largest["received"].items()})
     share.received += Counter(exchanged_gradients(parts, share.gradients))
-    objective = measure_objective(parts, task, share.samples)
+    objective = measure_objective(parts, task, share.samples, batch)
     share.objective, share.embeddings = objective["peak"], objective["embeddings"]
     share.received += Counter({("objective", c): n for c, n in objective["received"].items()})
     with Ledger(parts.device) as ledger:
@@ -241,21 +242,30 @@ def seconds_of(parts: Parts, call: Callable) -> float:
 # ---- the objective ----
 
 
-def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
+def measure_objective(parts: Parts, task: Task, samples: int, batch: Batch) -> dict:
     """The objective of this process's embeddings among those of all, of random numbers."""
     options, dim = parts.recipe.train, parts.recipe.branches[task.spec.a].expander[-1]
     times = 1 if options.exact else options.accumulate
     rows = samples // times * task.pair.crops
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.get_default_dtype()
     z_a, z_b = (torch.randn(rows, dim, device=parts.device).to(dtype) for _ in "ab")
+    if isinstance(batch.a, Boxed):  # as many cells as the model gives
+        with torch.no_grad():
+            given = parts.model(batch.a, batch.b, task.number)
+        more = [[torch.randn(rows, *x.shape[1:], device=x.device) for x in view[1:]] for view in given]
+        z_a, z_b = (WithCells(z, cells.to(dtype), places) for z, (cells, places) in zip((z_a, z_b), more))
+    seen = tree_leaves(z_a) + (tree_leaves(z_b) if task.gradient_b else [])
     group = torch.arange(samples // times, device=parts.device) // task.pair.samples_per_record
     for module in task.objective.modules():
         if isinstance(module, Guard):
             module.LEAST = -math.inf  # the digits of numbers that are not there say nothing
 
     def step() -> None:
-        task.objective(z_a.requires_grad_(), z_b.requires_grad_(task.gradient_b), group)[0].backward()
-        z_a.grad = z_b.grad = None
+        for x in seen:
+            x.requires_grad_()
+        task.objective(z_a, z_b, group)[0].backward()
+        for x in seen:
+            x.grad = None
 
     step()
     seconds = seconds_of(parts, step)
@@ -263,7 +273,7 @@ def measure_objective(parts: Parts, task: Task, samples: int) -> dict:
         step()
     return {
         "peak": ledger.peak,
-        "embeddings": times * (z_a.nbytes + z_b.nbytes),
+        "embeddings": times * sum(x.nbytes for x in tree_leaves((z_a, z_b))),
         "received": {name: times * n for name, n in ledger.received.items()},
         "operations": times * ledger.operations,
         "seconds": times * seconds,
@@ -365,7 +375,8 @@ def time_of(parts: Parts, shares: list[Share], processes: int) -> list[str]:
     workers = parts.recipe.data.workers
     # with workers, reading goes on beside training and only the slower of the two counts
     each = [max(s.seconds, s.reading / workers) if workers else s.seconds + s.reading for s in shares]
-    hours = sum(each) / len(each) * parts.steps / 3600
+    mean = sum(seconds * float(share) for seconds, share in zip(each, parts.shares.of))
+    hours = mean * parts.steps / 3600
     cuda = parts.device.type == "cuda"
     here = torch.cuda.get_device_name(parts.device) if cuda else "a CPU"
     between = ", without what goes between processes" if processes > 1 else ""

@@ -68,10 +68,10 @@ def restore(parts: Parts, state: dict) -> None:
         task.objective.load_state_dict(objective)
     trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["optimizer"]["param_groups"] for number in group["params"]]
+    parameter = dict(zip(numbers, trained))
     states = {
-        number: {name: share_of(x, p) for name, x in state["optimizer"]["state"][number].items()}
-        for number, p in zip(numbers, trained)
-        if number in state["optimizer"]["state"]
+        number: {name: share_of(x, parameter[number]) for name, x in of_one.items()}
+        for number, of_one in state["optimizer"]["state"].items()
     }
     groups = [
         given | {name: own[name] for name in KERNELS if name in own}

@@ -70,7 +70,7 @@ class Steps:
     def take(self, step: int, task: Task, batch: Batch, began: float, waited: float) -> None:
         """Forward and backward pass, and the update where all is finite. `began`: when its batch was asked
         for, on the clock of time.perf_counter; `waited`: seconds until it came."""
-        parts, options, turns = self.parts, self.parts.recipe.train, len(self.parts.tasks)
+        parts, options = self.parts, self.parts.recipe.train
         if not self.taken:
             self.since, self.waited = began, 0.0
         self.waited += waited
@@ -97,8 +97,8 @@ class Steps:
         else:
             parts.optimizer.zero_grad(set_to_none=True)
             self.watch.go_back()
-        usage = None
-        if (step // turns + 1) % HEALTH_EVERY != 0 and step + turns < parts.steps:
+        number, usage = parts.turn(step)[1] + 1, None
+        if number % HEALTH_EVERY != 0 and number < parts.shares.count(task.number, parts.steps):
             embeddings = None
         elif parts.model.usage is not None:
             usage = parts.model.usage.clone()

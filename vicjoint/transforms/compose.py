@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicjoint.batch import Boxed
 from vicjoint.registry import build
 from vicjoint.transforms import images
 
@@ -69,7 +70,7 @@ class TransformList:
     for messages."""
 
     def __init__(self, path: str, specs: list[dict], size: int):
-        self.steps = [build("transform", spec, size) for spec in specs]
+        self.path, self.steps = path, [build("transform", spec, size) for spec in specs]
         for spec, step in zip(specs, self.steps):
             if not isinstance(step, images.Geometry | images.Colour):
                 raise ValueError(
@@ -92,10 +93,29 @@ class TransformList:
             pixels = step(pixels, rng)
         return pixels
 
+    def check_boxes(self) -> None:
+        """Raises ValueError where a transform does not say where its view looks."""
+        for step in self.geometry:
+            if type(step).boxed is images.Geometry.boxed:
+                raise ValueError(
+                    f"{self.path}: transform {type(step).__name__} does not say where its view looks, by"
+                    " which the objective matches cells. Leave it out, or give it a method boxed(pixels, box,"
+                    " rng)."
+                )
+
+    def boxed(self, pixels: Tensor, rng: np.random.Generator, deferred: bool = False) -> Boxed:
+        """The view of uint8 [3, H, W] that a call gives, and where in them it looks."""
+        box: images.Box = (0, 0, pixels.shape[-1], pixels.shape[-2])
+        for step in self.geometry:
+            pixels, box = step.boxed(pixels, box, rng)
+        return Boxed(self._coloured(pixels, rng, deferred), torch.tensor([box], dtype=torch.float32))
+
     def __call__(self, pixels: Tensor, rng: np.random.Generator, deferred: bool = False):
         """uint8 [3, H, W] -> one view with a leading dimension of 1: uint8 [1, 3, size, size], or Uncoloured;
         frames [F, 3, H, W], all changed alike -> [F, 3, size, size]."""
-        pixels = self.crop(pixels, rng)
+        return self._coloured(self.crop(pixels, rng), rng, deferred)
+
+    def _coloured(self, pixels: Tensor, rng: np.random.Generator, deferred: bool):
         pixels = pixels if pixels.ndim == 4 else pixels[None]
         numbers = np.array([[n for t in self.colour for n in t.draw(rng)]]).repeat(len(pixels), 0)
         if deferred:

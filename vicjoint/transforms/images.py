@@ -30,11 +30,20 @@ RGB_TO_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL
 INTERPOLATION = ("bicubic", "bilinear")
 
 
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in the pixels of a picture; left above right where it is mirrored."""
+
+
 class Geometry:
     """Where a view looks: uint8 [3, H, W], or frames [F, 3, H, W] which all see the same, and the generator
     -> uint8 pixels."""
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def boxed(self, pixels: Tensor, box: Box, rng: np.random.Generator) -> tuple[Tensor, Box]:
+        """The same pixels as a call gives, and the box that they show, of pixels that show `box`. One that
+        does not say where it looks cannot stand in a pair that has to (`Pair.give_boxes`)."""
         raise NotImplementedError
 
 
@@ -92,8 +101,15 @@ class RandomResizedCrop(Geometry):
         h, w = max(1, h), max(1, w)
         return (height - h) // 2, (width - w) // 2, h, w
 
+    def boxed(self, pixels: Tensor, box: Box, rng: np.random.Generator) -> tuple[Tensor, Box]:
+        cut = self.box(*pixels.shape[-2:], rng)
+        return self._resized(pixels, cut), inside(box, cut, *pixels.shape[-2:])
+
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        top, left, h, w = self.box(*pixels.shape[-2:], rng)
+        return self._resized(pixels, self.box(*pixels.shape[-2:], rng))
+
+    def _resized(self, pixels: Tensor, cut: tuple[int, int, int, int]) -> Tensor:
+        top, left, h, w = cut
         part = pixels[..., top : top + h, left : left + w]
         # twice as quick as planes
         part = part.view(-1, *part.shape[-3:]).contiguous(memory_format=torch.channels_last)
@@ -111,7 +127,18 @@ class HorizontalFlip(Geometry):
         self.p = p
 
     def __call__(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        return pixels.flip(-1) if rng.random() < self.p else pixels
+        return self.boxed(pixels, (0, 0, 0, 0), rng)[0]
+
+    def boxed(self, pixels: Tensor, box: Box, rng: np.random.Generator) -> tuple[Tensor, Box]:
+        left, top, right, bottom = box
+        return (pixels.flip(-1), (right, top, left, bottom)) if rng.random() < self.p else (pixels, box)
+
+
+def inside(box: Box, cut: tuple[int, int, int, int], height: int, width: int) -> Box:
+    """What a cut (top, left, height, width) out of height x width pixels shows, where these show `box`."""
+    (left, top, right, bottom), (y, x, h, w) = box, cut
+    across, down = (right - left) / width, (bottom - top) / height
+    return left + x * across, top + y * down, left + (x + w) * across, top + (y + h) * down
 
 
 def centre_crop(pixels: Tensor, size: int, share: float) -> Tensor:
