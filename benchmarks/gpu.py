@@ -46,8 +46,9 @@ from vicjoint.recipe import load_recipe
 from vicjoint.registry import ComponentError
 from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.log import MetricsLog
-from vicjoint.training.loop import branch_names, fit, update, wrap
+from vicjoint.training.loop import branch_names, fit, wrap
 from vicjoint.training.saving import Saver
+from vicjoint.training.steps import update
 from vicjoint.training.stopping import StopSignal
 from vicjoint.training.trackers import Trackers
 from vicjoint.video.write import RATE_FPS, write_mp4

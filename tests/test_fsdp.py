@@ -128,6 +128,7 @@ import torch
 import torch.distributed as dist
 import vicjoint
 from vicjoint import distributed
+from vicjoint.accumulate import backward
 from vicjoint.training import checkpoint, loop, parallel, shards
 
 loop.write_report = lambda folder: folder / "report.html"
@@ -162,7 +163,7 @@ everything = 8 * sum(p.numel() for p in parts.model.parameters())
 parallel.shard(parts)
 forward = parallel.wrap(parts)
 batch, _ = next(parts.batches_of(parts.tasks[0], 1))
-loop.backward(forward, parts.tasks[0].objective, batch, parts.recipe.train)[0]
+backward(forward, parts.tasks[0].objective, batch, parts.recipe.train)[0]
 held = {}
 for p in parts.model.parameters():
     own = {"weights": p, "gradients": p.grad}

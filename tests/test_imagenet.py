@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import vicjoint
+from vicjoint.accumulate import backward
 from vicjoint.batch import Batch
 from vicjoint.export import main as export_command
 from vicjoint.optim import set_learning_rate
@@ -157,7 +158,7 @@ def test_steps_of_the_whole_set_up_against_a_reference(parts):
         pair = Batch(view_a, view_b, torch.arange(8), [str(i) for i in range(8)])
         parts.optimizer.zero_grad()
         double_input(parts.model.branches["a"].modality)
-        loss, terms, _ = loop.backward(parts.model, parts.tasks[0].objective, pair, parts.recipe.train)
+        loss, terms, _ = backward(parts.model, parts.tasks[0].objective, pair, parts.recipe.train)
         parts.optimizer.step()
         # by hand
         mean, std = (

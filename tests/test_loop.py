@@ -88,9 +88,9 @@ def test_a_run_leaves_its_folder(videos, tmp_path, capsys):
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(videos, tmp_path, monkeypatch):
     whole = vicjoint.train(recipe(videos), [f"out={tmp_path / 'whole'}"])
-    from vicjoint.training import loop
+    from vicjoint.training import steps
 
-    take, calls = loop.backward, []
+    take, calls = steps.backward, []
 
     def dies_at_the_fifth(*given):
         calls.append(1)
@@ -98,10 +98,10 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(videos, tmp_path, 
             raise KeyboardInterrupt
         return take(*given)
 
-    monkeypatch.setattr(loop, "backward", dies_at_the_fifth)
+    monkeypatch.setattr(steps, "backward", dies_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         vicjoint.train(recipe(videos), [f"out={tmp_path / 'stopped'}"])
-    monkeypatch.setattr(loop, "backward", take)
+    monkeypatch.setattr(steps, "backward", take)
     stopped = vicjoint.train(recipe(videos), [f"out={tmp_path / 'stopped'}"])
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(stopped).values()))
     assert [(s["step"], s["loss"]) for s in lines(whole)] == [(s["step"], s["loss"]) for s in lines(stopped)]

@@ -407,7 +407,7 @@ def test_a_process_that_reads_does_not_train(monkeypatch):
 def test_readers_end_with_the_process_that_they_read_for(tmp_path):
     """Also where that is killed: they are no children of it."""
     recipe = tiny.recipe(data={"workers": 1}, evaluate={"probes": []})
-    tiny.run(recipe, [f"out={tmp_path / 'run'}"], kill=("vicjoint.training.loop.backward", 3))
+    tiny.run(recipe, [f"out={tmp_path / 'run'}"], kill=("vicjoint.training.steps.backward", 3))
     own = forkserver._forkserver._forkserver_pid
     end = time.monotonic() + 20
     while left := [p for p in map(Path, glob.glob("/proc/[0-9]*/stat")) if is_reader_of(p, own)]:

@@ -96,8 +96,8 @@ def test_killed_runs_end_like_the_one_that_was_not(name, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(made(changes), [f"out={whole}", *overrides], world=world) == [0] * world
     for place in (
-        ("vicjoint.training.loop.backward", 3),
-        ("vicjoint.training.loop.backward", 7),
+        ("vicjoint.training.steps.backward", 3),
+        ("vicjoint.training.steps.backward", 7),
         ("vicjoint.training.loop.evaluate", 2),
     ):
         codes = tiny.run(made(changes), [f"out={killed}", *overrides], kill=place, world=world)
@@ -134,7 +134,7 @@ def test_lines_written_after_the_checkpoint_and_torn_ones_are_cut(tmp_path):
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(bad, [f"out={whole}"]) == [0]
-    assert tiny.run(bad, [f"out={killed}"], kill=("vicjoint.training.loop.backward", 7)) == [-9]
+    assert tiny.run(bad, [f"out={killed}"], kill=("vicjoint.training.steps.backward", 7)) == [-9]
     assert [line["step"] for line in tiny.metrics(killed)] == [1, 2, 3, 4, 5, 6] and checkpoint.steps(
         killed / "checkpoints"
     ) == [4]
@@ -154,7 +154,7 @@ def test_a_kill_before_the_first_checkpoint_starts_again(tmp_path):
     for place in (
         ("os.replace", 1),
         ("vicjoint.training.loop.describe", 1),
-        ("vicjoint.training.loop.backward", 2),
+        ("vicjoint.training.steps.backward", 2),
     ):
         assert tiny.run(tiny.recipe(), out, kill=place) == [-9]
     assert tiny.run(tiny.recipe(), out) == [0]
@@ -165,7 +165,7 @@ def test_workers_can_change_on_the_way(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny.run(tiny.recipe(), [f"out={whole}"]) == [0]
     assert tiny.run(
-        tiny.recipe(), [f"out={killed}", "data.workers=1"], kill=("vicjoint.training.loop.backward", 6)
+        tiny.recipe(), [f"out={killed}", "data.workers=1"], kill=("vicjoint.training.steps.backward", 6)
     ) == [-9]
     assert tiny.run(tiny.recipe(), [f"out={killed}", "data.workers=2"]) == [0]
     tiny.same_end(whole, killed)
@@ -181,7 +181,7 @@ def test_three_workers(world, tmp_path):
             tiny.run(
                 made(MOCO),
                 [f"out={killed}", "data.workers=3"],
-                kill=("vicjoint.training.loop.backward", at),
+                kill=("vicjoint.training.steps.backward", at),
                 world=world,
             )[-1]
             == -9
@@ -206,8 +206,8 @@ def test_another_number_of_processes_keeps_the_order_of_the_samples(monkeypatch)
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     out = [f"out={tmp_path / 'run'}"]
-    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.training.loop.backward", 6), world=2)[-1] == -9
-    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.training.loop.backward", 5)) == [-9]
+    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.training.steps.backward", 6), world=2)[-1] == -9
+    assert tiny.run(tiny.recipe(), out, kill=("vicjoint.training.steps.backward", 5)) == [-9]
     assert tiny.run(tiny.recipe(), out, world=2) == [0, 0]
     assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == list(range(1, 15))
 

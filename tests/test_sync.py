@@ -1,5 +1,5 @@
-"""A step waits for the device once, where it has to know whether its numbers are finite: nothing else on its
-way reads what a GPU computes."""
+"""A step waits for nothing that a GPU computes: its numbers are read once the next step is on its way, and
+nothing else is."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from vicjoint.batch import Batch, Crops
 from vicjoint.recipe import load_recipe
 from vicjoint.registry import build
-from vicjoint.training import loop, nonfinite
+from vicjoint.training import loop, nonfinite, steps
 from vicjoint.training.build import Parts, build_parts
 from vicjoint.training.log import MetricsLog
 from vicjoint.training.saving import Saver
@@ -54,14 +54,14 @@ class Unread:
 
 def fit(parts: Parts, folder: Path, monkeypatch, after=lambda step: None) -> list[dict]:
     """The lines of STEPS steps of the loop, of which none saves or measures health."""
+    monkeypatch.setattr(steps, "HEALTH_EVERY", 1000)
     monkeypatch.setattr(Saver, "save", lambda *given: None)
-    monkeypatch.setattr(loop, "HEALTH_EVERY", 1000)
-    parts.steps, steps, signal = 1000, [], StopSignal()
+    parts.steps, signal, taken = 1000, StopSignal(), []
 
     def stepped():
-        steps.append(len(steps) + 1)
-        after(steps[-1])
-        signal.asked = len(steps) == STEPS
+        taken.append(len(taken) + 1)
+        after(taken[-1])
+        signal.asked = len(taken) == STEPS
 
     folder.mkdir()
     names, batch_size = loop.branch_names(parts)["pairs"], parts.recipe.train.batch_size
@@ -75,25 +75,35 @@ def fit(parts: Parts, folder: Path, monkeypatch, after=lambda step: None) -> lis
 
 
 def fit_unread(parts: Parts, folder: Path, monkeypatch) -> None:
-    """Steps of which nothing can be read but the numbers that are asked for once in each."""
-    unread, looks = Unread(monkeypatch), []
+    """Steps of which nothing can be read but their numbers, one step later."""
+    unread, events = Unread(monkeypatch), []
 
-    def read_back(values):
-        assert all(isinstance(value, FakeTensor) for value in values)
-        looks.append(values)
-        return [0.0] + [2.0] * (len(values) - 1)  # all is finite
+    class Numbers:
+        def __init__(self, bad, loss, norm, terms):
+            assert all(isinstance(value, FakeTensor) for value in (bad, loss, norm, *terms.values()))
+            self.loss, self.norm, self.terms = 2.0, 2.0, dict.fromkeys(terms, 2.0)
+            events.append("taken")
+
+        def finite(self):
+            events.append("read")
+            return True
 
     to = lambda batch, device: Batch(unread.of(batch.a), unread.of(batch.b), batch.group, batch.samples)
-    monkeypatch.setattr(nonfinite, "read_back", read_back)
+    monkeypatch.setattr(nonfinite, "Numbers", Numbers)
+    monkeypatch.setattr(steps, "decided_by_device", lambda parts: True)
     monkeypatch.setattr(Batch, "to", to)
     trained = nn.ModuleList([parts.model, *(task.objective for task in parts.tasks)])
     guards = [part for part in trained.modules() if type(part).__name__ == "Guard"]
     for guard in guards:  # it looks at the first step, and then at every 64th
         guard.calls, guard.answers = 1, dict.fromkeys(("a0", "b0", "a1", "b1", "off"), False)
+    for part in trained.modules():
+        if getattr(part, "has_memory", False):  # its queue takes its width in the first step
+            part.queue = torch.randn(len(part.queue), parts.recipe.branches["a"].expander[-1])
     unread.module(trained)
     parts.optimizer = build("optimizer", parts.recipe.optimizer, trained, parts.recipe.train.batch_size)
     lines = fit(parts, folder, monkeypatch)
-    assert len(looks) == STEPS and [line["loss"] for line in lines] == [2.0] * STEPS
+    assert events == ["taken", *["taken", "read"] * (STEPS - 1), "read"]
+    assert [line["loss"] for line in lines] == [2.0] * STEPS
 
 
 @pytest.mark.parametrize(
@@ -112,7 +122,7 @@ def fit_unread(parts: Parts, folder: Path, monkeypatch) -> None:
     ],
     ids=str,
 )
-def test_a_step_reads_its_numbers_once_and_nothing_else(changes, tmp_path, monkeypatch):
+def test_a_step_reads_the_numbers_of_the_one_before_and_nothing_else(changes, tmp_path, monkeypatch):
     parts = build_parts(load_recipe(tiny.recipe(evaluate={"probes": []}, **changes)))
     parts.tasks[0].pair.group_of = lambda record, number: number % 3
     fit_unread(parts, tmp_path / "run", monkeypatch)
@@ -148,7 +158,7 @@ def test_a_step_that_reads_is_seen(tmp_path, monkeypatch):
     [{"name": "vicreg", "statistics": "both"}, {"name": "barlow_twins"}, {"name": "infonce"}],
     ids=str,
 )
-def test_a_step_on_a_gpu_waits_for_nothing_but_one_event(objective, tmp_path, monkeypatch):
+def test_a_step_on_a_gpu_waits_for_nothing_but_the_one_before(objective, tmp_path, monkeypatch):
     """From the second step on: the first one chooses kernels, and fills the optimizer's state."""
     parts = build_parts(load_recipe(tiny.recipe(evaluate={"probes": []}, objective=objective)))
     parts.tasks[0].pair.group_of = lambda record, number: number % 3

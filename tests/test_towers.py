@@ -98,20 +98,20 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(b, tmp_path, monkeypatc
     tiny.same_end(tmp_path / "one", tmp_path / "other")
 
 
-def stop_after(monkeypatch, steps: int, run) -> None:
+def stop_after(monkeypatch, number: int, run) -> None:
     """Call `run`, whose training fails in the step after so many."""
-    from vicjoint.training import loop
+    from vicjoint.training import loop, steps
 
-    calls, whole = [0], loop.backward
+    calls, whole = [0], steps.backward
 
     def failing(*given, **named):
         calls[0] += 1
-        if calls[0] > steps:
+        if calls[0] > number:
             raise MemoryError("on purpose")
         return whole(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "backward", failing)
+        patch.setattr(steps, "backward", failing)
         with pytest.raises(loop.TrainingError):
             run()
 

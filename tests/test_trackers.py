@@ -12,7 +12,7 @@ from vicjoint.recipe import RecipeError, load_recipe
 from vicjoint.recipe.compare import differences
 from vicjoint.registry import ComponentError
 from vicjoint.run import main
-from vicjoint.training import loop, trackers
+from vicjoint.training import loop, steps, trackers
 from vicjoint.training.stopping import Stopped
 from vicjoint.training.trackers import Trackers
 
@@ -170,19 +170,19 @@ def test_names_of_several_pairs_begin_with_the_pair(recorder, tmp_path):
 
 
 def test_a_run_that_goes_on_shows_nothing_twice(recorder, tmp_path, monkeypatch):
-    left, update = [9], loop.update
+    left, update = [9], steps.update
 
-    def stopping(parts):
-        update(parts)
+    def stopping(*given):
+        update(*given)
         left[0] -= 1
         if not left[0]:
             raise Stopped("stopped")
 
-    monkeypatch.setattr(loop, "update", stopping)
+    monkeypatch.setattr(steps, "update", stopping)
     with pytest.raises(Stopped):
         train(tmp_path / "run")
     assert recorder.open == 0
-    monkeypatch.setattr(loop, "update", update)
+    monkeypatch.setattr(steps, "update", update)
     train(tmp_path / "run")
     train(tmp_path / "run")  # finished: it is only evaluated again
     assert [step for step, values in recorder.given if "loss" in values] == list(range(1, 15))

@@ -206,7 +206,7 @@ def start(
     stdout: Path | None = None,
 ) -> list:
     """Processes (as many as `world`) that run the recipe as the command does. `kill`: (a function such as
-    "vicjoint.training.loop.backward", n): the last process sends itself SIGKILL where it would call that for
+    "vicjoint.training.steps.backward", n): the last process sends itself SIGKILL where it would call that for
     the nth time. `stdout`: a file for what they say.
     """
     context = forking()

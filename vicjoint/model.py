@@ -242,15 +242,16 @@ class Model(nn.Module):
         return found
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, taken: float | Tensor = 1.0) -> None:
         """Let the usage of latents and the ema branches follow: parameters b <- momentum b + (1 - momentum)
-        a; buffers are copied."""
+        a; buffers are copied. taken: 0 leaves the parameters as they are; a tensor [] on their device."""
         if self.choice is not None:
             self.choice.after_step()
         for name, (leader, momentum) in self.ema.items():
             branch, led = self.branches[name], self.branches[leader]
+            share = (1 - momentum) * taken
             for target, source in zip(branch.parameters(), led.parameters()):
-                target.lerp_(source, 1 - momentum)
+                target.lerp_(source, share.to(target.dtype) if isinstance(share, Tensor) else share)
             for target, source in zip(branch.buffers(), led.buffers()):
                 target.copy_(source)
 

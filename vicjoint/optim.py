@@ -61,9 +61,11 @@ def adamw(
     """AdamW (Loshchilov and Hutter 2019) with an absolute learning rate. `max_change`: no step moves a weight
     matrix by more than this share of its norm, such as 0.01; null: by whatever the rate says."""
     groups = parameter_groups(model, weight_decay)
+    # on GPUs one kernel, which can be told on the device to change nothing
+    fused = all(p.is_cuda for group in groups for p in group["params"]) or None
     if max_change is None:
-        return torch.optim.AdamW(groups, lr=lr, betas=betas)
-    return LimitedAdamW(groups, max_change, lr=lr, betas=betas)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    return LimitedAdamW(groups, max_change, lr=lr, betas=betas, fused=fused)
 
 
 class LimitedAdamW(torch.optim.AdamW):
@@ -110,7 +112,11 @@ def lars(
 
 class LARS(torch.optim.Optimizer):
     """Momentum SGD whose step per tensor is scaled by eta |w| / |g|, g including the weight decay. Groups
-    with `adapt: False` take plain momentum steps."""
+    with `adapt: False` take plain momentum steps. Where `found_inf`, a flag on the device, is 1, a step
+    changes nothing."""
+
+    _step_supports_amp_scaling = True  # so torch's GradScaler asks for it
+    found_inf: Tensor | None = None
 
     def __init__(self, params, lr: float, momentum: float, eta: float):
         super().__init__(
@@ -132,8 +138,14 @@ class LARS(torch.optim.Optimizer):
                         usable, group["eta"] * p_norm / g_norm.clamp_min(1e-30), torch.ones_like(p_norm)
                     )
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
-                velocity.mul_(group["momentum"]).add_(update)
-                p.sub_(velocity, alpha=group["lr"])
+                if self.found_inf is None:
+                    velocity.mul_(group["momentum"]).add_(update)
+                    p.sub_(velocity, alpha=group["lr"])
+                else:
+                    moved = velocity.mul(group["momentum"]).add_(update)
+                    held = self.found_inf > 0
+                    p.copy_(torch.where(held, p, p.sub(moved, alpha=group["lr"])))
+                    velocity.copy_(torch.where(held, velocity, moved))
 
 
 def norm(x: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ import torch
 from torch.profiler import record_function
 
 from vicjoint import distributed, metrics
-from vicjoint.accumulate import backward
 from vicjoint.batch import Batch, z_of
 from vicjoint.data import BadDataError, Quarantine, ReaderError, Readers
 from vicjoint.data.readers import refuse_in_a_reader
@@ -27,7 +26,6 @@ from vicjoint.data.reading import sources_of
 from vicjoint.files.cache import cache_root
 from vicjoint.files.write import replaced, write_json
 from vicjoint.model import Model, count_parameters
-from vicjoint.optim import set_learning_rate
 from vicjoint.recipe import Recipe, RecipeError, load_recipe
 from vicjoint.registry import ComponentError
 from vicjoint.report.page import write_report
@@ -39,21 +37,15 @@ from vicjoint.training.fitting import fit_parts
 from vicjoint.training.folder import best_step, only_one, open_run, write_environment
 from vicjoint.training.keeping import keep_features
 from vicjoint.training.log import MetricsLog
-from vicjoint.training.nonfinite import Watch
-from vicjoint.training.parallel import clip_gradients, shard, whole, wrap
+from vicjoint.training.parallel import shard, whole, wrap
 from vicjoint.training.profiling import profiled
 from vicjoint.training.resuming import resume
 from vicjoint.training.saving import Saver, saver_of
-from vicjoint.training.stopping import EVALUATION, TRAINING, Interrupted, Stopped, StopSignal, seed_everything
+from vicjoint.training.steps import Steps, TrainingError
+from vicjoint.training.stopping import EVALUATION, Interrupted, Stopped, StopSignal, seed_everything
 from vicjoint.training.trackers import Trackers, check_trackers
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # of malloc.h
-HEALTH_EVERY = 20  # steps of a task between its health lines in metrics.jsonl
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
-
 
 # what a process says that is stopped by another one's readers
 UNREAD = "another process cannot read on, and says why; a checkpoint is saved"
@@ -242,8 +234,7 @@ def fit(
     saving, where a signal asked for it."""
     recipe = parts.recipe
     quarantines = quarantine(parts, folder)
-    forward = wrap(parts)
-    watch = Watch(parts, folder, begin)
+    steps = Steps(parts, wrap(parts), folder, begin, log, saver)
     evaluated = distributed.from_first(lambda: log.evaluated(begin))
     parts.model.train()
 
@@ -251,6 +242,8 @@ def fit(
         for step in range(begin, parts.steps + 1):
             # once in a while: evaluate, then save, so that a checkpoint never lacks the lines before it
             best = False
+            if step == parts.steps or due(step, recipe.evaluate.every) or due(step, recipe.checkpoint.every):
+                steps.settle()
             if due(step, recipe.evaluate.every) and step < parts.steps and not (step == begin and evaluated):
                 best = evaluate_while_training(parts, folder, step, log, signal, saver)
             if step > begin and (due(step, recipe.checkpoint.every) or step == parts.steps or best):
@@ -260,38 +253,14 @@ def fit(
 
             # one step
             began = time.perf_counter()
-            task, number = parts.turn(step)
-            batch, found = read(batches, folder, step, signal, saver)
+            task, _ = parts.turn(step)
+            batch, found = read(batches, folder, step, signal, saver, steps)
             waited = time.perf_counter() - began
             quarantines[task.source_name].add(found)
             parts.limit.learn(task.number, found)
 
-            seed_everything(recipe.train.seed, TRAINING, step, distributed.rank())
-            lr = set_learning_rate(parts.optimizer, recipe.schedule, step, parts.steps, parts.steps_per_epoch)
-            watch.remember()
-            with record_function("transfer"):
-                batch = batch.to(parts.device)
-            loss, terms, embeddings = backward(
-                forward, task.objective, batch, recipe.train, task.number, task.gradient_b
-            )
-            skipped, loss, terms = watch.look(step, task, batch, loss, terms)
-            if skipped and watch.over:
-                if step:
-                    saver.save_now(step)  # as before this step: --replay has its exact weights
-                raise TrainingError(skipped)
-            if not skipped:
-                with record_function("optimizer"):
-                    update(parts)
-
-            # what it was like
-            rates = {"lr": lr, "seconds": time.perf_counter() - began, "waited": waited}
-            last = number + 1 == parts.shares.count(task.number, parts.steps)
-            healthy = (number + 1) % HEALTH_EVERY == 0 or last
-            if skipped:
-                log.skipped(step + 1, task.name, terms, rates, skipped)
-            else:
-                z = embeddings if healthy else None
-                log.step(step + 1, task.name, loss, terms, rates, z, parts.model.usage)
+            steps.take(step, task, batch, began, waited)
+            steps.settle(steps.ahead)
             stepped()
 
 
@@ -312,7 +281,7 @@ def quarantine(parts: Parts, folder: Path) -> dict[str, Quarantine]:
 
 
 def read(
-    batches: Readers, folder: Path, step: int, signal: StopSignal, saver: Saver
+    batches: Readers, folder: Path, step: int, signal: StopSignal, saver: Saver, steps: Steps
 ) -> tuple[Batch, list[tuple[str, str]]]:
     """(the batch of a step, the bad samples that all processes found). Where a signal asked to stop, or
     reading fails for good, what was learnt is saved first."""
@@ -328,6 +297,7 @@ def read(
     if unsaved:
         saver.wait()
     if batch is None or asked or over:
+        steps.settle()
         saver.save_now(step)
         raise unread or (Stopped(stopped_at(step, folder)) if asked else TrainingError(UNREAD))
     return batch, sum(distributed.gather_objects(bad), []) if some_bad else []
@@ -353,15 +323,6 @@ def evaluate_while_training(
         return best_step(folder, parts.recipe.checkpoint.best) == step
     except KeyError as error:
         raise TrainingError(error.args[0]) from None
-
-
-def update(parts: Parts) -> None:
-    """The optimizer's step with the gradients that are there, and what follows it."""
-    if parts.recipe.clip:
-        clip_gradients(parts.model.parameters(), parts.recipe.clip)
-    parts.optimizer.step()
-    parts.optimizer.zero_grad(set_to_none=True)
-    parts.model.after_step()
 
 
 # ---- evaluation ----

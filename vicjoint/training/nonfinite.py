@@ -3,8 +3,10 @@ down, and played again.
 
     watch = Watch(parts, folder, begin)
     watch.remember()  # before a step: what its forward pass will change
-    # said: None: finite; else what happened; the model is as before the step
-    said, loss, terms = watch.look(step, task, batch, loss, terms)
+    bad, numbers = watch.judge(loss, terms)  # on the device; nothing waits
+    if not numbers.finite():  # waits
+        watch.go_back()
+        said = watch.look_into(step, task, batch, numbers)
     replay(recipe, 1234)  # python -m vicjoint.run RECIPE out=FOLDER --replay 1234
 
 Where one process finds something, all of them leave the step out, so they stay one model.
@@ -61,11 +63,12 @@ class Watch:
         self.kept = [b.clone() for _, _, b in self.buffers()]
 
     @torch.no_grad()
-    def go_back(self) -> None:
+    def go_back(self, held: Tensor | None = None) -> None:
+        """held: a flag on the device, only where it is 1."""
         for kept, (module, name, buffer) in zip(self.kept, self.buffers()):
             if kept.shape == buffer.shape:  # in place, since DistributedDataParallel holds on to the tensor
-                buffer.copy_(kept)
-            else:  # a queue that took its width in this step
+                buffer.copy_(kept) if held is None else torch.where(held > 0, kept, buffer, out=buffer)
+            elif held is None or held > 0:  # a queue that took its width in this step; to know, it waits
                 setattr(module, name, kept.clone())
 
     @property
@@ -73,15 +76,9 @@ class Watch:
         """Whether the run has to stop at what was just found."""
         return self.options.nonfinite == "stop" or self.skipped > self.options.nonfinite_limit
 
-    def look(
-        self, step: int, task: Task, batch: Batch, loss: Tensor, terms: dict[str, Tensor]
-    ) -> tuple[str | None, float, dict[str, float]]:
-        """(None where loss, terms and gradient of step `step` (from 0) are finite on all processes, otherwise
-        what is not, in which branch it began and where it is written down; loss; terms). Where something is
-        not finite, buffers and gradients are then as before the step.
-
-        The step's only wait for the device: an optimizer cannot take back what it has done. All numbers of
-        the step come with it, in one copy."""
+    def judge(self, loss: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, "Numbers"]:
+        """(1 where loss or gradient is not finite on some process, else 0: a float [] on the device; the
+        step's numbers on their way to the processor, in one copy). Waits for nothing."""
         gradients = [
             p.grad
             for group in self.parts.optimizer.param_groups
@@ -90,14 +87,16 @@ class Watch:
         ]
         norm = gradient_norm(gradients)
         flag = (~(torch.isfinite(loss) & torch.isfinite(norm))).float().reshape(1).to(self.parts.device)
-        bad, total, length, *values = read_back([distributed.total(flag)[0], loss, norm, *terms.values()])
-        numbers = dict(zip(terms, values))
-        if not bad:
-            return None, total, numbers
-        self.go_back()
-        self.parts.optimizer.zero_grad(set_to_none=True)
-        broken = [f"{name}={value}" for name, value in numbers.items() if not math.isfinite(value)]
-        broken = broken or ([f"gradient norm={length}"] if math.isfinite(total) else [f"loss={total}"])
+        bad = distributed.total(flag)[0].clamp(max=1)
+        return bad, Numbers(bad, loss, norm, terms)
+
+    def look_into(self, step: int, task: Task, batch: Batch, numbers: "Numbers") -> str:
+        """What was not finite in step `step` (from 0), which was left out, in which branch it began and where
+        that is written down. The model is the one the step ran in, buffers too, and is so after it."""
+        total, terms = numbers.loss, numbers.terms
+        broken = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
+        broken = broken or ([f"gradient norm={numbers.norm}"] if math.isfinite(total) else [f"loss={total}"])
+        self.remember()
         seed_everything(self.options.seed, TRAINING, step, distributed.rank())
         with whole(self.parts.model):
             found = merged(distributed.gather_objects(examine(self.parts, task, batch)))
@@ -114,12 +113,12 @@ class Watch:
                     "pair": task.name,
                     "not_finite": broken,
                     "began": where,
-                    "terms": {name: as_json(value) for name, value in numbers.items()},
+                    "terms": {name: as_json(value) for name, value in terms.items()},
                     "samples": samples,
                     "branches": found,
                 },
             )
-        return self._in_words(step + 1, ", ".join(broken), where, path), total, numbers
+        return self._in_words(step + 1, ", ".join(broken), where, path)
 
     def _in_words(self, step: int, broken: str, where: str, path: Path) -> str:
         if where == BOTH_FINITE:
@@ -143,19 +142,30 @@ class Watch:
         )
 
 
-@torch.no_grad()
-def read_back(values: list[Tensor]) -> list[float]:
-    """Scalars, those of the device in one copy with one wait."""
-    device = values[0].device
-    found = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
-    if found.is_cuda:
-        # what an ordinary read would do, said in words: tests/test_sync.py forbids ordinary reads in a step
-        copied = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        done.synchronize()
-        found = copied
-    return found.tolist()
+class Numbers:
+    """What a step gave: its loss, the norm of its gradient and its terms, as floats once `finite` has waited
+    for the device."""
+
+    def __init__(self, bad: Tensor, loss: Tensor, norm: Tensor, terms: dict[str, Tensor]):
+        self.names, self.copied = list(terms), None
+        device = bad.device
+        values = [
+            torch.as_tensor(x, dtype=torch.float64, device=device) for x in (bad, loss, norm, *terms.values())
+        ]
+        self.values = torch.stack(values).detach()
+        if self.values.is_cuda:
+            copied = torch.empty(len(values), dtype=torch.float64, pin_memory=True)
+            self.values = copied.copy_(self.values, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def finite(self) -> bool:
+        """Whether loss and gradient are, on all processes."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        bad, self.loss, self.norm, *values = self.values.tolist()
+        self.terms = dict(zip(self.names, values))
+        return not bad
 
 
 def count_skipped(metrics: Path, begin: int) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -222,6 +223,11 @@ def set_random(states: tuple) -> None:
 
 
 # ---- gradients ----
+
+
+def plain_beside_shares(model: nn.Module):
+    """Inside, a flag that each process has may stand beside its shares."""
+    return implicit_replication() if is_sharded(model) else contextlib.nullcontext()
 
 
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ from vicjoint.parts import Objective
 from vicjoint.recipe import Recipe
 from vicjoint.training.build import Parts, Task, build_parts, length_of, try_one_record
 from vicjoint.training.ledger import Ledger, size_of
-from vicjoint.training.loop import update
+from vicjoint.training.steps import update
 
 MEASURED = 32  # samples
 GIB = 2**30

@@ -17,6 +17,9 @@ from vicjoint.training.folder import cut_to
 from vicjoint.training.going_on import say_length, take_over
 from vicjoint.training.saving import APPENDED
 
+# of an optimizer's groups: how this machine computes, whatever another one did
+KERNELS = ("foreach", "fused", "capturable")
+
 
 def resume(parts: Parts, folder: Path) -> int:
     """Load the last checkpoint of the folder that can be used, where there is one, and cut off what a killed
@@ -70,7 +73,11 @@ def restore(parts: Parts, state: dict) -> None:
         number: {name: share_of(x, parameter[number]) for name, x in of_one.items()}
         for number, of_one in state["optimizer"]["state"].items()
     }
-    parts.optimizer.load_state_dict(state["optimizer"] | {"state": states})
+    groups = [
+        given | {name: own[name] for name in KERNELS if name in own}
+        for given, own in zip(state["optimizer"]["param_groups"], parts.optimizer.param_groups)
+    ]
+    parts.optimizer.load_state_dict({"state": states, "param_groups": groups})
     share_fitted(parts)
 
 
