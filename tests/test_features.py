@@ -378,7 +378,7 @@ def test_workers_change_nothing_and_crops_are_drawn_by_epoch_and_record(monkeypa
     assert first.keys() == second.keys() and not any(first[place] == second[place] for place in first)
 
 
-# ---- a user's probe, from vicjoint/parts.py alone ----
+# ---- a user's probe, from vicjoint/parts alone ----
 
 
 class Spread(Probe):

@@ -1,4 +1,4 @@
-"""A modality, a pair and a probe of a user, written from vicjoint/parts.py alone, each under 40 lines, in a
+"""A modality, a pair and a probe of a user, written from vicjoint/parts alone, each under 40 lines, in a
 module that the recipe imports; run as a user runs them."""
 
 import csv

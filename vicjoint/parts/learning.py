@@ -1,0 +1,52 @@
+"""The contracts of learning: objective and predictor."""
+
+# N samples, B batch, E embedding, K latents
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from vicjoint.parts.reading import Pair
+
+
+class Objective(nn.Module):
+    """The loss of two embeddings: `loss, terms = objective(z_a, z_b, group)`.
+
+    z_a, z_b: [N, E]; group: [N] int64 on the processor, or None. `terms` {name: weighted, detached value} sum
+    to the loss. Statistics are those of the global batch, whatever the number of processes."""
+
+    terms: tuple[str, ...] = ()
+    has_memory: bool = False
+    """Whether it keeps embeddings of earlier batches: b then has to change slowly, and views are single."""
+
+    @classmethod
+    def needs_slow_branch(cls, options: Mapping[str, Any]) -> str | None:
+        """Before it is built, of the options in a recipe: the one that will give it a memory, or None."""
+        return None
+
+    @classmethod
+    def local_expander(cls, options: Mapping[str, Any]) -> list[int] | None:
+        """Before it is built, of the options in a recipe: the widths of a second expander, for the cells of
+        an encoder's map, where it compares these too: the pair then has to `give_boxes`, and z_a and z_b are
+        `vicjoint.batch.WithCells`. None: it compares z alone."""
+        return None
+
+    def bind(self, pair: "Pair") -> None:
+        """Take what it has to know of the pair whose samples it sees, once, before the first step. Raises
+        ValueError where the pair does not give what it needs."""
+
+    def describe(self, dim: int) -> str | None:
+        """One line about its weights for embeddings of this width, or None where there is nothing to say."""
+        return None
+
+
+class Predictor(nn.Module):
+    """z_a [B, E] -> the prediction of z_b [B, E]; with `latents` above 1, [B, latents, E]: one for each value
+    of a discrete latent, among which the model chooses.
+
+    It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
+    condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C]."""
+
+    latents: int = 1
+    takes_condition: ClassVar[bool] = False
