@@ -318,6 +318,11 @@ def test_retrieval_shows_what_the_condition_is_worth():
     assert found["model"]["a_to_b_r5"] > 0.9 > 0.5 > found["shuffled_condition"]["a_to_b_r5"]
     assert found["model"]["b_to_a_r5"] > 0.5 + found["shuffled_condition"]["b_to_a_r5"]
     assert found["model"]["a_to_b_r1"] > found["chance"]["a_to_b_r1"]
+    # replicates: the mean of two predictions each, with the conditions of others in each
+    for record in records:
+        record["pair_of"] = str(int(record["id"]) // 2)
+    means = measured(Retrieval(linear_map=0, pictures=0, replicates="pair_of"), model, model, source, made)
+    assert means["model"]["a_to_b_r5"] > 0.9 > 0.6 > means["shuffled_condition"]["a_to_b_r5"]
 
 
 # ---- runs ----

@@ -141,6 +141,8 @@ class Retrieval(Probe):
         """Raises ValueError where fewer than two test records can be read by both branches, or a query has
         fewer wrong candidates than it is to choose among."""
         a, b = groups_of(features, features.wants[:2])
+        if features.data.pair.conditions:
+            a, b = with_shuffled(features, a, b)
         if self.replicates:
             a, b = (
                 averaged(x, [class_of(r, self.replicates) for r in features.data.records("test", side)])
@@ -152,8 +154,6 @@ class Retrieval(Probe):
             for row, z in a.items.rows.items()
             if row in b.items.rows
         }
-        if features.data.pair.conditions and not self.replicates:
-            rows["shuffled_condition"] = shuffled(features, a, rows["model"])
         score_of = lambda row, z: {
             f"{row}/{m}": value for m, value in score(z, right, (a, b), self.among).items()
         }
@@ -229,6 +229,21 @@ def groups_of(features: Features, wants: Sequence[Want]) -> tuple[Group, Group]:
     return a, b
 
 
+def with_shuffled(features: Features, a: Group, b: Group) -> tuple[Group, Group]:
+    """With a row for a's predictions by the conditions of other items, beside b as it is."""
+    every = features.items(features.wants[-1])
+    kept = torch.isin(every.places, a.items.places)
+    of_a = every if kept.all() else every.only(kept)
+    y, told = of_a.rows["model"], of_a.conditions
+    assert told is not None
+    predicted = features.embed("model", "a", [y], told=[told[of_others(len(told))]])
+    rows = {"a": predicted, "b": b.items.rows["model"]}
+    return tuple(
+        replace(x, items=replace(x.items, rows=x.items.rows | {"shuffled_condition": rows[side]}))
+        for x, side in ((a, "a"), (b, "b"))
+    )
+
+
 def averaged(group: Group, names: Sequence[Any]) -> Group:
     """One item, their mean, of all whose records have an equal name; names: of all records, None: a record
     that stands for itself. Raises ValueError where they are of several classes."""
@@ -264,19 +279,6 @@ def averaged(group: Group, names: Sequence[Any]) -> Group:
         group.items, rows=rows, places=torch.from_numpy(places), numbers=group.items.numbers[at], **merged
     )
     return Group(items, ranking.numbered(list(map(frozenset, contents)), {}), group.classes[at])
-
-
-def shuffled(
-    features: Features, a: Group, z: dict[str, tuple[Tensor, Tensor]]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Both directions of the row `model`, with a's predictions made by the conditions of other items."""
-    every = features.items(features.wants[-1])
-    kept = torch.isin(every.places, a.items.places)
-    of_a = every if kept.all() else every.only(kept)
-    y, told = of_a.rows["model"], of_a.conditions
-    assert told is not None
-    predicted = features.embed("model", "a", [y], told=[told[of_others(len(told))]])
-    return {"a_to_b": (predicted, z["a_to_b"][1]), "b_to_a": (z["b_to_a"][0], predicted)}
 
 
 def right_of(a: Group, b: Group, separate: bool) -> ranking.Right:
