@@ -285,7 +285,8 @@ def test_a_real_run_holds_what_was_said(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(json.dumps(written))
     (share,) = of(written, 2)
     real = real_run(str(tmp_path / "recipe.yaml"), [], 2)
-    assert real["memory, MiB"] == pytest.approx(share.peak, rel=0.1)
+    # what else is held for a moment depends on when the system lets a process go on
+    assert 0.9 * share.peak < real["memory, MiB"] < 1.3 * share.peak
     # others use the interface, too
     assert real["traffic, MiB"] > 0.95 * share.received.total()
 
