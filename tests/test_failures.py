@@ -13,7 +13,7 @@ import torch
 from vicjoint import run
 from vicjoint.files.cache import cache_root
 from vicjoint.files.paths import user_path
-from vicjoint.training import loop
+from vicjoint.training import loop, steps
 
 
 @pytest.fixture(autouse=True)
@@ -121,13 +121,13 @@ def test_an_error_in_a_step(error, said, capsys, monkeypatch):
     def fail(*given):
         raise error
 
-    monkeypatch.setattr(loop, "backward", fail)
+    monkeypatch.setattr(steps, "backward", fail)
     line = fail.__code__.co_firstlineno + 1
     assert fails(capsys, 1, "out=run").startswith(said.format(line=line))
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(loop, "backward", lambda *given: {}["missing"])
+    monkeypatch.setattr(steps, "backward", lambda *given: {}["missing"])
     with pytest.raises(KeyError):
         run.main(["tiny.json"])
 
