@@ -13,7 +13,7 @@ from vicjoint import distributed
 from vicjoint.objectives import VICReg, forms
 from vicjoint.recipe import load_recipe
 from vicjoint.run import main
-from vicjoint.training import plan
+from vicjoint.training import plan, plan_text
 from vicjoint.training.ledger import Ledger, size_of
 
 CPU = torch.device("cpu")
@@ -264,14 +264,14 @@ def test_what_does_not_fit(tmp_path, capsys, monkeypatch):
     written = deep(train=train)
     (share,) = of(written, 2)
     room = share.peak - share.activations / 2
-    monkeypatch.setitem(plan.GPUS, "h100", plan.Gpu(room / 2**30, 1))
+    monkeypatch.setitem(plan_text.GPUS, "h100", plan_text.Gpu(room / 2**30, 1))
     assert command(tmp_path, "--processes", "2", "--gpu", "h100", written=written) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("does not fit: activations ")
     pieces = int(said.removesuffix(".").rpartition("raise train.accumulate to ")[2])
     (parts,) = of(written, 2, **{"train.accumulate": pieces})
     assert pieces > 1 and parts.peak < room
-    monkeypatch.setitem(plan.GPUS, "h100", plan.Gpu(sum(share.static.values()) / 2**30, 1))
+    monkeypatch.setitem(plan_text.GPUS, "h100", plan_text.Gpu(sum(share.static.values()) / 2**30, 1))
     assert command(tmp_path, "--processes", "2", "--gpu", "h100", written=written) == 0
     assert "no train.accumulate makes it fit. Take more processes" in capsys.readouterr().out
 

@@ -190,7 +190,8 @@ def dry_run(recipe: Recipe) -> int:
 
 def dry_run_of_many(recipe: Recipe, options: argparse.Namespace) -> int:
     """The same for one of many processes: what it would need, and what would go between them."""
-    from vicjoint.training.plan import in_words, plan
+    from vicjoint.training.plan import plan
+    from vicjoint.training.plan_text import in_words
 
     processes = options.processes or 1
     parts, shares = plan(recipe, processes)
@@ -214,7 +215,7 @@ def check_plan(options: argparse.Namespace) -> None:
 
 
 def check_gpu(name: str) -> None:
-    from vicjoint.training.plan import GPUS
+    from vicjoint.training.plan_text import GPUS
 
     if name not in GPUS:
         raise RecipeError(f"--gpu: no '{name}'.{nearest(name, GPUS)} Expected one of {', '.join(GPUS)}.")
