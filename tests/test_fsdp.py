@@ -125,7 +125,6 @@ SEPARATE = """
 import json, shutil, time
 from pathlib import Path
 import torch
-import torch.distributed as dist
 import vicjoint
 from vicjoint import distributed
 from vicjoint.accumulate import backward
@@ -133,7 +132,7 @@ from vicjoint.training import checkpoint, loop, parallel, shards
 
 loop.write_report = lambda folder: folder / "report.html"
 distributed.start()
-distributed.stop = lambda: None  # many runs of the same processes
+stop, distributed.stop = distributed.stop, lambda: None  # many runs of the same processes
 RANK, FSDP = distributed.rank(), "train.parallel=fsdp"
 torch.manual_seed(1)
 
@@ -199,10 +198,10 @@ except checkpoint.CheckpointError as error:
     assert "There is none before it" in str(error), error
 distributed.barrier()
 assert not list(Path("full/checkpoints").iterdir())
-dist.destroy_process_group()
+stop()
 """
 )
-GO_ON = SEPARATE + 'train(json.loads(Path("recipes.json").read_text())["plain"], "on 4", FSDP)\n'
+GO_ON = SEPARATE + 'train(json.loads(Path("recipes.json").read_text())["plain"], "on 4", FSDP)\nstop()\n'
 
 
 @pytest.fixture(scope="module")
