@@ -22,6 +22,7 @@ import numpy as np
 
 from vicjoint.files.arrays import numbers
 from vicjoint.files.inside import Inside, content_of
+from vicjoint.files.kept import Kept
 from vicjoint.files.rows import value_of
 from vicjoint.registry import nearest
 
@@ -30,6 +31,7 @@ TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
 MISSING = frozenset(
     {"", "nan", "NaN", "null", "NULL", "Null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"}
 )
+SMALL = 1 << 14  # bytes of JSON
 
 
 class CellError(ValueError):
@@ -40,6 +42,9 @@ class Part(dict):
     """A part of a tar file, as the value of a cell: what `images.read_record` reads; with a `key`, the value
     that the part's JSON has there; with a `key` and a `row`, a cell of a parquet file elsewhere
     (vicjoint.files.rows); with `channels`, an image whose channels are parts {name: Part}."""
+
+    kept: Kept | None = None
+    """Where its source keeps the JSON of small parts."""
 
 
 def of_channels(before: Part | None, part: Part, channel: str) -> Part:
@@ -131,11 +136,24 @@ def text_of(value):
     if not part and not isinstance(value, bytes):
         return value
     try:
-        text = (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
-        return json.loads(text).get(value["key"]) if part and "key" in value else text
+        if part and "key" in value:
+            return _object_of(value).get(value["key"])
+        return (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
     except (ValueError, RecursionError, AttributeError, KeyError) as error:
         what = "JSON object" if part and "key" in value else "text in UTF-8"
         raise CellError(f"{value['id'] if part else 'a cell'} is no {what}: {error}") from None
+
+
+def _object_of(part: Part):
+    """The JSON of a part; a small one is read once by a source that keeps it. Raises as reading does."""
+    kept, name = part.kept, (part["path"], part["offset"])
+    if kept is not None and (found := kept.get(name)) is not None:
+        return found
+    text = bytes_of(part)
+    found = json.loads(text.decode().removeprefix("\ufeff"))
+    if kept is not None and len(text) <= SMALL:
+        kept.add(name, found, 10 * len(text))  # about what it takes
+    return found
 
 
 def resolved(value):

@@ -16,6 +16,7 @@ import numpy as np
 from vicjoint.files.cells import Part, bytes_of, of_channels
 from vicjoint.files.folder import not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
+from vicjoint.files.kept import Kept
 from vicjoint.options import ByteSize, Count, bytes_in
 from vicjoint.orders import ShardOrder
 from vicjoint.parts import Source
@@ -26,6 +27,8 @@ from vicjoint.sources.members import OF_CLASS
 from vicjoint.sources.places import Shards, check_room, find, split_of_shard
 from vicjoint.sources.suffixes import columns_of, suffixes_of
 from vicjoint.video import VIDEO_SUFFIXES
+
+OF_A_CELL = 400  # bytes in memory
 
 
 class Members:
@@ -117,6 +120,8 @@ class ShardRecords(Sequence):
         self._rows = Shared(np.stack([r if r is own else r[sample] for r in rows], 1).astype(np.int64))
         self._suffix = Shared(members.suffix)
         self._places = Shared(np.stack([members.offset, members.size], 1))
+        # to make a record, and to read its JSON, costs more than all else that comes from memory
+        self._made, self._objects = Kept(16), Kept(32)
 
     @property
     def shard(self) -> np.ndarray:
@@ -142,6 +147,12 @@ class ShardRecords(Sequence):
     def __getitem__(self, i: int) -> dict:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
+        if (record := self._made.get(i)) is None:
+            record = self._make(i)
+            self._made.add(i, record, OF_A_CELL * len(record))
+        return record
+
+    def _make(self, i: int) -> dict:
         shard, label, own, begin, end = self._rows.array[i].tolist()
         columns, name = dict.fromkeys(self.columns), self.ids[i]
         places = self._places.array[begin:end].tolist()
@@ -159,7 +170,7 @@ class ShardRecords(Sequence):
         if "json" in columns:
             for column, key in self.keys.items():
                 record[column] = part = Part(columns["json"])
-                part["key"] = key
+                part["key"], part.kept = key, self._objects
         if own >= 0:
             record |= self.shards.part(shard, *places[own - begin])
         return record | {"label": self.classes[label] if label >= 0 else None}
