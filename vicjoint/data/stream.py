@@ -105,6 +105,8 @@ class Stream:
         epoch, place = divmod(position, self.epoch_length)
         if self._order[0] != epoch:
             self._order = (epoch, self._arranged(epoch))
+        if self.lanes is not None:
+            self.lanes.begin(self._windows, place)
         return epoch, int(self._order[1][place])
 
     def set_batch(self, records: int) -> None:

@@ -11,6 +11,7 @@ recently used goes when there is no room, and never one that is read or brought 
 import contextlib
 import hashlib
 import os
+import queue
 import re
 import threading
 import time
@@ -42,6 +43,8 @@ VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "updated
 # around waiting that is no sample's fault; the time limit of samples sets it
 pause: Callable[[], AbstractContextManager] = contextlib.nullcontext
 _failed: dict[str, tuple[float, OSError]] = {}  # URL -> when it could not be brought, and why
+_wanted: "queue.SimpleQueue[Remote]" = queue.SimpleQueue()
+_thread: threading.Thread | None = None
 
 
 class DamagedFile(OSError):
@@ -193,14 +196,31 @@ def opened(remote: Remote) -> Iterator[BinaryIO]:
         bring(remote)
 
 
-def bring(remote: Remote) -> None:
-    """Bring a file, where it is not there. Raises OSError; for AGAIN seconds without another try."""
+def ahead(files: list[Remote]) -> None:
+    """Have files brought in the background, one after the other; what fails is said where they are read."""
+    global _thread
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_bring_wanted, daemon=True)
+        _thread.start()
+    for of in files:
+        _wanted.put(of)
+
+
+def _bring_wanted() -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            bring(_wanted.get(), wait=False)
+
+
+def bring(remote: Remote, wait: bool = True) -> None:
+    """Bring a file, where it is not there. wait: for another process that brings it. Raises OSError; for
+    AGAIN seconds without another try."""
     when, why = _failed.get(remote.url, (float("-inf"), OSError()))
     if time.monotonic() < when + AGAIN:
         raise why
     place = remote.place
-    with _paused(), _locked(place):
-        if place.exists():
+    with _paused(), _locked(place, wait=wait) as mine:
+        if not mine or place.exists():
             return
         part = place.with_name(f"{place.name}.part")
         made = place.with_name(f"{place.name}.made")

@@ -94,8 +94,8 @@ class HuggingFace(Source):
                     " folders and names of files elsewhere say which are for training."
                 )
             self._of_files(test, image, label, test_fraction, bytes_in(cache))
-            self._order = lanes, window
-            check_room("hf", self.files.sizes, bytes_in(cache), lanes, window)
+            ahead = check_room("hf", self.files.sizes, bytes_in(cache), lanes, window)
+            self._order = lanes, window, self.files.remotes if ahead else None
             return
         data = load(root, config, take)
         if train == "train" and train not in data:

@@ -143,8 +143,9 @@ def name_in(pack: Pack, path: str) -> str:
     return path.removeprefix(pack.folder).lstrip("/")
 
 
-def check_room(source: str, sizes: list[int], room: int, lanes: int, window: int) -> None:
-    """Raises SourceError where the shards that this machine reads at a time have no room. sizes: in bytes."""
+def check_room(source: str, sizes: list[int], room: int, lanes: int, window: int) -> bool:
+    """Whether there is room for twice the shards that this machine reads at a time, so that those of the next
+    windows can be brought meanwhile. sizes: in bytes. Raises SourceError where they have none."""
     largest = max(sizes)
     everywhere = distributed.world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
@@ -155,6 +156,7 @@ def check_room(source: str, sizes: list[int], room: int, lanes: int, window: int
             f" source.cache allows {room:,} bytes. Raise it to"
             f" {math.ceil(at_once * largest / 1e9)}GB, or lower source.lanes or source.window."
         )
+    return min(2 * at_once, len(sizes)) * largest <= room
 
 
 # ---- finding them ----

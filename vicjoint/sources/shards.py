@@ -229,9 +229,10 @@ class WebDataset(Source):
             shards, sides = shards.only(order), [sides[i] for i in order]
         self.shards = shards
         self.cut = shards.list_members(label.lower(), self.passed)
-        self._order = (lanes, window) if shards.remotes is not None else None
+        self._order = None
         if shards.remotes:
-            check_room("webdataset", [of.size for of in shards.remotes], room, lanes, window)
+            ahead = check_room("webdataset", [of.size for of in shards.remotes], room, lanes, window)
+            self._order = lanes, window, shards.remotes if ahead else None
         self._divide(sides if by_name else None, test_fraction, column)
 
     def _divide(self, sides: list[str] | None, test_fraction: float, column: str | None) -> None:
