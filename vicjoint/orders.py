@@ -29,6 +29,12 @@ class MixedOrder(NamedTuple):
     parts: list[tuple[int, ShardOrder | None]]
     weights: list[float] | None
 
+    @property
+    def is_one_epoch(self) -> bool:
+        """Whether an epoch of all records together gives each source its part as well, if not of every
+        batch."""
+        return self.weights is None and all(shards is None for _, shards in self.parts)
+
 
 def only(order: ShardOrder | MixedOrder | None, kept: np.ndarray) -> ShardOrder | MixedOrder | None:
     """The same of those records alone that `kept` bool [N] marks; sources without any are no part of it."""
