@@ -26,9 +26,10 @@ OPEN = 64  # files that a process holds open
 
 class _Open(NamedTuple):
     file: int
-    reader: Any
+    batches: list
     ends: list[int]
-    """file: its inode. ends: of each batch the number of its last row, plus one."""
+    """file: its inode. batches: pyarrow's, of the mapped file; ends: of each the number of its last row, plus
+    one."""
 
 
 _open: dict[Path, _Open] = {}
@@ -40,10 +41,10 @@ def value_of(cell: dict) -> Any:
         place, inode = cell["remote"].place, os.fstat(file.fileno()).st_ino
         if place not in _open or _open[place].file != inode:  # it went and was brought again
             _open[place] = _opened(place, inode)
-        _, reader, ends = _open[place]
+        _, batches, ends = _open[place]
         number = bisect_right(ends, cell["row"])
-        batch = reader.get_batch(number)
-        return batch.column(cell["key"])[cell["row"] - (ends[number - 1] if number else 0)].as_py()
+        row = cell["row"] - (ends[number - 1] if number else 0)
+        return batches[number].column(cell["key"])[row].as_py()
 
 
 def _opened(place: Path, inode: int) -> _Open:
@@ -53,8 +54,8 @@ def _opened(place: Path, inode: int) -> _Open:
     for other in gone or list(_open)[: max(len(_open) - OPEN + 1, 0)]:
         del _open[other]
     reader = pa.ipc.open_file(pa.memory_map(str(place)))
-    counts = (reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-    return _Open(inode, reader, list(accumulate(counts)))
+    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    return _Open(inode, batches, list(accumulate(batch.num_rows for batch in batches)))
 
 
 def as_arrow(of: Remote, came: Path, target: Path) -> None:
