@@ -151,8 +151,8 @@ def measure(recipe: str, overrides: list[str], step_ms: float, epochs: int = 2) 
 
 
 def make_films(folder: Path, quick: bool) -> None:
-    """16 films of 10 s in H.264 with B-frames, 340 x 256, with a key frame every 12 and every 250: shapes on a
-    ground with noise, which moves. And index.csv, which has each of them four times."""
+    """16 films of 10 s in H.264 with B-frames, 340 x 256, with a key frame every 12 and every 250: shapes on
+    a ground with noise, which moves. And index.csv, which has each of them four times."""
     number, frames, height, width = (4, 48, 64, 80) if quick else (16, 240, 256, 340)
     rows = ["video_12,video_250,caption,split"]
     for i in range(number):
