@@ -149,16 +149,19 @@ class NextFrame(ByColumns):
         with opened(record) as path:
             squares = self.squares.read(path, self.video_backend, self.frame_rate, choose)
         frames = cut(squares, rng, self.area, self.flip)
+        place = {n: i for i, n in enumerate(wanted)}
+        contexts, targets = (
+            [[place[n] for n in w.context] for w in windows],
+            [place[w.target] for w in windows],
+        )
         if self.a is None and self.b is None:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
-        place = {n: i for i, n in enumerate(wanted)}
-        views = [
-            self.own_views(frames[[place[n] for n in w.context]], frames[[place[w.target]]], rng)
-            for w in windows
-        ]
-        clips, targets = (torch.stack(of_side) for of_side in zip(*views))
-        clip = as_view(clips)
-        return Conditioned(clip, conditions[0]) if conditions else clip, targets.flatten(0, 1)
+            clip, target = clips_of(frames, contexts), clips_of(frames, [[t] for t in targets])
+        else:
+            views = [self.own_views(frames[c], frames[[t]], rng) for c, t in zip(contexts, targets)]
+            clips, target = (torch.stack(of_side) for of_side in zip(*views))
+            clip, target = as_view(clips), target.flatten(0, 1)
+        return Conditioned(clip, conditions[0]) if conditions else clip, target
 
     def between(self, record: Record, windows: Sequence[Window], info: VideoInfo) -> Tensor:
         """Conditions [W, C] of windows of a video. Raises CellError."""
@@ -340,6 +343,18 @@ def _file(record: Record) -> str:
 def as_view(clips: Tensor) -> Tensor:
     """[W, T, 3, H, W] -> clips [W, 3, T, H, W], or of one frame pictures [W, 3, H, W]."""
     return clips[:, 0] if clips.shape[1] == 1 else clips.transpose(1, 2).contiguous()
+
+
+def clips_of(frames: Tensor, numbers: list[list[int]]) -> Tensor:
+    """The view of these frames of [F, 3, S, S], as of `as_view`; windows share frames, whose colours are put
+    apart once."""
+    if len(numbers[0]) == 1:
+        return as_view(torch.stack([frames[own] for own in numbers]))
+    frames_CFSS = frames.transpose(0, 1).contiguous()
+    clips = frames.new_empty(len(numbers), 3, len(numbers[0]), *frames.shape[2:])
+    for clip, own in zip(clips, numbers):
+        torch.index_select(frames_CFSS, 1, torch.tensor(own), out=clip)
+    return clips
 
 
 def seconds_of(info: VideoInfo, numbers: list[int]) -> tuple[float, float]:
