@@ -102,7 +102,8 @@ def finite(chunk: Chunk, x: Any) -> Any:
 
 
 class Head(nn.Module):
-    """y [B, D], or of each step [B, T, D] where it `looks_back` -> z [B, E]: the expander and, of branch a with a predictor, its prediction of b's z."""
+    """y [B, D], or where it `looks_back` y of each step [B, T, D] -> z [B, E]: the expander and, of branch a
+    with a predictor, its prediction of b's z."""
 
     def __init__(self, model: Model, origin: Origin):
         super().__init__()
