@@ -107,8 +107,12 @@ def test_the_model_predicts_from_the_embedding_of_each_frame():
         assert torch.equal(two.predictions(two.steps("a", clip))[:, 0], found)
         assert two.steps("b", clip[:, :, 0]).shape == (4, 8) == two.represent("a", clip).shape
     model.train()
-    model(clip, clip[:, :, frame])[0].sum().backward()
+    found, z_b = model(clip, clip[:, :, frame])
+    found.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+    # batch norm saw the target as one more frame of the clip
+    together = a(torch.cat([clip, clip[:, :, frame : frame + 1]], 2), True)
+    assert torch.equal(z_b, together[:, -1]) and torch.equal(found, model.predictor(together[:, :-1]))
 
 
 @pytest.fixture(scope="module")
