@@ -26,7 +26,7 @@ from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
 from vicjoint.registry import build, find, register, shared_options
-from vicjoint.tokens import Tokens, token_encoder, tokens_of, y_and_map_of
+from vicjoint.tokens import Tokens, each_step, steps_of, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
 ALL = Learning()
@@ -98,6 +98,11 @@ class Branch(Rated):
         with without_gradient(self.learning.encoder_is_fixed):
             return self.encoder(self.modality(raw))
 
+    def steps(self, raw) -> Tensor:
+        """y of each step of time, [B, T, D]. Raises ValueError where the encoder does not give them."""
+        with without_gradient(self.learning.encoder_is_fixed):
+            return steps_of(self.encoder, self.modality(unconditioned(raw)))
+
     def tokens(self, raw) -> Tokens:
         """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
         return tokens_of(self.encoder, self.modality(unconditioned(raw)))
@@ -119,15 +124,15 @@ class Branch(Rated):
             embedded = self.local_expander(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
             return WithCells(self.expander(y), embedded, raw.places(grid))
 
-    def forward(self, raw) -> Tensor | WithCells:
+    def forward(self, raw, steps: bool = False) -> Tensor | WithCells:
         if isinstance(raw, Boxed):
             return self.with_cells(raw)
         if isinstance(raw, Crops):
             # z [B crops, E], sample by sample; each size goes through batch norm by itself
-            return torch.stack([self(crop) for crop in raw], 1).flatten(0, 1)
-        y = self.represent(raw)
+            return torch.stack([self(crop, steps) for crop in raw], 1).flatten(0, 1)
+        y = self.steps(raw) if steps else self.represent(raw)
         with without_gradient(self.learning.train == "frozen"):
-            return self.expander(y)
+            return each_step(self.expander, y)
 
 
 def without_gradient(fixed: bool) -> contextlib.AbstractContextManager:
@@ -176,6 +181,7 @@ class Model(nn.Module):
         self.predictor = predictor
         self.conditioning = Conditioning(conditions) if conditions else None
         self.latents = 1 if predictor is None else predictor.latents
+        self.looks_back = predictor is not None and predictor.looks_back
         check_latents(self.latents)
         self.choice = Choice(self.latents) if self.latents > 1 else None
 
@@ -192,8 +198,12 @@ class Model(nn.Module):
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
         and z_b, [B, E] each; of `Boxed` views those of cells, too."""
         a, b = self.tasks[task]
+        if self.looks_back and self.branches[a] is self.branches[b] and isinstance(view_a, Tensor):
+            # the target is one more frame of the clip: batch norm sees them together, as one space needs it
+            z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
+            return self.predict(z[:, :-1]), z[:, -1]
         with record_function("forward a"):
-            z_a = self.branches[a](view_a)
+            z_a = self.branches[a](view_a, self.looks_back)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
             with record_function("forward b"):
                 z_b = self.branches[b](view_b)
@@ -210,8 +220,8 @@ class Model(nn.Module):
         return self.choice(self.predictions(z_a, condition), z_b)
 
     def predict(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        """One prediction [B, E] from z_a and, where there is one, the condition [B, C]; with a latent, the
-        best guess among them."""
+        """One prediction [B, E] from z_a (of a predictor that looks back [B, T, E]) and, where there is one,
+        the condition [B, C]; with a latent, the best guess among them."""
         if self.choice is not None:
             return self.choice.guess(self.predictions(z_a, condition))
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
@@ -232,7 +242,7 @@ class Model(nn.Module):
         if self.choice is None:
             return self.predict(z_a, condition)[:, None]
         found = self._call(self.predictor, z_a, condition)
-        expected = [len(z_a), self.latents, z_a.shape[1]]
+        expected = [len(z_a), self.latents, z_a.shape[-1]]
         if list(found.shape) != expected:
             raise ValueError(
                 f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave"
@@ -273,15 +283,20 @@ class Two:
         """y [B, D]."""
         return self.side(side).represent(raw)
 
+    def steps(self, side: Side, raw) -> Tensor:
+        """What `embed` takes: y [B, D], or of each step of a, where the predictor looks back, [B, T, D]."""
+        looks_back = side == "a" and self.model.looks_back
+        return self.side(side).steps(raw) if looks_back else self.represent(side, raw)
+
     def embed(self, side: Side, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z [B, E] of y [B, D]; of branch a after the predictor, where there is one, which may need a
-        condition [B, C]."""
-        z = self.side(side).expander(y)
+        """z [B, E] of what `steps` gives; of branch a after the predictor, where there is one, which may need
+        a condition [B, C]."""
+        z = each_step(self.side(side).expander, y)
         return self.model.predict(z, condition) if side == "a" else z
 
     def predictions(self, y_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Every prediction [B, K, E] from y_a [B, D]."""
-        return self.model.predictions(self.a.expander(y_a), condition)
+        """Every prediction [B, K, E] from what `steps` gives of a."""
+        return self.model.predictions(each_step(self.a.expander, y_a), condition)
 
     def simple(self, side: Side, raw) -> Tensor | None:
         """What the branch's modality calls simple features, [B, K], or None."""

@@ -197,7 +197,7 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
             raw = unconditioned(raw)
             raw = raw[0] if isinstance(raw, Crops) else raw.view if isinstance(raw, Boxed) else raw
             view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
-            y = two.represent(side, raw)
+            y = two.steps(side, raw)
             z = two.embed(side, y, told)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {
