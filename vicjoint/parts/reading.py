@@ -171,6 +171,13 @@ class Pair:
     in_time: ClassVar[bool] = False
     """Whether the samples of a record are in order of time."""
 
+    horizon: int = 1
+    """Steps that are predicted, each from the one before. A pair with a horizon above 1 has an option of this
+    name, and gives branch b `vicjoint.batch.Following`."""
+
+    targets: int = 1
+    """Of each sample for branch b: of all steps of the horizon, or of the last ones."""
+
     gives: frozenset[Gives] = frozenset()
     """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
     different modalities that belong together; rows: and stand in one record; crops: `views` with rng draws
