@@ -10,5 +10,6 @@ from vicjoint.probes import (
     pair_match,
     regression,
     retrieval,
+    rollout,
     zero_shot,
 )

@@ -168,14 +168,8 @@ class NextFrameRetrieval(Probe):
         return TestVideo(record["id"], frames, queries, conditions)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
-        """True numbers of the candidates: on the grid of the last context frame and the target, as centred as
-        the video allows."""
-        last, step = window.context[-1], window.target - window.context[-1]
-        grid = list(range(last % step, frames, step))
-        start = min(
-            max(0, grid.index(window.target) - self.candidates // 2), max(0, len(grid) - self.candidates)
-        )
-        return grid[start : start + self.candidates]
+        last = window.context[-1]
+        return around(window.target, last, window.target - last, frames, self.candidates)
 
     def _pictures(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, np.ndarray]:
         """Half the pictures from the best-ranked queries, half from the worst, spread over different
@@ -208,6 +202,14 @@ class NextFrameRetrieval(Probe):
             ),
             "good": np.array([rank == 1 for rank, *_ in chosen], dtype=bool),
         }
+
+
+def around(target: int, last: int, step: int, frames: int, number: int) -> list[int]:
+    """True numbers of candidates, `step` apart: on the grid of the last context frame and the target, as
+    centred on it as a video of so many frames allows."""
+    grid = sorted({*range(last % step, frames, step), target})
+    start = min(max(0, grid.index(target) - number // 2), max(0, len(grid) - number))
+    return grid[start : start + number]
 
 
 def rows(
@@ -378,9 +380,7 @@ def errors(videos: list[TestVideo], embedded: list[Embedded]) -> tuple[np.ndarra
     not blown up)."""
     if len(embedded[0].frames[0]) > 2048:  # pixels: coarse ones, so that the covariance stays small
         embedded = [Embedded(coarse(e.predicted), coarse(e.frames)) for e in embedded]
-    frames = torch.cat([e.frames for e in embedded]).double()
-    values, vectors = torch.linalg.eigh(torch.cov(frames.T))
-    whiten = vectors / (values.clamp_min(0) + 0.01 * values.mean() + 1e-12).sqrt()
+    whiten = whitening(torch.cat([e.frames for e in embedded]).double())
     error, copying = [], []
     for video, e in zip(videos, embedded):
         target = e.frames[[q.target for q in video.queries]].double() @ whiten
@@ -388,6 +388,12 @@ def errors(videos: list[TestVideo], embedded: list[Embedded]) -> tuple[np.ndarra
         error.append((e.predicted.double() @ whiten - target).square().sum(1))
         copying.append((last - target).square().sum(1))
     return torch.cat(error).numpy(), torch.cat(copying).numpy()
+
+
+def whitening(frames: Tensor) -> Tensor:
+    """[E, E]: rows [N, E] times it have unit covariance, but for directions of next to no variance."""
+    values, vectors = torch.linalg.eigh(torch.cov(frames.T))
+    return vectors / (values.clamp_min(0) + 0.01 * values.mean() + 1e-12).sqrt()
 
 
 def coarse(pixels: Tensor) -> Tensor:
