@@ -16,7 +16,7 @@ LAYERS = [  # files and packages
     {"transforms", "objectives", "optim", "metrics", "accumulate"},
     {"latents", "conditions", "batch_norm", "towers", "agreeing", "stepping"},
     {"modalities", "sources"},
-    {"samples", "model"},
+    {"samples", "model", "predictors"},
     {"pairs"},
     {"data"},
     {"packing"},

@@ -27,7 +27,7 @@ from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
 from vicjoint.registry import build, find, register, shared_options
-from vicjoint.tokens import Tokens, token_encoder, tokens_of, y_and_map_of
+from vicjoint.tokens import Tokens, each_step, steps_of, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
 ALL = Learning()
@@ -99,6 +99,11 @@ class Branch(Rated):
         with without_gradient(self.learning.encoder_is_fixed):
             return self.encoder(self.modality(raw))
 
+    def steps(self, raw) -> Tensor:
+        """y of each step of time, [B, T, D]. Raises ValueError where the encoder does not give them."""
+        with without_gradient(self.learning.encoder_is_fixed):
+            return steps_of(self.encoder, self.modality(unconditioned(raw)))
+
     def tokens(self, raw) -> Tokens:
         """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
         return tokens_of(self.encoder, self.modality(unconditioned(raw)))
@@ -120,15 +125,17 @@ class Branch(Rated):
             embedded = self.local_expander(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
             return WithCells(self.expander(y), embedded, raw.places(grid))
 
-    def forward(self, raw) -> Tensor | WithCells:
+    def forward(self, raw, steps: bool = False) -> Tensor | WithCells:
+        """z [B, E]; of `steps`, [B, T, E]."""
         if isinstance(raw, Boxed):
             return self.with_cells(raw)
         if isinstance(raw, Crops):
             # z [B crops, E], sample by sample; each size goes through batch norm by itself
-            return torch.stack([self(crop) for crop in raw], 1).flatten(0, 1)
-        y = self.represent(raw.rows() if isinstance(raw, Following) else raw)
+            return torch.stack([self(crop, steps) for crop in raw], 1).flatten(0, 1)
+        raw = raw.rows() if isinstance(raw, Following) else raw
+        y = self.steps(raw) if steps else self.represent(raw)
         with without_gradient(self.learning.train == "frozen"):
-            return self.expander(y)
+            return each_step(self.expander, y)
 
 
 def without_gradient(fixed: bool) -> contextlib.AbstractContextManager:
@@ -177,6 +184,7 @@ class Model(nn.Module):
         self.predictor = predictor
         self.conditioning = Conditioning(conditions) if conditions else None
         self.latents = 1 if predictor is None else predictor.latents
+        self.looks_back = predictor is not None and predictor.looks_back
         check_latents(self.latents)
         self.choice = Choice(self.latents) if self.latents > 1 else None
 
@@ -195,7 +203,7 @@ class Model(nn.Module):
         sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
         with record_function("forward a"):
-            z_a = self.branches[a](view_a)
+            z_a = self.branches[a](view_a, self.looks_back)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
             with record_function("forward b"):
                 z_b = self.branches[b](view_b)
@@ -215,19 +223,20 @@ class Model(nn.Module):
         return self.choice(self.predictions(z_a, condition), z_b)
 
     def predict(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        """One prediction [B, E] from z_a and, where there is one, the condition [B, C]; with a latent, the
-        best guess among them."""
+        """One prediction [B, E] from z_a (of a predictor that looks back [B, T, E]) and, where there is one,
+        the condition [B, C]; with a latent, the best guess among them."""
         if self.choice is not None:
             return self.choice.guess(self.predictions(z_a, condition))
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
 
     def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
-        """Predictions of so many steps [B, steps, E], each but the first from the one before it; conditions:
-        [B, steps, C], where there are such."""
+        """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes the
+        place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C], where
+        there are such."""
         found = []
         for step in range(steps):
-            z_a = self.predict(z_a, None if conditions is None else conditions[:, step])
-            found.append(z_a)
+            found.append(self.predict(z_a, None if conditions is None else conditions[:, step]))
+            z_a = torch.cat([z_a[:, 1:], found[-1][:, None]], 1) if self.looks_back else found[-1]
         return torch.stack(found, 1)
 
     def _call(self, predictor: Predictor, z_a: Tensor, condition: Tensor | None) -> Tensor:
@@ -246,7 +255,7 @@ class Model(nn.Module):
         if self.choice is None:
             return self.predict(z_a, condition)[:, None]
         found = self._call(self.predictor, z_a, condition)
-        expected = [len(z_a), self.latents, z_a.shape[1]]
+        expected = [len(z_a), self.latents, z_a.shape[-1]]
         if list(found.shape) != expected:
             raise ValueError(
                 f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave"
@@ -287,19 +296,27 @@ class Two:
         """y [B, D]."""
         return self.side(side).represent(raw)
 
+    def looks_back(self, side: Side) -> bool:
+        return side == "a" and self.model.looks_back
+
+    def steps(self, side: Side, raw) -> Tensor:
+        """What `embed` takes of a raw view: y [B, D]; of branch a, where the predictor looks back, y of each
+        step of time [B, T, D]."""
+        return self.side(side).steps(raw) if self.looks_back(side) else self.represent(side, raw)
+
     def embed(self, side: Side, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z [B, E] of y [B, D]; of branch a after the predictor, where there is one, which may need a
-        condition [B, C]."""
-        z = self.side(side).expander(y)
+        """z [B, E] of what `steps` gives; of branch a after the predictor, where there is one, which may need
+        a condition [B, C]."""
+        z = each_step(self.side(side).expander, y)
         return self.model.predict(z, condition) if side == "a" else z
 
     def rollout(self, y_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
-        """Predictions [B, steps, E] from y_a [B, D]; see Model."""
-        return self.model.rollout(self.a.expander(y_a), steps, conditions)
+        """Predictions [B, steps, E] from what `steps` gives of a; see Model."""
+        return self.model.rollout(each_step(self.a.expander, y_a), steps, conditions)
 
     def predictions(self, y_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Every prediction [B, K, E] from y_a [B, D]."""
-        return self.model.predictions(self.a.expander(y_a), condition)
+        """Every prediction [B, K, E] from what `steps` gives of a."""
+        return self.model.predictions(each_step(self.a.expander, y_a), condition)
 
     def simple(self, side: Side, raw) -> Tensor | None:
         """What the branch's modality calls simple features, [B, K], or None."""

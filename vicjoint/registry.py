@@ -47,6 +47,7 @@ BUILT_IN = (
     "vicjoint.objectives",
     "vicjoint.model",
     "vicjoint.stepping",
+    "vicjoint.predictors",
     "vicjoint.optim",
     "vicjoint.pairs",
     "vicjoint.probes",

@@ -29,7 +29,7 @@ from vicjoint.embeddings.reading import AT_ONCE, Bad, Chunk, ItemReader, Origin,
 from vicjoint.files.guard import printable
 from vicjoint.model import Branch, Model
 from vicjoint.parts import Raw, Space
-from vicjoint.tokens import Tokens, tokens_of
+from vicjoint.tokens import Tokens, each_step, steps_of, tokens_of
 
 AHEAD = 2  # batches that have been read and wait for the encoder
 SPACES: tuple[str, ...] = get_args(Space)
@@ -102,7 +102,8 @@ def finite(chunk: Chunk, x: Any) -> Any:
 
 
 class Head(nn.Module):
-    """y [B, D] -> z [B, E]: the expander and, of branch a with a predictor, its prediction of b's z."""
+    """y [B, D], or where it `looks_back` y of each step [B, T, D] -> z [B, E]: the expander and, of branch a
+    with a predictor, its prediction of b's z."""
 
     def __init__(self, model: Model, origin: Origin):
         super().__init__()
@@ -110,12 +111,13 @@ class Head(nn.Module):
         self.width: int = origin.recipe.branches[origin.branch].expander[-1]
         self.guess = None
         self.conditional = origin.side == "a" and model.conditioning is not None
+        self.looks_back = origin.side == "a" and model.looks_back
         if origin.side == "a" and model.predictor is not None:
             self.guess = Model({}, [], predictor=model.predictor)
             self.guess.choice = model.choice
 
     def forward(self, y: Tensor) -> Tensor:
-        z = self.expander(y)
+        z = each_step(self.expander, y)
         return z if self.guess is None else self.guess.predict(z)
 
 
@@ -163,8 +165,11 @@ class RepresentationModel(nn.Module):
     @torch.no_grad()
     def encode(self, raw: Raw, space: Space = "representation") -> Tensor:
         """Features float32 [B, width(space)] of raw views, on the CPU."""
-        y = self(to_device(raw, self.device))
-        return (y if space == "representation" else self._head[0].to(self.device)(y)).float().cpu()
+        head, raw = self._head[0].to(self.device), to_device(raw, self.device)
+        if space == "representation":
+            return self(raw).float().cpu()
+        y = steps_of(self.encoder, self.modality(raw)) if head.looks_back else self(raw)
+        return head(y).float().cpu()
 
     @torch.no_grad()
     def encode_tokens(self, raw: Raw) -> list[Tokens]:

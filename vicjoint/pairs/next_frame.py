@@ -141,6 +141,7 @@ class NextFrame(ByColumns):
         self.b = TransformList("pair.b", b, size) if b and not self.together else None
         self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
+        self.evenly = gap == (stride if seconds is None else 1)
         self.horizon, self.targets = horizon, horizon if train_on == "all" else 1
         self.condition = Condition(condition, frames=True, rows=gap if seconds is None else None)
         self.conditions = self.condition.standardised

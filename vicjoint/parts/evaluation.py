@@ -74,7 +74,8 @@ class Features(Protocol):
         ...
 
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
-        """y [B, D] of each of several raw batches."""
+        """What `embed` takes of each of several raw batches: y [B, D]; of branch a, where the predictor looks
+        back, y of each step of time [B, T, D]."""
         ...
 
     def embed(

@@ -1,6 +1,6 @@
 """The contracts of learning: objective and predictor."""
 
-# N samples, B batch, E embedding, K latents
+# N samples, B batch, T steps of time, E embedding, K latents
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -49,7 +49,11 @@ class Predictor(nn.Module):
     step.
 
     It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
-    condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C]."""
+    condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
+
+    looks_back: whether z_a is [B, T, E], embeddings of all steps of branch a's clip in order of time, by an
+    encoder that gives y of each of them (`vicjoint.tokens.steps_of`)."""
 
     latents: int = 1
+    looks_back: ClassVar[bool] = False
     takes_condition: ClassVar[bool] = False

@@ -175,6 +175,9 @@ class Pair:
     """Steps that are predicted, each from the one before. A pair with a horizon above 1 has an option of this
     name, and gives branch b `vicjoint.batch.Following`."""
 
+    evenly: bool = True
+    """Whether a target is as far from what is before it as the steps of a clip from each other."""
+
     targets: int = 1
     """Of each sample for branch b: of all steps of the horizon, or of the last ones."""
 

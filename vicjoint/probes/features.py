@@ -162,10 +162,14 @@ def encoded(
         x = models["model"].simple(side, raw)
         yield from [] if x is None else ((space, x.float()) for space in spaces)
         return
-    y = models[row].represent(side, raw)
-    condition = raw.condition if isinstance(raw, Conditioned) else None
+    two, condition = models[row], raw.condition if isinstance(raw, Conditioned) else None
+    y = two.represent(side, raw) if "representation" in spaces or not two.looks_back(side) else None
     for space in spaces:
-        yield space, (y if space == "representation" else models[row].embed(side, y, condition)).float()
+        if space == "representation":
+            yield space, y.float()
+        else:
+            steps = two.steps(side, raw) if two.looks_back(side) else y
+            yield space, two.embed(side, steps, condition).float()
 
 
 def of_records(x: Tensor, mask: Tensor, windows: int) -> list[list[Tensor]]:
@@ -273,7 +277,7 @@ class FeaturesOf:
 
     @torch.no_grad()
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
-        return [self._models[row].represent(side, to_device(some, self.device)) for some in raw]
+        return [self._models[row].steps(side, to_device(some, self.device)) for some in raw]
 
     @torch.no_grad()
     def embed(

@@ -201,7 +201,7 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
             if told is not None and told.ndim == 3:
                 told = told[:, 0]
             view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
-            y = two.represent(side, raw)
+            y = two.steps(side, raw)
             z = two.embed(side, y, told)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {
