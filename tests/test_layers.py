@@ -13,7 +13,7 @@ LAYERS = [  # files and packages
     {"parts", "options"},
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
-    {"transforms", "objectives", "optim", "metrics", "accumulate"},
+    {"transforms", "objectives", "optim", "metrics", "accumulate", "surprise"},
     {"latents", "conditions", "batch_norm", "towers", "agreeing", "stepping"},
     {"modalities", "sources"},
     {"samples", "model", "predictors"},

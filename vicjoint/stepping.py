@@ -1,10 +1,12 @@
 """A predictor of one step of time, made to be fed its own predictions.
 
-pair: {name: next_frame, horizon: 8}
-predictor: {name: residual, hidden: 512}
+pair: {name: next_frame, stride: 1, gap: 1, horizon: 8}
+a: {modality: clip, encoder: {name: each_frame, image: {name: conv}}, expander: [256, 128]}
+b: {weights: same}
+predictor: {name: residual, context: 4}
 """
 
-# B batch, E embedding, C numbers of a condition
+# B batch, T frames of a clip, E embedding, C numbers of a condition
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +18,34 @@ from vicjoint.registry import register
 
 @register("predictor", "residual")
 class Residual(Predictor):
-    """z_a [B, E] plus a change, [B, E]: `layers` linear layers of width `hidden` between, with ReLU, of z_a
-    behind a layer norm; the last begins at zero, so that the first prediction is a copy. A condition [B, C]
-    is joined to z_a behind the norm.
+    """z_t plus a change that is learnt, [B, T, E] -> [B, E]: an MLP of the last `context` embeddings, each
+    behind a layer norm, with `layers` linear layers of width `hidden` between; the last begins at zero, so
+    that the first prediction is a copy. A condition [B, C] is joined to them.
 
     There is no batch norm in it: over several steps its running statistics would be those of no step.
     """
 
+    looks_back = True
     takes_condition = True
 
-    def __init__(self, dim: int, width: int = 0, /, hidden: Count = 512, layers: Count = 2):
+    def __init__(
+        self, dim: int, width: int = 0, /, context: Count = 4, hidden: Count = 512, layers: Count = 2
+    ):
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        sizes = [dim + width, *[hidden] * (layers - 1), dim]
+        self.context, self.norm = context, nn.LayerNorm(dim)
+        sizes = [context * dim + width, *[hidden] * (layers - 1), dim]
         rows = [nn.Linear(*of) for of in zip(sizes, sizes[1:])]
         nn.init.zeros_(rows[-1].weight)
         nn.init.zeros_(rows[-1].bias)
         self.change = nn.Sequential(*[x for row in rows[:-1] for x in (row, nn.ReLU())], rows[-1])
 
     def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = self.norm(z_a)
+        """Raises ValueError where a clip has too few frames."""
+        if z_a.shape[1] < self.context:
+            raise ValueError(
+                f"predictor 'residual' looks at the last {self.context} frames of a clip, and this one has"
+                f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
+            )
+        x = self.norm(z_a[:, -self.context :]).flatten(1)
         x = x if condition is None else torch.cat([x, condition.to(x.dtype)], 1)
-        return z_a + self.change(x)
+        return z_a[:, -1] + self.change(x)

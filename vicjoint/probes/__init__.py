@@ -11,5 +11,6 @@ from vicjoint.probes import (
     regression,
     retrieval,
     rollout,
+    surprise,
     zero_shot,
 )
