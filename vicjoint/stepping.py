@@ -33,6 +33,9 @@ class Residual(Predictor):
     ):
         super().__init__()
         self.context, self.norm = context, nn.LayerNorm(dim)
+        straight = torch.zeros(context, dim)
+        straight[-2:] = torch.tensor([-1.0, 2.0])[-context:, None] if context > 1 else 1.0
+        self.weights = nn.Parameter(straight)
         sizes = [context * dim + width, *[hidden] * (layers - 1), dim]
         rows = [nn.Linear(*of) for of in zip(sizes, sizes[1:])]
         nn.init.zeros_(rows[-1].weight)
@@ -46,6 +49,7 @@ class Residual(Predictor):
                 f"predictor 'residual' looks at the last {self.context} frames of a clip, and this one has"
                 f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
             )
-        x = self.norm(z_a[:, -self.context :]).flatten(1)
+        recent = z_a[:, -self.context :]
+        x = self.norm(recent).flatten(1)
         x = x if condition is None else torch.cat([x, condition.to(x.dtype)], 1)
-        return z_a[:, -1] + self.change(x)
+        return (self.weights * recent).sum(1) + self.change(x)

@@ -176,7 +176,9 @@ class NextFrame(ByColumns):
             frames = square_frames(frames, self.size)
         place = {n: i for i, n in enumerate(wanted)}
         views = [
-            self.own_views(frames[[place[n] for n in w.context]], frames[[place[n] for n in compared(w)]], rng)
+            self.own_views(
+                frames[[place[n] for n in w.context]], frames[[place[n] for n in compared(w)]], rng
+            )
             for w in windows
         ]
         clips, targets = (torch.stack(of_side) for of_side in zip(*views))
@@ -352,6 +354,22 @@ class NextFrame(ByColumns):
             raise VideoError(
                 f"{path}: {info.frames} frames are too few for one clip (pair.frames, stride or seconds)"
             )
+        return found
+
+    def slide_followed(self, value: str, every: float) -> Sliding:
+        """(clip, the frame after it). Raises VideoError."""
+        choose = lambda info: self._followed(info, every, value)
+        view = lambda frames: (as_view(frames[None, :-1]), frames[-1:])
+        how = self.video_backend, self.frame_rate
+        return SlidingVideo(value, *how, self.squares, self.size, choose, view)
+
+    def _followed(self, info: VideoInfo, every: float, path: str) -> list[Choice]:
+        possible, found = self.possible_windows(info, path), []
+        there, times = set(possible.starts), info.timestamps_seconds - info.start_seconds
+        for start in every_start(info, every) if every else times.tolist():
+            if (first := on_display(info, start)) in there:
+                window = possible.make(first)
+                found.append(((start, ends(info, window.context[-1])), [*window.context, window.target]))
         return found
 
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:

@@ -401,7 +401,9 @@ def errors(videos: list[TestVideo], embedded: list[Embedded]) -> tuple[np.ndarra
     not blown up)."""
     if len(embedded[0].frames[0]) > 2048:  # pixels: coarse ones, so that the covariance stays small
         embedded = [Embedded(coarse(e.predicted), coarse(e.frames)) for e in embedded]
-    whiten = whitening(torch.cat([e.frames for e in embedded]).double())
+    frames = torch.cat([e.frames for e in embedded]).double()
+    values, vectors = torch.linalg.eigh(torch.cov(frames.T))
+    whiten = vectors / (values.clamp_min(0) + 0.01 * values.mean() + 1e-12).sqrt()
     error, copying = [], []
     for video, e in zip(videos, embedded):
         target = e.frames[[q.target for q in video.queries]].double() @ whiten
@@ -409,12 +411,6 @@ def errors(videos: list[TestVideo], embedded: list[Embedded]) -> tuple[np.ndarra
         error.append((e.predicted.double() @ whiten - target).square().sum(1))
         copying.append((last - target).square().sum(1))
     return torch.cat(error).numpy(), torch.cat(copying).numpy()
-
-
-def whitening(frames: Tensor) -> Tensor:
-    """[E, E]: rows [N, E] times it have unit covariance, but for directions of next to no variance."""
-    values, vectors = torch.linalg.eigh(torch.cov(frames.T))
-    return vectors / (values.clamp_min(0) + 0.01 * values.mean() + 1e-12).sqrt()
 
 
 def coarse(pixels: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
 from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import evenly, named
-from vicjoint.probes.next_frame import EMBED_AT_ONCE, around, middle_rank, squared_distances, whitening
+from vicjoint.probes.next_frame import EMBED_AT_ONCE, around, middle_rank, squared_distances
 from vicjoint.registry import register
 
 
@@ -51,9 +51,8 @@ class NextFrameRollout(Probe):
     """How far ahead does the model see? Of `queries` windows of every test video the prediction is fed back
     for `steps` steps (null: the pair's horizon), each compared with the frame so many gaps ahead.
 
-    Metrics of each step k: error_k: squared error in the space where embeddings of frames have unit
-    covariance, over that of always predicting the mean of them (0: right, 1: nothing is known); r1_k: how
-    often the true frame is the nearest of up to `candidates` frames of the same video, the last context frame
+    Metrics of each step k: error_k: squared error over that of always predicting the mean of all targets (0:
+    right, 1: nothing is known); r1_k: how often the true frame is the nearest of up to `candidates` frames of the same video, the last context frame
     and the other targets among them, where the video has as many.
 
     Rows: model; random_init: before training; copy_last and extrapolation: the trained embedding of the last
@@ -81,7 +80,7 @@ class NextFrameRollout(Probe):
             for name, metric in (
                 (
                     f"error_{k}",
-                    Metric(f"squared error of step {k} / that of predicting the mean, whitened", "lower"),
+                    Metric(f"squared error of step {k} / that of always predicting the mean", "lower"),
                 ),
                 (f"r1_{k}", Metric(f"share of predictions of step {k} whose true frame ranks first")),
             )
@@ -131,7 +130,9 @@ class NextFrameRollout(Probe):
         videos: list[Rolled] = features.read()
         if not videos:
             tests = len(features.data.records("test"))
-            raise ValueError(f"next_frame_rollout: none of the {tests} test videos can be read with this pair.")
+            raise ValueError(
+                f"next_frame_rollout: none of the {tests} test videos can be read with this pair."
+            )
         untrained = features.once("untrained", lambda: embed(features, "random_init", videos))
         trained = embed(features, "model", videos)
         rows = {"model": trained, "random_init": untrained, **by_rule(videos, trained)}
@@ -170,14 +171,12 @@ def by_rule(videos: list[Rolled], trained: list[Steps]) -> dict[str, list[Steps]
 
 def score(videos: list[Rolled], steps: list[Steps]) -> dict[str, float]:
     """All metrics of one row, with the intervals of other test videos."""
-    whiten = whitening(torch.cat([of.frames for of in steps]).double())
-    middle = torch.cat([of.frames[torch.tensor(video.targets)].flatten(0, 1) for video, of in zip(videos, steps)]).double()
-    mean = middle.mean(0)
+    truth = [of.frames[torch.tensor(video.targets)].double() for video, of in zip(videos, steps)]
+    mean = torch.cat(truth).flatten(0, 1).mean(0)
     errors, spreads, right = [], [], []
-    for video, of in zip(videos, steps):
-        targets = of.frames[torch.tensor(video.targets)].double()
-        errors.append(((of.predicted.double() - targets) @ whiten).square().sum(-1))
-        spreads.append(((targets - mean) @ whiten).square().sum(-1))
+    for video, of, targets in zip(videos, steps, truth):
+        errors.append((of.predicted.double() - targets).square().sum(-1))
+        spreads.append((targets - mean).square().sum(-1))
         right += [
             [
                 middle_rank(squared_distances(z, of.frames[numbers]), numbers.index(target)) <= 1

@@ -135,7 +135,8 @@ class Surprise(Probe):
         moments = [films[i].moment for i in chosen]
         return {
             "title": np.array(
-                [f"{films[i].id}: {'changed' if films[i].changed else 'unchanged'}" for i in chosen], dtype=str
+                [f"{films[i].id}: {'changed' if films[i].changed else 'unchanged'}" for i in chosen],
+                dtype=str,
             ),
             "curve": np.stack(padded),
             "mark": np.array([-1 if moment is None else moment for moment in moments]),
