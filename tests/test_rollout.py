@@ -1,5 +1,5 @@
-"""Predictions fed back: targets of several steps, what the objective sees of them, the error of each step, and
-what is surprising."""
+"""Predictions fed back: targets of several steps, what the objective sees of them, the error of each step,
+and what is surprising."""
 
 import copy
 import json
@@ -251,11 +251,11 @@ def run(cache, tmp_path_factory):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["predictor=null"], "pair.horizon: 3 steps are predicted one from the other, and this recipe has no"),
-        (["pair.gap=2"], "'residual' takes its predictions as further steps of the clip, and these are not as"),
+        (["predictor=null"], "pair.horizon: 3 steps are predicted one from the other, and this recipe"),
+        (["pair.gap=2"], "'residual' takes its predictions as further steps of the clip, and these"),
         (
-            ["predictor={name: mlp, latents: 2}", "a.encoder={name: conv_stack, frames: 3}", "b={weights: own, "
-             "modality: next_frame, encoder: {name: conv}, expander: [8]}"],
+            ["predictor={name: mlp, latents: 2}", "a.encoder={name: conv_stack, frames: 3}", "b={weights: own,"
+             " modality: next_frame, encoder: {name: conv}, expander: [8]}"],
             "pair.horizon: 3 steps, and predictor.latents: 2 predictions of each",
         ),
         (["pair.train_on=first"], "pair.train_on"),

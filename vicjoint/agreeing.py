@@ -53,19 +53,19 @@ def check_horizon(recipe: Recipe) -> None:
             continue
         if recipe.predictor is None:
             raise ValueError(
-                f"{task.key}pair.horizon: {horizon} steps are predicted one from the other, and this recipe has"
-                " no predictor. Set predictor={name: residual}, or leave out the horizon."
+                f"{task.key}pair.horizon: {horizon} steps are predicted one from the other, and this recipe"
+                " has no predictor. Set predictor={name: residual}, or leave out the horizon."
             )
         looks_back = find("predictor", recipe.predictor["name"]).looks_back
         if looks_back and not build("pair", task.pair).evenly:
             raise ValueError(
-                f"{task.key}pair.horizon: predictor '{recipe.predictor['name']}' takes its predictions as further"
-                " steps of the clip, and these are not as far apart. Set pair.gap to pair.stride (1 where"
-                " pair.seconds is set)."
+                f"{task.key}pair.horizon: predictor '{recipe.predictor['name']}' takes its predictions as"
+                " further steps of the clip, and these are not as far apart. Set pair.gap to pair.stride (1"
+                " where pair.seconds is set)."
             )
         if recipe.predictor.get("latents", 1) > 1:
             raise ValueError(
                 f"{task.key}pair.horizon: {horizon} steps, and predictor.latents:"
-                f" {recipe.predictor['latents']} predictions of each, which would be as many paths as there are"
-                " choices at every step. Use latents: 1, or leave out the horizon."
+                f" {recipe.predictor['latents']} predictions of each, which would be as many paths as there"
+                " are choices at every step. Use latents: 1, or leave out the horizon."
             )

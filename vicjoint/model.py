@@ -199,8 +199,8 @@ class Model(nn.Module):
 
     def forward(self, view_a, view_b, task: int = 0) -> tuple[Tensor | WithCells, Tensor | WithCells]:
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
-        and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that are `Following`, [B K, E],
-        sample by sample, z_a the predictions of each."""
+        and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that are `Following`, [B K,
+        E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
         with record_function("forward a"):
             z_a = self.branches[a](view_a, self.looks_back)
@@ -230,9 +230,9 @@ class Model(nn.Module):
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
 
     def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
-        """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes the
-        place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C], where
-        there are such."""
+        """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes
+        the place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C],
+        where there are such."""
         found = []
         for step in range(steps):
             found.append(self.predict(z_a, None if conditions is None else conditions[:, step]))

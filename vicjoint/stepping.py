@@ -18,11 +18,11 @@ from vicjoint.registry import register
 
 @register("predictor", "residual")
 class Residual(Predictor):
-    """z_t plus a change that is learnt, [B, T, E] -> [B, E]: an MLP of the last `context` embeddings, each
-    behind a layer norm, with `layers` linear layers of width `hidden` between; the last begins at zero, so
-    that the first prediction is a copy. A condition [B, C] is joined to them.
+    """z_t + (z_t - z_(t-1)) and a rest that is learnt, [B, T, E] -> [B, E]: of the last `context` embeddings
+    a sum with a weight for each dimension, and an MLP behind a layer norm, with `layers` linear layers of
+    width `hidden` between. The rest begins at zero. A condition [B, C] is joined before the MLP.
 
-    There is no batch norm in it: over several steps its running statistics would be those of no step.
+    There is no batch norm in it: fed its own predictions, its running statistics would be those of no step.
     """
 
     looks_back = True
@@ -34,8 +34,9 @@ class Residual(Predictor):
         super().__init__()
         self.context, self.norm = context, nn.LayerNorm(dim)
         straight = torch.zeros(context, dim)
-        straight[-2:] = torch.tensor([-1.0, 2.0])[-context:, None] if context > 1 else 1.0
-        self.weights = nn.Parameter(straight)
+        straight[-2:] = torch.tensor([-1.0, 2.0])[:, None] if context > 1 else 1.0
+        self.register_buffer("straight", straight, persistent=False)
+        self.bend = nn.Parameter(torch.zeros(context, dim))
         sizes = [context * dim + width, *[hidden] * (layers - 1), dim]
         rows = [nn.Linear(*of) for of in zip(sizes, sizes[1:])]
         nn.init.zeros_(rows[-1].weight)
@@ -52,4 +53,4 @@ class Residual(Predictor):
         recent = z_a[:, -self.context :]
         x = self.norm(recent).flatten(1)
         x = x if condition is None else torch.cat([x, condition.to(x.dtype)], 1)
-        return (self.weights * recent).sum(1) + self.change(x)
+        return ((self.straight + self.bend) * recent).sum(1) + self.change(x)

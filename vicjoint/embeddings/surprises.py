@@ -13,8 +13,8 @@ ERROR, SURPRISE = "prediction_error", "surprise"  # columns
 
 
 class Surprises:
-    """A pyarrow table with the columns item, start_seconds and ERROR -> the same with SURPRISE in the place of
-    ERROR; null where a film has too little before it. A film may go on in the next table."""
+    """A pyarrow table with the columns item, start_seconds and ERROR -> the same with SURPRISE in the place
+    of ERROR; null where a film has too little before it. A film may go on in the next table."""
 
     def __init__(self):
         self.item: str | None = None

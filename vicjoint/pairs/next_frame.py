@@ -125,8 +125,8 @@ class NextFrame(ByColumns):
             )
         if horizon > 1 and not gap:
             raise ValueError(
-                f"pair.horizon: with gap 0 all {horizon} targets are the last context frame. Set pair.gap to 1 or"
-                " more, or leave out the horizon."
+                f"pair.horizon: with gap 0 all {horizon} targets are the last context frame. Set pair.gap to"
+                " 1 or more, or leave out the horizon."
             )
         if stretch is not None and stretch < windows:
             raise ValueError(
@@ -156,8 +156,9 @@ class NextFrame(ByColumns):
         self, record: Record, rng: np.random.Generator
     ) -> tuple[Tensor | Conditioned, Tensor | Following]:
         """(clips uint8 [W, 3, T, size, size], with their conditions where there are such, targets uint8 [W,
-        3, size, size], with a horizon [W, K, 3, size, size]) of windows drawn without replacement where the video has enough. Raises VideoError
-        where the video cannot be read or is too short, and CellError where its condition cannot."""
+        3, size, size], with a horizon [W, K, 3, size, size]) of windows drawn without replacement where the
+        video has enough. Raises VideoError where the video cannot be read or is too short, and CellError
+        where its condition cannot."""
         windows, wanted, conditions = [], [], []
         compared = lambda w: w.targets[-self.targets :]
 
@@ -278,8 +279,8 @@ class NextFrame(ByColumns):
         return [possible[rng.integers(low, max(high, low + 1))] for low, high in zip(edges, edges[1:])]
 
     def possible_windows(self, info: VideoInfo, path: str, horizon: int = 1) -> Windows:
-        """Every window of a video, with the targets of so many steps, in order of its start. Raises VideoError
-        where there is none."""
+        """Every window of a video, with the targets of so many steps, in order of its start. Raises
+        VideoError where there is none."""
         starts, ahead = self._starts(info, horizon), self.gap * horizon
         if not len(starts):
             has, need = f"{info.frames} frames", f"{(self.frames - 1) * self.stride + ahead + 1}"

@@ -86,8 +86,8 @@ class Features(Protocol):
         ...
 
     def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
-        """Predictions z [N, steps, E] of several y [B, D] of branch a, each but the first from the one before;
-        told: of each y the conditions [B, steps, C], where the pair gives such."""
+        """Predictions z [N, steps, E] of several y [B, D] of branch a, each but the first from the one
+        before; told: of each y the conditions [B, steps, C], where the pair gives such."""
         ...
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:

@@ -239,8 +239,8 @@ class Pair:
         raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide(value, side, every)")
 
     def slide_followed(self, value: str, every: float) -> Sliding:
-        """Windows of branch a along a file as `slide` gives them, those that a target follows, each a raw view
-        (view of a, view of b). every 0: one that ends with each frame. Raises as `sample` does."""
+        """Windows of branch a along a file as `slide` gives them, those that a target follows, each a raw
+        view (view of a, view of b). every 0: one that begins with each frame. Raises as `sample` does."""
         raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide_followed(value, every)")
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:

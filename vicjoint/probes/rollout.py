@@ -52,8 +52,8 @@ class NextFrameRollout(Probe):
     for `steps` steps (null: the pair's horizon), each compared with the frame so many gaps ahead.
 
     Metrics of each step k: error_k: squared error over that of always predicting the mean of all targets (0:
-    right, 1: nothing is known); r1_k: how often the true frame is the nearest of up to `candidates` frames of the same video, the last context frame
-    and the other targets among them, where the video has as many.
+    right, 1: nothing is known); r1_k: how often the true frame is the nearest of up to `candidates` frames of
+    the same video around it.
 
     Rows: model; random_init: before training; copy_last and extrapolation: the trained embedding of the last
     context frame, as it is, and moved on at every step by the change since the context frame before it;

@@ -43,11 +43,11 @@ MIDDLE = (0.5, 0.8)  # where in the film it happens: the frames before it say wh
 
 @register("source", "sample_surprises")
 class SampleSurprises(Source):
-    """Videos of one sprite on a background that stands still. In half of the test videos it vanishes or jumps,
-    between the half and four fifths of the film. Records carry `event` (none, vanishes or jumps), `changed`
-    (0 or 1) and, where something happens, `moment`: the number of the first frame that is not as it should
-    be. looks: how many backgrounds and sprites there are, the same for train and test; null: each video has
-    its own."""
+    """Videos of one sprite on a background that stands still. In half of the test videos it vanishes or
+    jumps, between the half and four fifths of the film. Records carry `event` (none, vanishes or jumps),
+    `changed` (0 or 1) and, where something happens, `moment`: the number of the first frame that is not as it
+    should be. looks: how many backgrounds and sprites there are, the same for train and test; null: each
+    video has its own."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class SampleSurprises(Source):
     def describe(self) -> str:
         changed = sum(record["changed"] for record in self.test)
         return (
-            f"sample_surprises {self.root}: {len(self.train)} train, {len(self.test)} test videos, {changed} of"
-            " them with a sprite that vanishes or jumps"
+            f"sample_surprises {self.root}: {len(self.train)} train, {len(self.test)} test videos, {changed}"
+            " of them with a sprite that vanishes or jumps"
         )
 
 
@@ -98,7 +98,7 @@ def after_event(before: Scene, event: str, moment: int, rng: np.random.Generator
 
 
 def elsewhere(sprite: Sprite, moment: int, rng: np.random.Generator) -> Sprite:
-    """The sprite on a path as fast and in the same direction, FAR from where it would be at frame `moment`."""
+    """The sprite as fast, in the same direction, and at frame `moment` FAR from where it would be."""
     due = np.array(sprite.centre(np.float64(moment)))
     margin = sprite.size / 2
     while True:
