@@ -254,7 +254,8 @@ def run(cache, tmp_path_factory):
         (["predictor=null"], "pair.horizon: 3 steps are predicted one from the other, and this recipe"),
         (["pair.gap=2"], "'residual' takes its predictions as further steps of the clip, and these"),
         (
-            ["predictor={name: mlp, latents: 2}", "a.encoder={name: conv_stack, frames: 3}", "b={weights: own,"
+            ["predictor={name: mlp, latents: 2}", "a.encoder={name: conv_stack, frames: 3}",
+             "b={weights: own,"
              " modality: next_frame, encoder: {name: conv}, expander: [8]}"],
             "pair.horizon: 3 steps, and predictor.latents: 2 predictions of each",
         ),

@@ -126,7 +126,6 @@ class Branch(Rated):
             return WithCells(self.expander(y), embedded, raw.places(grid))
 
     def forward(self, raw, steps: bool = False) -> Tensor | WithCells:
-        """z [B, E]; of `steps`, [B, T, E]."""
         if isinstance(raw, Boxed):
             return self.with_cells(raw)
         if isinstance(raw, Crops):
@@ -202,6 +201,11 @@ class Model(nn.Module):
         and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that are `Following`, [B K,
         E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
+        plain = isinstance(view_a, Tensor) and isinstance(view_b, Tensor)
+        if self.looks_back and self.branches[a] is self.branches[b] and plain:
+            # the target is one more frame of the clip: batch norm sees them together, as one space needs it
+            z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
+            return self.predict(z[:, :-1]), z[:, -1]
         with record_function("forward a"):
             z_a = self.branches[a](view_a, self.looks_back)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
@@ -296,13 +300,10 @@ class Two:
         """y [B, D]."""
         return self.side(side).represent(raw)
 
-    def looks_back(self, side: Side) -> bool:
-        return side == "a" and self.model.looks_back
-
     def steps(self, side: Side, raw) -> Tensor:
-        """What `embed` takes of a raw view: y [B, D]; of branch a, where the predictor looks back, y of each
-        step of time [B, T, D]."""
-        return self.side(side).steps(raw) if self.looks_back(side) else self.represent(side, raw)
+        """What `embed` takes: y [B, D], or of each step of a, where the predictor looks back, [B, T, D]."""
+        looks_back = side == "a" and self.model.looks_back
+        return self.side(side).steps(raw) if looks_back else self.represent(side, raw)
 
     def embed(self, side: Side, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """z [B, E] of what `steps` gives; of branch a after the predictor, where there is one, which may need

@@ -9,11 +9,12 @@ predictor: {name: extrapolate, context: 6}
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from vicjoint.model import make_expander
-from vicjoint.options import NotNegative
+from vicjoint.options import Natural, NotNegative
 from vicjoint.parts import Predictor
 from vicjoint.registry import register
 
@@ -21,8 +22,9 @@ from vicjoint.registry import register
 @register("predictor", "extrapolate")
 class Extrapolate(Predictor):
     """z_t + reach (z_t - z_(t-1)) + a rest that is learnt: embeddings move straight on, and bend by an MLP of
-    the last `context` of them, [B, T, E] -> [B, E]. It has one hidden layer of width `hidden`, and its last
-    layer begins at zero. hidden 0: no rest, straight on.
+    z_t and of the changes between the last `context` of them, [B, T, E] -> [B, E]. The MLP sees each of these
+    numbers at a standard deviation of 1 (changes are small beside what an embedding is), has one hidden layer
+    of width `hidden`, and its last layer begins at zero. hidden 0: no rest, straight on.
 
     reach: how far the target is after the last frame, in steps of the clip: pair.gap / pair.stride.
     """
@@ -34,13 +36,14 @@ class Extrapolate(Predictor):
         dim: int,
         /,
         context: Annotated[int, Field(ge=2)] = 6,
-        hidden: Annotated[int, Field(ge=0)] = 512,
+        hidden: Natural = 512,
         reach: NotNegative = 1.0,
     ):
         super().__init__()
-        self.context, self.reach = context, reach
-        self.rest = make_expander(context * dim, [hidden, dim]) if hidden else None
-        if self.rest is not None:
+        self.context, self.reach, self.rest = context, reach, None
+        if hidden:
+            seen = context * dim
+            self.rest = nn.Sequential(nn.BatchNorm1d(seen, affine=False), *make_expander(seen, [hidden, dim]))
             nn.init.zeros_(self.rest[-1].weight)
 
     def forward(self, z_a: Tensor) -> Tensor:
@@ -50,6 +53,8 @@ class Extrapolate(Predictor):
                 f"predictor 'extrapolate' looks at the last {self.context} frames of a clip, and this one has"
                 f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
             )
-        last = z_a[:, -1]
-        straight = last + self.reach * (last - z_a[:, -2])
-        return straight if self.rest is None else straight + self.rest(z_a[:, -self.context :].flatten(1))
+        last, changes = z_a[:, -1], z_a[:, -self.context :].diff(dim=1)
+        straight = last + self.reach * changes[:, -1]
+        if self.rest is None:
+            return straight
+        return straight + self.rest(torch.cat([changes.flatten(1), last], 1))

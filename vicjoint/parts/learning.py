@@ -52,7 +52,8 @@ class Predictor(nn.Module):
     condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
 
     looks_back: whether z_a is [B, T, E], embeddings of all steps of branch a's clip in order of time, by an
-    encoder that gives y of each of them (`vicjoint.tokens.steps_of`)."""
+    encoder that gives y of each of them (`vicjoint.tokens.steps_of`). Where b is the same branch, its frame
+    is encoded together with the clip."""
 
     latents: int = 1
     looks_back: ClassVar[bool] = False

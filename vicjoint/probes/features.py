@@ -163,13 +163,12 @@ def encoded(
         yield from [] if x is None else ((space, x.float()) for space in spaces)
         return
     two, condition = models[row], raw.condition if isinstance(raw, Conditioned) else None
-    y = two.represent(side, raw) if "representation" in spaces or not two.looks_back(side) else None
+    seen = two.steps(side, raw)  # y, unless the predictor looks back
     for space in spaces:
-        if space == "representation":
-            yield space, y.float()
+        if space == "embedding":
+            yield space, two.embed(side, seen, condition).float()
         else:
-            steps = two.steps(side, raw) if two.looks_back(side) else y
-            yield space, two.embed(side, steps, condition).float()
+            yield space, (seen if seen.ndim == 2 else two.represent(side, raw)).float()
 
 
 def of_records(x: Tensor, mask: Tensor, windows: int) -> list[list[Tensor]]:

@@ -382,7 +382,7 @@ def open_right(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
     right = []
     for i, (video, e) in enumerate(zip(videos, embedded)):
         others = [
-            torch.cdist(e.predicted, pool, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.square()
+            squared_distances(e.predicted, pool[torch.cdist(e.predicted, pool).argmin(1)])
             for j, pool in enumerate(pools)
             if j != i
         ]
