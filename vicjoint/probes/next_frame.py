@@ -181,8 +181,9 @@ class NextFrameRetrieval(Probe):
         return TestVideo(record["id"], frames, queries, conditions)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
-        last = window.context[-1]
-        return around(window.target, last, window.target - last, frames, self.candidates)
+        return around(
+            window.target, (last := window.context[-1]), window.target - last, frames, self.candidates
+        )
 
     def _pictures(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, np.ndarray]:
         """Half the pictures from the best-ranked queries, half from the worst, spread over different
@@ -218,8 +219,7 @@ class NextFrameRetrieval(Probe):
 
 
 def around(target: int, last: int, step: int, frames: int, number: int) -> list[int]:
-    """True numbers of candidates, `step` apart: on the grid of the last context frame and the target, as
-    centred on it as a video of so many frames allows."""
+    """True numbers of candidates on the grid of last context frame and target, as centred as can be."""
     grid = sorted({*range(last % step, frames, step), target})
     start = min(max(0, grid.index(target) - number // 2), max(0, len(grid) - number))
     return grid[start : start + number]
