@@ -21,7 +21,7 @@ from vicjoint.objectives import VICReg
 from vicjoint.objectives.straightened import Straightened
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Modality, Predictor
-from vicjoint.probes.next_frame import around
+from vicjoint.probes.labels import around
 from vicjoint.recipe import RecipeError
 from vicjoint.recipe.keys import Train
 from vicjoint.samples.pushed import SamplePushed

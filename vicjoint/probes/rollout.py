@@ -19,8 +19,8 @@ from vicjoint.options import Count
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import evenly, named
-from vicjoint.probes.next_frame import EMBED_AT_ONCE, around, middle_rank, squared_distances
+from vicjoint.probes.labels import around, evenly, named
+from vicjoint.probes.next_frame import EMBED_AT_ONCE, middle_rank, squared_distances
 from vicjoint.registry import register
 
 
