@@ -109,8 +109,8 @@ def evenly(total: int, limit: int | None) -> np.ndarray:
 
 
 def around(target: int, last: int, step: int, frames: int, number: int) -> list[int]:
-    """True numbers of candidate frames, `step` apart: on the grid of the last context frame and the target, as
-    centred on it as a video of so many frames allows."""
+    """True numbers of candidate frames, `step` apart: on the grid of the last context frame and the target,
+    as centred on it as a video of so many frames allows."""
     grid = sorted({*range(last % step, frames, step), target})
     start = min(max(0, grid.index(target) - number // 2), max(0, len(grid) - number))
     return grid[start : start + number]
