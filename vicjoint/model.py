@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, WithCells, unconditioned
+from vicjoint.agreeing import check_horizon, check_widths, conditions_of, local_expanders
+from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Following, WithCells, unconditioned
 from vicjoint.conditions import Conditioning
 from vicjoint.fitted import Fitted
 from vicjoint.latents import Choice, check_latents
@@ -130,6 +131,7 @@ class Branch(Rated):
         if isinstance(raw, Crops):
             # z [B crops, E], sample by sample; each size goes through batch norm by itself
             return torch.stack([self(crop, steps) for crop in raw], 1).flatten(0, 1)
+        raw = raw.rows() if isinstance(raw, Following) else raw
         y = self.steps(raw) if steps else self.represent(raw)
         with without_gradient(self.learning.train == "frozen"):
             return each_step(self.expander, y)
@@ -196,9 +198,11 @@ class Model(nn.Module):
 
     def forward(self, view_a, view_b, task: int = 0) -> tuple[Tensor | WithCells, Tensor | WithCells]:
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
-        and z_b, [B, E] each; of `Boxed` views those of cells, too."""
+        and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that are `Following`, [B K,
+        E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
-        if self.looks_back and self.branches[a] is self.branches[b] and isinstance(view_a, Tensor):
+        plain = isinstance(view_a, Tensor) and isinstance(view_b, Tensor)
+        if self.looks_back and self.branches[a] is self.branches[b] and plain:
             # the target is one more frame of the clip: batch norm sees them together, as one space needs it
             z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
             return self.predict(z[:, :-1]), z[:, -1]
@@ -210,6 +214,9 @@ class Model(nn.Module):
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
         condition = view_a.condition if isinstance(view_a, Conditioned) else None
+        if isinstance(view_b, Following):
+            steps = self.rollout(z_a, view_b.horizon, condition)
+            return steps[:, -view_b.targets :].flatten(0, 1), z_b
         if isinstance(z_a, WithCells):
             return z_a._replace(z=self._predicted(z_a.z, z_b.z, condition)), z_b
         return self._predicted(z_a, z_b, condition), z_b
@@ -225,6 +232,16 @@ class Model(nn.Module):
         if self.choice is not None:
             return self.choice.guess(self.predictions(z_a, condition))
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
+
+    def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
+        """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes
+        the place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C],
+        where there are such."""
+        found = []
+        for step in range(steps):
+            found.append(self.predict(z_a, None if conditions is None else conditions[:, step]))
+            z_a = torch.cat([z_a[:, 1:], found[-1][:, None]], 1) if self.looks_back else found[-1]
+        return torch.stack(found, 1)
 
     def _call(self, predictor: Predictor, z_a: Tensor, condition: Tensor | None) -> Tensor:
         """Raises ValueError where there is a condition and none is given, or the other way."""
@@ -294,6 +311,10 @@ class Two:
         z = each_step(self.side(side).expander, y)
         return self.model.predict(z, condition) if side == "a" else z
 
+    def rollout(self, y_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
+        """Predictions [B, steps, E] from what `steps` gives of a; see Model."""
+        return self.model.rollout(each_step(self.a.expander, y_a), steps, conditions)
+
     def predictions(self, y_a: Tensor, condition: Tensor | None = None) -> Tensor:
         """Every prediction [B, K, E] from what `steps` gives of a."""
         return self.model.predictions(each_step(self.a.expander, y_a), condition)
@@ -358,6 +379,7 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
         if spec.weights == "ema":
             ema[name] = "a", spec.momentum
     conditions = conditions_of(recipe)
+    check_horizon(recipe)
     predictor = None
     if recipe.predictor:
         dim = recipe.branches[recipe.tasks[0].a].expander[-1]
@@ -370,45 +392,6 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
             )
         predictor = build("predictor", recipe.predictor, dim, *([len(conditions)] if takes else []))
     return Model(branches, [(task.a, task.b) for task in recipe.tasks], ema, predictor, conditions)
-
-
-def conditions_of(recipe: Recipe) -> tuple[bool, ...]:
-    """Those of the recipe's pair, which says so by its options alone. Raises ValueError where there is no
-    predictor to give them to."""
-    for task in recipe.tasks:
-        if task.pair.get("condition") is None:
-            continue
-        if recipe.predictor is None:
-            raise ValueError(
-                f"{task.key}pair.condition: a condition is given to the predictor, and this recipe has none."
-                " Set predictor={name: mlp}, or leave out the condition."
-            )
-        return build("pair", task.pair).conditions
-    return ()
-
-
-def check_widths(a: BranchSpec, b: BranchSpec) -> None:
-    """Raises ValueError where the embeddings of two branches differ in width."""
-    if a.expander[-1] != b.expander[-1]:
-        raise ValueError(
-            f"{a.key}.expander ends with {a.expander[-1]} and {b.key}.expander with {b.expander[-1]}: "
-            "the two embeddings must have one width."
-        )
-
-
-def local_expanders(recipe: Recipe) -> dict[str, list[int]]:
-    """{branch: widths of its expander of cells}, as the objectives ask for them; a branch that follows a has
-    a's. Raises ValueError where two objectives want others."""
-    found: dict[str, list[int]] = {}
-    for task in recipe.tasks:
-        widths = find("objective", task.objective["name"]).local_expander(task.objective)
-        for name in (task.a, task.b) if widths else ():
-            if found.setdefault(name, widths) != widths:
-                raise ValueError(
-                    f"{task.key}objective.expander: {widths}, but another pair of branch '{name}' has"
-                    f" {found[name]}. A branch has one expander of cells: use one list."
-                )
-    return found
 
 
 def build_branch(

@@ -46,6 +46,7 @@ BUILT_IN = (
     "vicjoint.samples",
     "vicjoint.objectives",
     "vicjoint.model",
+    "vicjoint.stepping",
     "vicjoint.predictors",
     "vicjoint.optim",
     "vicjoint.pairs",

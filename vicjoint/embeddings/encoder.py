@@ -131,6 +131,7 @@ class RepresentationModel(nn.Module):
         self.modality, self.encoder, self.dim = branch.modality, branch.encoder, branch.encoder.dim
         self.origin = origin
         self._head = (Head(model, origin),)  # in a tuple: this module's tensors are those that give y
+        self._other = (cast(Branch, model.branches[origin.task.b]),)
         self._reader: ItemReader | None = None
 
     def forward(self, view):
@@ -172,6 +173,16 @@ class RepresentationModel(nn.Module):
         return head(y).float().cpu()
 
     @torch.no_grad()
+    def encode_followed(self, raw: tuple[Raw, Raw], space: Space = "representation") -> Tensor:
+        """Of (views of branch a, views of b that follow them) the features of a, and as a last column the
+        squared error of the prediction: float32 [B, width(space) + 1], on the CPU."""
+        view, target = to_device(raw, self.device)
+        error = (
+            self.encode(view, "embedding") - self._other[0].to(self.device)(target).float().cpu()
+        ).square()
+        return torch.cat([self.encode(view, space), error.sum(1, keepdim=True)], 1)
+
+    @torch.no_grad()
     def encode_tokens(self, raw: Raw) -> list[Tokens]:
         """Of each raw view its tokens, x [T, D] float32 on the CPU. Raises ValueError where the encoder gives
         none."""
@@ -193,6 +204,7 @@ class RepresentationModel(nn.Module):
         """In evaluation mode while entered."""
         before = self.training
         self._head[0].eval()
+        self._other[0].eval()
         self.eval()
         try:
             yield

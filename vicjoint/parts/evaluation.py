@@ -85,6 +85,11 @@ class Features(Protocol):
         branch a its conditions [B, C], where the pair gives such."""
         ...
 
+    def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
+        """Predictions z [N, steps, E] of several y [B, D] of branch a, each but the first from the one
+        before; told: of each y the conditions [B, steps, C], where the pair gives such."""
+        ...
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, remembered for the rest of the run: what training does not change. Ask for items
         before: if other records of them can be read than the last time, nothing is remembered."""

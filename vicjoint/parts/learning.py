@@ -45,6 +45,9 @@ class Predictor(nn.Module):
     """z_a [B, E] -> the prediction of z_b [B, E]; with `latents` above 1, [B, latents, E]: one for each value
     of a discrete latent, among which the model chooses.
 
+    Where the pair has a horizon above 1, its prediction is fed back: it is called with it as z_a for the next
+    step.
+
     It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
     condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
 

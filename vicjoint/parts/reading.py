@@ -180,6 +180,16 @@ class Pair:
     in_time: ClassVar[bool] = False
     """Whether the samples of a record are in order of time."""
 
+    horizon: int = 1
+    """Steps that are predicted, each from the one before. A pair with a horizon above 1 has an option of this
+    name, and gives branch b `vicjoint.batch.Following`."""
+
+    evenly: bool = True
+    """Whether a target is as far from what is before it as the steps of a clip from each other."""
+
+    targets: int = 1
+    """Of each sample for branch b: of all steps of the horizon, or of the last ones."""
+
     gives: frozenset[Gives] = frozenset()
     """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
     different modalities that belong together; rows: and stand in one record; crops: `views` with rng draws
@@ -236,6 +246,11 @@ class Pair:
         if self.uses_readers:
             return self.readers["ab".index(side)].slide(value, every)
         raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide(value, side, every)")
+
+    def slide_followed(self, value: str, every: float) -> Sliding:
+        """Windows of branch a along a file as `slide` gives them, those that a target follows, each a raw
+        view (view of a, view of b). every 0: one that begins with each frame. Raises as `sample` does."""
+        raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide_followed(value, every)")
 
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
         """Raw views of both branches, each of `samples_per_record` samples. All randomness comes from `rng`,

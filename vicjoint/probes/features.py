@@ -287,6 +287,11 @@ class FeaturesOf:
         each = [condition.to(self.device) for condition in told] or [None] * len(y)
         return torch.cat([of(some, condition).float() for some, condition in zip(y, each)])
 
+    @torch.no_grad()
+    def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
+        two, each = self._models[row], [x.to(self.device) for x in told] or [None] * len(y)
+        return torch.cat([two.rollout(some, steps, of).float() for some, of in zip(y, each)])
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         kept, key = self._measure.kept, (name, *(part.version for part in self._parts.values()))
         if key not in kept:

@@ -19,7 +19,7 @@ from vicjoint.files.cells import opened
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import named, of_others
+from vicjoint.probes.labels import around, named, of_others
 from vicjoint.registry import register
 
 EMBED_AT_ONCE = 256  # frames, or clips' frames, in one forward pass
@@ -181,14 +181,8 @@ class NextFrameRetrieval(Probe):
         return TestVideo(record["id"], frames, queries, conditions)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
-        """True numbers of the candidates: on the grid of the last context frame and the target, as centred as
-        the video allows."""
-        last, step = window.context[-1], window.target - window.context[-1]
-        grid = list(range(last % step, frames, step))
-        start = min(
-            max(0, grid.index(window.target) - self.candidates // 2), max(0, len(grid) - self.candidates)
-        )
-        return grid[start : start + self.candidates]
+        last = window.context[-1]
+        return around(window.target, last, window.target - last, frames, self.candidates)
 
     def _pictures(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, np.ndarray]:
         """Half the pictures from the best-ranked queries, half from the worst, spread over different

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint import distributed
-from vicjoint.batch import Batch, Conditioned
+from vicjoint.batch import Batch, Conditioned, Following
 from vicjoint.data.clips import check_clips, reads_clips
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.kept import check_kept
@@ -412,6 +412,8 @@ def shape_of(view) -> str:
         return " + ".join(map(shape_of, view))
     if isinstance(view, Conditioned):
         return f"{shape_of(view.view)} with a condition {shape_of(view.condition)}"
+    if isinstance(view, Following):
+        return shape_of(view.view)
     return str(list(view.shape)) if isinstance(view, Tensor) else f"{type(view).__name__} of {len(view)}"
 
 
