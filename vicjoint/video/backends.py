@@ -60,7 +60,9 @@ class PyAV:
         self.fast = True
         self._idle: set[int] = set()  # times of frames that need not be decoded
         self._left: set[int] = set()  # and of those that this walk has left out
-        self._last: list[int] = []  # numbers after which nothing more is wanted; none: not known
+        self._coming: list[int] = []  # numbers that are wanted
+        self._ends = False  # nothing is wanted after them
+        self._cut = False  # this walk ended before its packets did
         self._reads = 0
         # one for all frames: making its tables anew costs more than the conversion
         self._convert = VideoReformatter()
@@ -168,9 +170,8 @@ class PyAV:
         idle = self._idle_among(numbers)
         for place, number in enumerate(numbers):
             self._idle = idle if self.fast else set()
-            rest = numbers[place:]
-            self._last = rest if last and self._single and self.fast and self._shown is not None else []
-            yield self._image(number, self._whole(number, rest))
+            self._coming, self._ends = numbers[place:], last
+            yield self._image(number, self._whole(number, self._coming))
 
     def _idle_among(self, numbers: list[int]) -> set[int]:
         """Times of the frames before the last of these numbers on which neither they nor others lean."""
@@ -203,8 +204,8 @@ class PyAV:
         may lean on what is before it), and the other way round; no second time where that failed. Raises
         VideoError, naming those of the frames `wanted` from it on that lean on the same key frame."""
         frame, error = self._try(number)
-        if frame is None and self.fast and (self._idle or self._last):
-            self.fast, self._walk, self._idle, self._last = False, None, set(), []
+        if frame is None and self.fast and self._shown is not None:
+            self.fast, self._walk, self._idle = False, None, set()
             frame, error = self._try(number)
         if frame is None and self._shown is not None and self._straight is not False:
             self._straight = not self._straight
@@ -238,22 +239,28 @@ class PyAV:
         name = number if self._shown is None else self._shown[number]
         start = self._key(number)
         jump = start is not None and self._straight is not True and start.place > self._fed
-        if self._walk is None or name <= self._walked or name in self._left or jump:
-            frames = self._decode_from(None if self._straight else start)
-            known = self._shown is not None
-            self._walk = ((frame.pts if known else n, frame) for n, frame in enumerate(frames))
-        for at, frame in self._walk:
-            self._walked = at
-            if at >= name:
-                return frame if at == name else None
-        self._walk = None
+        if name <= self._walked or name in self._left or jump:
+            self._walk = None
+        for _ in range(2):
+            if self._walk is None:
+                frames = self._decode_from(None if self._straight else start)
+                known = self._shown is not None
+                self._walk = ((frame.pts if known else n, frame) for n, frame in enumerate(frames))
+            for at, frame in self._walk:
+                self._walked = at
+                if at >= name:
+                    return frame if at == name else None
+            self._walk = None
+            if not self._cut:
+                break
         return None
 
     def _decode_from(self, start: Key | None):
         """Every frame from a key frame on, or from the beginning, in order of presentation."""
         self._context.flush_buffers()
-        self._left = set()
-        unsent = set(self._shown[self._last].tolist()) if self._last else None
+        self._left, self._cut = set(), False
+        groups = self._groups()
+        wanted = next(groups, (None, None))[1]
         if start is not None and self._packets is not None:
             packets = iter(self._packets[start.place :])
         else:
@@ -270,11 +277,23 @@ class PyAV:
             except av.FFmpegError:
                 if not self._harmless(packet, start):
                     raise
-            if unsent is not None:
-                unsent.discard(packet.pts)
-                if not unsent:
+            if wanted is None:
+                continue
+            wanted.discard(packet.pts)
+            if not wanted:
+                key, wanted = next(groups, (None, None))
+                self._cut = self._ends if key is None else key.place > self._fed + 1
+                if self._cut:
                     break
         yield from self._context.decode(None)
+
+    def _groups(self) -> Iterator[tuple[Key, set[int]]]:
+        """Key frames with the times of the wanted frames that lean on them. None where decoding goes on to
+        the end of the packets."""
+        if self._shown is None or not self._single or not self.fast or self._straight:
+            return
+        for key, numbers in itertools.groupby(self._coming, self._key):
+            yield key, set(self._shown[list(numbers)].tolist())
 
     def _harmless(self, packet: av.Packet, start: Key | None) -> bool:
         """Whether an error says no more than that decoding began in the middle of a film: frames before the
