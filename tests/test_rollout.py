@@ -21,12 +21,12 @@ from vicjoint.objectives import VICReg
 from vicjoint.objectives.straightened import Straightened
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Modality, Predictor
+from vicjoint.predictors import Residual
 from vicjoint.probes.labels import around
 from vicjoint.recipe import RecipeError
 from vicjoint.recipe.keys import Train
 from vicjoint.samples.pushed import SamplePushed
 from vicjoint.samples.surprises import FAR, SampleSurprises
-from vicjoint.predictors import Residual
 from vicjoint.surprise import BEFORE, LEAST, surprise
 from vicjoint.video import Video
 
