@@ -59,8 +59,8 @@ def check_horizon(recipe: Recipe) -> None:
         predictor = find("predictor", recipe.predictor["name"])
         if not predictor.may_be_fed_back:
             raise ValueError(
-                f"{task.key}pair.horizon: {horizon} steps, and predictor '{recipe.predictor['name']}' cannot be"
-                " fed its own predictions. Set predictor={name: residual}, or leave out the horizon."
+                f"{task.key}pair.horizon: {horizon} steps, and predictor '{recipe.predictor['name']}' cannot"
+                " be fed its own predictions. Set predictor={name: residual}, or leave out the horizon."
             )
         if predictor.looks_back and not build("pair", task.pair).evenly:
             raise ValueError(
