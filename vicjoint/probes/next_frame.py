@@ -371,19 +371,18 @@ def open_right(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
     """Of each query, whether its target is nearer than every other candidate of every test video (for the
     query's own video: its own candidates; of other videos: all frames that are anybody's candidate)."""
     pools = [e.frames[sorted({c for q in v.queries for c in q.candidates})] for v, e in zip(videos, embedded)]
+    queries = torch.cat([e.predicted for e in embedded])
+    owner = torch.tensor([i for i, v in enumerate(videos) for _ in v.queries])
+    elsewhere = torch.full((len(queries),), torch.inf)
+    for i, pool in enumerate(pools):
+        # found by a product, which rounds, and then measured by differences
+        nearest = squared_distances(queries, pool[torch.cdist(queries, pool).argmin(1)])
+        elsewhere = torch.minimum(elsewhere, torch.where(owner == i, torch.inf, nearest))
     right = []
-    for i, (video, e) in enumerate(zip(videos, embedded)):
-        others = [
-            squared_distances(e.predicted, pool[torch.cdist(e.predicted, pool).argmin(1)])
-            for j, pool in enumerate(pools)
-            if j != i
-        ]
-        elsewhere = (
-            torch.stack(others).min(0).values if others else torch.full((len(video.queries),), torch.inf)
-        )
+    for video, e, other in zip(videos, embedded, elsewhere.split([len(v.queries) for v in videos])):
         ranks, _ = ranks_inside(video, e)
         target = squared_distances(e.predicted, e.frames[[q.target for q in video.queries]])
-        right += ((torch.from_numpy(ranks) <= 1) & (target < elsewhere)).tolist()
+        right += ((torch.from_numpy(ranks) <= 1) & (target < other)).tolist()
     return np.array(right)
 
 
