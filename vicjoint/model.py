@@ -11,13 +11,14 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, WithCells, unconditioned
+from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Futures, WithCells, unconditioned
 from vicjoint.conditions import Conditioning
 from vicjoint.fitted import Fitted
 from vicjoint.latents import Choice, check_latents
@@ -151,6 +152,7 @@ class Model(nn.Module):
     ema: {name of a branch: (the branch that it follows, momentum)}; it has no gradient and moves after each
     step. predictor: maps z_a [B, E] to [B, E]; one with `latents` above 1 to [B, latents, E], of which the
     model chooses. conditions: see `vicjoint.parts.Pair`; the predictor is then called with a condition, too.
+    prior: scores [B, latents] of z_a, the logarithms of the predictions' probabilities up to a constant.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class Model(nn.Module):
         ema: dict[str, tuple[str, float]] | None = None,
         predictor: Predictor | None = None,
         conditions: Sequence[bool] = (),
+        prior: nn.Module | None = None,
     ):
         super().__init__()
         self.branches, self.tasks, self.ema = nn.ModuleDict(), tasks, ema or {}
@@ -177,7 +180,12 @@ class Model(nn.Module):
         self.conditioning = Conditioning(conditions) if conditions else None
         self.latents = 1 if predictor is None else predictor.latents
         check_latents(self.latents)
-        self.choice = Choice(self.latents) if self.latents > 1 else None
+        self.choice, self.prior = None, None
+        if predictor is not None and self.latents > 1:
+            self.choice = Choice(self.latents, predictor.choice == "annealed")
+            self.prior = prior
+        self.several = self.choice is not None and (self.choice.annealed or self.prior is not None)
+        """Whether in training it gives `Futures` for z_a."""
 
     @property
     def usage(self) -> Tensor | None:
@@ -188,9 +196,11 @@ class Model(nn.Module):
         """Two branches, whether or not they are trained together."""
         return Two(self, a, b)
 
-    def forward(self, view_a, view_b, task: int = 0) -> tuple[Tensor | WithCells, Tensor | WithCells]:
-        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
-        and z_b, [B, E] each; of `Boxed` views those of cells, too."""
+    def forward(
+        self, view_a, view_b, task: int = 0
+    ) -> tuple[Tensor | WithCells | Futures, Tensor | WithCells]:
+        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b,
+        or all, as `Futures`) and z_b, [B, E] each; of `Boxed` views those of cells, too."""
         a, b = self.tasks[task]
         with record_function("forward a"):
             z_a = self.branches[a](view_a)
@@ -204,16 +214,46 @@ class Model(nn.Module):
             return z_a._replace(z=self._predicted(z_a.z, z_b.z, condition)), z_b
         return self._predicted(z_a, z_b, condition), z_b
 
-    def _predicted(self, z_a: Tensor, z_b: Tensor, condition: Tensor | None) -> Tensor:
+    def _predicted(self, z_a: Tensor, z_b: Tensor, condition: Tensor | None) -> Tensor | Futures:
         if self.choice is None:
             return self.predict(z_a, condition)
-        return self.choice(self.predictions(z_a, condition), z_b)
+        predictions = self.predictions(z_a, condition)
+        if not self.several:
+            return self.choice(predictions, z_b)
+        weights = self.choice.weigh(predictions, z_b)
+        z = (weights.to(predictions.dtype)[:, :, None] * predictions).sum(1)
+        return Futures(z, predictions, weights, self.scores(z_a.detach()))
+
+    def scores(self, z_a: Tensor) -> Tensor:
+        """Logarithms of the predictions' probabilities up to a constant, [B, K]; 0 where no prior is learnt."""
+        return z_a.new_zeros(len(z_a), self.latents) if self.prior is None else self.prior(z_a)
+
+    @torch.no_grad()
+    def probabilities(self, z_a: Tensor) -> Tensor:
+        """Of each prediction from z_a [B, E]: those of the prior, or else how often each latent was used in
+        training; [B, K] float32."""
+        if self.choice is None:
+            return torch.ones(len(z_a), 1, device=z_a.device)
+        if self.prior is None:
+            return self.choice.usage.float().expand(len(z_a), -1)
+        return self.scores(z_a).float().softmax(1)
+
+    def futures(self, view_a, task: int = 0) -> tuple[Tensor, Tensor]:
+        """What may come of a view of branch a: predictions [B, K, E], and their probabilities [B, K]."""
+        z_a = self.branches[self.tasks[task][0]](view_a)
+        condition = view_a.condition if isinstance(view_a, Conditioned) else None
+        return self.predictions(z_a, condition), self.probabilities(z_a)
+
+    def begin_step(self, done: float) -> None:
+        """Before a step of training: which share of the run is over."""
+        if self.choice is not None:
+            self.choice.begin_step(done)
 
     def predict(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
         """One prediction [B, E] from z_a and, where there is one, the condition [B, C]; with a latent, the
         best guess among them."""
         if self.choice is not None:
-            return self.choice.guess(self.predictions(z_a, condition))
+            return self.choice.guess(self.predictions(z_a, condition), self.probabilities(z_a))
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
 
     def _call(self, predictor: Predictor, z_a: Tensor, condition: Tensor | None) -> Tensor:
@@ -256,6 +296,7 @@ class Model(nn.Module):
                 target.copy_(source)
 
 
+PRIOR_WIDTH = 256  # of the one hidden layer between z_a and the scores of predictions
 WITHOUT = "was trained with a condition (pair.condition), without which there is no prediction."
 
 
@@ -283,6 +324,10 @@ class Two:
         """Every prediction [B, K, E] from y_a [B, D]."""
         return self.model.predictions(self.a.expander(y_a), condition)
 
+    def probabilities(self, y_a: Tensor) -> Tensor:
+        """Of every prediction, [B, K]."""
+        return self.model.probabilities(self.a.expander(y_a))
+
     def simple(self, side: Side, raw) -> Tensor | None:
         """What the branch's modality calls simple features, [B, K], or None."""
         return self.side(side).modality.simple_features(unconditioned(raw))
@@ -298,15 +343,27 @@ class MLP(Predictor):
     A condition [B, C] is joined to z_a.
 
     latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
-    joined to z_a: it is added behind the first linear layer, which is the same as a longer input.
+    joined to z_a: it is added behind the first linear layer, which is the same as a longer input. choice:
+    which of the predictions learns from a target: nearest, that one alone; annealed, at first all and bit by
+    bit the near ones. prior: learn the probability of each prediction from z_a.
+    With one latent there is nothing to choose, and both mean nothing.
     """
 
     takes_condition = True
 
     def __init__(
-        self, dim: int, width: int = 0, /, hidden: Count = 512, layers: Count = 2, latents: Count = 1
+        self,
+        dim: int,
+        width: int = 0,
+        /,
+        hidden: Count = 512,
+        layers: Count = 2,
+        latents: Count = 1,
+        choice: Literal["nearest", "annealed"] = "nearest",
+        prior: bool = False,
     ):
         super().__init__()
+        self.choice, self.prior = choice, prior
         self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
         self.latents = latents
         if latents > 1:
@@ -343,7 +400,7 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
         if spec.weights == "ema":
             ema[name] = "a", spec.momentum
     conditions = conditions_of(recipe)
-    predictor = None
+    predictor, prior = None, None
     if recipe.predictor:
         dim = recipe.branches[recipe.tasks[0].a].expander[-1]
         kind = find("predictor", recipe.predictor["name"])
@@ -354,7 +411,10 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
                 " Use predictor={name: mlp}, or leave out pair.condition."
             )
         predictor = build("predictor", recipe.predictor, dim, *([len(conditions)] if takes else []))
-    return Model(branches, [(task.a, task.b) for task in recipe.tasks], ema, predictor, conditions)
+        if predictor.prior and predictor.latents > 1:
+            prior = make_expander(dim, [PRIOR_WIDTH, predictor.latents])
+    tasks = [(task.a, task.b) for task in recipe.tasks]
+    return Model(branches, tasks, ema, predictor, conditions, prior)
 
 
 def conditions_of(recipe: Recipe) -> tuple[bool, ...]:

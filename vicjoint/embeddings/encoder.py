@@ -111,7 +111,7 @@ class Head(nn.Module):
         self.guess = None
         self.conditional = origin.side == "a" and model.conditioning is not None
         if origin.side == "a" and model.predictor is not None:
-            self.guess = Model({}, [], predictor=model.predictor)
+            self.guess = Model({}, [], predictor=model.predictor, prior=model.prior)
             self.guess.choice = model.choice
 
     def forward(self, y: Tensor) -> Tensor:

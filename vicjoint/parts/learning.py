@@ -3,7 +3,7 @@
 # N samples, B batch, E embedding, K latents
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -32,6 +32,11 @@ class Objective(nn.Module):
         `vicjoint.batch.WithCells`. None: it compares z alone."""
         return None
 
+    def pull(self, dim: int) -> float | None:
+        """How strongly it pulls a row of z_a to its z_b, by its squared distance for embeddings of this
+        width; None: it has no such term, and predictions of which several count cannot learn by it."""
+        return None
+
     def bind(self, pair: "Pair") -> None:
         """Take what it has to know of the pair whose samples it sees, once, before the first step. Raises
         ValueError where the pair does not give what it needs."""
@@ -46,7 +51,12 @@ class Predictor(nn.Module):
     of a discrete latent, among which the model chooses.
 
     It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
-    condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C]."""
+    condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
+
+    With a latent: choice: which prediction learns from a target (vicjoint/latents.py); prior: whether the
+    model learns beside it how probable each is."""
 
     latents: int = 1
+    choice: Literal["nearest", "annealed"] = "nearest"
+    prior: bool = False
     takes_condition: ClassVar[bool] = False
