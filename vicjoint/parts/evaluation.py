@@ -84,6 +84,10 @@ class Features(Protocol):
         branch a its conditions [B, C], where the pair gives such."""
         ...
 
+    def probabilities(self, row: str, y_a: Sequence[Tensor]) -> Tensor:
+        """Of each of a latent's predictions from several y_a [B, D], [N, K]."""
+        ...
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, remembered for the rest of the run: what training does not change. Ask for items
         before: if other records of them can be read than the last time, nothing is remembered."""

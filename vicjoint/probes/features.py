@@ -284,6 +284,10 @@ class FeaturesOf:
         each = [condition.to(self.device) for condition in told] or [None] * len(y)
         return torch.cat([of(some, condition).float() for some, condition in zip(y, each)])
 
+    @torch.no_grad()
+    def probabilities(self, row: str, y_a: Sequence[Tensor]) -> Tensor:
+        return torch.cat([self._models[row].probabilities(some).float() for some in y_a])
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         kept, key = self._measure.kept, (name, *(part.version for part in self._parts.values()))
         if key not in kept:
