@@ -225,7 +225,7 @@ class Model(nn.Module):
         return Futures(z, predictions, weights, self.scores(z_a.detach()))
 
     def scores(self, z_a: Tensor) -> Tensor:
-        """Logarithms of the predictions' probabilities up to a constant, [B, K]; 0 where no prior is learnt."""
+        """Logarithms of the predictions' probabilities up to a constant, [B, K]; 0 without a prior."""
         return z_a.new_zeros(len(z_a), self.latents) if self.prior is None else self.prior(z_a)
 
     @torch.no_grad()

@@ -64,7 +64,9 @@ class Decoder:
             number = torch.arange(len(y))[known]
             held = number >= len(y) * 3 // 4  # of the last videos
             x, y = x[known], y[known].double()
-            self.fits.append(fit_chosen(x, y, held, lambda found, y=y[held]: float((found - y).norm(dim=1).mean())))
+            self.fits.append(
+                fit_chosen(x, y, held, lambda found, y=y[held]: float((found - y).norm(dim=1).mean()))
+            )
 
     def __call__(self, z: Tensor) -> np.ndarray:
         """[Q, ..., 2] of [Q, ..., E]."""
@@ -101,10 +103,8 @@ def rows_of(embedded: Embedded, decode: Decoder, fork: Fork) -> dict[str, tuple[
     return rows
 
 
-
-
 def noise(apart: Tensor, probabilities: Tensor) -> Tensor:
-    """Numbers [Q, K, E] with mean 0 and the covariance of predictions around their mean, `apart` [Q, K, E]."""
+    """Numbers [Q, K, E] with mean 0 and the covariance of `apart` [Q, K, E], predictions less their mean."""
     weighted = (apart * probabilities[:, :, None].sqrt()).flatten(0, 1).double()
     values, vectors = torch.linalg.eigh(weighted.T @ weighted / len(apart))
     drawn = torch.randn(apart.shape, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)

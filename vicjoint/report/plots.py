@@ -218,7 +218,11 @@ def futures(arrays: dict[str, np.ndarray], i: int) -> list[tuple[str, list[dict]
         axes.scatter(*place, s=250 * probability + 4, color=MORE_COLOURS[0], edgecolors="white")
         if probability >= 0.05:
             axes.annotate(
-                f"{100 * probability:.0f}", place, (6, 8 * (k % 3) - 8), textcoords="offset points", fontsize=8
+                f"{100 * probability:.0f}",
+                place,
+                (6, 8 * (k % 3) - 8),
+                textcoords="offset points",
+                fontsize=8,
             )
     axes.set(xlim=(0, 1), ylim=(1, 0))
     axes.set_axis_off()
