@@ -83,8 +83,7 @@ class SampleFutures(Source):
         looks: Count | None = None,
         chances: list[PositiveShare] | None = None,
     ):
-        chances = chances or [1 / futures] * futures
-        if len(chances) != futures or abs(sum(chances) - 1) > 1e-6:
+        if chances is not None and (len(chances) != futures or abs(sum(chances) - 1) > 1e-6):
             raise ValueError(
                 f"source.chances: {chances} sum to {sum(chances):g}. Expected a number for each of the"
                 f" {futures} futures (source.futures), which sum to 1, or null."
@@ -172,7 +171,8 @@ def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
 
     possible, never = turns(wanted["futures"])
     rng = np.random.default_rng([wanted["seed"], SPLITS.index(split), index, 2])
-    taken = int(rng.choice(len(possible), p=wanted["chances"]))
+    chances = wanted["chances"]
+    taken = int(rng.integers(len(possible)) if chances is None else rng.choice(len(possible), p=chances))
     name = f"{split}/{index:05d}.mp4"
     made = write(name, possible[taken])
     look = index if wanted["looks"] is None else index % wanted["looks"]
@@ -189,7 +189,7 @@ def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
         **record,
         "moment": frames // 2,
         "futures": list(futures),
-        "chances": wanted["chances"],
+        "chances": chances or [1 / len(possible)] * len(possible),
         "future_positions": [positions(scenes[other], frames) for other in futures],
         "impossible": list(impossible),
     }
