@@ -129,8 +129,28 @@ def test_what_is_said(tmp_path):
         build("source", mixed(tmp_path, [3, 0]))
     with pytest.raises(SourceError, match="one of its sources is mixed, too"):
         build("source", {"name": "mixed", "sources": [mixed(tmp_path), large]})
-    source, pair = build("source", mixed(tmp_path)), Captions()
+    source, pair = build("source", mixed(tmp_path, [3, 1])), Captions()
     pair.distinct = "caption"
     with pytest.raises(ValueError, match="pair.distinct: .* has the records of several, each with epochs"):
         stream(source, pair)
     assert "mixed" in str(json_schema())
+
+
+def test_without_weights_batches_may_be_distinct(tmp_path):
+    """The sources are one epoch, from which as little is left out as there has to be; over a resume, too."""
+    source, pair = build("source", mixed(tmp_path)), Captions()
+    pair.distinct = "note"  # n0 to n5 are in both
+    pair.distinct_of = lambda record: record["note"]
+    note = {record["id"]: record["note"] for record in source.train}
+    made = stream(source, pair)
+    with batches([made], [9], 0, 0, 8) as read:
+        found = [batch.samples for batch, _ in read]
+    assert made.epoch_length == len(source.train) and len(found) == 8
+    assert all(len({note[name.split("@")[0]] for name in samples}) == 9 for samples in found)
+    assert sorted(sum(found[:4], [])) == sorted(f"{name}@0" for name in source.ids("train"))
+    with batches([stream(source, pair)], [9], 0, 3, 8) as read:
+        assert [batch.samples for batch, _ in read] == found[3:]
+    order = source.order("train")
+    assert order.is_one_epoch and not order._replace(weights=[3, 1]).is_one_epoch
+    elsewhere = ShardOrder(np.zeros(30, int), 8, 4)
+    assert not order._replace(parts=[(30, elsewhere), (6, None)]).is_one_epoch

@@ -3,6 +3,7 @@ missing."""
 
 import io
 import json
+import pickle
 import sys
 import tarfile
 import wave
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicjoint.files import images
+from vicjoint.files import images, inside
 from vicjoint.files.cells import CellError, cell
 from vicjoint.pairs.cross_modal import CrossModal
 from vicjoint.pairs.next_frame import NextFrame
@@ -372,3 +373,21 @@ def test_a_kill_while_samples_are_kept_costs_only_time(tmp_path, monkeypatch):
     for state in kept.rglob("state.json"):  # as an older version left it when it was killed
         state.unlink()
     assert len(HuggingFace(str(tmp_path / "tree"), take=4).train) == 4
+
+
+def test_the_json_of_a_record_is_read_once_by_a_source(tmp_path, monkeypatch):
+    """And again by another one, since the shard may be another."""
+    opened = []
+    monkeypatch.setattr(inside, "open_tar", lambda part: opened.append(1) or open(part["path"], "rb"))
+    for number in (1, 2):
+        for split in ("train", "val"):
+            (tmp_path / split).mkdir(exist_ok=True)
+            with tarfile.open(tmp_path / split / "s.tar", "w") as out:
+                info = tarfile.TarInfo("a.json")
+                info.size = len(content := b'{"number": %d}' % number)
+                out.addfile(info, io.BytesIO(content))
+        source = WebDataset(str(tmp_path))
+        opened.clear()
+        assert [cell(source.train[0], "number") for _ in range(3)] == [number] * 3 and len(opened) == 1
+        again = pickle.loads(pickle.dumps(source.train))[0]  # of a process that reads: nothing is kept
+        assert cell(again, "number") == number and len(opened) == 2

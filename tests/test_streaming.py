@@ -322,3 +322,28 @@ def test_a_folder_elsewhere_is_listed(tmp_path):
     assert (len(source.train), len(source.test)) == (12, 12) and source.order("test") is not None
     assert source.describe().endswith("passed over: 3 shards whose name is no split's")
     assert text_of(source.test[0]) == "text 4 0"
+
+
+@pytest.mark.parametrize("cache_of", [2, 1])
+def test_the_next_windows_shards_are_brought_ahead(tmp_path, server, cache, cache_of):
+    """While one shard of one lane is read, the next one; with room for one alone, none."""
+    names = shards(tmp_path / "web")
+    pack(tmp_path / "web", names)
+    size = (tmp_path / "web" / names[0]).stat().st_size
+    source = WebDataset(server[0], lanes=1, window=1, cache=f"{cache_of * size / 1000}kB")
+    order = source.order("train")
+    assert (order.files is not None) == (cache_of == 2)
+    stream, plain = (Stream(source.train, Texts(), 0, order=of) for of in (order, order._replace(files=None)))
+    stream.set_batch(4)
+    plain.set_batch(4)
+    asked = lambda: [path for path in server[1] if path.endswith(".tar")]
+    first = [source.train[plain.locate(p)[1]]["id"].split("/")[0] for p in range(0, 48, TEXTS)]
+    for turn in range(4):
+        stream[turn * TEXTS]
+        expected = min(turn + cache_of, 4)
+        patience = time.monotonic() + 10
+        while len(asked()) < expected and time.monotonic() < patience:
+            time.sleep(0.02)
+        time.sleep(0.05)
+        assert sorted(asked()) == sorted(f"/{name}" for name in first[:expected])
+        assert sum(p.stat().st_size for p in (cache / "remote").iterdir()) <= cache_of * size

@@ -1,5 +1,6 @@
 """What a source may ask of the order of its records."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,13 @@ class ShardOrder(NamedTuple):
 
     shard: int [N], of each record. lanes: consecutive parts of an epoch's shards; the rows of a batch are
     shared among them, so that a process needs the shards of its own lanes alone. window: shards of a lane
-    whose records are shuffled together."""
+    whose records are shuffled together. files: by number of the shard, what `vicjoint.files.remote.ahead`
+    brings while the window before is read; None: each is brought when it is read."""
 
     shard: np.ndarray
     lanes: int
     window: int
+    files: Sequence | None = None
 
 
 class MixedOrder(NamedTuple):
@@ -25,6 +28,12 @@ class MixedOrder(NamedTuple):
 
     parts: list[tuple[int, ShardOrder | None]]
     weights: list[float] | None
+
+    @property
+    def is_one_epoch(self) -> bool:
+        """Whether an epoch of all records together gives each source its part as well, if not of every
+        batch."""
+        return self.weights is None and all(shards is None for _, shards in self.parts)
 
 
 def only(order: ShardOrder | MixedOrder | None, kept: np.ndarray) -> ShardOrder | MixedOrder | None:

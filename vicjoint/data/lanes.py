@@ -5,11 +5,13 @@
 2. Row i of each batch of R rows belongs to lane i L // R, so that a process, which takes consecutive rows,
    needs the shards of its lanes alone. As an epoch need not end with a batch, a lane is as long as there are
    positions of the epoch in its rows: every record comes once, on any number of processes.
-3. A lane is shuffled within windows of some shards.
+3. A lane is shuffled within windows of some shards. When the reading of one begins, the shards of the next
+   are brought in the background.
 """
 
 import numpy as np
 
+from vicjoint.files import remote
 from vicjoint.orders import ShardOrder
 
 
@@ -22,7 +24,8 @@ class Lanes:
         self.records = np.argsort(self.shard, kind="stable")
         self.numbers, self.counts = np.unique(self.shard, return_counts=True)
         self.begins = np.concatenate([[0], np.cumsum(self.counts)])
-        self.lanes, self.per_batch = order.lanes, 1
+        self.lanes, self.per_batch, self.files = order.lanes, 1, order.files
+        self._begun: set[int] = set()  # windows of the epoch that was arranged last
 
     def set_batch(self, per_batch: int) -> None:
         """State the records of a global batch."""
@@ -40,7 +43,10 @@ class Lanes:
         first = runs[np.searchsorted(lane, lane)]  # the turn of the first shard of the lane
         within = (runs - first) // self.window
         # a number for each window of each lane
-        window = np.unique(lane * (within.max() + 1) + within, return_inverse=True)[1]
+        _, begins, window = np.unique(
+            lane * (within.max() + 1) + within, return_index=True, return_inverse=True
+        )
+        self._lane, self._begun = lane[begins], set()
         shuffled = np.lexsort((rng.random(len(listed)), window))
         record, places = np.empty_like(listed), np.argsort(lane_of_place, kind="stable")
         record[places] = listed[shuffled]
@@ -52,6 +58,16 @@ class Lanes:
         lanes = min(self.lanes, len(self.numbers), self.per_batch)
         lane = rows * lanes // self.per_batch
         return np.unique(lane, return_inverse=True)[1]  # a short epoch may have none of some
+
+    def begin(self, epoch: tuple[np.ndarray, np.ndarray], place: int) -> None:
+        """State that a place of an epoch is read: where it is the first of its window, the shards of the next
+        one in its lane are brought in the background."""
+        if self.files is None or (window := int(epoch[1][place])) in self._begun:
+            return
+        self._begun.add(window)
+        if window + 1 < len(self._lane) and self._lane[window + 1] == self._lane[window]:
+            shards = np.unique(self.shard[epoch[0][epoch[1] == window + 1]])
+            remote.ahead([self.files[number] for number in shards])
 
     def others(self, record: int, epoch: tuple[np.ndarray, np.ndarray], place: int) -> np.ndarray:
         """Records to replace the one at a place of an epoch: of other shards in its window, since its own may

@@ -41,7 +41,10 @@ class Mixture:
     def locate(self, position: int) -> tuple[int, int]:
         """(pass of its source, record) of a position; records of all sources, one source after the other."""
         number, passes, place = self._place(position)
-        return passes, int(self.begins[number] + self._order(number, passes)[0][place])
+        order, lanes = self._order(number, passes), self.lanes[number]
+        if lanes is not None:
+            lanes.begin(order, place)
+        return passes, int(self.begins[number] + order[0][place])
 
     def others(self, position: int, record: int) -> np.ndarray:
         """Records of the same source to replace one."""

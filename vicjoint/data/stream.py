@@ -42,7 +42,7 @@ class Stream:
     """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The
     group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's;
     `order`: what the source says of it, which leaves no room for batches that the pair arranges
-    (`distinct`, `per_group`): ValueError."""
+    (`distinct`, `per_group`): ValueError; but those of several sources without weights may be one epoch."""
 
     MAX_REPLACEMENTS = 20
 
@@ -58,11 +58,15 @@ class Stream:
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.limit = limit or TimeLimit()
         option = "per_group" if pair.per_group > 1 else "distinct" if pair.distinct else None
+        if option and isinstance(order, MixedOrder) and order.is_one_epoch:
+            order = None
         if option and order:
             raise ValueError(
                 f"pair.{option}: arranges an epoch out of all records, and this source"
                 + (
-                    " has the records of several, each with epochs of its own. Leave it out."
+                    " has the records of several, each with epochs of its own, by its weight or since its"
+                    " shards are elsewhere. Leave it out; or leave out source.weights and copy the shards to"
+                    " a folder."
                     if isinstance(order, MixedOrder)
                     else "'s stand in shards that are brought one after the other. Leave it out, or copy the"
                     " shards to a folder."
@@ -105,6 +109,8 @@ class Stream:
         epoch, place = divmod(position, self.epoch_length)
         if self._order[0] != epoch:
             self._order = (epoch, self._arranged(epoch))
+        if self.lanes is not None:
+            self.lanes.begin(self._windows, place)
         return epoch, int(self._order[1][place])
 
     def set_batch(self, records: int) -> None:

@@ -22,6 +22,8 @@ import numpy as np
 
 from vicjoint.files.arrays import numbers
 from vicjoint.files.inside import Inside, content_of
+from vicjoint.files.kept import Kept
+from vicjoint.files.rows import value_of
 from vicjoint.registry import nearest
 
 TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
@@ -29,6 +31,7 @@ TIFF = (b"II*\0", b"MM\0*")  # how such a file begins, where no name says so
 MISSING = frozenset(
     {"", "nan", "NaN", "null", "NULL", "Null", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"}
 )
+SMALL = 1 << 14  # bytes of JSON
 
 
 class CellError(ValueError):
@@ -37,7 +40,11 @@ class CellError(ValueError):
 
 class Part(dict):
     """A part of a tar file, as the value of a cell: what `images.read_record` reads; with a `key`, the value
-    that the part's JSON has there; with `channels`, an image whose channels are parts {name: Part}."""
+    that the part's JSON has there; with a `key` and a `row`, a cell of a parquet file elsewhere
+    (vicjoint.files.rows); with `channels`, an image whose channels are parts {name: Part}."""
+
+    kept: Kept | None = None
+    """Where its source keeps the JSON of small parts."""
 
 
 def of_channels(before: Part | None, part: Part, channel: str) -> Part:
@@ -81,6 +88,7 @@ def file_of(record: dict, value) -> str | dict:
     """The file that a cell means: its absolute path; or where the cell is a Part or holds the file (bytes, or
     {bytes, path} as in data sets of Hugging Face), what `images.read_record` reads. Raises CellError for
     anything else."""
+    value = resolved(value)
     if isinstance(value, Part):
         return value
     content = value.get("bytes") if isinstance(value, dict) else value
@@ -123,15 +131,39 @@ def cell(record: dict, column: str):
 def text_of(value):
     """A cell that is no file: bytes and a Part as text, or what the Part's JSON has under its key. Raises
     CellError."""
+    value = resolved(value)
     part = isinstance(value, Part)
     if not part and not isinstance(value, bytes):
         return value
     try:
-        text = (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
-        return json.loads(text).get(value["key"]) if part and "key" in value else text
+        if part and "key" in value:
+            return _object_of(value).get(value["key"])
+        return (bytes_of(value) if part else value).decode().removeprefix("\ufeff").strip()
     except (ValueError, RecursionError, AttributeError, KeyError) as error:
         what = "JSON object" if part and "key" in value else "text in UTF-8"
         raise CellError(f"{value['id'] if part else 'a cell'} is no {what}: {error}") from None
+
+
+def _object_of(part: Part):
+    """The JSON of a part; a small one is read once by a source that keeps it. Raises as reading does."""
+    kept, name = part.kept, (part["path"], part["offset"])
+    if kept is not None and (found := kept.get(name)) is not None:
+        return found
+    text = bytes_of(part)
+    found = json.loads(text.decode().removeprefix("\ufeff"))
+    if kept is not None and len(text) <= SMALL:
+        kept.add(name, found, 10 * len(text))  # about what it takes
+    return found
+
+
+def resolved(value):
+    """The value of a cell, read now where it stands in a file elsewhere. Raises OSError."""
+    if not (isinstance(value, Part) and "row" in value):
+        return value
+    found, names = value_of(value), value.get("names")
+    if names is None or found is None:
+        return found
+    return names[found] if found >= 0 else None
 
 
 @contextlib.contextmanager
@@ -174,8 +206,14 @@ def opened(record: dict) -> contextlib.AbstractContextManager[str]:
 
 
 def bytes_of(file: dict) -> bytes:
-    """The content of a file that lies in a cell or a tar file. Raises OSError."""
-    return file["bytes"] if "bytes" in file else content_of(file)
+    """The content of a file that lies in a cell or a tar file. Raises OSError, CellError."""
+    if not isinstance(own := file.get("bytes"), Part):
+        return own if "bytes" in file else content_of(file)
+    if is_empty(found := resolved(own)):
+        raise CellError(f"column '{own['key']}' is empty")
+    if not isinstance(found := file_of(file, found), dict):
+        raise CellError(f"column '{own['key']}' names the file {found}, and files elsewhere hold their own")
+    return found["bytes"]
 
 
 def compared(value) -> str:
@@ -196,7 +234,7 @@ def values(record: dict, column: str, several: bool = False, separator: str | No
     mapping) is one value as it is. Raises CellError.
     """
     check_column(column, record)
-    value = held(record, column)
+    value = resolved(held(record, column))
     if isinstance(value, Part) and (several or "key" in value):
         value = text_of(value)
     found = _split(value, separator) if several and isinstance(value, str) else value

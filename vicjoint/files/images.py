@@ -67,7 +67,7 @@ def read_record(record: dict) -> Tensor:
 
 def _content(record: dict, name: str) -> bytes:
     if record.get("bytes") is not None:
-        return record["bytes"]
+        return bytes_of(record)
     inside = "offset" in record  # a tar file may be of any size, one of its members may not
     if "remote" not in record and (
         cause := no_file(path_of(record), "image", None if inside else MOST_BYTES)

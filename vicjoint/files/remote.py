@@ -11,6 +11,7 @@ recently used goes when there is no room, and never one that is read or brought 
 import contextlib
 import hashlib
 import os
+import queue
 import re
 import threading
 import time
@@ -34,13 +35,20 @@ TRIES = 4  # to bring a file, with 1, 2 and 4 seconds between them
 AGAIN = 300.0  # seconds after which one that could not be brought is tried again
 ANSWER_SECONDS = 60.0  # without a byte, over http
 AT_ONCE = 32  # files whose size is asked for at a time
+BLOCK = 1 << 18  # bytes that come at a time of a file that is read in place
 TOUCHED = 1.0  # seconds: how exactly the last use of a file is known
 # what different stores call the state of a file
 VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "updated", "mtime", "created")
 
 # around waiting that is no sample's fault; the time limit of samples sets it
 pause: Callable[[], AbstractContextManager] = contextlib.nullcontext
-_failed: dict[str, tuple[float, str]] = {}  # URL -> when it could not be brought, and why
+_failed: dict[str, tuple[float, OSError]] = {}  # URL -> when it could not be brought, and why
+_wanted: "queue.SimpleQueue[Remote]" = queue.SimpleQueue()
+_thread: threading.Thread | None = None
+
+
+class DamagedFile(OSError):
+    """A file that came as it is there, and is not what it should be."""
 
 
 def is_url(text: str) -> bool:
@@ -50,15 +58,18 @@ def is_url(text: str) -> bool:
 @dataclass(frozen=True)
 class Remote:
     """A file elsewhere: its size in bytes, what changes where the file does, and how many bytes the folder
-    may have that it is brought to."""
+    may have that it is brought to. made: writes what is kept in place of the file that came, to a path; it
+    raises OSError."""
 
     url: str
     size: int
     version: str
     room: int
+    made: "Callable[[Remote, Path, Path], None] | None" = None
 
     @property
     def place(self) -> Path:
+        """Where it is kept; the name ends with the bytes that come."""
         digest = hashlib.sha256(f"{self.url}\0{self.size}\0{self.version}".encode()).hexdigest()[:24]
         return folder() / f"{digest}.{self.size}"
 
@@ -92,7 +103,7 @@ def file_system(url: str, user: str):
         ) from None
 
 
-def look_up(urls: list[str], room: int, user: str) -> list[Remote]:
+def look_up(urls: list[str], room: int, user: str, made: Callable | None = None) -> list[Remote]:
     """Sizes and states of files, asked for in parallel. Raises OSError that names one that is not there."""
     from tqdm import tqdm
 
@@ -103,7 +114,7 @@ def look_up(urls: list[str], room: int, user: str) -> list[Remote]:
         if not isinstance(info.get("size"), int):
             raise OSError(f"{url}: the server does not say its size")
         version = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
-        return Remote(url, info["size"], version, room)
+        return Remote(url, info["size"], version, room, made)
 
     quiet = len(urls) < AT_ONCE or not distributed.is_first()
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -116,6 +127,27 @@ def below(url: str, ending: str, user: str) -> list[str]:
     fs = file_system(url, user)
     found = patiently(url, lambda: fs.find(url))
     return sorted(fs.unstrip_protocol(path) for path in found if path.endswith(ending))
+
+
+def matching(pattern: str, user: str) -> list[str]:
+    """URLs of the files that a pattern with * means, sorted. Raises OSError."""
+    fs = file_system(pattern, user)
+    return sorted(fs.unstrip_protocol(path) for path in patiently(pattern, lambda: fs.glob(pattern)))
+
+
+@contextlib.contextmanager
+def in_place(remote: Remote, user: str) -> Iterator[BinaryIO | None]:
+    """The file, of which comes what is read; None where its server gives whole files alone. Raises
+    OSError."""
+    fs = file_system(remote.url, user)
+    with patiently(remote.url, lambda: fs.open(remote.url, block_size=BLOCK)) as file:
+        try:
+            file.seek(max(remote.size - 8, 0))
+            file.read(8)
+            ranges = True
+        except ValueError:  # as fsspec says that it does not know ranges
+            ranges = False
+        yield file if ranges else None
 
 
 def content(url: str, user: str) -> bytes | None:
@@ -164,24 +196,48 @@ def opened(remote: Remote) -> Iterator[BinaryIO]:
         bring(remote)
 
 
-def bring(remote: Remote) -> None:
-    """Bring a file, where it is not there. Raises OSError; for AGAIN seconds without another try."""
-    when, why = _failed.get(remote.url, (float("-inf"), ""))
+def ahead(files: list[Remote]) -> None:
+    """Have files brought in the background, one after the other; what fails is said where they are read."""
+    global _thread
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_bring_wanted, daemon=True)
+        _thread.start()
+    for of in files:
+        _wanted.put(of)
+
+
+def _bring_wanted() -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            bring(_wanted.get(), wait=False)
+
+
+def bring(remote: Remote, wait: bool = True) -> None:
+    """Bring a file, where it is not there. wait: for another process that brings it. Raises OSError; for
+    AGAIN seconds without another try."""
+    when, why = _failed.get(remote.url, (float("-inf"), OSError()))
     if time.monotonic() < when + AGAIN:
-        raise OSError(why)
+        raise why
     place = remote.place
-    with _paused(), _locked(place):
-        if place.exists():
+    with _paused(), _locked(place, wait=wait) as mine:
+        if not mine or place.exists():
             return
         part = place.with_name(f"{place.name}.part")
+        made = place.with_name(f"{place.name}.made")
         try:
-            _make_room(remote)
+            _make_room(remote, remote.size)
             patiently(remote.url, lambda: _fetch(remote, part))
+            if remote.made is not None:
+                remote.made(remote, part, made)
+                os.replace(made, part)
+                _make_room(remote, part.stat().st_size)  # it may be larger than what came
             os.replace(part, place)
         except OSError as error:
             part.unlink(missing_ok=True)
-            _failed[remote.url] = time.monotonic(), f"cannot be brought: {error}"
-            raise OSError(_failed[remote.url][1]) from None
+            made.unlink(missing_ok=True)
+            why = error if isinstance(error, DamagedFile) else OSError(f"cannot be brought: {error}")
+            _failed[remote.url] = time.monotonic(), why
+            raise why from None
 
 
 def _fetch(remote: Remote, part: Path) -> None:
@@ -190,31 +246,32 @@ def _fetch(remote: Remote, part: Path) -> None:
         raise OSError(f"{came:,} bytes came of {remote.size:,}")
 
 
-def _make_room(remote: Remote) -> None:
-    """Delete what was not used for longest until the file has room, and keep that by an empty file."""
-    if remote.size > remote.room:
+def _make_room(remote: Remote, needed: int) -> None:
+    """Delete what was not used for longest until so many bytes have room, and keep that by an empty file."""
+    if needed > remote.room:
         raise OSError(
-            f"{remote.url}: has {remote.size:,} bytes, and source.cache allows {remote.room:,}. Raise it"
+            f"{remote.url}: has {needed:,} bytes, and source.cache allows {remote.room:,}. Raise it"
         )
     with _locked(folder() / "room"):
-        while not _has_room(remote):
+        while not _has_room(remote, needed):
             time.sleep(0.1)  # all that is there is read or brought just now
         remote.place.with_name(f"{remote.place.name}.part").touch()
 
 
-def _has_room(remote: Remote) -> bool:
+def _has_room(remote: Remote, needed: int) -> bool:
     found = {}
     for entry in os.scandir(folder()):
         name, _, rest = entry.name.partition(".")
         size, _, kind = rest.partition(".")
-        if size.isdigit() and kind in ("", "part") and f"{name}.{size}" != remote.place.name:
+        if size.isdigit() and kind in ("", "part", "made") and f"{name}.{size}" != remote.place.name:
             with contextlib.suppress(FileNotFoundError):
-                found[entry.path] = entry.stat().st_mtime, int(size)
-    free = remote.room - remote.size - sum(size for _, size in found.values())
+                state = entry.stat()  # of one that is coming its size is kept for it
+                found[entry.path] = state.st_mtime, max(state.st_size, int(size) if kind == "part" else 0)
+    free = remote.room - needed - sum(size for _, size in found.values())
     for path, (_, size) in sorted(found.items(), key=lambda item: item[1]):
         if free >= 0:
             break
-        with _locked(Path(path.removesuffix(".part")), wait=False) as mine:
+        with _locked(Path(path.removesuffix(".part").removesuffix(".made")), wait=False) as mine:
             if mine:
                 Path(path).unlink(missing_ok=True)
                 free += size

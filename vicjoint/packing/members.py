@@ -19,7 +19,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from vicjoint.files.cells import TIFF, CellError, Part, file_of, file_path, held, is_empty, text_of, values
+from vicjoint.files.cells import (
+    TIFF,
+    CellError,
+    Part,
+    bytes_of,
+    file_of,
+    file_path,
+    held,
+    is_empty,
+    resolved,
+    text_of,
+    values,
+)
 from vicjoint.files.guard import no_file, printable
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.parts import Record, Source
@@ -82,7 +94,7 @@ class Layout:
         """Files first. Raises CellError naming the column of a file that cannot be read, and for a record
         without any member."""
         found = [member for column in self.files for member in self._files(record, column)]
-        label = record.get("label")
+        label = resolved(record.get("label"))
         if "label" not in self.cells and not is_empty(label):
             found.append(Member("cls", class_of(label)))
         if self.cells:
@@ -94,7 +106,7 @@ class Layout:
         return found
 
     def _files(self, record: Record, column: str) -> Iterator[Member]:
-        cell = own_file(record) if column == "path" else record.get(column)
+        cell = own_file(record) if column == "path" else resolved(record.get(column))
         if is_empty(cell):
             return
         numbered = column in self.several or isinstance(cell, list)
@@ -136,9 +148,10 @@ def layout_of(source: Source, facts: Facts) -> Layout:
     if own == "path":
         files.insert(0, "path")
     cells = [column for column in columns if column not in files]
-    if any(not is_empty(r.get("label")) and not isinstance(r["label"], str | int) for r in first):
+    labels = [resolved(record.get("label")) for record in first]
+    if not all(is_empty(label) or isinstance(label, str | int) for label in labels):
         cells.append("label")
-    if not files and not cells and all(is_empty(record.get("label")) for record in first):
+    if not files and not cells and all(map(is_empty, labels)):
         raise SourceError(
             f"pack: the records of {source.describe()} have neither files nor cells, so there is nothing to"
             " pack. Expected a source of files or a table."
@@ -156,7 +169,7 @@ def layout_of(source: Source, facts: Facts) -> Layout:
 def own_file(record: Record):
     """The record's own file, as the value of a cell; None: it has none."""
     if "bytes" in record:
-        return {"bytes": record["bytes"], "path": str(record["id"])}
+        return {"bytes": bytes_of(record), "path": str(record["id"])}
     return held(record, "path") if record.get("path") is not None else None
 
 
@@ -170,7 +183,7 @@ def own_column(record: Record, files: list[str]) -> str | None:
         except CellError:
             continue
         if same == own or (
-            "bytes" in record and isinstance(same, dict) and same.get("bytes") is own["bytes"]
+            "bytes" in record and isinstance(same, dict) and same.get("bytes") == own["bytes"]
         ):
             return column
     return "path"
@@ -187,6 +200,7 @@ def is_file(record: Record, value, is_text: bool) -> bool:
     """Whether the value of a cell is a file, or names one."""
     if isinstance(value, list):
         return any(is_file(record, part, is_text) for part in value)
+    value = resolved(value)
     if isinstance(value, Part):
         return "key" not in value
     if isinstance(value, dict):

@@ -23,7 +23,7 @@ from vicjoint.files.folder import Walk
 from vicjoint.files.images import IMAGE_SUFFIXES
 from vicjoint.files.paths import user_path
 from vicjoint.files.remote import Remote, is_url
-from vicjoint.sources.base import SourceError, names_below
+from vicjoint.sources.base import SourceError, names_below, split_of
 from vicjoint.sources.members import (
     OF_CLASS,
     Listing,
@@ -37,6 +37,7 @@ from vicjoint.sources.members import (
 
 USER = "source 'webdataset'"
 THREADS = 8  # that list shards
+RANGE = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 SHOWN = 32  # shards from which on a bar shows the listing
 
 
@@ -142,21 +143,35 @@ def name_in(pack: Pack, path: str) -> str:
     return path.removeprefix(pack.folder).lstrip("/")
 
 
-def check_room(shards: Shards, lanes: int, window: int) -> None:
-    """Raises SourceError where the shards that this machine reads at a time have no room."""
-    largest = max((of.size for of in shards.remotes or ()), default=0)
+def check_room(source: str, sizes: list[int], room: int, lanes: int, window: int) -> bool:
+    """Whether there is room for twice the shards that this machine reads at a time, so that those of the next
+    windows can be brought meanwhile. sizes: in bytes. Raises SourceError where they have none."""
+    largest = max(sizes)
     everywhere = distributed.world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
-    at_once = min(len(shards.paths), window * math.ceil(lanes * here / everywhere))
-    if shards.remotes and at_once * largest > shards.remotes[0].room:
+    at_once = min(len(sizes), window * math.ceil(lanes * here / everywhere))
+    if at_once * largest > room:
         raise SourceError(
-            f"webdataset: cache: {at_once} shards of up to {largest:,} bytes are read at a time, and"
-            f" source.cache allows {shards.remotes[0].room:,} bytes. Raise it to"
+            f"{source}: cache: {at_once} shards of up to {largest:,} bytes are read at a time, and"
+            f" source.cache allows {room:,} bytes. Raise it to"
             f" {math.ceil(at_once * largest / 1e9)}GB, or lower source.lanes or source.window."
         )
+    return min(2 * at_once, len(sizes)) * largest <= room
 
 
 # ---- finding them ----
+
+
+def split_of_shard(shard: str, root: str) -> str | None:
+    """What its folders below the root, or the words of its name, say."""
+    folders: tuple[str, ...] = ()
+    if is_url(shard):
+        if shard.startswith(f"{root.rstrip('/')}/"):
+            folders = tuple(shard.removeprefix(root).strip("/").split("/")[:-1])
+    elif (folder := user_path(root).absolute()).is_dir():
+        folders = Path(shard).parent.relative_to(folder).parts
+    words = (*folders, *re.split("[^A-Za-z]+", os.path.splitext(os.path.basename(shard))[0]))
+    return next((split for word in words if (split := split_of(word))), None)
 
 
 def find(pattern: str, label: str, room: int, passed: Counter[str]) -> Shards:
@@ -167,10 +182,10 @@ def find(pattern: str, label: str, room: int, passed: Counter[str]) -> Shards:
         return Shards(paths := find_shards(pattern, passed), None, _packs(paths, pack))
     try:
         pack = _remote_pack(folder) if label == OF_CLASS else None
-        if folder == pattern.rstrip("/") and not re.search(r"\{\d+\.\.\d+\}", pattern):
-            paths = [f"{folder}/{name}" for name in pack.tables] if pack else _listed(folder)
+        if pack and folder == pattern.rstrip("/"):
+            paths = [f"{folder}/{name}" for name in pack.tables]
         else:
-            paths = in_range(pattern)
+            paths = urls_of("webdataset", pattern, ".tar")
         return Shards(paths, remote.look_up(paths, room, USER), _packs(paths, pack))
     except OSError as error:
         raise SourceError(
@@ -196,23 +211,30 @@ def _remote_pack(folder: str) -> Pack | None:
     return read_pack(manifest, io.BytesIO(index), folder) if manifest and index else None
 
 
-def _listed(folder: str) -> list[str]:
-    if folder.startswith("http"):
+def urls_of(source: str, pattern: str, ending: str) -> list[str]:
+    """What the URL of a file, a pattern with one range {000..146} or with *, or a folder means. Raises
+    SourceError, OSError."""
+    wild, user = "*" in pattern, f"source '{source}'"
+    if not wild and (pattern.endswith(ending) or RANGE.search(pattern)):
+        return in_range(pattern)
+    if pattern.startswith("http"):
         raise SourceError(
-            f"webdataset: {folder}: a folder cannot be listed over http, and has no index of vicjoint.pack."
-            " Give a pattern such as https://host/x-{000..146}.tar."
+            f"{source}: {pattern}: a folder cannot be listed over http"
+            f"{', and has no index of vicjoint.pack' if ending == '.tar' else ''}."
+            f" Give a pattern such as https://host/x-{{000..146}}{ending}."
         )
-    if not (found := remote.below(folder, ".tar", USER)):
+    found = remote.matching(pattern, user) if wild else remote.below(pattern.rstrip("/"), ending, user)
+    if not found:
         raise SourceError(
-            f"webdataset: no .tar file below {folder}. Give the folder of the shards, or a pattern such as"
-            " s3://bucket/x-{000..146}.tar."
+            f"{source}: no {'file like' if wild else f'{ending} file below'} {pattern}. Give"
+            f" the folder of the shards, or a pattern such as s3://bucket/x-{{000..146}}{ending}."
         )
     return found
 
 
 def in_range(pattern: str) -> list[str]:
     """The names that a pattern with one range {000..146} means."""
-    parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern)
+    parts = RANGE.fullmatch(pattern)
     if not parts:
         return [pattern]
     before, first, last, after = parts.groups()

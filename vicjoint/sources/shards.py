@@ -8,29 +8,27 @@ of (seed, epoch, index) here too, and a run resumes exactly.
 """
 
 import json
-import os
-import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from vicjoint.files.cells import Part, bytes_of, of_channels
 from vicjoint.files.folder import not_used
 from vicjoint.files.images import IMAGE_SUFFIXES
-from vicjoint.files.paths import user_path
-from vicjoint.files.remote import is_url
+from vicjoint.files.kept import Kept
 from vicjoint.options import ByteSize, Count, bytes_in
 from vicjoint.orders import ShardOrder
 from vicjoint.parts import Source
 from vicjoint.registry import register
-from vicjoint.sources.base import OWN, SPLITS, SourceError, TestFraction, split_of, tests_by_hash
+from vicjoint.sources.base import OWN, SPLITS, SourceError, TestFraction, tests_by_hash
 from vicjoint.sources.columns import Shared, Texts
 from vicjoint.sources.members import OF_CLASS
-from vicjoint.sources.places import Shards, check_room, find
+from vicjoint.sources.places import Shards, check_room, find, split_of_shard
 from vicjoint.sources.suffixes import columns_of, suffixes_of
 from vicjoint.video import VIDEO_SUFFIXES
+
+OF_A_CELL = 400  # bytes in memory
 
 
 class Members:
@@ -122,6 +120,8 @@ class ShardRecords(Sequence):
         self._rows = Shared(np.stack([r if r is own else r[sample] for r in rows], 1).astype(np.int64))
         self._suffix = Shared(members.suffix)
         self._places = Shared(np.stack([members.offset, members.size], 1))
+        # to make a record, and to read its JSON, costs more than all else that comes from memory
+        self._made, self._objects = Kept(16), Kept(32)
 
     @property
     def shard(self) -> np.ndarray:
@@ -147,6 +147,12 @@ class ShardRecords(Sequence):
     def __getitem__(self, i: int) -> dict:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
+        if (record := self._made.get(i)) is None:
+            record = self._make(i)
+            self._made.add(i, record, OF_A_CELL * len(record))
+        return record
+
+    def _make(self, i: int) -> dict:
         shard, label, own, begin, end = self._rows.array[i].tolist()
         columns, name = dict.fromkeys(self.columns), self.ids[i]
         places = self._places.array[begin:end].tolist()
@@ -164,7 +170,7 @@ class ShardRecords(Sequence):
         if "json" in columns:
             for column, key in self.keys.items():
                 record[column] = part = Part(columns["json"])
-                part["key"] = key
+                part["key"], part.kept = key, self._objects
         if own >= 0:
             record |= self.shards.part(shard, *places[own - begin])
         return record | {"label": self.classes[label] if label >= 0 else None}
@@ -223,9 +229,10 @@ class WebDataset(Source):
             shards, sides = shards.only(order), [sides[i] for i in order]
         self.shards = shards
         self.cut = shards.list_members(label.lower(), self.passed)
-        self._order = (lanes, window) if shards.remotes is not None else None
-        if self._order:
-            check_room(shards, lanes, window)
+        self._order = None
+        if shards.remotes:
+            ahead = check_room("webdataset", [of.size for of in shards.remotes], room, lanes, window)
+            self._order = lanes, window, shards.remotes if ahead else None
         self._divide(sides if by_name else None, test_fraction, column)
 
     def _divide(self, sides: list[str] | None, test_fraction: float, column: str | None) -> None:
@@ -281,18 +288,6 @@ class WebDataset(Source):
             f"webdataset {self.root}: {len(self.train):,} train, {len(self.test):,} test samples in"
             f" {len(self.shards.paths)} shards{not_used(self.passed)}{cut}"
         )
-
-
-def split_of_shard(shard: str, root: str) -> str | None:
-    """What its folders below the root, or the words of its name, say."""
-    folders: tuple[str, ...] = ()
-    if is_url(shard):
-        if shard.startswith(f"{root.rstrip('/')}/"):
-            folders = tuple(shard.removeprefix(root).strip("/").split("/")[:-1])
-    elif (folder := user_path(root).absolute()).is_dir():
-        folders = Path(shard).parent.relative_to(folder).parts
-    words = (*folders, *re.split("[^A-Za-z]+", os.path.basename(shard).removesuffix(".tar")))
-    return next((split for word in words if (split := split_of(word))), None)
 
 
 def keys_of_json(shards: Shards, members: Members) -> dict[str, str]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vicjoint.data import READ_ERRORS
 from vicjoint.embeddings.explorer import Cloud, empty, is_explorer, write_explorer
 from vicjoint.embeddings.items import own_name
-from vicjoint.files.cells import cell
+from vicjoint.files.cells import cell, resolved
 from vicjoint.files.guard import printable_lines
 from vicjoint.parts import EvaluationData, Features, Items, Probe, Record, Side, Want
 from vicjoint.probes.evaluation import evaluating
@@ -158,7 +158,8 @@ def cloud_of_items(
 def columns(record: Record) -> dict[str, Any]:
     """What a page says of a record: its name, and its numbers and words."""
     hidden = (*NOT_SHOWN, "size") if "offset" in record else NOT_SHOWN
-    said = {own_name(k): v for k, v in record.items() if k not in hidden and isinstance(v, str | int | float)}
+    cells = {own_name(k): resolved(v) for k, v in record.items() if k not in hidden}
+    said = {name: value for name, value in cells.items() if isinstance(value, str | int | float)}
     return {"record": str(record["id"])} | said
 
 
