@@ -5,6 +5,7 @@ encoder: {name: conv_stack, width: 32, frames: 8}  # all frames as channels of o
 # a CNN per frame, parts of time kept apart: a sentence, a gesture
 encoder: {name: conv_time, width: 16, slots: 12}
 encoder: {name: frame_and_motion, frames: 4}  # the last frame's y moved on; takes single frames too
+encoder: {name: each_frame, image: {name: conv}}  # a y of each frame, for a predictor that looks back
 encoder: {name: r3d_18}  # torchvision's video models, random weights
 encoder: {name: mvit_v2_s, spatial_size: [64, 64], temporal_size: 8}
 # any image encoder + a transformer over time
@@ -246,6 +247,26 @@ class FrameAndMotion(TokenEncoder, nn.Module):
             )
         last = view[:, :, -1]
         return last, torch.cat([last, rearrange(view.diff(dim=2) * self.gain, "b c t h w -> b (c t) h w")], 1)
+
+
+@register_encoder("clip", "each_frame")
+class EachFrame(TokenEncoder, nn.Module):
+    """Any image encoder, `image: {name: conv, ...}`, on each frame by itself. Tokens: y of each frame, in
+    order; y of a clip is their mean, and of a single frame [B, C, H, W] its own. With `b: {weights: same}`
+    and a predictor that looks back, clips and frames lie in one space, in which the predictor moves on."""
+
+    def __init__(self, image: Annotated[dict, ComponentOf("encoder", prefix="image/")]):
+        super().__init__()
+        self.image = build_encoder("image", **image)
+        self.dim = self.image.dim
+
+    def forward(self, view: Tensor) -> Tensor:
+        return self.image(view) if view.ndim == 4 else self.forward_tokens(view).x.mean(1)
+
+    def forward_tokens(self, view: Tensor) -> Tokens:
+        clips = view[:, :, None] if view.ndim == 4 else view
+        frames = self.image(rearrange(clips, "b c t h w -> (b t) c h w"))
+        return Tokens(rearrange(frames, "(b t) d -> b t d", b=len(view)), grid=(clips.shape[2],))
 
 
 @register_encoder("clip", "frames_transformer")

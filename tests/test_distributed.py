@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from vicjoint import distributed
 from vicjoint.pairs.next_frame import NextFrame
-from vicjoint.objectives import BarlowTwins, InfoNCE, SIGReg, Straightened, VICReg, forms
+from vicjoint.objectives import BarlowTwins, InfoNCE, InfoNCEDistance, SIGReg, Straightened, VICReg, forms
 
 WORLD = int(sys.argv[1])
 ROWS = {2: [6, 4], 4: [3, 1, 4, 2]}[WORLD]  # uneven
@@ -49,6 +49,8 @@ CASES = {
     "clip, negatives of one group": (lambda: InfoNCE(0.2, negatives="group"), 16, True, None),
     "clip, group, ema": (lambda: InfoNCE(0.2, negatives="group"), 16, False, None),
     "nt_xent, group": (lambda: InfoNCE(0.2, form="nt_xent", negatives="group"), 16, True, None),
+    "infonce_distance": (lambda: InfoNCEDistance(), 16, True, None),
+    "infonce_distance, ema": (lambda: InfoNCEDistance(), 16, False, None),
     "sigreg": (lambda: SIGReg(slices=32), 16, True, None),
     "sigreg, ema": (lambda: SIGReg(slices=32), 6, False, None),
     "straightened": (lambda: straightened(), 16, True, None),

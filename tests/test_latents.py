@@ -19,10 +19,11 @@ from vicjoint.accumulate import backward
 from vicjoint.batch import Batch, Futures
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
-from vicjoint.model import MLP, Branch, Model
+from vicjoint.model import Branch, Model
 from vicjoint.objectives import VICReg
 from vicjoint.objectives.futures import OfFutures
 from vicjoint.parts import Modality, Predictor
+from vicjoint.predictors import MLP
 from vicjoint.recipe import RecipeError
 from vicjoint.recipe.keys import Train
 from vicjoint.registry import register

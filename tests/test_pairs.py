@@ -70,6 +70,17 @@ def test_context_and_target_are_the_asked_frames(memory, frames, stride, gap):
     assert len(set(context[:, 0].tolist())) == 6  # windows differ where the video has enough
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_windows_that_share_frames_are_what_each_is_alone(frames, flip):
+    film = torch.randint(256, (20, 6, 6, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    film = film.flip(-1) if flip else film
+    numbers = [[2 * t + start for t in range(frames)] for start in (0, 2, 9, 2)]
+    found = next_frame.clips_of(film, numbers)
+    alone = torch.stack([film[own].transpose(0, 1) for own in numbers])
+    assert torch.equal(found, alone if frames > 1 else alone[:, :, 0]) and found.dtype == torch.uint8
+
+
 def test_windows_of_a_stretch_start_close_together(memory):
     memory.frames_THWC = numbered(40)
     pair = bound(frames=3, stride=2, size=12, windows=4, stretch=8)

@@ -44,8 +44,8 @@ def source(tmp_path_factory):
     return made
 
 
-def rows(ahead, source, **options):
-    pair = bound(NextFrame(frames=4, stride=2, gap=1, size=32, windows=2), source)
+def rows(ahead, source, stride=2, **options):
+    pair = bound(NextFrame(frames=4, stride=stride, gap=1, size=32, windows=2), source)
     return measured(NextFrameRetrieval(**options), model(ahead), model(9), source, pair)
 
 
@@ -69,6 +69,34 @@ def test_a_model_that_knows_the_future_is_perfect_and_baselines_are_not(source):
     assert found["chance"]["r1"] == pytest.approx(1 / 24) and found["chance"]["all_r1"] == pytest.approx(
         1 / 4
     )
+
+
+def test_pixels_have_an_extrapolation_and_a_ceiling(source):
+    found = rows(1.0, source)
+    assert found["pixels_extrapolation"]["r1"] > 0.9 and found["pixels"]["r1"] == 0
+    assert found["ceiling"]["r1"] == found["ceiling"]["skill"] == 1
+
+
+def test_copying_is_a_good_answer_where_the_context_is_no_candidate(source):
+    found = rows(1.0, source, stride=1)
+    assert found["copy_last"]["r1"] == 0 and found["copy_last"]["unseen_r1"] == 1
+    assert rows(1.0, source)["copy_last"]["unseen_r1"] == 0.5  # or the frame before the last, as near
+    assert found["chance"]["unseen_r1"] == pytest.approx(1 / 20)
+
+
+def test_where_nothing_moves_there_is_no_answer(source, tmp_path):
+    """Of two windows, the first at the beginning and the last at the end, the first stands still."""
+    frames = np.zeros((FRAMES, 32, 32, 3), np.uint8)
+    frames += (LEVEL * np.arange(FRAMES).clip(8)).astype(np.uint8)[:, None, None, None]
+    write_mp4(tmp_path / "still.mp4", frames)
+    still = Listed(test=[{"id": "still.mp4", "path": str(tmp_path / "still.mp4")}])
+    found = rows(1.0, still, queries=2)
+    assert found["model"]["r1"] == 0.5 and found["model"]["answerable_r1"] == 1
+    assert found["ceiling"]["r1"] == 0.5 and found["ceiling"]["answerable_r1"] == 1
+    assert found["copy_last"]["answerable_r1"] == 0
+    assert found["chance"]["answerable_r1"] == pytest.approx(1 / 24)
+    write_mp4(tmp_path / "still.mp4", frames[:1].repeat(FRAMES, 0))
+    assert all(row["answerable_r1"] == 0 for row in rows(1.0, still, pictures=0).values())
 
 
 def test_a_model_that_copies_is_seen_to_copy(source):

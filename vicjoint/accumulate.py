@@ -43,7 +43,7 @@ def backward(
             with autocast:
                 z_a, z_b = forward(part.a, part.b, number)
             with record_function("objective"):
-                loss, terms = objective(z_a, z_b, part.group)
+                loss, terms = objective(z_a, z_b, part.row_groups())
             with record_function("backward"):
                 (loss / len(parts)).backward()
         total = total + loss.detach() / len(parts)
@@ -59,14 +59,14 @@ def in_two_passes(forward, objective, parts: list[Batch], autocast, gradient_b: 
             with autocast:
                 embedded.append(forward(part.a, part.b, number))
     z_a, z_b = (tree_map(lambda *of_parts: torch.cat(of_parts), *z) for z in zip(*embedded))
-    group = torch.cat([part.group for part in parts])
+    group = torch.cat([part.row_groups() for part in parts])
     seen = [x.requires_grad_() for x in tree_leaves(z_a)]
     seen += [x.requires_grad_(gradient_b) for x in tree_leaves(z_b)]
     with record_function("objective"):
         loss, terms = objective(z_a, z_b, group)
         loss.backward()
 
-    # several rows a sample where branch a sees several crops
+    # several rows a sample where branch a sees several crops, or b several targets
     sizes = [len(tree_leaves(z_a)[0]) for z_a, _ in embedded]
     shares = zip(*([None] * len(parts) if x.grad is None else x.grad.split(sizes) for x in seen))
     for (part, last), state, shares_of_part in zip(mark_last(parts), states, shares):

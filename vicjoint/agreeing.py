@@ -1,4 +1,7 @@
-"""What a recipe's parts, and weights that are given, have to agree on for a model to be built of them."""
+"""What branches, pair, objective and predictor of a recipe have to agree on before a model is built.
+
+check_widths(recipe.branches["a"], recipe.branches["b"])
+"""
 
 from torch import Tensor, nn
 
@@ -45,6 +48,31 @@ def local_expanders(recipe: Recipe) -> dict[str, list[int]]:
                     f" {found[name]}. A branch has one expander of cells: use one list."
                 )
     return found
+
+
+def check_horizon(recipe: Recipe) -> None:
+    """Raises ValueError where a pair asks for predictions of several steps, and nothing gives such."""
+    for task in recipe.tasks:
+        if (horizon := task.pair.get("horizon", 1)) == 1:
+            continue
+        if recipe.predictor is None:
+            raise ValueError(
+                f"{task.key}pair.horizon: {horizon} steps are predicted one from the other, and this recipe"
+                " has no predictor. Set predictor={name: residual}, or leave out the horizon."
+            )
+        looks_back = find("predictor", recipe.predictor["name"]).looks_back
+        if looks_back and not build("pair", task.pair).evenly:
+            raise ValueError(
+                f"{task.key}pair.horizon: predictor '{recipe.predictor['name']}' takes its predictions as"
+                " further steps of the clip, and these are not as far apart. Set pair.gap to pair.stride (1"
+                " where pair.seconds is set)."
+            )
+        if recipe.predictor.get("latents", 1) > 1:
+            raise ValueError(
+                f"{task.key}pair.horizon: {horizon} steps, and predictor.latents:"
+                f" {recipe.predictor['latents']} predictions of each, which would be as many paths as there"
+                " are choices at every step. Use latents: 1, or leave out the horizon."
+            )
 
 
 def begin_as(modality: Modality, encoder: nn.Module, given: dict[str, Tensor], key: str) -> None:

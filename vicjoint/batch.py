@@ -51,6 +51,11 @@ class Batch:
         it."""
         return Batch(pin_memory(self.a), pin_memory(self.b), self.group, self.samples)
 
+    def row_groups(self) -> Tensor:
+        """The group of each row of embeddings that an objective compares: several a sample where b has
+        several targets."""
+        return self.group.repeat_interleave(self.b.targets) if isinstance(self.b, Following) else self.group
+
     def split(self, parts: int) -> list["Batch"]:
         """Cut into `parts` micro-batches of equal size, for gradient accumulation. The caller sees to it that
         no group is cut."""
@@ -71,7 +76,8 @@ class Crops(tuple):
 @dataclass
 class Conditioned:
     """A view [B, ...] of branch a with what the predictor is told beside it: condition [B, C] float32, such
-    as the actions between a clip and the frame that follows."""
+    as the actions between a clip and the frame that follows; [B, H, C] where it predicts H steps, each of
+    which has its own."""
 
     view: Any
     condition: Tensor
@@ -91,6 +97,40 @@ class Conditioned:
     @staticmethod
     def concatenate(views: "list[Conditioned]") -> "Conditioned":
         return Conditioned(concatenate([v.view for v in views]), torch.cat([v.condition for v in views]))
+
+
+@dataclass
+class Following:
+    """Several targets of each sample for branch b, one after the other in time: view [B, K, ...], the last K
+    of `horizon` steps."""
+
+    view: Tensor
+    horizon: int
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, part: slice) -> "Following":
+        return Following(self.view[part], self.horizon)
+
+    def to(self, device, non_blocking: bool = False) -> "Following":
+        return Following(self.view.to(device, non_blocking=non_blocking), self.horizon)
+
+    def pin_memory(self) -> "Following":
+        return Following(self.view.pin_memory(), self.horizon)
+
+    @staticmethod
+    def concatenate(views: "list[Following]") -> "Following":
+        return Following(torch.cat([view.view for view in views]), views[0].horizon)
+
+    @property
+    def targets(self) -> int:
+        """Of each sample."""
+        return self.view.shape[1]
+
+    def rows(self) -> Tensor:
+        """Each target as a view of its own, sample by sample: [B K, ...]."""
+        return self.view.flatten(0, 1)
 
 
 def unconditioned(view):

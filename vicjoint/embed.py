@@ -4,6 +4,7 @@
     python -m vicjoint.embed runs/image_text/1 /data/pictures --to pictures.parquet
     python -m vicjoint.embed runs/image_text/1 captions.csv --branch b --column caption --to captions.parquet
     python -m vicjoint.embed runs/video_faces/1 films/ --every 0.5 --to films.parquet
+    python -m vicjoint.embed runs/video_rollout/1 films/ --surprise --to films.parquet
 
 DATA: files, folders, tables (csv, tsv, json, jsonl, parquet), tar files of pictures, .txt files with a text a
 line. What cannot be read is left out, and named in out.parquet.bad.jsonl. Stopped or killed, the same command
@@ -25,6 +26,7 @@ from vicjoint.data.readers import stop_signals
 from vicjoint.embeddings.encoder import SPACES, RepresentationModel
 from vicjoint.embeddings.items import Data, cell_of
 from vicjoint.embeddings.store import NothingRead, Store
+from vicjoint.embeddings.surprises import Surprises
 from vicjoint.embeddings.work import Job, progress, work
 from vicjoint.export import load_encoder
 from vicjoint.exporting.reading import add_step_and_imports, imports_of
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--space", choices=SPACES, default="representation", help="y, or z, which crosses between branches")
     add("--level", choices=("pooled", "tokens"), default="pooled", help="a vector an item, or its tokens")
     add("--dtype", choices=("float32", "float16"), default="float32")
+    add("--surprise", action="store_true", help="how unforeseen the frame after each clip is, as a column")
     add("--workers", type=int, metavar="N", help="processes that read; default: as many as pay")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add_step_and_imports(made, "of a run's checkpoints; default: the last")
@@ -103,7 +106,11 @@ def embed(options: argparse.Namespace) -> None:
         token_encoder(encoder.encoder)
     else:
         encoder.width(options.space)  # refuses a space that files alone do not give
-    job = Job(encoder, options.every, options.space, options.dtype, options.workers, options.level)
+    if options.surprise:
+        encoder.reader.with_targets()  # refuses what has none
+        encoder.width("embedding")
+    every = 0.0 if options.surprise and options.every is None else options.every  # each frame
+    job = Job(encoder, every, options.space, options.dtype, options.workers, options.level, options.surprise)
     reader = encoder.reader
     if options.every is not None and not reader.timed:
         what = encoder.origin.recipe.branches[options.branch].modality["name"]
@@ -123,7 +130,8 @@ def embed(options: argparse.Namespace) -> None:
             store.open()
             if done := work(job, data, columns, items, store):
                 print(done.words(job.unit), flush=True)
-            rows, bad = store.merge(metadata(options, encoder))
+            change = (Surprises(),) if options.surprise else ()
+            rows, bad = store.merge(metadata(options, encoder), *change)
         if bad:
             print(f"{bad:,} could not be read and are left out: {store.bad_file} names them", flush=True)
         of = "tokens" if options.level == "tokens" else f"{encoder.width(options.space)} numbers"
@@ -144,6 +152,8 @@ def check(options: argparse.Namespace) -> None:
             f"--level: tokens are of y before it is pooled, and --space {options.space} is made of y. Leave"
             " out one of the two."
         )
+    if options.surprise and options.level == "tokens":
+        raise RecipeError("--surprise: is a number of a clip, not of its tokens. Leave out one of the two.")
     if options.workers is not None and options.workers < 0:
         raise RecipeError(f"--workers: {options.workers}. Expected a number of processes, 0 or more.")
 
@@ -162,6 +172,7 @@ def manifest(options: argparse.Namespace, encoder: RepresentationModel, mark: st
         "device": encoder.device.type,
         "version": vicjoint.__version__,
         **level_of(options),
+        **({"surprise": True} if options.surprise else {}),
     }
 
 

@@ -11,23 +11,21 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.agreeing import begin_as, check_widths, conditions_of, local_expanders
-from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Futures, WithCells, unconditioned
+from vicjoint.agreeing import begin_as, check_horizon, check_widths, conditions_of, local_expanders
+from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Following, Futures, WithCells, unconditioned
 from vicjoint.conditions import Conditioning
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
-from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
-from vicjoint.registry import build, find, register, shared_options
-from vicjoint.tokens import Tokens, token_encoder, tokens_of, y_and_map_of
+from vicjoint.registry import build, find, shared_options
+from vicjoint.tokens import Tokens, each_step, steps_of, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
 ALL = Learning()
@@ -99,6 +97,11 @@ class Branch(Rated):
         with without_gradient(self.learning.encoder_is_fixed):
             return self.encoder(self.modality(raw))
 
+    def steps(self, raw) -> Tensor:
+        """y of each step of time, [B, T, D]. Raises ValueError where the encoder does not give them."""
+        with without_gradient(self.learning.encoder_is_fixed):
+            return steps_of(self.encoder, self.modality(unconditioned(raw)))
+
     def tokens(self, raw) -> Tokens:
         """y before it is pooled, float32 and with a mask. Raises ValueError where the encoder gives none."""
         return tokens_of(self.encoder, self.modality(unconditioned(raw)))
@@ -120,15 +123,16 @@ class Branch(Rated):
             embedded = self.local_expander(cells.flatten(0, 1)).unflatten(0, cells.shape[:2])
             return WithCells(self.expander(y), embedded, raw.places(grid))
 
-    def forward(self, raw) -> Tensor | WithCells:
+    def forward(self, raw, steps: bool = False) -> Tensor | WithCells:
         if isinstance(raw, Boxed):
             return self.with_cells(raw)
         if isinstance(raw, Crops):
             # z [B crops, E], sample by sample; each size goes through batch norm by itself
-            return torch.stack([self(crop) for crop in raw], 1).flatten(0, 1)
-        y = self.represent(raw)
+            return torch.stack([self(crop, steps) for crop in raw], 1).flatten(0, 1)
+        raw = raw.rows() if isinstance(raw, Following) else raw
+        y = self.steps(raw) if steps else self.represent(raw)
         with without_gradient(self.learning.train == "frozen"):
-            return self.expander(y)
+            return each_step(self.expander, y)
 
 
 def without_gradient(fixed: bool) -> contextlib.AbstractContextManager:
@@ -179,6 +183,7 @@ class Model(nn.Module):
         self.predictor = predictor
         self.conditioning = Conditioning(conditions) if conditions else None
         self.latents = 1 if predictor is None else predictor.latents
+        self.looks_back = predictor is not None and predictor.looks_back
         check_latents(self.latents)
         self.choice, self.prior = None, None
         if predictor is not None and self.latents > 1:
@@ -200,16 +205,25 @@ class Model(nn.Module):
         self, view_a, view_b, task: int = 0
     ) -> tuple[Tensor | WithCells | Futures, Tensor | WithCells]:
         """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b,
-        or all, as `Futures`) and z_b, [B, E] each; of `Boxed` views those of cells, too."""
+        or all, as `Futures`) and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that
+        are `Following`, [B K, E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
+        plain = isinstance(view_a, Tensor) and isinstance(view_b, Tensor)
+        if self.looks_back and self.branches[a] is self.branches[b] and plain:
+            # the target is one more frame of the clip: batch norm sees them together, as one space needs it
+            z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
+            return self._predicted(z[:, :-1], z[:, -1], None), z[:, -1]
         with record_function("forward a"):
-            z_a = self.branches[a](view_a)
+            z_a = self.branches[a](view_a, self.looks_back)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
             with record_function("forward b"):
                 z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
         condition = view_a.condition if isinstance(view_a, Conditioned) else None
+        if isinstance(view_b, Following):
+            steps = self.rollout(z_a, view_b.horizon, condition)
+            return steps[:, -view_b.targets :].flatten(0, 1), z_b
         if isinstance(z_a, WithCells):
             return z_a._replace(z=self._predicted(z_a.z, z_b.z, condition)), z_b
         return self._predicted(z_a, z_b, condition), z_b
@@ -225,8 +239,11 @@ class Model(nn.Module):
         return Futures(z, predictions, weights, self.scores(z_a.detach()))
 
     def scores(self, z_a: Tensor) -> Tensor:
-        """Logarithms of the predictions' probabilities up to a constant, [B, K]; 0 without a prior."""
-        return z_a.new_zeros(len(z_a), self.latents) if self.prior is None else self.prior(z_a)
+        """Logarithms of the predictions' probabilities up to a constant, [B, K]; 0 without a prior. Of z_a
+        [B, T, E], where the predictor looks back, the last step counts."""
+        if self.prior is None:
+            return z_a.new_zeros(len(z_a), self.latents)
+        return self.prior(z_a[:, -1] if self.looks_back else z_a)
 
     @torch.no_grad()
     def probabilities(self, z_a: Tensor) -> Tensor:
@@ -240,7 +257,7 @@ class Model(nn.Module):
 
     def futures(self, view_a, task: int = 0) -> tuple[Tensor, Tensor]:
         """What may come of a view of branch a: predictions [B, K, E], and their probabilities [B, K]."""
-        z_a = self.branches[self.tasks[task][0]](view_a)
+        z_a = self.branches[self.tasks[task][0]](view_a, self.looks_back)
         condition = view_a.condition if isinstance(view_a, Conditioned) else None
         return self.predictions(z_a, condition), self.probabilities(z_a)
 
@@ -250,11 +267,21 @@ class Model(nn.Module):
             self.choice.begin_step(done)
 
     def predict(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        """One prediction [B, E] from z_a and, where there is one, the condition [B, C]; with a latent, the
-        best guess among them."""
+        """One prediction [B, E] from z_a (of a predictor that looks back [B, T, E]) and, where there is one,
+        the condition [B, C]; with a latent, the best guess among them."""
         if self.choice is not None:
             return self.choice.guess(self.predictions(z_a, condition), self.probabilities(z_a))
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
+
+    def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
+        """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes
+        the place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C],
+        where there are such."""
+        found = []
+        for step in range(steps):
+            found.append(self.predict(z_a, None if conditions is None else conditions[:, step]))
+            z_a = torch.cat([z_a[:, 1:], found[-1][:, None]], 1) if self.looks_back else found[-1]
+        return torch.stack(found, 1)
 
     def _call(self, predictor: Predictor, z_a: Tensor, condition: Tensor | None) -> Tensor:
         """Raises ValueError where there is a condition and none is given, or the other way."""
@@ -272,7 +299,7 @@ class Model(nn.Module):
         if self.choice is None:
             return self.predict(z_a, condition)[:, None]
         found = self._call(self.predictor, z_a, condition)
-        expected = [len(z_a), self.latents, z_a.shape[1]]
+        expected = [len(z_a), self.latents, z_a.shape[-1]]
         if list(found.shape) != expected:
             raise ValueError(
                 f"predictor {type(self.predictor).__name__} states latents={self.latents} and gave"
@@ -314,19 +341,28 @@ class Two:
         """y [B, D]."""
         return self.side(side).represent(raw)
 
+    def steps(self, side: Side, raw) -> Tensor:
+        """What `embed` takes: y [B, D], or of each step of a, where the predictor looks back, [B, T, D]."""
+        looks_back = side == "a" and self.model.looks_back
+        return self.side(side).steps(raw) if looks_back else self.represent(side, raw)
+
     def embed(self, side: Side, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z [B, E] of y [B, D]; of branch a after the predictor, where there is one, which may need a
-        condition [B, C]."""
-        z = self.side(side).expander(y)
+        """z [B, E] of what `steps` gives; of branch a after the predictor, where there is one, which may need
+        a condition [B, C]."""
+        z = each_step(self.side(side).expander, y)
         return self.model.predict(z, condition) if side == "a" else z
 
+    def rollout(self, y_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
+        """Predictions [B, steps, E] from what `steps` gives of a; see Model."""
+        return self.model.rollout(each_step(self.a.expander, y_a), steps, conditions)
+
     def predictions(self, y_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Every prediction [B, K, E] from y_a [B, D]."""
-        return self.model.predictions(self.a.expander(y_a), condition)
+        """Every prediction [B, K, E] from what `steps` gives of a."""
+        return self.model.predictions(each_step(self.a.expander, y_a), condition)
 
     def probabilities(self, y_a: Tensor) -> Tensor:
         """Of every prediction, [B, K]."""
-        return self.model.probabilities(self.a.expander(y_a))
+        return self.model.probabilities(each_step(self.a.expander, y_a))
 
     def simple(self, side: Side, raw) -> Tensor | None:
         """What the branch's modality calls simple features, [B, K], or None."""
@@ -335,46 +371,6 @@ class Two:
     def baseline(self, side: Side) -> str:
         """What the modality calls them."""
         return self.side(side).modality.baseline
-
-
-@register("predictor", "mlp")
-class MLP(Predictor):
-    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
-    A condition [B, C] is joined to z_a.
-
-    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
-    joined to z_a: it is added behind the first linear layer, which is the same as a longer input. choice:
-    which of the predictions learns from a target: nearest, that one alone; annealed, at first all and bit by
-    bit the near ones. prior: learn the probability of each prediction from z_a.
-    With one latent there is nothing to choose, and both mean nothing.
-    """
-
-    takes_condition = True
-
-    def __init__(
-        self,
-        dim: int,
-        width: int = 0,
-        /,
-        hidden: Count = 512,
-        layers: Count = 2,
-        latents: Count = 1,
-        choice: Literal["nearest", "annealed"] = "nearest",
-        prior: bool = False,
-    ):
-        super().__init__()
-        self.choice, self.prior = choice, prior
-        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
-        self.latents = latents
-        if latents > 1:
-            self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
-
-    def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = z_a if condition is None else torch.cat([z_a, condition.to(z_a.dtype)], 1)
-        if self.latents == 1:
-            return self.net(x)
-        joined = self.net[0](x)[:, None] + self.values
-        return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
 
 def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = None) -> Model:
@@ -400,6 +396,7 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
         if spec.weights == "ema":
             ema[name] = "a", spec.momentum
     conditions = conditions_of(recipe)
+    check_horizon(recipe)
     predictor, prior = None, None
     if recipe.predictor:
         dim = recipe.branches[recipe.tasks[0].a].expander[-1]

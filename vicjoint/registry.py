@@ -46,6 +46,8 @@ BUILT_IN = (
     "vicjoint.samples",
     "vicjoint.objectives",
     "vicjoint.model",
+    "vicjoint.stepping",
+    "vicjoint.predictors",
     "vicjoint.optim",
     "vicjoint.pairs",
     "vicjoint.probes",

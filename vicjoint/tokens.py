@@ -109,6 +109,27 @@ def tokens_of(encoder: nn.Module, view: Any) -> Tokens:
     return _checked(encoder, token_encoder(encoder).forward_tokens(view))
 
 
+def steps_of(encoder: nn.Module, view: Any) -> Tensor:
+    """y of each step along the time of a view, [B, T, D] float32: the tokens of an encoder that gives one for
+    each step. Raises ValueError where they are something else."""
+    given = token_encoder(encoder).forward_tokens(view)
+    x, _, grid = _checked(encoder, given)
+    masked = isinstance(given, tuple) and len(given) > 1 and given[1] is not None
+    if masked or grid != (x.shape[1],) or x.shape[2] != cast(Any, encoder).dim:
+        raise ValueError(
+            f"encoder {type(encoder).__name__}: its tokens, {x.shape[1]} of width {x.shape[2]} on"
+            f" {'no grid' if grid is None else list(grid)}, are no y (width {cast(Any, encoder).dim}) of each"
+            " step of time, at which this predictor looks back. Use the encoder each_frame, or a predictor of"
+            " one embedding, such as mlp."
+        )
+    return x
+
+
+def each_step(module: nn.Module, x: Tensor) -> Tensor:
+    """A module of rows on [B, D], or on each step of [B, T, D]."""
+    return module(x) if x.ndim == 2 else module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 def y_and_map_of(encoder: nn.Module, view: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """(y [B, dim], the cells of its map [B, H' W', D] float32, their grid) of views of pictures, in one pass
     where the encoder takes one. Raises ValueError where it gives no map."""

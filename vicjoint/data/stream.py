@@ -7,7 +7,7 @@
    each epoch) wait for a later epoch. Where it has `per_group`, an epoch is whole batches of runs, so many
    records of one group side by side (grouped.py). Records of shards that cost to open, and those of several
    sources, come in orders of their own (lanes.py, mixture.py); of several sources, an epoch is a pass of the
-   record's.
+   record's. With several clips of each opened file, an epoch has each record so many times (clips.py).
 2. Global batch s of a pair is positions [s R, (s + 1) R), R records of `samples_per_record` samples; each
    process takes its consecutive share. Several pairs take turns, by their shares (shares.py): where those are
    equal, step s of P pairs is batch s // P of pair s % P.
@@ -25,6 +25,7 @@ import torch
 
 from vicjoint import distributed
 from vicjoint.batch import Batch, batch_size, concatenate
+from vicjoint.data.clips import Clips
 from vicjoint.data.distinct import Distinct
 from vicjoint.data.errors import READ_ERRORS, BadDataError, cause_of, listed
 from vicjoint.data.grouped import Grouped
@@ -42,7 +43,8 @@ class Stream:
     """Position in the stream -> (view a, view b, group id, 'record@epoch', bad samples met on the way). The
     group is the record's number, or what the pair's `group_of(record, number)` says. `number`: the pair's;
     `order`: what the source says of it, which leaves no room for batches that the pair arranges
-    (`distinct`, `per_group`): ValueError; but those of several sources without weights may be one epoch."""
+    (`distinct`, `per_group`), but those of several sources without weights may be one epoch; and neither
+    leaves room for several `clips` of a file: ValueError."""
 
     MAX_REPLACEMENTS = 20
 
@@ -54,6 +56,7 @@ class Stream:
         number: int = 0,
         limit: TimeLimit | None = None,
         order: ShardOrder | MixedOrder | None = None,
+        clips: int = 1,
     ):
         self.records, self.pair, self.seed, self.number = records, pair, seed, number
         self.limit = limit or TimeLimit()
@@ -72,6 +75,13 @@ class Stream:
                     " shards to a folder."
                 )
             )
+        if clips > 1 and (option or order):
+            why = f"pair.{option} arranges" if option else "this source has"
+            raise ValueError(
+                f"data.clips_per_open: {clips} clips of a file come in an order of their own, and {why}"
+                " another one. Leave one of them out."
+            )
+        self.clips = Clips(len(records), clips) if clips > 1 else None
         self.arranged: Distinct | Grouped | None = None
         if option:
             self.arranged = Grouped(records, pair) if option == "per_group" else Distinct(records, pair)
@@ -84,11 +94,14 @@ class Stream:
         found = copy.copy(self)
         found.pair, found.limit = pair, limit
         found.arranged, found.lanes, found.mixture = map(copy.copy, (self.arranged, self.lanes, self.mixture))
+        found.clips = self.clips and self.clips.again()
         return found
 
     @property
     def epoch_length(self) -> int:
-        """Records of an epoch."""
+        """Records of an epoch, each as often as it comes."""
+        if self.clips is not None:
+            return len(self.records) * self.clips.number
         return len(self.records) if self.arranged is None else self.arranged.batches * self.arranged.per_batch
 
     def describe(self) -> str | None:
@@ -111,13 +124,15 @@ class Stream:
             self._order = (epoch, self._arranged(epoch))
         if self.lanes is not None:
             self.lanes.begin(self._windows, place)
+        if self.clips is not None:
+            place = self.clips.locate(place)[0]
         return epoch, int(self._order[1][place])
 
     def set_batch(self, records: int) -> None:
         """State the records of a global batch. Raises ValueError where a `distinct` column has too few
         values, or groups have too few records."""
         self._order = (-1, None)
-        for order in (self.arranged, self.lanes, self.mixture):
+        for order in (self.arranged, self.lanes, self.mixture, self.clips):
             if order is not None:
                 order.set_batch(records)
 
@@ -133,14 +148,19 @@ class Stream:
 
     def __getitem__(self, position: int):
         epoch, index = self.locate(position)
-        rng = self.generator(epoch, index, 1)
+        clip = 0
+        if self.clips is not None:
+            _, clip, apart = self.clips.locate(position % self.epoch_length)
+            if (views := self._together(epoch, index, clip, apart)) is not None:
+                return self._item(*views, index, epoch, clip, [])
+        rng = self._of_clip(epoch, index, clip)
         bad, tried = [], []
         for _ in range(self.MAX_REPLACEMENTS):
             record, before = self.records[index], rng.bit_generator.state
             try:
                 with self.limit.reading(self.number, index, record["id"]):
                     a, b = self.pair.sample(record, rng)
-                return a, b, self.pair.group_of(record, index), f"{record['id']}@{epoch}", bad
+                return self._item(a, b, index, epoch, clip, bad)
             except READ_ERRORS as error:
                 if isinstance(error, SampleTimeout):
                     # the same replacement whether the reading was ended, killed, or not tried again
@@ -154,6 +174,30 @@ class Stream:
             f" {printable(bad[0][0])}. Repair or remove them; python -m vicjoint.check RECIPE lists all. The"
             f" first ten:\n{listed(dict(bad).items())}"
         )
+
+    def _item(self, a, b, index: int, epoch: int, clip: int, bad: list):
+        record = self.records[index]
+        name = f"{record['id']}@{epoch}" + (f".{clip}" if clip else "")
+        return a, b, self.pair.group_of(record, index), name, bad
+
+    def _of_clip(self, epoch: int, index: int, clip: int) -> np.random.Generator:
+        return self.generator(epoch, index, 1, clip) if clip else self.generator(epoch, index, 1)
+
+    def _together(self, epoch: int, index: int, clip: int, apart: int):
+        """The views of a clip, which was kept, or is read with those that come after it; None: it is to be
+        read alone."""
+        if (kept := self.clips.take((epoch, index, clip))) is not None:
+            return kept
+        coming, record = range(clip, self.clips.number), self.records[index]
+        if len(coming) == 1 or not self.clips.stays(apart):
+            return None
+        try:
+            with self.limit.reading(self.number, index, record["id"]):
+                views = self.pair.sample_several(record, [self._of_clip(epoch, index, c) for c in coming])
+        except READ_ERRORS:  # alone it is replaced and named
+            return None
+        self.clips.keep({(epoch, index, c): found for c, found in zip(coming[1:], views[1:])})
+        return views[0]
 
     def _others(self, position: int, tried: list[int]):
         """The records that may replace the one at a position. tried: numbers of its own and of replacements

@@ -29,7 +29,7 @@ from vicjoint.embeddings.reading import AT_ONCE, Bad, Chunk, ItemReader, Origin,
 from vicjoint.files.guard import printable
 from vicjoint.model import Branch, Model
 from vicjoint.parts import Raw, Space
-from vicjoint.tokens import Tokens, tokens_of
+from vicjoint.tokens import Tokens, each_step, steps_of, tokens_of
 
 AHEAD = 2  # batches that have been read and wait for the encoder
 SPACES: tuple[str, ...] = get_args(Space)
@@ -102,7 +102,8 @@ def finite(chunk: Chunk, x: Any) -> Any:
 
 
 class Head(nn.Module):
-    """y [B, D] -> z [B, E]: the expander and, of branch a with a predictor, its prediction of b's z."""
+    """y [B, D], or where it `looks_back` y of each step [B, T, D] -> z [B, E]: the expander and, of branch a
+    with a predictor, its prediction of b's z."""
 
     def __init__(self, model: Model, origin: Origin):
         super().__init__()
@@ -110,12 +111,13 @@ class Head(nn.Module):
         self.width: int = origin.recipe.branches[origin.branch].expander[-1]
         self.guess = None
         self.conditional = origin.side == "a" and model.conditioning is not None
+        self.looks_back = origin.side == "a" and model.looks_back
         if origin.side == "a" and model.predictor is not None:
             self.guess = Model({}, [], predictor=model.predictor, prior=model.prior)
             self.guess.choice = model.choice
 
     def forward(self, y: Tensor) -> Tensor:
-        z = self.expander(y)
+        z = each_step(self.expander, y)
         return z if self.guess is None else self.guess.predict(z)
 
 
@@ -129,6 +131,7 @@ class RepresentationModel(nn.Module):
         self.modality, self.encoder, self.dim = branch.modality, branch.encoder, branch.encoder.dim
         self.origin = origin
         self._head = (Head(model, origin),)  # in a tuple: this module's tensors are those that give y
+        self._other = (cast(Branch, model.branches[origin.task.b]),)
         self._reader: ItemReader | None = None
 
     def forward(self, view):
@@ -163,8 +166,21 @@ class RepresentationModel(nn.Module):
     @torch.no_grad()
     def encode(self, raw: Raw, space: Space = "representation") -> Tensor:
         """Features float32 [B, width(space)] of raw views, on the CPU."""
-        y = self(to_device(raw, self.device))
-        return (y if space == "representation" else self._head[0].to(self.device)(y)).float().cpu()
+        head, raw = self._head[0].to(self.device), to_device(raw, self.device)
+        if space == "representation":
+            return self(raw).float().cpu()
+        y = steps_of(self.encoder, self.modality(raw)) if head.looks_back else self(raw)
+        return head(y).float().cpu()
+
+    @torch.no_grad()
+    def encode_followed(self, raw: tuple[Raw, Raw], space: Space = "representation") -> Tensor:
+        """Of (views of branch a, views of b that follow them) the features of a, and as a last column the
+        squared error of the prediction: float32 [B, width(space) + 1], on the CPU."""
+        view, target = to_device(raw, self.device)
+        error = (
+            self.encode(view, "embedding") - self._other[0].to(self.device)(target).float().cpu()
+        ).square()
+        return torch.cat([self.encode(view, space), error.sum(1, keepdim=True)], 1)
 
     @torch.no_grad()
     def encode_tokens(self, raw: Raw) -> list[Tokens]:
@@ -188,6 +204,7 @@ class RepresentationModel(nn.Module):
         """In evaluation mode while entered."""
         before = self.training
         self._head[0].eval()
+        self._other[0].eval()
         self.eval()
         try:
             yield

@@ -1,5 +1,6 @@
 """What a trained branch reads: items -> raw views, as evaluations read them."""
 
+import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class ItemReader:
         two, data = (readers[task.a], readers[task.b]), recipe.data
         self.pair.read_by(two, data.video_backend, data.frame_rate)
         self.modality: Modality = readers[origin.branch]
-        self.timeout = recipe.data.timeout
+        self.timeout, self.followed = recipe.data.timeout, False
         self._check(task)
 
     def _check(self, task: TaskSpec) -> None:
@@ -83,9 +84,23 @@ class ItemReader:
         with as_path(value) as path:
             return self.pair.read_item(path, self.side)
 
+    def with_targets(self) -> "ItemReader":
+        """One whose windows come with the view of branch b that follows. Raises RecipeError where there is
+        none."""
+        if self.side == "b" or "windows" not in self.pair.gives:
+            raise RecipeError(
+                "--surprise: asks how well a frame is foreseen from the clip before it, which is the work of"
+                " branch a with the pair next_frame. Leave it out."
+            )
+        found = copy.copy(self)
+        found.followed = True
+        return found
+
     def slide(self, value: Any, every: float) -> Sliding:
         if not isinstance(value, str):
             raise CellError("no window slides over what lies in a cell or a tar file: write it to a file")
+        if self.followed:
+            return self.pair.slide_followed(value, every)
         return self.pair.slide(value, self.side, every)
 
 

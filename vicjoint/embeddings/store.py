@@ -13,7 +13,7 @@ is a function of the items alone, so the file is the same however often the work
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -118,8 +118,11 @@ class Store:
         with replaced(self._path(number)) as file:
             parquet.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
 
-    def merge(self, metadata: dict[str, Any]) -> tuple[int, int]:
-        """Make the file of all parts, and of what could not be read a file beside it; (rows, bad ones)."""
+    def merge(
+        self, metadata: dict[str, Any], change: Callable[[Any], Any] = lambda table: table
+    ) -> tuple[int, int]:
+        """Make the file of all parts, and of what could not be read a file beside it; (rows, bad ones).
+        change: what becomes of some rows, a pyarrow table; it is called in order."""
         import pyarrow
         from pyarrow import parquet
 
@@ -129,7 +132,7 @@ class Store:
         own, writer, rows = {KEY: json.dumps(metadata), MADE: json.dumps(made)}, None, 0
         with replaced(self.to) as file:
             for group in self._groups():
-                table = pyarrow.concat_tables(group).replace_schema_metadata(own)
+                table = change(pyarrow.concat_tables(group)).replace_schema_metadata(own)
                 if writer is None:
                     texts: Any = [name for name in table.column_names if name != "embedding"]
                     writer = parquet.ParquetWriter(

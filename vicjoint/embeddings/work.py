@@ -24,6 +24,7 @@ from vicjoint.embeddings.encoder import Beside, Level, RepresentationModel, fini
 from vicjoint.embeddings.items import Columns, Data, Item, encodable
 from vicjoint.embeddings.reading import Chunk, ItemReader, Place, ReadItems, collate
 from vicjoint.embeddings.store import PART_ROWS, Bad, Store, StoreError
+from vicjoint.embeddings.surprises import ERROR
 from vicjoint.parts import Raw, Space
 from vicjoint.probes.features import size_in_bytes
 from vicjoint.sliding import Span
@@ -56,6 +57,7 @@ class Job:
     dtype: str
     workers: int | None
     level: Level = "pooled"
+    surprise: bool = False
 
     @property
     def part_rows(self) -> int:
@@ -69,6 +71,8 @@ class Job:
 
     def encode(self, raw: Raw) -> Any:
         """What `finite` takes."""
+        if self.surprise:
+            return self.encoder.encode_followed(raw, self.space)
         return (
             self.encoder.encode(raw, self.space)
             if self.level == "pooled"
@@ -77,7 +81,7 @@ class Job:
 
     @property
     def reader(self) -> ItemReader:
-        return self.encoder.reader
+        return self.encoder.reader.with_targets() if self.surprise else self.encoder.reader
 
     @property
     def unit(self) -> str:
@@ -287,8 +291,11 @@ class PartRows:
         arrays = {"item": pyarrow.array([encodable(item.name) for item in self.items], pyarrow.string())}
         if self.job.level == "pooled":
             width = self.job.encoder.width(self.job.space)
-            values = self._values(torch.cat([torch.zeros(0, width), *self.x]))
+            x = torch.cat([torch.zeros(0, width + self.job.surprise), *self.x])
+            values = self._values(x[:, :width].contiguous())
             arrays["embedding"] = pyarrow.FixedSizeListArray.from_arrays(values, width)
+            if self.job.surprise:
+                arrays[ERROR] = pyarrow.array(x[:, width].double().numpy())
         else:
             tokens: list[Tokens] = list(itertools.chain.from_iterable(self.x))
             values = self._values(torch.cat([torch.zeros(0), *(one.x.flatten() for one in tokens)]))

@@ -10,9 +10,10 @@ import av
 from av.format import Flags
 from av.stream import Disposition
 
-from vicjoint.files.inside import Inside, open_binary
+from vicjoint.files.inside import Inside, open_binary, state_of
 
 av.logging.set_level(None)  # FFmpeg's chatter about broken files: the cause is in the error
+TAG_BYTES = 4096  # behind an mp3's last frame; more is another file joined to it
 
 
 def open_media(path: str):
@@ -46,3 +47,20 @@ def stated_end(stream) -> float | None:
     if stream.duration is None or estimated(stream.container):
         return None
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+
+
+def mp3_bytes(path: str) -> tuple[int, int]:
+    """(bytes that an mp3 has by its first frame, which then also says how many samples, or 0 where it says
+    nothing; bytes that there are, but for tags). Several files joined into one say what the first had."""
+    with open_binary(path) as file:
+        head, begin = file.read(10), 0
+        if head[:3] == b"ID3":  # a tag in front, its size in seven bits a byte
+            begin = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
+        file.seek(begin)
+        head = file.read(192)
+    stated = b""
+    if (at := head.find(b"VBRI")) >= 0:
+        stated = head[at + 10 : at + 14]
+    elif (at := max(head.find(b"Xing"), head.find(b"Info"))) >= 0 and head[at + 7] & 3 == 3:
+        stated = head[at + 12 : at + 16]
+    return int.from_bytes(stated, "big"), state_of(path)[0] - begin - TAG_BYTES

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from vicjoint.files.guard import no_file, no_media, quiet
-from vicjoint.files.inside import Inside, open_binary, state_of
+from vicjoint.files.inside import Inside, open_binary
 from vicjoint.files.kept import BESIDE, Kept, WholeSound
-from vicjoint.files.media import best_stream, estimated, open_media, stated_end
+from vicjoint.files.media import best_stream, estimated, mp3_bytes, open_media, stated_end
 
 # what soundfile would not open, or where a video may stand
 FILM_SUFFIXES = (
@@ -57,7 +57,6 @@ ZEROS, ROLLOFF = 6, 0.99
 # what programs write into a wav's header when they write to a pipe
 UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFF000)
 HEADER_BYTES = 128  # that a wav may count among its samples
-TAG_BYTES = 4096  # behind an mp3's last frame; more is another file joined to it
 TAGS = (b"ID3", b"TAG", b"APE")
 
 
@@ -219,7 +218,7 @@ class _File:
         self.seconds, self.exact = self.frames / self.rate, self._file.format != "MP3"
         self.sure = 0 < self.frames < 2**62
         if self._file.subtype == "MPEG_LAYER_III":
-            stated, there = _mp3_bytes(path)
+            stated, there = mp3_bytes(path)
             self.sure = self.sure and there <= stated
         try:
             self._check_length()
@@ -264,23 +263,6 @@ class _File:
         self._file.close()
 
 
-def _mp3_bytes(path: str) -> tuple[int, int]:
-    """(bytes that an mp3 has by its first frame, which then also says how many samples, or 0 where it says
-    nothing; bytes that there are, but for tags). Several files joined into one say what the first had."""
-    with open_binary(path) as file:
-        head, begin = file.read(10), 0
-        if head[:3] == b"ID3":  # a tag in front, its size in seven bits a byte
-            begin = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
-        file.seek(begin)
-        head = file.read(192)
-    stated = b""
-    if (at := head.find(b"VBRI")) >= 0:
-        stated = head[at + 10 : at + 14]
-    elif (at := max(head.find(b"Xing"), head.find(b"Info"))) >= 0 and head[at + 7] & 3 == 3:
-        stated = head[at + 12 : at + 16]
-    return int.from_bytes(stated, "big"), state_of(path)[0] - begin - TAG_BYTES
-
-
 class NotMedia(SoundError):
     """No container that FFmpeg knows."""
 
@@ -297,10 +279,11 @@ class _Film:
             self._zero = (
                 self._container.start_time or 0
             ) / av.time_base  # the file's start, as for its frames
+            self._first_end = self._decode_first()
             self.seconds = self._end() - self._zero
             # of containers with an index; others are rounded
             self._sure = bool(self._stream.duration) and "mp4" in self._container.format.name
-            stated, there = _mp3_bytes(self.path) if self._container.format.name == "mp3" else (0, 0)
+            stated, there = mp3_bytes(self.path) if self._container.format.name == "mp3" else (0, 0)
             self._joined = 0 < stated < there  # FFmpeg seeks by what is stated
         except av.FFmpegError as error:
             raise SoundError(f"{self.path}: the file is damaged ({error.strerror}).") from None
@@ -332,6 +315,29 @@ class _Film:
         self._stream.codec_context.thread_count = 1
         self.rate = self._stream.codec_context.sample_rate
         self.exact = self._stream.codec_context.name.startswith(LOSSLESS)
+
+    def _decode_first(self) -> int | None:
+        """The sample after the first frame, from which the others are counted where timestamps are rounded
+        to more than a sample; None where they are not, or it cannot be decoded."""
+        if self._stream.time_base * self.rate <= 1:
+            return None
+        try:
+            frame = next(self._frames_of(self._container))
+        except (av.FFmpegError, StopIteration):  # reading it says so, where it is wanted
+            return None
+        return None if frame.pts is None else self._place(frame) + frame.samples
+
+    def _place(self, frame) -> int:
+        """The first sample of a frame, by its timestamp."""
+        return round((float(frame.pts * frame.time_base) - self._zero) * self.rate)
+
+    def _counted(self, at: int, samples: int) -> int:
+        """Where a frame begins that a rounded timestamp puts at `at`: so many whole frames after the first
+        one, where that is as near as rounding explains."""
+        if self._first_end is None:
+            return at
+        nearest = self._first_end + round((at - self._first_end) / samples) * samples
+        return nearest if abs(nearest - at) <= self._stream.time_base * self.rate + 1 else at
 
     def _end(self) -> float:
         """Seconds of the file's clock at which the sound ends."""
@@ -388,13 +394,9 @@ class _Film:
                     f"{self.path}: the sampling rate changes from {self.rate} to {frame.sample_rate} Hz."
                     " Convert the file."
                 )
-            at = (
-                end
-                if frame.pts is None
-                else round((float(frame.pts * frame.time_base) - self._zero) * self.rate)
-            )
+            at = end if frame.pts is None else self._place(frame)
             if begun is None:
-                begun = at
+                begun = at = at if start is None else self._counted(at, frame.samples)
             elif abs(at - end) <= ADRIFT_SECONDS * self.rate:
                 at = end
             end = at + frame.samples
@@ -405,7 +407,10 @@ class _Film:
         return begun, end
 
     def _frames(self, start: float | None):
-        for packet in self._from(start).demux(self._stream):
+        return self._frames_of(self._from(start))
+
+    def _frames_of(self, container):
+        for packet in container.demux(self._stream):
             try:
                 yield from packet.decode()
             except av.FFmpegError:

@@ -162,6 +162,7 @@ class Clip(Pixels):
 
     accepts = ()
     timed = True
+    several = True
     suffixes = FILM_SUFFIXES
     opens_inside = True
     reading = (
@@ -202,9 +203,16 @@ class Clip(Pixels):
         self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
     ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        squares = self.squares.read(
-            value, self.video_backend, self.frame_rate, lambda info: self._numbers(info, rng, window, value)
-        )
+        return self.read_several(value, [rng], [window])[0]
+
+    def read_several(self, value, rngs, windows) -> list[Tensor]:
+        chooses = [
+            lambda info, drawn=drawn: self._numbers(info, *drawn, value) for drawn in zip(rngs, windows)
+        ]
+        found = self.squares.read_several(value, self.video_backend, self.frame_rate, chooses)
+        return [self._view(squares, rng) for squares, rng in zip(found, rngs)]
+
+    def _view(self, squares: Tensor, rng: np.random.Generator | None) -> Tensor:
         if rng is not None and self.transforms is not None:
             view = self.transforms(cut(squares, rng, self.area, self.flip), rng)
         else:

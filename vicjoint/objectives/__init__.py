@@ -8,9 +8,10 @@ batch.
 
 from vicjoint.objectives.barlow_twins import BarlowTwins
 from vicjoint.objectives.infonce import InfoNCE
+from vicjoint.objectives.infonce_distance import InfoNCEDistance
 from vicjoint.objectives.sigreg import SIGReg
 from vicjoint.objectives.straightened import Straightened
 from vicjoint.objectives.vicreg import VICReg
 from vicjoint.objectives.vicregl import VICRegL
 
-__all__ = ["BarlowTwins", "InfoNCE", "SIGReg", "Straightened", "VICReg", "VICRegL"]
+__all__ = ["BarlowTwins", "InfoNCE", "InfoNCEDistance", "SIGReg", "Straightened", "VICReg", "VICRegL"]

@@ -29,8 +29,8 @@ class Straightened(Objective):
 
     At weight 1 it is 0 where each record's samples lie on a line, in order, 1 where they go anywhere, and 2
     where they go back and forth. It needs three or more samples of a record in order of time: the pair
-    next_frame with `windows: 3` or more. Where two samples have one embedding there is no direction: such a
-    turn counts as 1 and has no gradient.
+    next_frame with `windows: 3` or more, or with a horizon of 3 or more, whose targets these then are. Where
+    two samples have one embedding there is no direction: such a turn counts as 1 and has no gradient.
     """
 
     def __init__(self, of: Annotated[dict, ComponentOf("objective")], weight: NotNegative = 0.1):
@@ -50,14 +50,16 @@ class Straightened(Objective):
     def bind(self, pair: Pair) -> None:
         """Raises ValueError where the pair gives no three samples of a record in order of time."""
         self.objective.bind(pair)
-        if not pair.in_time or pair.samples_per_record < 3:
-            has = f"{pair.samples_per_record} in order of time" if pair.in_time else "none in order of time"
+        # of several targets, those of a window follow each other, and the windows may lie anywhere
+        samples = pair.targets if pair.targets > 1 else pair.samples_per_record
+        if not pair.in_time or samples < 3:
+            has = f"{samples} in order of time" if pair.in_time else "none in order of time"
             raise ValueError(
                 "objective: straightened needs three or more samples of a record in order of time, this pair"
                 f" gives {has}. Use the pair next_frame with windows: 3 or more, or the objective"
                 " in `of` without straightened around it."
             )
-        self.samples = pair.samples_per_record
+        self.samples = samples
 
     def forward(
         self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None

@@ -6,7 +6,8 @@ pair: {name: cross_modal, a: video, b: sound, seconds: 1.0}  # the same second o
 pair: {name: cross_modal, a: path, b: path, key: digit}  # spoken seven, any written seven
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,23 @@ class CrossModal(ByColumns):
         """Raw views of both branches, with a leading dimension of 1; a's with its condition, where there is
         one. Raises ValueError or OSError, naming the column, where a cell is empty or its file cannot be
         read."""
+        return self.sample_several(record, [rng])[0]
+
+    def sample_several(self, record: Record, rngs: Sequence[np.random.Generator]) -> list[tuple[Raw, Raw]]:
+        drawn = [self._draw(record, rng) for rng in rngs]
+        windows = [window for _, window in drawn]
+        views_a, views_b = (
+            self._read_several(side, [cells[i] for cells, _ in drawn], rngs, windows)
+            for i, side in enumerate("ab")
+        )
+        if self.conditions:
+            views_a = [Conditioned(view, self.condition.of(record)) for view in views_a]
+        return list(zip(views_a, views_b))
+
+    def _draw(
+        self, record: Record, rng: np.random.Generator
+    ) -> tuple[list[tuple[Record, Any]], tuple[float, float] | None]:
+        """(row and value of a and b, their common window)."""
         row_b = record
         if self.key:
             rows = self._partners(record)
@@ -193,9 +211,7 @@ class CrossModal(ByColumns):
         for side, row in (("a", record), ("b", row_b)):
             found = self._values_of(row, side)
             cells.append((row, found[rng.integers(len(found))] if len(found) > 1 else found[0]))
-        window = self._window(cells, rng)
-        a, b = (self._read(side, *cell, rng, window) for side, cell in zip("ab", cells))
-        return Conditioned(a, self.condition.of(record)) if self.conditions else a, b
+        return cells, self._window(cells, rng)
 
     def conditions_of(self, record: Record) -> Tensor:
         return self.condition.of(record)
@@ -214,11 +230,24 @@ class CrossModal(ByColumns):
     def _reader(self, side: Side) -> Modality:
         return self.readers["ab".index(side)]
 
+    def _read_several(self, side: Side, cells: list[tuple[Record, Any]], rngs, windows) -> list[Raw]:
+        reader = self._reader(side)
+        if len(cells) > 1 and reader.several and all(cell == cells[0] for cell in cells):
+            with self._reading(side, *cells[0]) as named:
+                return reader.read_several(named, rngs, windows)
+        return [self._read(side, *cell, *draws) for cell, *draws in zip(cells, rngs, windows)]
+
     def _read(self, side: Side, record: Record, value, rng, window) -> Raw:
         reader = self._reader(side)
+        with self._reading(side, record, value) as named:
+            return reader.read(named, rng, window if reader.timed else None)
+
+    @contextmanager
+    def _reading(self, side: Side, record: Record, value):
+        """The value as its reader takes it, and the column in what it raises."""
         try:
             with self._opened(side, self._named(side, record, value)) as named:
-                return reader.read(named, rng, window if reader.timed else None)
+                yield named
         except (ValueError, OSError) as error:
             raise CellError(f"column '{self._column(side)}': {error}") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicjoint.batch import Conditioned
+from vicjoint.batch import Conditioned, Following
 from vicjoint.files.cells import opened, path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.pairs.by_columns import ByColumns
@@ -30,10 +30,17 @@ from vicjoint.video import FILM_SUFFIXES, Video, VideoError, VideoInfo
 
 @dataclass(frozen=True)
 class Window:
-    """Frame numbers of one window: the context, strictly increasing in time, and the target after it."""
+    """Frame numbers of one window: the context, strictly increasing in time, the target after it, and those
+    of further steps, where the pair has a horizon."""
 
     context: list[int]
     target: int
+    later: tuple[int, ...] = ()
+
+    @property
+    def targets(self) -> list[int]:
+        """Of all steps."""
+        return [self.target, *self.later]
 
 
 class Windows(Sequence[Window]):
@@ -71,9 +78,12 @@ class NextFrame(ByColumns):
     none. Each view draws its own once per window, the same for all frames of a clip; b: same draws once for
     clip and frame together. Where both see one transform, the place of things in the picture is the easiest
     to predict, and a representation learns little else (docs/results.md).
+    horizon: steps that are predicted, each from the prediction of the one before, `gap` apart; above 1 it
+    needs a predictor. train_on: the targets of which step are compared: of all, or of the last.
     condition: what the predictor is told beside the clip, such as {column: actions, width: 2}: a table with a
     row of 2 numbers for each frame, of which it gets the rows from the last context frame to the one before
-    the target (with `seconds` their mean); null: nothing (docs/conditions.md).
+    the target (with `seconds` their mean), and for each further step those after it; null: nothing
+    (docs/conditions.md).
     cache_mb: memory, in each process that reads, for the squares of videos decoded once; 0: none.
     distinct, group, per_group: columns that say what a batch holds, as in the pair cross_modal. With `group`,
     the windows of all videos with an equal value make one group: several events that share one look.
@@ -104,12 +114,19 @@ class NextFrame(ByColumns):
         group: str | None = None,
         per_group: Count = 1,
         condition: dict[str, Any] | list[dict[str, Any]] | None = None,
+        horizon: Count = 1,
+        train_on: Literal["all", "last"] = "all",
     ):
         super().__init__(distinct, group, per_group)
         if condition is not None and not gap:
             raise ValueError(
                 "pair.condition: with gap 0 the target is the last context frame, and nothing lies between."
                 " Set pair.gap to 1 or more, or leave out the condition."
+            )
+        if horizon > 1 and not gap:
+            raise ValueError(
+                f"pair.horizon: with gap 0 all {horizon} targets are the last context frame. Set pair.gap to"
+                " 1 or more, or leave out the horizon."
             )
         if stretch is not None and stretch < windows:
             raise ValueError(
@@ -124,6 +141,8 @@ class NextFrame(ByColumns):
         self.b = TransformList("pair.b", b, size) if b and not self.together else None
         self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
+        self.evenly = gap == (stride if seconds is None else 1)
+        self.horizon, self.targets = horizon, horizon if train_on == "all" else 1
         self.condition = Condition(condition, frames=True, rows=gap if seconds is None else None)
         self.conditions = self.condition.standardised
 
@@ -133,45 +152,57 @@ class NextFrame(ByColumns):
         if self.conditions:
             self.condition.check(list(reading.source.train[0]))
 
-    def sample(self, record: Record, rng: np.random.Generator) -> tuple[Tensor | Conditioned, Tensor]:
+    def sample(
+        self, record: Record, rng: np.random.Generator
+    ) -> tuple[Tensor | Conditioned, Tensor | Following]:
         """(clips uint8 [W, 3, T, size, size], with their conditions where there are such, targets uint8 [W,
-        3, size, size]) of windows drawn without replacement where the video has enough. Raises VideoError
-        where the video cannot be read or is too short, and CellError where its condition cannot."""
+        3, size, size], with a horizon [W, K, 3, size, size]) of windows drawn without replacement where the
+        video has enough. Raises VideoError where the video cannot be read or is too short, and CellError
+        where its condition cannot."""
         windows, wanted, conditions = [], [], []
+        compared = lambda w: w.targets[-self.targets :]
 
         def choose(info: VideoInfo) -> list[int]:
             windows.extend(self.draw(info, rng, path))
             if self.conditions:
-                conditions.append(self.between(record, windows, info))
-            wanted.extend(sorted({n for w in windows for n in [*w.context, w.target]}))
+                told = self.between if self.horizon == 1 else self.along
+                conditions.append(told(record, windows, info))
+            wanted.extend(sorted({n for w in windows for n in [*w.context, *compared(w)]}))
             return wanted
 
         with opened(record) as path:
             squares = self.squares.read(path, self.video_backend, self.frame_rate, choose)
         frames = cut(squares, rng, self.area, self.flip)
+        place = {n: i for i, n in enumerate(wanted)}
+        contexts = [[place[n] for n in w.context] for w in windows]
+        followed = [[place[n] for n in compared(w)] for w in windows]
         if self.a is None and self.b is None:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
-        place = {n: i for i, n in enumerate(wanted)}
-        views = [
-            self.own_views(frames[[place[n] for n in w.context]], frames[[place[w.target]]], rng)
-            for w in windows
-        ]
-        clips, targets = (torch.stack(of_side) for of_side in zip(*views))
-        clip = as_view(clips)
-        return Conditioned(clip, conditions[0]) if conditions else clip, targets.flatten(0, 1)
+            clip, targets = clips_of(frames, contexts), torch.stack([frames[own] for own in followed])
+        else:
+            views = [self.own_views(frames[c], frames[t], rng) for c, t in zip(contexts, followed)]
+            clips, targets = (torch.stack(of_side) for of_side in zip(*views))
+            clip = as_view(clips)
+        a = Conditioned(clip, conditions[0]) if conditions else clip
+        return a, targets.flatten(0, 1) if self.horizon == 1 else Following(targets, self.horizon)
 
     def between(self, record: Record, windows: Sequence[Window], info: VideoInfo) -> Tensor:
-        """Conditions [W, C] of windows of a video. Raises CellError."""
+        """Conditions [W, C] of windows of a video, up to the first target. Raises CellError."""
         return self.condition.of(record, [(w.context[-1], w.target) for w in windows], info.frames)
+
+    def along(self, record: Record, windows: Sequence[Window], info: VideoInfo) -> Tensor:
+        """Conditions [W, H, C], one for each step of windows of a video. Raises CellError."""
+        steps = [step for w in windows for step in zip([w.context[-1], *w.targets], w.targets)]
+        return self.condition.of(record, steps, info.frames).unflatten(0, (len(windows), -1))
 
     def conditions_of(self, record: Record) -> Tensor:
         return self.condition.some(record)
 
     def own_views(self, clip: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 [T, 3, size, size] and [1, 3, size, size] of a window's frames [T or 1, 3, S, S]."""
+        """uint8 [T, 3, size, size] and [K, 3, size, size] of a window's frames [T or K, 3, S, S]."""
         if self.together and self.a is not None:
             both = self.a(torch.cat([clip, target]), rng)
-            return both[:-1], both[-1:]
+            return both[: len(clip)], both[len(clip) :]
         return tuple(
             square_frames(frames, self.size) if own is None else own(frames, rng)
             for own, frames in ((self.a, clip), (self.b, target))
@@ -239,51 +270,59 @@ class NextFrame(ByColumns):
     def draw(self, info: VideoInfo, rng: np.random.Generator, path: str) -> list[Window]:
         """`windows` random windows, spread over the video or a random stretch of it: one from each of as many
         equal parts of the possible starts."""
-        possible = self.possible_windows(info, path)
+        possible = self.possible_windows(info, path, self.horizon)
         if self.stretch is not None:
             first = int(rng.integers(max(1, len(possible) - self.stretch + 1)))
             possible = possible[first : first + self.stretch]
         edges = np.linspace(0, len(possible), self.windows + 1).astype(int)
         return [possible[rng.integers(low, max(high, low + 1))] for low, high in zip(edges, edges[1:])]
 
-    def possible_windows(self, info: VideoInfo, path: str) -> Windows:
-        """Every window of a video in order of its start. Raises VideoError where there is none."""
-        starts = self._starts(info)
+    def possible_windows(self, info: VideoInfo, path: str, horizon: int = 1) -> Windows:
+        """Every window of a video, with the targets of so many steps, in order of its start. Raises
+        VideoError where there is none."""
+        starts, ahead = self._starts(info, horizon), self.gap * horizon
         if not len(starts):
-            has, need = f"{info.frames} frames", f"{(self.frames - 1) * self.stride + self.gap + 1}"
+            has, need = f"{info.frames} frames", f"{(self.frames - 1) * self.stride + ahead + 1}"
             if self.seconds is not None:
                 has, need = (
                     f"{info.timestamps_seconds[-1] - info.timestamps_seconds[0]:.2f} s",
-                    f"{(self.frames - 1 + self.gap) * self.seconds:.2f} s",
+                    f"{(self.frames - 1 + ahead) * self.seconds:.2f} s",
                 )
             raise VideoError(
                 f"{path}: too short for one window: it has {has}, {need} are needed (pair.frames, stride or"
-                " seconds, gap)"
+                f" seconds, gap{', horizon' if horizon > 1 else ''})"
             )
-        return Windows(starts, lambda start: self._window(info, start))
+        return Windows(starts, lambda start: self._window(info, start, horizon))
 
-    def _starts(self, info: VideoInfo) -> Sequence[int]:
+    def _steps(self, horizon: int) -> list[int]:
+        """Of a window's frames, in multiples of `seconds`."""
+        ahead = range(self.gap, self.gap * horizon + 1, self.gap) if self.gap else [0]
+        return [*range(self.frames), *(self.frames - 1 + far for far in ahead)]
+
+    def _starts(self, info: VideoInfo, horizon: int) -> Sequence[int]:
         """The first frames of all windows."""
-        times, after = info.timestamps_seconds, self.frames - 1 + self.gap
+        ahead = self.gap * horizon
+        times, after = info.timestamps_seconds, self.frames - 1 + ahead
         if self.seconds is None:
-            return range(max(0, info.frames - (self.frames - 1) * self.stride - self.gap))
+            return range(max(0, info.frames - (self.frames - 1) * self.stride - ahead))
         starts = np.flatnonzero(times + after * self.seconds <= times[-1] + self.seconds / 2)
         apart = np.diff(times) / self.seconds
         if apart.max(initial=0) < 1 or np.abs(apart - 1).max() < 0.25 / (after + 1):
             return starts
         # frames further apart than `seconds`: the same one would be used twice
-        steps = [*range(self.frames), after] if self.gap else range(self.frames)
+        steps = self._steps(horizon) if self.gap else range(self.frames)
         numbers = [nearest_frames(times, times[starts] + step * self.seconds) for step in steps]
         return starts[(np.diff(numbers, axis=0) > 0).all(0)]
 
-    def _window(self, info: VideoInfo, start: int) -> Window:
+    def _window(self, info: VideoInfo, start: int, horizon: int) -> Window:
         if self.seconds is None:
             context = list(range(start, start + self.frames * self.stride, self.stride))
-            return Window(context, context[-1] + self.gap)
-        steps = np.array([*range(self.frames), self.frames - 1 + self.gap])
-        times = info.timestamps_seconds
-        *context, target = nearest_frames(times, times[start] + steps * self.seconds).tolist()
-        return Window(context, target)
+            target, *later = (context[-1] + step * self.gap for step in range(1, horizon + 1))
+        else:
+            times, asked = info.timestamps_seconds, np.array(self._steps(horizon)) * self.seconds
+            numbers = nearest_frames(times, times[start] + asked).tolist()
+            context, (target, *later) = numbers[: self.frames], numbers[self.frames :]
+        return Window(context, target, tuple(later))
 
     def context(self, info: VideoInfo, start: int) -> list[int] | None:
         """The clip whose first frame is `start`, whether or not a target follows; None where the video ends
@@ -317,6 +356,22 @@ class NextFrame(ByColumns):
             )
         return found
 
+    def slide_followed(self, value: str, every: float) -> Sliding:
+        """(clip, the frame after it). Raises VideoError."""
+        choose = lambda info: self._followed(info, every, value)
+        view = lambda frames: (as_view(frames[None, :-1]), frames[-1:])
+        how = self.video_backend, self.frame_rate
+        return SlidingVideo(value, *how, self.squares, self.size, choose, view)
+
+    def _followed(self, info: VideoInfo, every: float, path: str) -> list[Choice]:
+        possible, found = self.possible_windows(info, path), []
+        there, times = set(possible.starts), info.timestamps_seconds - info.start_seconds
+        for start in every_start(info, every) if every else times.tolist():
+            if (first := on_display(info, start)) in there:
+                window = possible.make(first)
+                found.append(((start, ends(info, window.context[-1])), [*window.context, window.target]))
+        return found
+
     def preprocessing(self, side: Side, modality: Modality) -> dict[str, Any]:
         frames = self.frames if side == "a" else 1
         many, apart = frames > 1, self.seconds is None
@@ -340,6 +395,18 @@ def _file(record: Record) -> str:
 def as_view(clips: Tensor) -> Tensor:
     """[W, T, 3, H, W] -> clips [W, 3, T, H, W], or of one frame pictures [W, 3, H, W]."""
     return clips[:, 0] if clips.shape[1] == 1 else clips.transpose(1, 2).contiguous()
+
+
+def clips_of(frames: Tensor, numbers: list[list[int]]) -> Tensor:
+    """The view of these frames of [F, 3, S, S], as of `as_view`; windows share frames, whose colours are put
+    apart once."""
+    if len(numbers[0]) == 1:
+        return as_view(torch.stack([frames[own] for own in numbers]))
+    frames_CFSS = frames.transpose(0, 1).contiguous()
+    clips = frames.new_empty(len(numbers), 3, len(numbers[0]), *frames.shape[2:])
+    for clip, own in zip(clips, numbers):
+        torch.index_select(frames_CFSS, 1, torch.tensor(own), out=clip)
+    return clips
 
 
 def seconds_of(info: VideoInfo, numbers: list[int]) -> tuple[float, float]:

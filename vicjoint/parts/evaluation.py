@@ -74,7 +74,8 @@ class Features(Protocol):
         ...
 
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
-        """y [B, D] of each of several raw batches."""
+        """What `embed` takes of each of several raw batches: y [B, D]; of branch a, where the predictor looks
+        back, y of each step of time [B, T, D]."""
         ...
 
     def embed(
@@ -86,6 +87,11 @@ class Features(Protocol):
 
     def probabilities(self, row: str, y_a: Sequence[Tensor]) -> Tensor:
         """Of each of a latent's predictions from several y_a [B, D], [N, K]."""
+        ...
+
+    def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
+        """Predictions z [N, steps, E] of several y [B, D] of branch a, each but the first from the one
+        before; told: of each y the conditions [B, steps, C], where the pair gives such."""
         ...
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:

@@ -1,6 +1,6 @@
 """The contracts of learning: objective and predictor."""
 
-# N samples, B batch, E embedding, K latents
+# N samples, B batch, T steps of time, E embedding, K latents
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -50,8 +50,15 @@ class Predictor(nn.Module):
     """z_a [B, E] -> the prediction of z_b [B, E]; with `latents` above 1, [B, latents, E]: one for each value
     of a discrete latent, among which the model chooses.
 
+    Where the pair has a horizon above 1, its prediction is fed back: it is called with it as z_a for the next
+    step.
+
     It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
     condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
+
+    looks_back: whether z_a is [B, T, E], embeddings of all steps of branch a's clip in order of time, by an
+    encoder that gives y of each of them (`vicjoint.tokens.steps_of`). Where b is the same branch, its frame
+    is encoded together with the clip.
 
     With a latent: choice: which prediction learns from a target (vicjoint/latents.py); prior: whether the
     model learns beside it how probable each is."""
@@ -59,4 +66,5 @@ class Predictor(nn.Module):
     latents: int = 1
     choice: Literal["nearest", "annealed"] = "nearest"
     prior: bool = False
+    looks_back: ClassVar[bool] = False
     takes_condition: ClassVar[bool] = False

@@ -89,6 +89,9 @@ class Modality(nn.Module):
     """Whether files are opened by `vicjoint.video` or `vicjoint.files.sound` alone, which open those inside
     of tar files in place; others get a copy in the system's temporary folder."""
 
+    several: ClassVar[bool] = False
+    """Whether `read_several` takes less than as many calls of `read`."""
+
     video_backend: str = "auto"
     frame_rate: float = 25.0
     """The recipe's `data.video_backend` and `data.frame_rate`, in a reader; for modalities that open
@@ -101,6 +104,12 @@ class Modality(nn.Module):
         as in evaluation, without augmentation. `window`: (start, length) in seconds, for timed modalities;
         None: the modality's own choice. Raises ValueError or OSError with the cause."""
         raise NotImplementedError(f"modality '{type(self).__name__}' does not read files")
+
+    def read_several(
+        self, value: Any, rngs: Sequence[np.random.Generator], windows: Sequence[tuple[float, float] | None]
+    ) -> list[Raw]:
+        """What `read` gives of one value for each of these, to the last bit."""
+        return [self.read(value, rng, window) for rng, window in zip(rngs, windows)]
 
     def seconds(self, value: Any) -> float:
         """Length of a sample in seconds, for timed modalities. Raises as `read` does."""
@@ -171,6 +180,16 @@ class Pair:
     in_time: ClassVar[bool] = False
     """Whether the samples of a record are in order of time."""
 
+    horizon: int = 1
+    """Steps that are predicted, each from the one before. A pair with a horizon above 1 has an option of this
+    name, and gives branch b `vicjoint.batch.Following`."""
+
+    evenly: bool = True
+    """Whether a target is as far from what is before it as the steps of a clip from each other."""
+
+    targets: int = 1
+    """Of each sample for branch b: of all steps of the horizon, or of the last ones."""
+
     gives: frozenset[Gives] = frozenset()
     """What evaluations find here. views: `views` gives single views of a branch; both: those of a and b are
     different modalities that belong together; rows: and stand in one record; crops: `views` with rng draws
@@ -228,11 +247,20 @@ class Pair:
             return self.readers["ab".index(side)].slide(value, every)
         raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide(value, side, every)")
 
+    def slide_followed(self, value: str, every: float) -> Sliding:
+        """Windows of branch a along a file as `slide` gives them, those that a target follows, each a raw
+        view (view of a, view of b). every 0: one that begins with each frame. Raises as `sample` does."""
+        raise NotImplementedError(f"pair '{type(self).__name__}' has no method slide_followed(value, every)")
+
     def sample(self, record: Record, rng: np.random.Generator) -> tuple[Raw, Raw]:
         """Raw views of both branches, each of `samples_per_record` samples. All randomness comes from `rng`,
         so a sample is a function of (seed, epoch, index) alone. With `conditions`, a is a
         `vicjoint.batch.Conditioned`. Raises ValueError or OSError where it cannot be read."""
         raise NotImplementedError(f"pair '{type(self).__name__}' has no method sample(record, rng)")
+
+    def sample_several(self, record: Record, rngs: Sequence[np.random.Generator]) -> list[tuple[Raw, Raw]]:
+        """What `sample` gives with each of these, to the last bit."""
+        return [self.sample(record, rng) for rng in rngs]
 
     def views(
         self, record: Record, side: Side, rng: np.random.Generator | None = None, read: bool = True

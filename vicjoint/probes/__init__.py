@@ -10,5 +10,7 @@ from vicjoint.probes import (
     pair_match,
     regression,
     retrieval,
+    rollout,
+    surprise,
     zero_shot,
 )

@@ -162,10 +162,13 @@ def encoded(
         x = models["model"].simple(side, raw)
         yield from [] if x is None else ((space, x.float()) for space in spaces)
         return
-    y = models[row].represent(side, raw)
-    condition = raw.condition if isinstance(raw, Conditioned) else None
+    two, condition = models[row], raw.condition if isinstance(raw, Conditioned) else None
+    seen = two.steps(side, raw)  # y, unless the predictor looks back
     for space in spaces:
-        yield space, (y if space == "representation" else models[row].embed(side, y, condition)).float()
+        if space == "embedding":
+            yield space, two.embed(side, seen, condition).float()
+        else:
+            yield space, (seen if seen.ndim == 2 else two.represent(side, raw)).float()
 
 
 def of_records(x: Tensor, mask: Tensor, windows: int) -> list[list[Tensor]]:
@@ -273,7 +276,7 @@ class FeaturesOf:
 
     @torch.no_grad()
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
-        return [self._models[row].represent(side, to_device(some, self.device)) for some in raw]
+        return [self._models[row].steps(side, to_device(some, self.device)) for some in raw]
 
     @torch.no_grad()
     def embed(
@@ -287,6 +290,11 @@ class FeaturesOf:
     @torch.no_grad()
     def probabilities(self, row: str, y_a: Sequence[Tensor]) -> Tensor:
         return torch.cat([self._models[row].probabilities(some).float() for some in y_a])
+
+    @torch.no_grad()
+    def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
+        two, each = self._models[row], [x.to(self.device) for x in told] or [None] * len(y)
+        return torch.cat([two.rollout(some, steps, of).float() for some, of in zip(y, each)])
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         kept, key = self._measure.kept, (name, *(part.version for part in self._parts.values()))

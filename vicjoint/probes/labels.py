@@ -108,6 +108,14 @@ def evenly(total: int, limit: int | None) -> np.ndarray:
     return np.unique(chosen.round().astype(int))
 
 
+def around(target: int, last: int, step: int, frames: int, number: int) -> list[int]:
+    """True numbers of candidate frames, `step` apart: on the grid of the last context frame and the target,
+    as centred on it as a video of so many frames allows."""
+    grid = sorted({*range(last % step, frames, step), target})
+    start = min(max(0, grid.index(target) - number // 2), max(0, len(grid) - number))
+    return grid[start : start + number]
+
+
 def held_out(n: int, share: float) -> np.ndarray:
     """Which of n training samples only choose among settings: bool [n]; none with a share of 0, else at least
     one and not all of them."""

@@ -19,7 +19,7 @@ from vicjoint.files.cells import opened
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
-from vicjoint.probes.labels import named, of_others
+from vicjoint.probes.labels import around, named, of_others
 from vicjoint.registry import register
 
 EMBED_AT_ONCE = 256  # frames, or clips' frames, in one forward pass
@@ -37,6 +37,7 @@ class Query:
     before: int  # the context frame before the last
     reach: float  # how far the target is after the last, in steps from `before` to it
     frames_apart: int  # true frame numbers from one candidate to the next
+    answerable: bool  # whether the target differs from the last context frame
 
 
 @dataclass
@@ -63,16 +64,20 @@ class NextFrameRetrieval(Probe):
     `candidates` frames of the same video, as far apart as the target is from the last context frame, which is
     among them. Ties get the middle rank.
 
-    Metrics: r1, r5, mrr inside the video; all_r1, all_r5, all_mrr among next frames of all test videos, one
-    of each; open_r1 among all candidates of all test videos; offset: mean distance in frames between the
-    frame retrieved in the video and the true one; copy_rate: share of queries that retrieve the last context
-    frame; skill: 1 - squared error / squared error of copying the last context frame, on whitened embeddings.
+    Metrics: r1, r5, mrr inside the video; answerable_r1: of the queries whose target differs from the last
+    context frame; unseen_r1: without the frames of the context among the candidates; all_r1, all_r5, all_mrr
+    among next frames of all test videos, one of each; open_r1 among all candidates of all test videos;
+    offset: mean distance in frames between the frame retrieved in the video and the true one; copy_rate:
+    share of queries that retrieve the last context frame; skill: 1 - squared error / squared error of copying
+    the last context frame, on whitened embeddings.
 
     Rows: model; random_init: the same encoders before training; copy_last and extrapolation: the trained
     embedding of the last context frame, as it is, and moved on by the change since the context frame before
-    it; mean: the mean of all candidates' trained embeddings; pixels: the last context frame, compared by
-    pixels; chance. Where the pair gives a condition, shuffled_condition: the same predictions with the
-    condition of another query, drawn once for all: what the model does without knowing the right one.
+    it; mean: the mean of all candidates' trained embeddings; pixels and pixels_extrapolation: copy_last and
+    extrapolation of the frames themselves; ceiling: the target, compared by pixels, which ties with frames
+    that are equal to it; chance. Where the pair gives a condition, shuffled_condition: the same predictions
+    with the condition of another query, drawn once for all: what the model does without knowing the right
+    one.
 
     With a latent of K values, `model` is one prediction that has not seen the target (the model's best
     guess), and best_of_K counts a query as right where any of the K predictions is: it looks at the target.
@@ -91,6 +96,13 @@ class NextFrameRetrieval(Probe):
         "r1": Metric(f"R@1: share of predictions whose true next frame ranks first among {SAME}"),
         "r5": Metric("R@5: the same for the first five"),
         "mrr": Metric("mean of 1 / rank of the true next frame, in the same list as r1"),
+        "answerable_r1": Metric(
+            "r1 of the queries whose true next frame differs from the last context frame"
+        ),
+        "unseen_r1": Metric(
+            "r1 among those frames that are not in the context: what is most like the last of it is already a"
+            " good answer here (copy_last, pixels)"
+        ),
         "all_r1": Metric(
             "R@1 over all videos: share of queries whose true next frame ranks first among next frames of all"
             " test videos"
@@ -163,19 +175,14 @@ class NextFrameRetrieval(Probe):
                     before=place[before],
                     reach=ahead / (last - before),
                     frames_apart=ahead,
+                    answerable=not torch.equal(frames[place[w.target]], frames[place[last]]),
                 )
             )
         return TestVideo(record["id"], frames, queries, conditions)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
-        """True numbers of the candidates: on the grid of the last context frame and the target, as centred as
-        the video allows."""
-        last, step = window.context[-1], window.target - window.context[-1]
-        grid = list(range(last % step, frames, step))
-        start = min(
-            max(0, grid.index(window.target) - self.candidates // 2), max(0, len(grid) - self.candidates)
-        )
-        return grid[start : start + self.candidates]
+        last = window.context[-1]
+        return around(window.target, last, window.target - last, frames, self.candidates)
 
     def _pictures(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, np.ndarray]:
         """Half the pictures from the best-ranked queries, half from the worst, spread over different
@@ -215,23 +222,25 @@ def rows(
 ) -> dict[str, list[Embedded]]:
     mean = torch.cat([e.frames for e in trained]).mean(0)
     pixels = [v.frames.float().div(255).flatten(1) for v in videos]
-    rows = {
-        "model": trained,
-        "random_init": untrained,
-        "copy_last": [],
-        "extrapolation": [],
-        "mean": [],
-        "pixels": [],
-    }
+    rows: dict[str, list[Embedded]] = {"model": trained, "random_init": untrained}
     for video, embedded, pixel in zip(videos, trained, pixels):
-        last, before = ([getattr(q, name) for q in video.queries] for name in ("last", "before"))
-        z = embedded.frames
-        rows["copy_last"].append(Embedded(z[last], z))
-        reach = torch.tensor([q.reach for q in video.queries])[:, None]
-        rows["extrapolation"].append(Embedded(z[last] + reach * (z[last] - z[before]), z))
-        rows["mean"].append(Embedded(mean.expand(len(last), -1), z))
-        rows["pixels"].append(Embedded(pixel[last], pixel))
+        z, last, target = embedded.frames, [q.last for q in video.queries], [q.target for q in video.queries]
+        for row, guess, frames in (
+            ("copy_last", z[last], z),
+            ("extrapolation", moved_on(video, z), z),
+            ("mean", mean.expand(len(last), -1), z),
+            ("pixels", pixel[last], pixel),
+            ("pixels_extrapolation", moved_on(video, pixel), pixel),
+            ("ceiling", pixel[target], pixel),
+        ):
+            rows.setdefault(row, []).append(Embedded(guess, frames))
     return rows
+
+
+def moved_on(video: TestVideo, x: Tensor) -> Tensor:
+    """[Q, E]: the last context frames in x [F, E], moved on by the change since those before them."""
+    last, before = x[[q.last for q in video.queries]], x[[q.before for q in video.queries]]
+    return last + torch.tensor([q.reach for q in video.queries])[:, None] * (last - before)
 
 
 def embed(
@@ -274,37 +283,43 @@ def squared_distances(z: Tensor, candidates: Tensor) -> Tensor:
     return (candidates - z).square().sum(-1)
 
 
-def ranks_inside(video: TestVideo, embedded: Embedded) -> tuple[np.ndarray, list[int]]:
-    """Rank of each query's target among the video's candidates, and the place of the frame retrieved."""
+def ranks_inside(video: TestVideo, embedded: Embedded, unseen: bool = False) -> tuple[np.ndarray, list[int]]:
+    """Rank of each query's target among the video's candidates, and the place of the frame retrieved.
+    unseen: without the frames of the context."""
     ranks, retrieved = [], []
     for query, z in zip(video.queries, embedded.predicted):
-        distances = squared_distances(z, embedded.frames[query.candidates])
-        ranks.append(middle_rank(distances, query.candidates.index(query.target)))
-        retrieved.append(query.candidates[int(distances.argmin())])
+        candidates = [c for c in query.candidates if not (unseen and c in query.context)]
+        distances = squared_distances(z, embedded.frames[candidates])
+        ranks.append(middle_rank(distances, candidates.index(query.target)))
+        retrieved.append(candidates[int(distances.argmin())])
     return np.array(ranks), retrieved
 
 
 def score(videos: list[TestVideo], embedded: list[Embedded]) -> dict[str, float]:
     """All metrics of one row, with the intervals of other test videos."""
-    ranks, offsets, copied = [], [], []
+    ranks, unseen, offsets, copied = [], [], [], []
     for video, e in zip(videos, embedded):
         of_video, retrieved = ranks_inside(video, e)
         ranks.extend(of_video)
+        unseen.extend(ranks_inside(video, e, unseen=True)[0] <= 1)
         for query, place in zip(video.queries, retrieved):
             distance = query.candidates.index(place) - query.candidates.index(query.target)
             offsets.append(abs(distance) * query.frames_apart)
             copied.append(place == query.last)
     inside, across = np.array(ranks), ranks_across(videos, embedded)
     means = {
+        "unseen_r1": np.array(unseen),
         "open_r1": open_right(videos, embedded),
         "offset": np.array(offsets),
         "copy_rate": np.array(copied),
     }
+    can = np.array([q.answerable for v in videos for q in v.queries])
     error, copying = errors(videos, embedded)
 
     def of_queries(n: np.ndarray) -> dict[str, float]:
         return {
             **retrieval_metrics(inside[n]),
+            "answerable_r1": float((inside[n] <= 1)[can[n]].sum() / max(can[n].sum(), 1)),
             **{f"all_{name}": value for name, value in retrieval_metrics(across[n]).items()},
             **{name: float(values[n].mean()) for name, values in means.items()},
             "skill": 1 - float(error[n].sum()) / max(float(copying[n].sum()), 1e-12),
@@ -359,7 +374,7 @@ def open_right(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
     right = []
     for i, (video, e) in enumerate(zip(videos, embedded)):
         others = [
-            torch.cdist(e.predicted, pool, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.square()
+            squared_distances(e.predicted, pool[torch.cdist(e.predicted, pool).argmin(1)])
             for j, pool in enumerate(pools)
             if j != i
         ]
@@ -412,8 +427,11 @@ def chance(videos: list[TestVideo]) -> dict[str, float]:
     own = [len({c for q in v.queries for c in q.candidates}) for v in videos for _ in v.queries]
     open_sizes = [every - o + len(q.candidates) for q, o in zip(queries, own)]
     mean = lambda rows, name: float(np.mean([row[name] for row in rows]))
+    can = [q for q in queries if q.answerable]
     return {
         **{name: mean(inside, name) for name in inside[0]},
+        "answerable_r1": sum(1 / len(q.candidates) for q in can) / max(len(can), 1),
+        "unseen_r1": float(np.mean([1 / len(set(q.candidates) - set(q.context)) for q in queries])),
         **{f"all_{name}": mean(across, name) for name in across[0]},
         "open_r1": float(np.mean([1 / size for size in open_sizes])),
         "offset": float(np.mean(offsets)),

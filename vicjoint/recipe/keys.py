@@ -178,6 +178,12 @@ class Data(Section):
     video_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
         "auto", description="reader of video files"
     )
+    clips_per_open: Whole = Field(
+        1,
+        ge=1,
+        description="clips that are read of a video in one pass, for as many batches; an epoch then has each"
+        " record so many times",
+    )
     frame_rate: Number = Field(
         25.0, gt=0, description="frames a second of videos that are folders of pictures, or tiffs"
     )

@@ -173,7 +173,8 @@ def frame(pixels: np.ndarray, wanted: int, mark: str = "") -> dict:
 def pictures(arrays: dict[str, np.ndarray], branches: dict[str, tuple[str, str]]) -> list[dict]:
     """The cases of each probe. `branches`: {probe: names of its two}; arrays: {"probe/name": array}.
 
-    Of each probe: title [n], good bool [n], and of next frames context uint8 [n, T, H, W, 3], retrieved and
+    Of each probe: title [n]. Of curves, curve [n, N], and mark [n]: a place of it, or -1. Of all others good
+    bool [n], and of next frames context uint8 [n, T, H, W, 3], retrieved and
     target uint8 [n, H, W, 3]. Of images: query [n, H, W, 3] (absent where queries are no images), neighbours
     [n, K, H, W, 3], captions [2], where {a} and {b} stand for the names of the branches, and optionally right
     bool [n, K] and views [m, 2, H, W, 3]. Of many futures: frame uint8 [n, H, W, 3], places [n, K, 2] with
@@ -184,9 +185,24 @@ def pictures(arrays: dict[str, np.ndarray], branches: dict[str, tuple[str, str]]
         probe, _, name = key.rpartition("/")
         probes.setdefault(probe, {})[name] = array
     return [
-        {"probe": probe if len(probes) > 1 else "", **cases(of, *branches.get(probe, ("a", "b")))}
+        {"probe": probe if len(probes) > 1 else "", **shown_of(of, *branches.get(probe, ("a", "b")))}
         for probe, of in probes.items()
     ]
+
+
+def shown_of(arrays: dict[str, np.ndarray], a: str, b: str) -> dict:
+    return {"curves": curves_of(arrays)} if "curve" in arrays else cases(arrays, a, b) | {"curves": []}
+
+
+def curves_of(arrays: dict[str, np.ndarray]) -> list[dict | None]:
+    """A plot of each curve, with a dot at its mark."""
+    found = []
+    for title, y, mark in zip(arrays["title"], arrays["curve"], arrays["mark"]):
+        curves = [Curve("", COLOURS["a"], list(range(len(y))), list(y))]
+        if mark >= 0:
+            curves.append(Curve("here it happens", MORE_COLOURS[-1], [int(mark)], [float(y[mark])]))
+        found.append(chart(str(title), "Horizontal axis: frame after the first clip.", curves, level=1.0))
+    return found
 
 
 def cases(arrays: dict[str, np.ndarray], a: str, b: str) -> dict:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vicjoint import distributed
-from vicjoint.batch import Batch, Conditioned
+from vicjoint.batch import Batch, Conditioned, Following
+from vicjoint.data.clips import check_clips, reads_clips
 from vicjoint.data.fingerprint import Fingerprint, fingerprint
 from vicjoint.data.kept import check_kept
 from vicjoint.data.readers import Readers
@@ -123,6 +124,7 @@ def build_parts(recipe: Recipe) -> Parts:
     try:
         reading, readers = build_reading(recipe)
         tasks = [build_task(recipe, number, task, device) for number, task in enumerate(reading)]
+        check_clips(recipe, [task.pair for task in tasks])
         begins = read_beginnings(recipe)
         said = [begin.line for begin in begins.values()]
         lines = [*sources_of(tasks), *never_of(tasks), *notes_of(recipe, readers), *said]
@@ -179,6 +181,7 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
     b = recipe.branches[task.spec.b]
     gradient_b = b.weights != "ema" and b.learning.train != "frozen"
     records = records_in_a_batch(recipe, task.pair)
+    clips = recipe.data.clips_per_open if reads_clips(task.pair) else 1
     given = {f.name: getattr(task, f.name) for f in fields(TaskReading)}
     return Task(
         **given,
@@ -186,13 +189,15 @@ def build_task(recipe: Recipe, number: int, task: TaskReading, device: torch.dev
         objective=objective.to(device),
         gradient_b=gradient_b,
         records_per_batch=records,
-        stream=build_stream(task, recipe.train.seed, number, records),
+        stream=build_stream(task, recipe.train.seed, number, records, clips),
     )
 
 
-def build_stream(task: TaskReading, seed: int, number: int, records: int) -> Stream:
-    """In batches of so many records. Raises ValueError where a batch cannot be as the pair wants it."""
-    stream = Stream(task.source.train, task.pair, seed, number, order=task.source.order("train"))
+def build_stream(task: TaskReading, seed: int, number: int, records: int, clips: int = 1) -> Stream:
+    """In batches of so many records, with so many clips of an opened file. Raises ValueError where a batch
+    cannot be as the pair wants it."""
+    order = task.source.order("train")
+    stream = Stream(task.source.train, task.pair, seed, number, order=order, clips=clips)
     stream.set_batch(records)
     return stream
 
@@ -226,6 +231,8 @@ def length_of(parts: Parts, task: Task) -> str:
     """Samples of an epoch, steps of a task."""
     per_record, several = task.pair.samples_per_record, len(parts.tasks) > 1
     which, records = f"{task.name}: " if several else "", task.stream.epoch_length
+    if task.stream.clips is not None:
+        per_record, records = per_record * task.stream.clips.number, records // task.stream.clips.number
     return (
         f"{which}samples: {records:,} records x {per_record} = {records * per_record:,} an epoch; steps:"
         f" {parts.shares.count(task.number, parts.steps):,} of {parts.recipe.train.batch_size}"
@@ -413,6 +420,8 @@ def shape_of(view) -> str:
         return " + ".join(map(shape_of, view))
     if isinstance(view, Conditioned):
         return f"{shape_of(view.view)} with a condition {shape_of(view.condition)}"
+    if isinstance(view, Following):
+        return shape_of(view.view)
     return str(list(view.shape)) if isinstance(view, Tensor) else f"{type(view).__name__} of {len(view)}"
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vicjoint import distributed
-from vicjoint.batch import Boxed
+from vicjoint.batch import Boxed, Following
 
 # c10d's operator: (name, which argument has the size, how often it comes by in a ring of all processes)
 COLLECTIVES = {
@@ -96,7 +96,7 @@ def size_of(things: Iterable) -> int:
     """Bytes of the tensors among things, each storage once; of a sharded tensor, what this process holds."""
     found = {}
     for x in things:
-        x = x.view if isinstance(x, Boxed) else x
+        x = x.view if isinstance(x, Boxed | Following) else x
         if isinstance(x, Tensor):
             x = x.to_local() if isinstance(x, DTensor) else x
             found[x.data_ptr() or id(x)] = x.nbytes

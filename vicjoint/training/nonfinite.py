@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Boxed, Conditioned, Crops, Encoded, unconditioned
+from vicjoint.batch import Batch, Boxed, Conditioned, Crops, Encoded, Following, unconditioned
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_json
 from vicjoint.recipe import Recipe, RecipeError
@@ -186,8 +186,8 @@ def count_skipped(metrics: Path, begin: int) -> int:
 @torch.no_grad()
 def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
     """{side: {stage: numbers, "samples": those with values that are not finite, or extreme}} of a batch, by
-    a forward pass in the model's present state. Changes buffers as a forward pass does. In a batch of several
-    crops, the first is looked at.
+    a forward pass in the model's present state. Changes buffers as a forward pass does. Of several crops, and
+    of several targets, the first is looked at.
     """
     batch, found = batch.to(parts.device), {}
     two = parts.model.between(task.spec.a, task.spec.b)
@@ -196,8 +196,12 @@ def examine(parts: Parts, task: Task, batch: Batch) -> dict[str, dict]:
             told = raw.condition if isinstance(raw, Conditioned) else None
             raw = unconditioned(raw)
             raw = raw[0] if isinstance(raw, Crops) else raw.view if isinstance(raw, Boxed) else raw
+            if isinstance(raw, Following):
+                raw = raw.view[:, 0]
+            if told is not None and told.ndim == 3:
+                told = told[:, 0]
             view = raw.y if isinstance(raw, Encoded) else two.side(side).modality(raw)
-            y = two.represent(side, raw)
+            y = two.steps(side, raw)
             z = two.embed(side, y, told)
             stages = [x for x in (*floats(view), y, z) if len(x) == len(batch)]
             found[side] = {

@@ -234,7 +234,7 @@ def measure_objective(parts: Parts, task: Task, samples: int, batch: Batch) -> d
     """The objective of this process's embeddings among those of all, of random numbers."""
     options, dim = parts.recipe.train, parts.recipe.branches[task.spec.a].expander[-1]
     times = 1 if options.exact else options.accumulate
-    rows = samples // times * task.pair.crops
+    rows = samples // times * task.pair.crops * task.pair.targets
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.get_default_dtype()
     z_a, z_b = (torch.randn(rows, dim, device=parts.device).to(dtype) for _ in "ab")
     if isinstance(batch.a, Boxed):  # as many cells as the model gives
@@ -247,7 +247,8 @@ def measure_objective(parts: Parts, task: Task, samples: int, batch: Batch) -> d
         every = z_a[:, None].repeat(1, parts.model.latents, 1)
         z_a = Futures(z_a, every, more[0].softmax(1), more[1])
     seen = tree_leaves(z_a) + (tree_leaves(z_b) if task.gradient_b else [])
-    group = torch.arange(samples // times, device=parts.device) // task.pair.samples_per_record
+    of_samples = torch.arange(samples // times, device=parts.device) // task.pair.samples_per_record
+    group = of_samples.repeat_interleave(task.pair.targets)
     for module in task.objective.modules():
         if isinstance(module, Guard):
             module.LEAST = -math.inf  # the digits of numbers that are not there say nothing

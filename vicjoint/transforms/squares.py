@@ -42,13 +42,26 @@ class Squares:
         self, path: str, backend: str, frame_rate: float, choose: Callable[[VideoInfo], list[int]]
     ) -> Tensor:
         """The squares [T, 3, S, S] of the frames whose numbers `choose` gives. Raises VideoError."""
+        return self.read_several(path, backend, frame_rate, [choose])[0]
+
+    def read_several(
+        self, path: str, backend: str, frame_rate: float, chooses: Sequence[Callable[[VideoInfo], list[int]]]
+    ) -> list[Tensor]:
+        """The same of each of `chooses`, in one pass through the file."""
         if kept := self.kept.get(path):
             info, squares = kept
-            return squares[choose(info)]
+            return [squares[choose(info)] for choose in chooses]
         with Video(path, backend, frame_rate) as video:
-            numbers = choose(video.info)
+            chosen = [choose(video.info) for choose in chooses]
             whole = self._keep(path, video)
-            return self.of(video.read(numbers)) if whole is None else whole[numbers]
+            if whole is not None:
+                return [whole[numbers] for numbers in chosen]
+            if len(chosen) == 1:
+                return [self.of(video.read(chosen[0]))]
+            wanted = sorted({number for numbers in chosen for number in numbers})
+            squares = self.of(video.read(wanted))
+            place = {number: i for i, number in enumerate(wanted)}
+            return [squares[[place[number] for number in numbers]] for numbers in chosen]
 
     def of(self, frames: np.ndarray) -> Tensor:
         """[T, H, W, 3] -> [T, 3, S, S]."""

@@ -5,8 +5,9 @@
         frames = video.read([3, 5, 7, 8])          # uint8 [4, H, W, 3], RGB, upright
 
 Which frames exist is always settled by PyAV, from the packets' timestamps where the container tells them
-reliably and by decoding otherwise: edit lists, variable frame rate and B-frames are all honoured. Another
-decoder (decord, torchcodec) is trusted with a file only when it counts the same frames at the same times.
+reliably and by decoding otherwise: edit lists, variable frame rate and B-frames are all honoured. What was
+learnt stays in memory and in the cache folder (vicjoint.video.index). Another decoder (decord, torchcodec) is
+used where it is asked for, and only for a file of which it counts the same frames at the same times.
 Open a file where it is read, in the worker: a Video does not pickle.
 """
 
@@ -28,22 +29,20 @@ VIDEO_SUFFIXES = (
 FILM_SUFFIXES = (*VIDEO_SUFFIXES, *TIFF_SUFFIXES, "/")
 """With tiffs of several pages, and "/": folders of pictures."""
 FRAME_RATE = 25.0  # of pictures, where nobody says
-MOST_FRAMES = 10_000  # of a file that decord is tried with: it reads the whole file whenever it opens it
 AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they come one by one
 
 
 class Video:
     """An open video file; `info` says what it holds, `read` gives frames. Use it in a `with` block.
 
-    backend: pyav, decord, torchcodec, or auto: decord where it is installed and agrees with PyAV about the
-    file, else torchcodec on the same condition, else PyAV. A folder of pictures, a numbered pattern such as
+    backend: pyav, decord, torchcodec, or auto, which is pyav: the others are slower, and right about fewer
+    files (docs/video.md). A folder of pictures, a numbered pattern such as
     clip/%05d.jpg and a tiff of several pages are videos, too, of `frame_rate` frames a second, whatever the
     backend. Raises VideoError where the file, or a backend asked for by name, cannot be used.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "auto", frame_rate: float = FRAME_RATE):
         self.path = os.fspath(path)
-        self._may_fall_back = backend == "auto"
         if backend not in BACKENDS:
             raise VideoError(f"video_backend '{backend}' is unknown. Expected one of: {', '.join(BACKENDS)}.")
         if is_frames(self.path):
@@ -53,24 +52,11 @@ class Video:
         self._own = PyAV(self.path)
         try:
             self.info = self._own.info
-            self._decoder, self.backend = self._choose(backend)
+            self.backend = "pyav" if backend == "auto" else backend
+            self._decoder = OTHERS[backend](self.path, self._own) if backend in OTHERS else self._own
         except BaseException:
             self._own.close()
             raise
-
-    def _choose(self, backend: str):
-        wanted = ("decord", "torchcodec") if backend == "auto" else (backend,)
-        if backend == "auto" and self.info.frames > MOST_FRAMES:
-            wanted = ()
-        for name in wanted:
-            if name == "pyav":
-                break
-            try:
-                return OTHERS[name](self.path, self._own), name
-            except VideoError:
-                if not self._may_fall_back:
-                    raise
-        return self._own, "pyav"
 
     def read(self, frames) -> np.ndarray:
         """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one
@@ -79,13 +65,7 @@ class Video:
         if not numbers.size:
             return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
-        try:
-            decoded = self._decoder.read(unique.tolist())
-        except VideoError:
-            if self._decoder is self._own or not self._may_fall_back:
-                raise
-            self._decoder, self.backend = self._own, "pyav"
-            decoded = self._own.read(unique.tolist())
+        decoded = self._decoder.read(unique.tolist())
         return decoded if np.array_equal(unique, numbers) else decoded[places]
 
     def each(self, frames) -> Iterator[np.ndarray]:

@@ -7,9 +7,7 @@ numbers. Others, beside it: vicjoint.video.others.
 
 import bisect
 import itertools
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import av
@@ -17,38 +15,18 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
-from vicjoint.files.inside import state_of
-from vicjoint.files.kept import Kept
 from vicjoint.files.media import best_stream, open_media
+from vicjoint.video.index import Index, Key, VideoError, VideoInfo, keep, kept
+from vicjoint.video.units import References
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
-COUNTED = Kept(64)  # what `PyAV` counted, by file; in each process
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
-
-
-class VideoError(ValueError):
-    """A video that cannot be read, or not as asked; the message names the file and the cause."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """The frames that exist. timestamps_seconds: float64 [frames], strictly increasing. fps: their average
-    rate. height, width: pixels of a frame as shown, after rotation. start_seconds: when the file begins, its
-    sound included, on the same clock.
-    """
-
-    frames: int
-    fps: float
-    height: int
-    width: int
-    timestamps_seconds: np.ndarray
-    start_seconds: float = 0.0
 
 
 class Stamp(NamedTuple):
@@ -57,26 +35,18 @@ class Stamp(NamedTuple):
     pts: int | None
     dts: int | None
     is_keyframe: bool
-    is_clean: bool  # decoding can begin at this key frame as at the beginning of a film
+    is_clean: bool  # Key.is_clean
+    is_free: bool  # no other frame leans on it, as it says
     is_discard: bool
     is_corrupt: bool
 
 
-class Key(NamedTuple):
-    """A key frame of a file: its times, its place among the packets, and Stamp.is_clean."""
-
-    pts: int
-    dts: int
-    place: int
-    is_clean: bool
-
-
 class PyAV:
-    """Counts and decodes with PyAV, one thread. What was counted is kept: a film of an hour has a hundred
-    thousand packets.
+    """Counts and decodes with PyAV, one thread. What was counted is kept (vicjoint.video.index).
 
-    plain: whether decoding can begin at each key frame as at the beginning, and all frames are shown as they
-    are stored."""
+    fast: whether frames that are not asked for are left out where no other frame leans on them, and decoding
+    ends with the last that is asked for. The frames are the same; False from the first one on that is found
+    only without it."""
 
     def __init__(self, path: str):
         self.path = path
@@ -87,16 +57,23 @@ class PyAV:
         # whether frames that cannot be decoded from their key frame on can be from the file's beginning on;
         # None: not tried yet
         self._straight: bool | None = None
+        self.fast = True
+        self._idle: set[int] = set()  # times of frames that need not be decoded
+        self._left: set[int] = set()  # and of those that this walk has left out
+        self._coming: list[int] = []  # numbers that are wanted
+        self._ends = False  # nothing is wanted after them
+        self._cut = False  # this walk ended before its packets did
+        self._reads = 0
         # one for all frames: making its tables anew costs more than the conversion
         self._convert = VideoReformatter()
         self._container = _open(path)
         try:
             self._use_stream()
-            name = " ".join(map(str, (path, *state_of(path))))
-            if (counted := COUNTED.get(name)) is None:
-                counted = self._count()
-                COUNTED.add(name, counted, 1000 + 16 * counted[0].frames + 200 * len(self._keys))
-            self.info, self._shown, self._keys, self.plain = counted
+            if (index := kept(path)) is None:
+                index = self._count()
+                keep(path, index)
+            self.info, self._shown, self._keys, self.plain = index.info, index.shown, index.keys, index.plain
+            self._single, self._free = index.single, index.free
         except av.FFmpegError as error:
             self.close()
             raise VideoError(f"{path}: the video data are damaged or cut off ({_cause(error)}).") from None
@@ -116,10 +93,11 @@ class PyAV:
                 f" than the {MOST_PIXELS:,} that are read. Make them smaller."
             )
 
-    def _count(self) -> tuple[VideoInfo, np.ndarray | None, list[Key], bool]:
-        """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else
-        by decoding all; their timestamps, None where all were decoded; key frames; plain."""
-        packets = self._stamps()
+    def _count(self) -> Index:
+        """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else by
+        decoding all."""
+        self._single, self._free = False, np.zeros(0, np.int64)
+        packets, single = self._stamps()
         listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
@@ -136,48 +114,73 @@ class PyAV:
             frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
-            return _info([pts for pts, _ in frames], frames[0][1], self._stream), None, self._keys, False
+            info = _info([pts for pts, _ in frames], frames[0][1], self._stream)
+            return Index(info, None, self._keys, False, False, self._free)
         self._keys.sort()
         first = self._whole(0, [0])
+        clean = all(key.is_clean for key in self._keys)
         plain = (
             len(self._container.streams.video) == 1
             and _closed(packets)
-            and all(key.is_clean for key in self._keys)
+            and clean
             and not first.interlaced_frame
             and first.colorspace in MATRICES
             and np.array_equal(_turn(first), np.eye(2))
         )
-        return _info(self._shown.tolist(), first, self._stream), self._shown, self._keys, plain
+        free = sorted(p.pts for p in packets if p.is_free) if single and clean and _closed(packets) else []
+        info = _info(self._shown.tolist(), first, self._stream)
+        return Index(info, self._shown, self._keys, plain, single, np.array(free, np.int64))
 
-    def _stamps(self) -> list[Stamp]:
-        """Of all packets with content; the packets themselves are kept where they are few."""
+    def _stamps(self) -> tuple[list[Stamp], bool]:
+        """Of all packets with content, and Index.single; the packets themselves are kept where they are
+        few."""
         stamps, packets, size = [], [], 0
-        h264, prefix = self._context.name == "h264", _length_bytes(self._context.extradata)
+        references = References(self._context.extradata) if self._context.name == "h264" else None
         for p in self._container.demux(self._stream):
             if not p.size:
                 continue
-            clean = not h264 or (p.is_keyframe and _is_idr(p, prefix))
-            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, p.is_discard, p.is_corrupt))
+            clean, free = references.add(p) if references else (True, False)
+            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, free, p.is_discard, p.is_corrupt))
             size += p.size
             if size <= KEEP_BYTES:
                 packets.append(p)
             else:
                 packets.clear()
         self._packets = packets or None
-        return stamps
+        return stamps, references is None or references.trusted
 
     def read(self, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
         out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
-        for place, image in enumerate(self.each(numbers)):
+        self._reads += 1
+        # the first read is the only one, most often; one that is followed by others goes on
+        for place, image in enumerate(self._each(numbers, last=self._reads == 1)):
             out[place] = image
+        if self._reads == 1:
+            self._walk = None
         return out
 
     def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
         """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
         ended, and jumps to a later key frame where nothing before it is wanted."""
+        yield from self._each(numbers, last=False)
+
+    def _each(self, numbers: list[int], last: bool) -> Iterator[np.ndarray]:
+        """last: whether the decoder may be emptied, which ends its walk, as soon as it got what is wanted."""
+        idle = self._idle_among(numbers)
         for place, number in enumerate(numbers):
-            yield self._image(number, self._whole(number, numbers[place:]))
+            self._idle = idle if self.fast else set()
+            self._coming, self._ends = numbers[place:], last
+            yield self._image(number, self._whole(number, self._coming))
+
+    def _idle_among(self, numbers: list[int]) -> set[int]:
+        """Times of the frames before the last of these numbers on which neither they nor others lean."""
+        if self._shown is None or not numbers or not len(self._free):
+            return set()
+        wanted = self._shown[numbers]
+        first = bisect.bisect_left(self._free, self._key(numbers[0]).pts)
+        last = bisect.bisect_left(self._free, wanted[-1])
+        return set(self._free[first:last].tolist()).difference(wanted.tolist())
 
     def _image(self, number: int, frame) -> np.ndarray:
         try:
@@ -201,6 +204,9 @@ class PyAV:
         may lean on what is before it), and the other way round; no second time where that failed. Raises
         VideoError, naming those of the frames `wanted` from it on that lean on the same key frame."""
         frame, error = self._try(number)
+        if frame is None and self.fast and self._shown is not None:
+            self.fast, self._walk, self._idle = False, None, set()
+            frame, error = self._try(number)
         if frame is None and self._shown is not None and self._straight is not False:
             self._straight = not self._straight
             frame, _ = self._try(number)
@@ -233,20 +239,28 @@ class PyAV:
         name = number if self._shown is None else self._shown[number]
         start = self._key(number)
         jump = start is not None and self._straight is not True and start.place > self._fed
-        if self._walk is None or name <= self._walked or jump:
-            frames = self._decode_from(None if self._straight else start)
-            known = self._shown is not None
-            self._walk = ((frame.pts if known else n, frame) for n, frame in enumerate(frames))
-        for at, frame in self._walk:
-            self._walked = at
-            if at >= name:
-                return frame if at == name else None
-        self._walk = None
+        if name <= self._walked or name in self._left or jump:
+            self._walk = None
+        for _ in range(2):
+            if self._walk is None:
+                frames = self._decode_from(None if self._straight else start)
+                known = self._shown is not None
+                self._walk = ((frame.pts if known else n, frame) for n, frame in enumerate(frames))
+            for at, frame in self._walk:
+                self._walked = at
+                if at >= name:
+                    return frame if at == name else None
+            self._walk = None
+            if not self._cut:
+                break
         return None
 
     def _decode_from(self, start: Key | None):
         """Every frame from a key frame on, or from the beginning, in order of presentation."""
         self._context.flush_buffers()
+        self._left, self._cut = set(), False
+        groups = self._groups()
+        wanted = next(groups, (None, None))[1]
         if start is not None and self._packets is not None:
             packets = iter(self._packets[start.place :])
         else:
@@ -255,12 +269,31 @@ class PyAV:
             if start is not None:
                 packets = itertools.dropwhile(lambda p: p.pts != start.pts, packets)
         for self._fed, packet in enumerate(packets, 0 if start is None else start.place):
+            if packet.pts in self._idle:
+                self._left.add(packet.pts)
+                continue
             try:
                 yield from self._context.decode(packet)
             except av.FFmpegError:
                 if not self._harmless(packet, start):
                     raise
+            if wanted is None:
+                continue
+            wanted.discard(packet.pts)
+            if not wanted:
+                key, wanted = next(groups, (None, None))
+                self._cut = self._ends if key is None else key.place > self._fed + 1
+                if self._cut:
+                    break
         yield from self._context.decode(None)
+
+    def _groups(self) -> Iterator[tuple[Key, set[int]]]:
+        """Key frames with the times of the wanted frames that lean on them. None where decoding goes on to
+        the end of the packets."""
+        if self._shown is None or not self._single or not self.fast or self._straight:
+            return
+        for key, numbers in itertools.groupby(self._coming, self._key):
+            yield key, set(self._shown[list(numbers)].tolist())
 
     def _harmless(self, packet: av.Packet, start: Key | None) -> bool:
         """Whether an error says no more than that decoding began in the middle of a film: frames before the
@@ -326,26 +359,6 @@ def _closed(packets: list) -> bool:
             return False
         key = p.pts if p.is_keyframe else key
     return True
-
-
-def _length_bytes(extradata: bytes | None) -> int:
-    """Of the lengths in front of an H.264 packet's units, in mp4 and mkv; 0: they begin with 0, 0, 1."""
-    return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
-
-
-def _is_idr(packet, prefix: int) -> bool:
-    """Whether an H.264 key frame is an IDR picture, which forgets what was before; others are recovery
-    points."""
-    data, at = memoryview(packet), 0
-    if not prefix:
-        kinds = (found[1][0] & 31 for found in re.finditer(rb"\x00\x00\x01(.)", data, re.DOTALL))
-        return next((kind for kind in kinds if kind in (1, 5)), 1) == 5
-    while at + prefix < len(data):
-        kind = data[at + prefix] & 31
-        if kind in (1, 5):  # a slice of another picture, of an IDR picture
-            return kind == 5
-        at += prefix + int.from_bytes(data[at : at + prefix], "big")
-    return False
 
 
 def _info(times: list, first, stream) -> VideoInfo:

@@ -14,18 +14,23 @@ RATE_FPS = 24
 
 
 def write_mp4(
-    path: Path, video_THWC: np.ndarray, sound: np.ndarray | None = None, rate_hz: int = 16000, crf: int = 18
+    path: Path,
+    video_THWC: np.ndarray,
+    sound: np.ndarray | None = None,
+    rate_hz: int = 16000,
+    crf: int = 18,
+    key_every: int = 12,
 ) -> None:
     """Write uint8 [T, H, W, 3] as H.264, even height and width, at RATE_FPS; and float [samples] in [-1, 1]
     as AAC, mono. Both begin at time 0. crf: the codec's loss; 0: none, but for colours at half the resolution
-    (yuv420p)."""
+    (yuv420p). key_every: most frames from one key frame to the next."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=RATE_FPS, options={"crf": str(crf), "preset": "veryfast"}
         )
         stream.height, stream.width = video_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.gop_size = 12
+        stream.gop_size = key_every
         stream.thread_count = 1
         audio = (
             None

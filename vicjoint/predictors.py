@@ -1,0 +1,101 @@
+"""Predictors: of one embedding, with several predictions where it has a latent; and one that looks back, from
+the embeddings of a clip's frames to that of the frame after them.
+
+a: {modality: clip, encoder: {name: each_frame, image: {name: conv}}, expander: [512, 256]}
+b: {weights: same}
+predictor: {name: extrapolate, context: 6}
+"""
+
+# B batch, T frames of a clip, E embedding, C numbers of a condition
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vicjoint.model import make_expander
+from vicjoint.options import Count, Natural, NotNegative
+from vicjoint.parts import Predictor
+from vicjoint.registry import register
+
+
+@register("predictor", "mlp")
+class MLP(Predictor):
+    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
+    A condition [B, C] is joined to z_a.
+
+    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
+    joined to z_a: it is added behind the first linear layer, which is the same as a longer input. choice:
+    which of the predictions learns from a target: nearest, that one alone; annealed, at first all and bit by
+    bit the near ones. prior: learn the probability of each prediction from z_a.
+    With one latent there is nothing to choose, and both mean nothing.
+    """
+
+    takes_condition = True
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 0,
+        /,
+        hidden: Count = 512,
+        layers: Count = 2,
+        latents: Count = 1,
+        choice: Literal["nearest", "annealed"] = "nearest",
+        prior: bool = False,
+    ):
+        super().__init__()
+        self.choice, self.prior = choice, prior
+        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
+        self.latents = latents
+        if latents > 1:
+            self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
+
+    def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = z_a if condition is None else torch.cat([z_a, condition.to(z_a.dtype)], 1)
+        if self.latents == 1:
+            return self.net(x)
+        joined = self.net[0](x)[:, None] + self.values
+        return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
+
+
+@register("predictor", "extrapolate")
+class Extrapolate(Predictor):
+    """z_t + reach (z_t - z_(t-1)) + a rest that is learnt: embeddings move straight on, and bend by an MLP of
+    z_t and of the changes between the last `context` of them, [B, T, E] -> [B, E]. The MLP sees each of these
+    numbers at a standard deviation of 1 (changes are small beside what an embedding is), has one hidden layer
+    of width `hidden`, and its last layer begins at zero. hidden 0: no rest, straight on.
+
+    reach: how far the target is after the last frame, in steps of the clip: pair.gap / pair.stride.
+    """
+
+    looks_back = True
+
+    def __init__(
+        self,
+        dim: int,
+        /,
+        context: Annotated[int, Field(ge=2)] = 6,
+        hidden: Natural = 512,
+        reach: NotNegative = 1.0,
+    ):
+        super().__init__()
+        self.context, self.reach, self.rest = context, reach, None
+        if hidden:
+            seen = context * dim
+            self.rest = nn.Sequential(nn.BatchNorm1d(seen, affine=False), *make_expander(seen, [hidden, dim]))
+            nn.init.zeros_(self.rest[-1].weight)
+
+    def forward(self, z_a: Tensor) -> Tensor:
+        """Raises ValueError where a clip has too few frames."""
+        if z_a.shape[1] < self.context:
+            raise ValueError(
+                f"predictor 'extrapolate' looks at the last {self.context} frames of a clip, and this one has"
+                f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
+            )
+        last, changes = z_a[:, -1], z_a[:, -self.context :].diff(dim=1)
+        straight = last + self.reach * changes[:, -1]
+        if self.rest is None:
+            return straight
+        return straight + self.rest(torch.cat([changes.flatten(1), last], 1))

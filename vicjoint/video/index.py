@@ -1,0 +1,132 @@
+"""What one pass over the packets of a video file tells, and where it stays: in memory, and in small files of
+the cache folder (off: VICJOINT_VIDEO_INDEX=0).
+
+    index = kept("clip.mp4")              # None: not known yet, or the file has changed
+    keep("clip.mp4", index)
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from vicjoint.files.inside import Inside, state_of
+from vicjoint.files.kept import Kept
+from vicjoint.files.small import SmallFiles
+
+COUNTED = Kept(64)  # indexes by file; in each process
+ON_DISK = SmallFiles("video_index", 1 << 18)  # of 0.5 to 4 kB
+FORM = 1  # of an index on the disk: another number where its meaning changes
+SETTLED_NS = 2_000_000_000  # a file that changed less long ago may change again without another time
+
+
+class VideoError(ValueError):
+    """A video that cannot be read, or not as asked; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """The frames that exist. timestamps_seconds: float64 [frames], strictly increasing. fps: their average
+    rate. height, width: pixels of a frame as shown, after rotation. start_seconds: when the file begins, its
+    sound included, on the same clock.
+    """
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+    timestamps_seconds: np.ndarray
+    start_seconds: float = 0.0
+
+
+class Key(NamedTuple):
+    """A key frame of a file: its times, its place among the packets, and whether decoding can begin there as
+    at the beginning of a film."""
+
+    pts: int
+    dts: int
+    place: int
+    is_clean: bool
+
+
+@dataclass(frozen=True)
+class Index:
+    """Times are in the stream's time base.
+
+    shown: int64 [frames], the times of the frames that a player shows, increasing; None where only decoding
+    tells. keys: in order of time where `shown` is known. plain: whether decoding can begin at each key frame
+    as at the beginning, and all frames are shown as they are stored. single: whether each packet is sure to
+    be one whole frame. free: int64 [frames], times, increasing, of the frames on which no other one leans, as
+    far as that is sure."""
+
+    info: VideoInfo
+    shown: np.ndarray | None
+    keys: list[Key]
+    plain: bool
+    single: bool
+    free: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        facts = asdict(self.info)
+        times = facts.pop("timestamps_seconds")
+        keys = np.array(self.keys, np.int64).reshape(-1, 4)
+        shown = np.zeros(0, np.int64) if self.shown is None else self.shown
+        counts = [len(times), len(shown), keys.size, len(self.free)]
+        head = [facts, self.shown is not None, self.plain, self.single, counts]
+        arrays = (times.astype(np.float64), shown.astype(np.int64), keys, self.free.astype(np.int64))
+        return json.dumps(head).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Index":
+        """Raises ValueError and KeyError where they are something else."""
+        head, _, data = content.partition(b"\n")
+        facts, has_shown, plain, single, counts = json.loads(head)
+        numbers = np.frombuffer(data, np.int64)
+        if len(numbers) != sum(counts):
+            raise ValueError("not an index")
+        times, shown, keys, free = np.split(numbers, np.cumsum(counts)[:-1])
+        info = VideoInfo(**facts, timestamps_seconds=times.view(np.float64))
+        listed = [
+            Key(pts, dts, place, bool(clean)) for pts, dts, place, clean in keys.reshape(-1, 4).tolist()
+        ]
+        return cls(info, shown if has_shown else None, listed, plain, single, free)
+
+
+def kept(path: str) -> Index | None:
+    """What is known of a file as it is now. Raises OSError where it is gone."""
+    name = _name(path)
+    if (known := COUNTED.get(name)) is None and _on_disk(path) and (content := ON_DISK.get(name)):
+        try:
+            known = Index.from_bytes(content)
+        except (ValueError, KeyError, TypeError):
+            return None
+        _add(name, known)
+    return known
+
+
+def keep(path: str, index: Index) -> None:
+    name = _name(path)
+    _add(name, index)
+    if _on_disk(path) and time.time_ns() - state_of(path)[1] > SETTLED_NS:
+        ON_DISK.put(name, index.to_bytes())
+
+
+def _add(name: str, index: Index) -> None:
+    COUNTED.add(name, index, 1000 + 24 * index.info.frames + 200 * len(index.keys))
+
+
+def _name(path: str) -> str:
+    """Of a file in a state, as this FFmpeg sees it."""
+    offset = path.part["offset"] if isinstance(path, Inside) else 0
+    library = ".".join(map(str, av.library_versions["libavformat"]))
+    return " ".join(map(str, (FORM, library, *state_of(path), offset, os.path.abspath(path))))
+
+
+def _on_disk(path: str) -> bool:
+    """Files elsewhere are left out: the time of their last change is not known."""
+    elsewhere = isinstance(path, Inside) and "remote" in path.part
+    return not elsewhere and os.environ.get("VICJOINT_VIDEO_INDEX", "1") != "0"
