@@ -2,6 +2,7 @@
 choose as one."""
 
 import copy
+import functools
 import os
 import socket
 
@@ -367,18 +368,36 @@ def test_a_run_without_a_latent_does_not_speak_of_it(tmp_path):
 # ---- several processes ----
 
 
-def three_steps(accumulate, wrap, split):
-    """(gradients of the last, parameters, usage)."""
-    model = joint()
+def three_steps(make, accumulate, wrap, split):
+    """(gradients of the last, parameters, its loss and terms, usage)."""
+    model, objective = make(), VICReg(statistics="both")
+    if model.several:
+        objective = OfFutures(objective, model.prior is not None)
     optimizer = torch.optim.SGD([*model.parameters()], 0.05)
     forward = wrap(model)
-    for _ in range(3):
-        backward(forward, VICReg(statistics="both"), split(batch()), options(accumulate))
+    for step in range(3):
+        model.begin_step(step / 6)
+        loss, terms, _ = backward(forward, objective, split(batch()), options(accumulate))
         gradients = [p.grad.clone() for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()
-    return gradients, [*model.parameters()], model.usage.clone()
+    losses = torch.stack([loss.detach(), *(value.detach() for value in terms.values())])
+    return gradients, [*model.parameters()], losses, model.usage.clone()
+
+
+def with_prior():
+    return several(choice="nearest")
+
+
+def learns_as(make, rank: int, alone) -> None:
+    for accumulate in (1, 2):
+        shared = three_steps(make, accumulate, DistributedDataParallel, lambda pair: pair.split(2)[rank])
+        assert torch.allclose(shared[3], alone[3], rtol=1e-6), (make, accumulate, shared[3], alone[3])
+        for got, expected in zip((*shared[0], *shared[1], shared[2]), (*alone[0], *alone[1], alone[2])):
+            assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), (make, accumulate)
+        both = distributed.gather_objects([p.detach().numpy().tobytes() for p in (*shared[1], shared[3])])
+        assert both[0] == both[1], (make, accumulate)
 
 
 def one_of_two(rank: int, port: int) -> None:
@@ -390,15 +409,11 @@ def one_of_two(rank: int, port: int) -> None:
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
-    alone = three_steps(1, lambda model: model, lambda pair: pair)
+    models = [joint, with_prior, several, functools.partial(several, prior=False)]
+    alone = [three_steps(make, 1, lambda model: model, lambda pair: pair) for make in models]
     distributed.start(timeout_seconds=30)
-    for accumulate in (1, 2):
-        shared = three_steps(accumulate, DistributedDataParallel, lambda pair: pair.split(2)[rank])
-        assert torch.allclose(shared[2], alone[2], rtol=1e-6), (accumulate, shared[2], alone[2])
-        for got, expected in zip(shared[0] + shared[1], alone[0] + alone[1]):
-            assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), accumulate
-        both = distributed.gather_objects([p.detach().numpy().tobytes() for p in (*shared[1], shared[2])])
-        assert both[0] == both[1], accumulate
+    for make, expected in zip(models, alone):
+        learns_as(make, rank, expected)
     distributed.stop()
 
 
@@ -416,10 +431,10 @@ def test_two_processes_with_different_data_choose_and_learn_as_one():
 # ---- annealed, and the prior ----
 
 
-def several(prior=True, **options):
+def several(prior=True, choice="annealed"):
     torch.manual_seed(0)
     branches = {name: Branch(Modality(), Linear(), [E]) for name in "ab"}
-    predictor = MLP(E, hidden=7, layers=1, latents=K, choice="annealed", prior=prior)
+    predictor = MLP(E, hidden=7, layers=1, latents=K, choice=choice, prior=prior)
     head = nn.Linear(E, K) if prior else None
     return Model(branches, [("a", "b")], predictor=predictor, prior=head).double()
 

@@ -28,8 +28,8 @@ class MLP(Predictor):
     latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
     joined to z_a: it is added behind the first linear layer, which is the same as a longer input. choice:
     which of the predictions learns from a target: nearest, that one alone; annealed, at first all and bit by
-    bit the near ones. prior: learn the probability of each prediction from z_a.
-    With one latent there is nothing to choose, and both mean nothing.
+    bit the near ones, which did worse than nearest in all runs measured (docs/time.md). prior: learn the
+    probability of each prediction from z_a. With one latent both mean nothing.
     """
 
     takes_condition = True
