@@ -308,7 +308,7 @@ VIDEO = of_files("video", ".mp4", mp4) | {
         "many turned bits (told where the codec notices)",
     ),
     "bit flips unseen": Fault(
-        file(lambda: flipped_film(mp4(), 2, 1), "pixel.mp4"), None, "one turned bit that still decodes"
+        file(lambda: flipped_film(mp4(), 3, 1), "pixel.mp4"), None, "one turned bit that still decodes"
     ),
     "huge": Fault(
         file(lambda: mjpeg_that_claims(30_000), "huge.mp4"),

@@ -14,7 +14,7 @@ LAYERS = [  # files and packages
     {"registry", "batch", "distributed", "facts"},
     {"recipe", "files", "video"},
     {"transforms", "objectives", "optim", "metrics", "accumulate", "surprise"},
-    {"latents", "conditions", "batch_norm", "towers", "agreeing", "stepping"},
+    {"latents", "conditions", "batch_norm", "towers", "agreeing"},
     {"modalities", "sources"},
     {"samples", "model", "predictors"},
     {"pairs"},

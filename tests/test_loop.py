@@ -75,7 +75,8 @@ def test_a_run_leaves_its_folder(videos, tmp_path, capsys):
             and s["seconds"] > 0
         )
     rows = json.loads((folder / "evaluation.json").read_text())["next_frame_retrieval"]
-    assert set(rows) == {"model", "random_init", "copy_last", "extrapolation", "mean", "pixels", "chance"}
+    baselines = {"copy_last", "extrapolation", "mean", "pixels", "pixels_extrapolation", "chance", "ceiling"}
+    assert set(rows) == {"model", "random_init"} | baselines
     assert all(0 <= rows["model"][m] <= 1 for m in ("r1", "r5", "mrr", "all_r1", "copy_rate"))
     assert json.loads((folder / "evaluation.jsonl").read_text())["step"] == 4
     for name in ("recipe.yaml", "environment.json", "spectrum.json", "pictures.npz", "report.html"):

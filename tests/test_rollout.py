@@ -21,12 +21,12 @@ from vicjoint.objectives import VICReg
 from vicjoint.objectives.straightened import Straightened
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Modality, Predictor
+from vicjoint.predictors import Residual
 from vicjoint.probes.labels import around
 from vicjoint.recipe import RecipeError
 from vicjoint.recipe.keys import Train
 from vicjoint.samples.pushed import SamplePushed
 from vicjoint.samples.surprises import FAR, SampleSurprises
-from vicjoint.stepping import Residual
 from vicjoint.surprise import BEFORE, LEAST, surprise
 from vicjoint.video import Video
 
@@ -259,6 +259,7 @@ def run(cache, tmp_path_factory):
              " modality: next_frame, encoder: {name: conv}, expander: [8]}"],
             "pair.horizon: 3 steps, and predictor.latents: 2 predictions of each",
         ),
+        (["predictor={name: extrapolate, context: 2}"], "predictor 'extrapolate' cannot be fed its own pred"),
         (["pair.train_on=first"], "pair.train_on"),
     ],
 )  # fmt: skip

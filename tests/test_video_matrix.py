@@ -89,8 +89,9 @@ NOT_DECORDS = {"h264_10.mp4", "hevc_10.mp4"}  # it makes other colours of ten bi
 
 def sequential(path):
     with av.open(str(path)) as file:
-        file.streams.video[0].thread_count = 1
-        return np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
+        stream = file.streams.best("video")
+        stream.thread_count = 1
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(stream)])
 
 
 def wishes(frames):

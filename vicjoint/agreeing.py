@@ -60,8 +60,13 @@ def check_horizon(recipe: Recipe) -> None:
                 f"{task.key}pair.horizon: {horizon} steps are predicted one from the other, and this recipe"
                 " has no predictor. Set predictor={name: residual}, or leave out the horizon."
             )
-        looks_back = find("predictor", recipe.predictor["name"]).looks_back
-        if looks_back and not build("pair", task.pair).evenly:
+        predictor = find("predictor", recipe.predictor["name"])
+        if not predictor.may_be_fed_back:
+            raise ValueError(
+                f"{task.key}pair.horizon: {horizon} steps, and predictor '{recipe.predictor['name']}' cannot"
+                " be fed its own predictions. Set predictor={name: residual}, or leave out the horizon."
+            )
+        if predictor.looks_back and not build("pair", task.pair).evenly:
             raise ValueError(
                 f"{task.key}pair.horizon: predictor '{recipe.predictor['name']}' takes its predictions as"
                 " further steps of the clip, and these are not as far apart. Set pair.gap to pair.stride (1"

@@ -1,9 +1,10 @@
-"""Predictors: of one embedding, with several predictions where it has a latent; and one that looks back, from
-the embeddings of a clip's frames to that of the frame after them.
+"""Predictors: of one embedding, with several predictions where it has a latent; and those that look back,
+from the embeddings of a clip's frames to that of the frame after them.
 
 a: {modality: clip, encoder: {name: each_frame, image: {name: conv}}, expander: [512, 256]}
 b: {weights: same}
-predictor: {name: extrapolate, context: 6}
+predictor: {name: extrapolate, context: 6}     # one step far ahead
+predictor: {name: residual, context: 4}        # many steps, each from the one before: pair.horizon
 """
 
 # B batch, T frames of a clip, E embedding, C numbers of a condition
@@ -71,6 +72,7 @@ class Extrapolate(Predictor):
     """
 
     looks_back = True
+    may_be_fed_back = False  # the running statistics of its batch norm would be those of no step
 
     def __init__(
         self,
@@ -99,3 +101,43 @@ class Extrapolate(Predictor):
         if self.rest is None:
             return straight
         return straight + self.rest(torch.cat([changes.flatten(1), last], 1))
+
+
+@register("predictor", "residual")
+class Residual(Predictor):
+    """z_t + (z_t - z_(t-1)) and a rest that is learnt, [B, T, E] -> [B, E]: of the last `context` embeddings
+    a sum with a weight for each dimension, and an MLP behind a layer norm, with `layers` linear layers of
+    width `hidden` between. The rest begins at zero. A condition [B, C] is joined before the MLP.
+
+    There is no batch norm in it: fed its own predictions, its running statistics would be those of no step.
+    """
+
+    looks_back = True
+    takes_condition = True
+
+    def __init__(
+        self, dim: int, width: int = 0, /, context: Count = 4, hidden: Count = 512, layers: Count = 2
+    ):
+        super().__init__()
+        self.context, self.norm = context, nn.LayerNorm(dim)
+        straight = torch.zeros(context, dim)
+        straight[-2:] = torch.tensor([-1.0, 2.0])[:, None] if context > 1 else 1.0
+        self.register_buffer("straight", straight, persistent=False)
+        self.bend = nn.Parameter(torch.zeros(context, dim))
+        sizes = [context * dim + width, *[hidden] * (layers - 1), dim]
+        rows = [nn.Linear(*of) for of in zip(sizes, sizes[1:])]
+        nn.init.zeros_(rows[-1].weight)
+        nn.init.zeros_(rows[-1].bias)
+        self.change = nn.Sequential(*[x for row in rows[:-1] for x in (row, nn.ReLU())], rows[-1])
+
+    def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Raises ValueError where a clip has too few frames."""
+        if z_a.shape[1] < self.context:
+            raise ValueError(
+                f"predictor 'residual' looks at the last {self.context} frames of a clip, and this one has"
+                f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
+            )
+        recent = z_a[:, -self.context :]
+        x = self.norm(recent).flatten(1)
+        x = x if condition is None else torch.cat([x, condition.to(x.dtype)], 1)
+        return ((self.straight + self.bend) * recent).sum(1) + self.change(x)

@@ -46,7 +46,6 @@ BUILT_IN = (
     "vicjoint.samples",
     "vicjoint.objectives",
     "vicjoint.model",
-    "vicjoint.stepping",
     "vicjoint.predictors",
     "vicjoint.optim",
     "vicjoint.pairs",

@@ -51,7 +51,7 @@ class Predictor(nn.Module):
     of a discrete latent, among which the model chooses.
 
     Where the pair has a horizon above 1, its prediction is fed back: it is called with it as z_a for the next
-    step.
+    step. may_be_fed_back: whether that works; such a recipe is refused where not.
 
     It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
     condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
@@ -67,4 +67,5 @@ class Predictor(nn.Module):
     choice: Literal["nearest", "annealed"] = "nearest"
     prior: bool = False
     looks_back: ClassVar[bool] = False
+    may_be_fed_back: ClassVar[bool] = True
     takes_condition: ClassVar[bool] = False
