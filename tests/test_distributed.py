@@ -189,7 +189,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("script", [SCRIPT, BATCH_NORM], ids=["objectives", "batch_norm"])
 def test_union_batch(tmp_path, script, world):
     (tmp_path / "union.py").write_text(script)

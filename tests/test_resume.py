@@ -92,7 +92,16 @@ def made(changes: dict) -> dict:
     return {key: value for key, value in tiny.recipe(**changes).items() if value is not None}
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+SLOW = {
+    *("parts, each by itself", "predictor, ema", "a condition, parts", "several pairs, by shares"),
+    *("two processes, a latent", "two processes, a condition", "two processes, sigreg, straightened"),
+    "two processes, moco, parts",
+}  # their parts are in others, too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CONFIGURATIONS]
+)
 def test_killed_runs_end_like_the_one_that_was_not(name, tmp_path):
     changes, overrides, world = CONFIGURATIONS[name]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
