@@ -13,11 +13,12 @@ import vicjoint
 from vicjoint.batch import Batch, Conditioned
 from vicjoint.conditions import Conditioning
 from vicjoint.files.cells import CellError
-from vicjoint.model import MLP, Model
+from vicjoint.model import Model
 from vicjoint.pairs.condition import Condition
 from vicjoint.pairs.cross_modal import CrossModal
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Modality, Predictor
+from vicjoint.predictors import MLP
 from vicjoint.probes.many_futures import ManyFutures
 from vicjoint.probes.next_frame import NextFrameRetrieval
 from vicjoint.probes.retrieval import Retrieval

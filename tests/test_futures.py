@@ -9,6 +9,8 @@ from torch import nn
 
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import Pair, Predictor
+from vicjoint.probes.forks import Decoder, Fork, noise, rows_of, score, use_of_codes
+from vicjoint.probes.forks import Embedded as Places
 from vicjoint.probes.many_futures import ManyFutures, of_query
 from vicjoint.probes.next_frame import NextFrameRetrieval
 from vicjoint.registry import ComponentError, build
@@ -114,6 +116,34 @@ def test_no_more_looks_than_asked_for_and_all_other_factors_as_many_as_scenes():
 def test_wrong_parameters(wrong, said):
     with pytest.raises(ComponentError, match=f"source.{said}"):
         build("source", {"name": "sample_futures", **wrong})
+
+
+@pytest.mark.parametrize("chances", [[0.8], [0.8, 0.3]], ids=str)
+def test_chances_that_are_none(chances):
+    with pytest.raises(
+        ValueError, match=r"source.chances: .* sum to .*Expected a number for each of the 2 fut"
+    ):
+        build("source", {"name": "sample_futures", "futures": 2, "chances": chances})
+
+
+def test_records_say_where_the_sprite_is_and_what_may_come(tmp_path, monkeypatch):
+    monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path))
+    made = SampleFutures(train=40, test=2, frames=FRAMES, size=32, futures=2, looks=4, chances=[0.8, 0.2])
+    assert [r["look"] for r in made.train[:6]] == [0, 1, 2, 3, 0, 1]
+    assert len({str(r["background"]) for r in made.train}) == 4  # events that share a look
+    left = sum(r["sprites"][0]["turn"] < 0 for r in made.train)
+    assert 25 <= left <= 38  # of 40, 32 are expected
+    for record in made.test:
+        own = record["futures"].index(record["path"])
+        places = np.array(record["future_positions"])
+        assert record["chances"] == [0.8, 0.2] and places.shape == (2, FRAMES, 2)
+        assert np.array_equal(places[own], record["positions"])
+        assert np.array_equal(places[0, : MOMENT + 1], places[1, : MOMENT + 1])
+        assert places[0, MOMENT] == pytest.approx([0.5, 0.5], abs=1e-3)
+        for path, track in zip(record["futures"], places):  # what is drawn there is not the background
+            film, others = frames_of(path), [frames_of(p) for p in record["futures"] if p != path]
+            x, y = (track[MOMENT + 4] * 32).astype(int)
+            assert np.abs(film[MOMENT + 4, y, x] - others[0][MOMENT + 4, y, x]).max() > 20
 
 
 # ---- many_futures ----
@@ -255,6 +285,75 @@ def test_a_window_that_does_not_end_at_the_moment_is_named(source, capsys):
     with pytest.raises(ValueError, match="none of the 6 test videos can be read with this pair"):
         probing.measured(ManyFutures(), made, made, source, pair(source, frames=6, gap=1))
     assert f"no window of this pair ends at frame {MOMENT}, where the futures part" in capsys.readouterr().out
+
+
+# ---- decoded places ----
+
+QUERIES, WIDTH = 40, 5
+
+
+def forked(probabilities, move=0.0):
+    """Futures at a distance of 0.2, embeddings that are linear in the place, a model that predicts both,
+    `move` aside of them, and a third in the middle."""
+    rng = np.random.default_rng(0)
+    matrix = torch.from_numpy(rng.normal(size=(2, WIDTH)))
+    middle = rng.uniform(0.3, 0.7, (QUERIES, 1, 2))
+    futures = middle + np.array([[-0.1, 0.0], [0.1, 0.0]])
+    places = np.concatenate([futures + [0, move], middle], 1)
+    seen = np.concatenate([futures, middle, rng.uniform(0, 1, (QUERIES, 9, 2))], 1)
+    z = torch.from_numpy(seen) @ matrix
+    fork = Fork(futures, np.tile([0.8, 0.2], (QUERIES, 1)), np.ones((QUERIES, 1)))
+    known = torch.from_numpy(seen.copy())
+    known[:, -1] = torch.nan  # a frame of which no place is known
+    pi = torch.tensor(probabilities, dtype=torch.float64).expand(QUERIES, 3)
+    embedded = Places(torch.from_numpy(places) @ matrix, pi, z[:, :2], z[:, 2], z[:, 3])
+    return embedded, Decoder(list(z), list(known)), fork
+
+
+def scored(probabilities, move=0.0):
+    embedded, decode, fork = forked(probabilities, move)
+    return {name: points(score(*row, fork)) for name, row in rows_of(embedded, decode, fork).items()}
+
+
+def test_places_are_decoded_from_frames_of_other_videos_and_measured_in_distances_of_the_futures():
+    embedded, decode, fork = forked([0.5, 0.5, 0.0])
+    assert decode(embedded.targets) == pytest.approx(fork.futures, abs=1e-3)
+    assert fork.d.ravel() == pytest.approx(0.2)
+    found = scored([0.5, 0.5, 0.0], move=0.02)["model"]
+    for name in ("best_of_k", "validity", "coverage"):
+        assert found[name] == pytest.approx(0.1, abs=0.01)
+    assert found["prior_error"] == pytest.approx(0.3) and found["prior_bias"] == pytest.approx(0.3)
+    assert found["nll"] == pytest.approx(np.log(2))
+    assert found["error"] == pytest.approx(0.5 * (0.1 + 1.005), abs=0.01)
+
+
+def test_a_prior_that_is_right_has_the_least_likelihood_and_energy_score():
+    right, half, between = (scored(pi)["model"] for pi in ([0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]))
+    assert right["prior_error"] == pytest.approx(0, abs=1e-6)
+    assert right["nll"] < half["nll"] and right["energy"] < half["energy"] < between["energy"]
+    assert right["energy"] == pytest.approx(0.16, abs=0.01)
+    assert between["validity"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_controls_fail_where_a_model_with_both_futures_does_not():
+    rows = scored([0.8, 0.2, 0.0])
+    assert rows["targets"]["validity"] < 0.01 and rows["model"]["validity"] < 0.01
+    assert rows["mean"]["validity"] == pytest.approx(0.2, abs=0.01)  # 0.8 of the way
+    assert rows["copy_last"]["validity"] == pytest.approx(0.5, abs=0.01)
+    assert rows["noise"]["validity"] > 0.15 and rows["other_clips"]["validity"] > 0.4
+    # what fits another clip's target says nothing of this one's
+    assert rows["foreign_latent"]["error"] == pytest.approx(rows["model"]["error"], abs=0.01)
+    embedded, _, fork = forked([0.8, 0.2, 0.0])
+    found = use_of_codes(embedded, fork)
+    assert found["bits"] == pytest.approx(0.7219, abs=1e-3)
+    assert np.log2(found["perplexity"]) == pytest.approx(0.7219, abs=1e-3)
+
+
+def test_the_noise_has_the_covariance_of_the_predictions():
+    generator = torch.Generator().manual_seed(1)
+    apart = torch.randn(2000, 3, WIDTH, generator=generator) * torch.arange(1.0, WIDTH + 1)
+    found = noise(apart, torch.full((2000, 3), 1 / 3)).flatten(0, 1)
+    assert found.std(0).tolist() == pytest.approx([1, 2, 3, 4, 5], rel=0.05)
 
 
 # ---- next_frame_retrieval with a latent ----

@@ -2,6 +2,7 @@
 choose as one."""
 
 import copy
+import functools
 import os
 import socket
 
@@ -16,12 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 import vicjoint
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch
+from vicjoint.batch import Batch, Futures
 from vicjoint.latents import Choice
 from vicjoint.metrics import latent_usage
-from vicjoint.model import MLP, Branch, Model
+from vicjoint.model import Branch, Model
 from vicjoint.objectives import VICReg
+from vicjoint.objectives.futures import OfFutures
 from vicjoint.parts import Modality, Predictor
+from vicjoint.predictors import MLP
 from vicjoint.recipe import RecipeError
 from vicjoint.recipe.keys import Train
 from vicjoint.registry import register
@@ -161,7 +164,10 @@ def test_the_best_guess_has_the_smallest_expected_energy_and_does_not_see_the_ta
             for k in range(K)
         ]
         expected.append(int(np.argmin(energies)))
-    assert torch.equal(choice.guess(predictions), predictions[torch.arange(B), torch.tensor(expected)])
+    assert torch.equal(
+        choice.guess(predictions, choice.usage.expand(B, -1)),
+        predictions[torch.arange(B), torch.tensor(expected)],
+    )
     assert len(set(expected)) > 1
 
 
@@ -239,7 +245,9 @@ def test_the_model_chooses_with_the_target_in_sight_and_guesses_without(weights)
         z_a, predictions[torch.arange(B), torch.tensor(found)]
     )
     assert len(set(found)) > 1 and z_b.requires_grad == (weights != "ema")
-    assert torch.equal(model.predict(model.branches["a"](pair.a)), model.choice.guess(predictions))
+    assert torch.equal(
+        model.predict(model.branches["a"](pair.a)), model.choice.guess(predictions, model.usage.expand(B, -1))
+    )
     VICReg()(z_a, z_b)[0].backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
     assert got == {
@@ -360,18 +368,36 @@ def test_a_run_without_a_latent_does_not_speak_of_it(tmp_path):
 # ---- several processes ----
 
 
-def three_steps(accumulate, wrap, split):
-    """(gradients of the last, parameters, usage)."""
-    model = joint()
+def three_steps(make, accumulate, wrap, split):
+    """(gradients of the last, parameters, its loss and terms, usage)."""
+    model, objective = make(), VICReg(statistics="both")
+    if model.several:
+        objective = OfFutures(objective, model.prior is not None)
     optimizer = torch.optim.SGD([*model.parameters()], 0.05)
     forward = wrap(model)
-    for _ in range(3):
-        backward(forward, VICReg(statistics="both"), split(batch()), options(accumulate))
+    for step in range(3):
+        model.begin_step(step / 6)
+        loss, terms, _ = backward(forward, objective, split(batch()), options(accumulate))
         gradients = [p.grad.clone() for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()
-    return gradients, [*model.parameters()], model.usage.clone()
+    losses = torch.stack([loss.detach(), *(value.detach() for value in terms.values())])
+    return gradients, [*model.parameters()], losses, model.usage.clone()
+
+
+def with_prior():
+    return several(choice="nearest")
+
+
+def learns_as(make, rank: int, alone) -> None:
+    for accumulate in (1, 2):
+        shared = three_steps(make, accumulate, DistributedDataParallel, lambda pair: pair.split(2)[rank])
+        assert torch.allclose(shared[3], alone[3], rtol=1e-6), (make, accumulate, shared[3], alone[3])
+        for got, expected in zip((*shared[0], *shared[1], shared[2]), (*alone[0], *alone[1], alone[2])):
+            assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), (make, accumulate)
+        both = distributed.gather_objects([p.detach().numpy().tobytes() for p in (*shared[1], shared[3])])
+        assert both[0] == both[1], (make, accumulate)
 
 
 def one_of_two(rank: int, port: int) -> None:
@@ -383,15 +409,11 @@ def one_of_two(rank: int, port: int) -> None:
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
-    alone = three_steps(1, lambda model: model, lambda pair: pair)
+    models = [joint, with_prior, several, functools.partial(several, prior=False)]
+    alone = [three_steps(make, 1, lambda model: model, lambda pair: pair) for make in models]
     distributed.start(timeout_seconds=30)
-    for accumulate in (1, 2):
-        shared = three_steps(accumulate, DistributedDataParallel, lambda pair: pair.split(2)[rank])
-        assert torch.allclose(shared[2], alone[2], rtol=1e-6), (accumulate, shared[2], alone[2])
-        for got, expected in zip(shared[0] + shared[1], alone[0] + alone[1]):
-            assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12), accumulate
-        both = distributed.gather_objects([p.detach().numpy().tobytes() for p in (*shared[1], shared[2])])
-        assert both[0] == both[1], accumulate
+    for make, expected in zip(models, alone):
+        learns_as(make, rank, expected)
     distributed.stop()
 
 
@@ -404,3 +426,110 @@ def test_two_processes_with_different_data_choose_and_learn_as_one():
     for process in processes:
         process.start()
     assert tiny.finish(processes, 120) == [0, 0]
+
+
+# ---- annealed, and the prior ----
+
+
+def several(prior=True, choice="annealed"):
+    torch.manual_seed(0)
+    branches = {name: Branch(Modality(), Linear(), [E]) for name in "ab"}
+    predictor = MLP(E, hidden=7, layers=1, latents=K, choice=choice, prior=prior)
+    head = nn.Linear(E, K) if prior else None
+    return Model(branches, [("a", "b")], predictor=predictor, prior=head).double()
+
+
+def test_weights_are_softmin_of_the_energies_and_cool_down():
+    predictions, z_b = embeddings()
+    choice = Choice(K, annealed=True)
+    for done, tau in ((0.0, 1.0), (0.25, 0.02**0.5), (0.5, 0.02), (1.0, 0.02)):
+        choice.begin_step(done)
+        found = choice.weigh(predictions, z_b).numpy()
+        energy = ((predictions - z_b[:, None]) ** 2).sum(2).numpy()
+        expected = np.exp(-energy / (np.float32(tau) * energy.mean(1, keepdims=True)))
+        expected = 0.02 / K + 0.98 * expected / expected.sum(1, keepdims=True)
+        assert found == pytest.approx(expected, rel=1e-5) and found.sum(1) == pytest.approx(1)
+    assert choice.counts.sum() == pytest.approx(4 * B)
+    one_hot = choice.eval().weigh(predictions, z_b)
+    assert torch.equal(one_hot.argmax(1), torch.tensor(nearest(predictions, z_b))) and one_hot.sum() == B
+
+
+def test_equal_energies_of_zero_are_no_division_by_zero():
+    choice = Choice(K, annealed=True)
+    assert choice.weigh(torch.zeros(2, K, E), torch.zeros(2, E)) == pytest.approx(1 / K)
+
+
+def test_the_loss_counts_every_prediction_by_its_weight():
+    """As a sum of K squared errors written down by hand, with the gradient of each part."""
+    predictions, z_b = (z.requires_grad_() for z in embeddings())
+    weights = Choice(K, annealed=True).weigh(predictions, z_b)
+    scores = torch.randn(B, K, dtype=torch.float64, requires_grad=True)
+    mean = (weights[:, :, None] * predictions).sum(1)
+    plain = VICReg(invariance={"a": 3, "b": 3}, variance=0, covariance=0)
+    loss, terms = OfFutures(plain, prior=True)(Futures(mean, predictions, weights, scores), z_b)
+    got = torch.autograd.grad(loss, (predictions, z_b, scores))
+    error = (weights * (predictions - z_b[:, None]).square().sum(2)).sum() * 3 / (B * E)
+    entropy = -(scores.log_softmax(1) * weights).sum() / B
+    expected = torch.autograd.grad(error + entropy, (predictions, z_b, scores))
+    for one, other in zip(got, expected):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+    assert (
+        loss.item()
+        == pytest.approx((error + entropy).item())
+        == pytest.approx(sum(t.item() for t in terms.values()))
+    )
+    assert terms["invariance"].item() == pytest.approx(error.item())
+
+
+def test_a_model_gives_futures_with_probabilities_and_its_prior_sees_no_gradient_of_the_encoder():
+    model, pair = several(), batch()
+    z_a, z_b = model(pair.a, pair.b)
+    assert isinstance(z_a, Futures) and not z_a.weights.requires_grad
+    (-z_a.scores.log_softmax(1) * z_a.weights).sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        "prior.weight",
+        "prior.bias",
+    }
+    predictions, probabilities = model.eval().futures(pair.a)
+    assert predictions.shape == (B, K, E) and torch.allclose(probabilities.sum(1), torch.ones(B))
+    assert torch.equal(predictions, model.predictions(model.branches["a"](pair.a)))
+    assert torch.equal(probabilities, model.scores(model.branches["a"](pair.a)).float().softmax(1))
+    without = several(prior=False)
+    without.choice.usage.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    assert without.futures(pair.a)[1][5].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_parts_give_the_annealed_gradient_of_the_whole_batch(prior):
+    found = []
+    for accumulate in (1, 4):
+        model = several(prior)
+        objective = OfFutures(VICReg(statistics="both"), prior)
+        loss, terms, _ = backward(model, objective, batch(), options(accumulate))
+        assert sum(map(float, terms.values())) == pytest.approx(float(loss)) and ("prior" in terms) == prior
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([loss, model.choice.counts.clone(), *gradients])
+    assert len(found[0]) == 2 + len([*several(prior).parameters()])
+    for whole, parts in zip(*found):
+        assert torch.allclose(parts, whole, rtol=1e-6 if whole.dtype == torch.float32 else 1e-9, atol=1e-12)
+
+
+def test_an_objective_without_a_squared_error_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="objective: BarlowTwins has no squared error that several predict"):
+        vicjoint.train(
+            tiny.recipe(predictor={**LATENT, "choice": "annealed"}, objective={"name": "barlow_twins"}),
+            [f"out={tmp_path / 'run'}"],
+        )
+
+
+def test_an_annealed_run_logs_its_prior_and_keeps_no_temperature(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "write_report", lambda folder: folder)
+    recipe = tiny.recipe(predictor={**LATENT, "choice": "annealed", "prior": True})
+    whole = vicjoint.train(recipe, [f"out={tmp_path / 'whole'}"])
+    lines = tiny.metrics(whole)
+    assert (
+        all(line["prior"] > 0 for line in lines)
+        and "choice.tau" not in vicjoint.training.checkpoint.load_last(whole / "checkpoints")["model"]
+    )
+    model = vicjoint.training.checkpoint.load_last(whole / "checkpoints")["model"]
+    assert model["choice.usage"].sum() == pytest.approx(1, abs=1e-5)

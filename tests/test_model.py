@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from vicjoint.modalities.image import Pixels
-from vicjoint.model import MLP, Branch, Model, make_expander
+from vicjoint.model import Branch, Model, make_expander
+from vicjoint.predictors import MLP
 
 
 class Mean(nn.Module):

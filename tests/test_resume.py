@@ -21,6 +21,7 @@ MOCO = {
     "objective": {"name": "infonce", "form": "moco", "queue": 20},
 }
 LATENT = {"predictor": {"name": "mlp", "hidden": 8, "latents": 4}}
+ANNEALED = {"predictor": {**LATENT["predictor"], "choice": "annealed", "prior": True}}
 TOLD = {
     "pair": {"name": "tiny_told", "condition": {}, "bad": ["row3"]},
     "predictor": {"name": "mlp", "hidden": 8},
@@ -71,6 +72,7 @@ CONFIGURATIONS = {
     ),
     "two processes": ({}, [], 2),
     "two processes, a latent": (LATENT, [], 2),
+    "an annealed latent, parts": (ANNEALED, ["train.accumulate=2"], 1),
     "two processes, a condition": (TOLD, ["data.max_bad_fraction=0.5"], 2),
     "two processes, sigreg, straightened": (STRAIGHT, ["train.batch_size=12"], 2),
     "two processes, moco, parts": (MOCO, ["train.accumulate=2"], 2),

@@ -3,6 +3,10 @@
 check_widths(recipe.branches["a"], recipe.branches["b"])
 """
 
+from torch import Tensor, nn
+
+from vicjoint.fitted import Fitted
+from vicjoint.parts import Modality
 from vicjoint.recipe import BranchSpec, Recipe
 from vicjoint.registry import build, find
 
@@ -74,3 +78,21 @@ def check_horizon(recipe: Recipe) -> None:
                 f" {recipe.predictor['latents']} predictions of each, which would be as many paths as there"
                 " are choices at every step. Use latents: 1, or leave out the horizon."
             )
+
+
+def begin_as(modality: Modality, encoder: nn.Module, given: dict[str, Tensor], key: str) -> None:
+    """Load an encoder's tensors, and of a modality those that it has learnt: the encoder was trained on what
+    it gives."""
+    parts = nn.ModuleDict({"encoder": encoder})
+    if isinstance(modality, Fitted) and modality.fits:
+        parts["modality"] = modality
+    given = {name: x for name, x in given.items() if name.split(".")[0] in parts}
+    own = {name: x.shape for name, x in parts.state_dict().items()}
+    shapes = {name: x.shape for name, x in given.items()}
+    if wrong := sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)):
+        raise ValueError(
+            f"{key}.weights_from: its tensors do not fit what is built here: {', '.join(wrong[:3])}"
+            f" ({len(wrong)} are missing, unknown or of another shape). Has the encoder's code changed, or"
+            " what the modality learns?"
+        )
+    parts.load_state_dict(given)

@@ -201,9 +201,20 @@ class WithCells(NamedTuple):
     places: Tensor
 
 
-def z_of(embedding: Tensor | WithCells) -> Tensor:
+class Futures(NamedTuple):
+    """What a model predicts of a batch where each of K predictions [B, K, E] learns by a weight [B, K], which
+    sum to 1 and have no gradient: their mean z [B, E], and scores [B, K], the logarithms of their
+    probabilities up to a constant, where the model knows these (else all 0)."""
+
+    z: Tensor
+    predictions: Tensor
+    weights: Tensor
+    scores: Tensor
+
+
+def z_of(embedding: Tensor | WithCells | Futures) -> Tensor:
     """z [B, E] alone."""
-    return embedding.z if isinstance(embedding, WithCells) else embedding
+    return embedding if isinstance(embedding, Tensor) else embedding.z
 
 
 def to_device(view, device):

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.agreeing import check_horizon, check_widths, conditions_of, local_expanders
-from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Following, WithCells, unconditioned
+from vicjoint.agreeing import begin_as, check_horizon, check_widths, conditions_of, local_expanders
+from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Following, Futures, WithCells, unconditioned
 from vicjoint.conditions import Conditioning
-from vicjoint.fitted import Fitted
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
-from vicjoint.options import Count
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
-from vicjoint.registry import build, find, register, shared_options
+from vicjoint.registry import build, find, shared_options
 from vicjoint.tokens import Tokens, each_step, steps_of, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
@@ -158,6 +156,7 @@ class Model(nn.Module):
     ema: {name of a branch: (the branch that it follows, momentum)}; it has no gradient and moves after each
     step. predictor: maps z_a [B, E] to [B, E]; one with `latents` above 1 to [B, latents, E], of which the
     model chooses. conditions: see `vicjoint.parts.Pair`; the predictor is then called with a condition, too.
+    prior: scores [B, latents] of z_a, the logarithms of the predictions' probabilities up to a constant.
     """
 
     def __init__(
@@ -167,6 +166,7 @@ class Model(nn.Module):
         ema: dict[str, tuple[str, float]] | None = None,
         predictor: Predictor | None = None,
         conditions: Sequence[bool] = (),
+        prior: nn.Module | None = None,
     ):
         super().__init__()
         self.branches, self.tasks, self.ema = nn.ModuleDict(), tasks, ema or {}
@@ -185,7 +185,12 @@ class Model(nn.Module):
         self.latents = 1 if predictor is None else predictor.latents
         self.looks_back = predictor is not None and predictor.looks_back
         check_latents(self.latents)
-        self.choice = Choice(self.latents) if self.latents > 1 else None
+        self.choice, self.prior = None, None
+        if predictor is not None and self.latents > 1:
+            self.choice = Choice(self.latents, predictor.choice == "annealed")
+            self.prior = prior
+        self.several = self.choice is not None and (self.choice.annealed or self.prior is not None)
+        """Whether in training it gives `Futures` for z_a."""
 
     @property
     def usage(self) -> Tensor | None:
@@ -196,16 +201,18 @@ class Model(nn.Module):
         """Two branches, whether or not they are trained together."""
         return Two(self, a, b)
 
-    def forward(self, view_a, view_b, task: int = 0) -> tuple[Tensor | WithCells, Tensor | WithCells]:
-        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b)
-        and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that are `Following`, [B K,
-        E], sample by sample, z_a the predictions of each."""
+    def forward(
+        self, view_a, view_b, task: int = 0
+    ) -> tuple[Tensor | WithCells | Futures, Tensor | WithCells]:
+        """Embeddings z_a (after the predictor, where there is one; of several predictions the nearest to z_b,
+        or all, as `Futures`) and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that
+        are `Following`, [B K, E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
         plain = isinstance(view_a, Tensor) and isinstance(view_b, Tensor)
         if self.looks_back and self.branches[a] is self.branches[b] and plain:
             # the target is one more frame of the clip: batch norm sees them together, as one space needs it
             z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
-            return self.predict(z[:, :-1]), z[:, -1]
+            return self._predicted(z[:, :-1], z[:, -1], None), z[:, -1]
         with record_function("forward a"):
             z_a = self.branches[a](view_a, self.looks_back)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
@@ -221,16 +228,49 @@ class Model(nn.Module):
             return z_a._replace(z=self._predicted(z_a.z, z_b.z, condition)), z_b
         return self._predicted(z_a, z_b, condition), z_b
 
-    def _predicted(self, z_a: Tensor, z_b: Tensor, condition: Tensor | None) -> Tensor:
+    def _predicted(self, z_a: Tensor, z_b: Tensor, condition: Tensor | None) -> Tensor | Futures:
         if self.choice is None:
             return self.predict(z_a, condition)
-        return self.choice(self.predictions(z_a, condition), z_b)
+        predictions = self.predictions(z_a, condition)
+        if not self.several:
+            return self.choice(predictions, z_b)
+        weights = self.choice.weigh(predictions, z_b)
+        z = (weights.to(predictions.dtype)[:, :, None] * predictions).sum(1)
+        return Futures(z, predictions, weights, self.scores(z_a.detach()))
+
+    def scores(self, z_a: Tensor) -> Tensor:
+        """Logarithms of the predictions' probabilities up to a constant, [B, K]; 0 without a prior. Of z_a
+        [B, T, E], where the predictor looks back, the last step counts."""
+        if self.prior is None:
+            return z_a.new_zeros(len(z_a), self.latents)
+        return self.prior(z_a[:, -1] if self.looks_back else z_a)
+
+    @torch.no_grad()
+    def probabilities(self, z_a: Tensor) -> Tensor:
+        """Of each prediction from z_a [B, E]: those of the prior, or else how often each latent was used in
+        training; [B, K] float32."""
+        if self.choice is None:
+            return torch.ones(len(z_a), 1, device=z_a.device)
+        if self.prior is None:
+            return self.choice.usage.float().expand(len(z_a), -1)
+        return self.scores(z_a).float().softmax(1)
+
+    def futures(self, view_a, task: int = 0) -> tuple[Tensor, Tensor]:
+        """What may come of a view of branch a: predictions [B, K, E], and their probabilities [B, K]."""
+        z_a = self.branches[self.tasks[task][0]](view_a, self.looks_back)
+        condition = view_a.condition if isinstance(view_a, Conditioned) else None
+        return self.predictions(z_a, condition), self.probabilities(z_a)
+
+    def begin_step(self, done: float) -> None:
+        """Before a step of training: which share of the run is over."""
+        if self.choice is not None:
+            self.choice.begin_step(done)
 
     def predict(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
         """One prediction [B, E] from z_a (of a predictor that looks back [B, T, E]) and, where there is one,
         the condition [B, C]; with a latent, the best guess among them."""
         if self.choice is not None:
-            return self.choice.guess(self.predictions(z_a, condition))
+            return self.choice.guess(self.predictions(z_a, condition), self.probabilities(z_a))
         return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
 
     def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
@@ -283,6 +323,7 @@ class Model(nn.Module):
                 target.copy_(source)
 
 
+PRIOR_WIDTH = 256  # of the one hidden layer between z_a and the scores of predictions
 WITHOUT = "was trained with a condition (pair.condition), without which there is no prediction."
 
 
@@ -319,6 +360,10 @@ class Two:
         """Every prediction [B, K, E] from what `steps` gives of a."""
         return self.model.predictions(each_step(self.a.expander, y_a), condition)
 
+    def probabilities(self, y_a: Tensor) -> Tensor:
+        """Of every prediction, [B, K]."""
+        return self.model.probabilities(each_step(self.a.expander, y_a))
+
     def simple(self, side: Side, raw) -> Tensor | None:
         """What the branch's modality calls simple features, [B, K], or None."""
         return self.side(side).modality.simple_features(unconditioned(raw))
@@ -326,34 +371,6 @@ class Two:
     def baseline(self, side: Side) -> str:
         """What the modality calls them."""
         return self.side(side).modality.baseline
-
-
-@register("predictor", "mlp")
-class MLP(Predictor):
-    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
-    A condition [B, C] is joined to z_a.
-
-    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
-    joined to z_a: it is added behind the first linear layer, which is the same as a longer input.
-    """
-
-    takes_condition = True
-
-    def __init__(
-        self, dim: int, width: int = 0, /, hidden: Count = 512, layers: Count = 2, latents: Count = 1
-    ):
-        super().__init__()
-        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
-        self.latents = latents
-        if latents > 1:
-            self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
-
-    def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = z_a if condition is None else torch.cat([z_a, condition.to(z_a.dtype)], 1)
-        if self.latents == 1:
-            return self.net(x)
-        joined = self.net[0](x)[:, None] + self.values
-        return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
 
 def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = None) -> Model:
@@ -380,7 +397,7 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
             ema[name] = "a", spec.momentum
     conditions = conditions_of(recipe)
     check_horizon(recipe)
-    predictor = None
+    predictor, prior = None, None
     if recipe.predictor:
         dim = recipe.branches[recipe.tasks[0].a].expander[-1]
         kind = find("predictor", recipe.predictor["name"])
@@ -391,7 +408,10 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
                 " Use predictor={name: mlp}, or leave out pair.condition."
             )
         predictor = build("predictor", recipe.predictor, dim, *([len(conditions)] if takes else []))
-    return Model(branches, [(task.a, task.b) for task in recipe.tasks], ema, predictor, conditions)
+        if predictor.prior and predictor.latents > 1:
+            prior = make_expander(dim, [PRIOR_WIDTH, predictor.latents])
+    tasks = [(task.a, task.b) for task in recipe.tasks]
+    return Model(branches, tasks, ema, predictor, conditions, prior)
 
 
 def build_branch(
@@ -403,24 +423,6 @@ def build_branch(
     if given is not None:
         begin_as(modality, encoder, given, spec.key)
     return Branch(modality, encoder, spec.expander, spec.learning, local_expander)
-
-
-def begin_as(modality: Modality, encoder: nn.Module, given: dict[str, Tensor], key: str) -> None:
-    """Load an encoder's tensors, and of a modality those that it has learnt: the encoder was trained on what
-    it gives."""
-    parts = nn.ModuleDict({"encoder": encoder})
-    if isinstance(modality, Fitted) and modality.fits:
-        parts["modality"] = modality
-    given = {name: x for name, x in given.items() if name.split(".")[0] in parts}
-    own = {name: x.shape for name, x in parts.state_dict().items()}
-    shapes = {name: x.shape for name, x in given.items()}
-    if wrong := sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)):
-        raise ValueError(
-            f"{key}.weights_from: its tensors do not fit what is built here: {', '.join(wrong[:3])}"
-            f" ({len(wrong)} are missing, unknown or of another shape). Has the encoder's code changed, or"
-            " what the modality learns?"
-        )
-    parts.load_state_dict(given)
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

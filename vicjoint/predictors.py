@@ -1,4 +1,5 @@
-"""Predictors that look back: from the embeddings of a clip's frames to that of the frame after them.
+"""Predictors: of one embedding, with several predictions where it has a latent; and those that look back,
+from the embeddings of a clip's frames to that of the frame after them.
 
 a: {modality: clip, encoder: {name: each_frame, image: {name: conv}}, expander: [512, 256]}
 b: {weights: same}
@@ -8,7 +9,7 @@ predictor: {name: residual, context: 4}        # many steps, each from the one b
 
 # B batch, T frames of a clip, E embedding, C numbers of a condition
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +19,46 @@ from vicjoint.model import make_expander
 from vicjoint.options import Count, Natural, NotNegative
 from vicjoint.parts import Predictor
 from vicjoint.registry import register
+
+
+@register("predictor", "mlp")
+class MLP(Predictor):
+    """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
+    A condition [B, C] is joined to z_a.
+
+    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
+    joined to z_a: it is added behind the first linear layer, which is the same as a longer input. choice:
+    which of the predictions learns from a target: nearest, that one alone; annealed, at first all and bit by
+    bit the near ones, which did worse than nearest in all runs measured (docs/time.md). prior: learn the
+    probability of each prediction from z_a. With one latent both mean nothing.
+    """
+
+    takes_condition = True
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 0,
+        /,
+        hidden: Count = 512,
+        layers: Count = 2,
+        latents: Count = 1,
+        choice: Literal["nearest", "annealed"] = "nearest",
+        prior: bool = False,
+    ):
+        super().__init__()
+        self.choice, self.prior = choice, prior
+        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
+        self.latents = latents
+        if latents > 1:
+            self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
+
+    def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = z_a if condition is None else torch.cat([z_a, condition.to(z_a.dtype)], 1)
+        if self.latents == 1:
+            return self.net(x)
+        joined = self.net[0](x)[:, None] + self.values
+        return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
 
 @register("predictor", "extrapolate")

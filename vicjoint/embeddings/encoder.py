@@ -113,7 +113,7 @@ class Head(nn.Module):
         self.conditional = origin.side == "a" and model.conditioning is not None
         self.looks_back = origin.side == "a" and model.looks_back
         if origin.side == "a" and model.predictor is not None:
-            self.guess = Model({}, [], predictor=model.predictor)
+            self.guess = Model({}, [], predictor=model.predictor, prior=model.prior)
             self.guess.choice = model.choice
 
     def forward(self, y: Tensor) -> Tensor:

@@ -77,6 +77,9 @@ class VICReg(Objective):
             "covariance": {k: covariance * v for k, v in self.covariance.items()},
         }
 
+    def pull(self, dim: int) -> float:
+        return self.official_weights(dim)["invariance"]["a"] / dim
+
     def describe(self, dim: int) -> str | None:
         """What to say of the weights before training, where they are not the official ones."""
         if self.convention == "official":

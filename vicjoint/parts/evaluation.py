@@ -85,6 +85,10 @@ class Features(Protocol):
         branch a its conditions [B, C], where the pair gives such."""
         ...
 
+    def probabilities(self, row: str, y_a: Sequence[Tensor]) -> Tensor:
+        """Of each of a latent's predictions from several y_a [B, D], [N, K]."""
+        ...
+
     def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
         """Predictions z [N, steps, E] of several y [B, D] of branch a, each but the first from the one
         before; told: of each y the conditions [B, steps, C], where the pair gives such."""

@@ -3,7 +3,7 @@
 # N samples, B batch, T steps of time, E embedding, K latents
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -32,6 +32,11 @@ class Objective(nn.Module):
         `vicjoint.batch.WithCells`. None: it compares z alone."""
         return None
 
+    def pull(self, dim: int) -> float | None:
+        """How strongly it pulls a row of z_a to its z_b, by its squared distance for embeddings of this
+        width; None: it has no such term, and predictions of which several count cannot learn by it."""
+        return None
+
     def bind(self, pair: "Pair") -> None:
         """Take what it has to know of the pair whose samples it sees, once, before the first step. Raises
         ValueError where the pair does not give what it needs."""
@@ -53,9 +58,14 @@ class Predictor(nn.Module):
 
     looks_back: whether z_a is [B, T, E], embeddings of all steps of branch a's clip in order of time, by an
     encoder that gives y of each of them (`vicjoint.tokens.steps_of`). Where b is the same branch, its frame
-    is encoded together with the clip."""
+    is encoded together with the clip.
+
+    With a latent: choice: which prediction learns from a target (vicjoint/latents.py); prior: whether the
+    model learns beside it how probable each is."""
 
     latents: int = 1
+    choice: Literal["nearest", "annealed"] = "nearest"
+    prior: bool = False
     looks_back: ClassVar[bool] = False
     may_be_fed_back: ClassVar[bool] = True
     takes_condition: ClassVar[bool] = False

@@ -288,6 +288,10 @@ class FeaturesOf:
         return torch.cat([of(some, condition).float() for some, condition in zip(y, each)])
 
     @torch.no_grad()
+    def probabilities(self, row: str, y_a: Sequence[Tensor]) -> Tensor:
+        return torch.cat([self._models[row].probabilities(some).float() for some in y_a])
+
+    @torch.no_grad()
     def rollout(self, row: str, y: Sequence[Tensor], steps: int, told: Sequence[Tensor] = ()) -> Tensor:
         two, each = self._models[row], [x.to(self.device) for x in told] or [None] * len(y)
         return torch.cat([two.rollout(some, steps, of).float() for some, of in zip(y, each)])

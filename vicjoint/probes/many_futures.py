@@ -9,19 +9,22 @@ evaluate: {probes: [{name: many_futures}]}
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from vicjoint.options import Natural
 from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
+from vicjoint.probes import forks
 from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import means
 from vicjoint.registry import register
 
+LEAST = 8  # queries to fit a decoder on
 AT_ONCE = 256  # frames, or clips' frames, in one forward pass
 
 
@@ -29,19 +32,24 @@ AT_ONCE = 256  # frames, or clips' frames, in one forward pass
 class Forked:
     """A test video at the moment where its futures part. `frames` [F, 3, size, size]: first the M possible
     next frames, then the last context frame, then the others. Those first M + 1 stand among the candidates of
-    other videos, too."""
+    other videos, too. Where the record knows them: `places` [F, 2] of what is seen, nan for turns that never
+    happen, and the `chances` [M] of the futures. reach: from context to target, as a multiple of `moment`."""
 
     context: Tensor  # uint8 [T, 3, size, size]
     frames: Tensor
     possible: int
+    places: Tensor | None
+    chances: list[float]
+    reach: float
 
 
 @dataclass
 class Embedded:
-    """All queries through one model: every prediction [Q, K, E], its best guess [Q, 1, E], and the frames z_b
-    [F, E] of each video."""
+    """All queries through one model: every prediction [Q, K, E] with its probability [Q, K], its best guess
+    [Q, 1, E], and the frames z_b [F, E] of each video."""
 
     predictions: Tensor
+    probabilities: Tensor
     guess: Tensor
     frames: tuple[Tensor, ...]
 
@@ -63,6 +71,14 @@ class ManyFutures(Probe):
     Rows: model: its K predictions. nearest_k: without the latent, the best guess of the model retrieves its
     `guesses` nearest candidates (null: as many as the model has latents; its precision cannot exceed M /
     guesses). random_init: as model, before training. chance: `guesses` candidates at random, all different.
+
+    Records with `chances` and `future_positions` (sample_futures has them) are asked where the predictions
+    see the object, too (vicjoint/probes/forks.py), in units of d, the distance of the nearest two futures.
+    Rows: targets: the true ones, whose error is that of the decoder; mean: one prediction, the mean of the
+    model's; noise: the mean and Gaussian noise with the covariance of the model's predictions around it;
+    other_clips: predictions for another clip; copy_last: the last context frame; constant_velocity: straight
+    on; foreign_latent: the latents that fit the targets of another clip, which may not know more of this
+    one than the model's own probabilities do (compare `error`). Pictures: the places of all predictions.
     """
 
     reads = True
@@ -76,10 +92,20 @@ class ManyFutures(Probe):
             f"inside_{name}": Metric("the same among the candidates of the query's own video")
             for name in ("recall", "precision", "found_all")
         },
+        "error": Metric("distance of one prediction, drawn by its probability, to the future, in d", "lower"),
+        "best_of_k": Metric("distance of the nearest prediction to the future, in d", "lower"),
+        "validity": Metric("distance of a prediction to the nearest possible future, in d", "lower"),
+        "coverage": Metric("distance of a possible future to the nearest prediction, in d", "lower"),
+        "energy": Metric("energy score: error, less half the distance of two predictions, in d", "lower"),
+        "prior_error": Metric("|probability - chance| of a future, clip by clip", "lower"),
+        "prior_bias": Metric("largest |mean probability - chance| of a future", "lower"),
+        "nll": Metric("negative log likelihood of the future, in nats", "lower"),
+        "perplexity": Metric("latents in use", None),
+        "bits": Metric("what the latent that fits a target says about which future it is", "higher"),
     }
 
-    def __init__(self, guesses: Annotated[int, Field(ge=1)] | None = None):
-        self.guesses = guesses
+    def __init__(self, guesses: Annotated[int, Field(ge=1)] | None = None, pictures: Natural = 8):
+        self.guesses, self.pictures = guesses, pictures
 
     def misses(self, data: EvaluationData) -> str | None:
         if "windows" not in data.pair.gives:
@@ -101,6 +127,7 @@ class ManyFutures(Probe):
                 " expected a list of paths of videos and the number of the last frame that they share."
             )
         moment, possible, targets, others = record["moment"], len(record["futures"]), [], []
+        places, of_targets, of_others, ahead = record.get("future_positions"), [], [], 0
         for number, path in enumerate([*record["futures"], *record.get("impossible", [])]):
             with pair.open(path) as video:
                 window = next(
@@ -118,15 +145,22 @@ class ManyFutures(Probe):
                 for t in range(moment + 1, len(frames))
                 if number >= possible or abs(t - window.target) >= ahead / 2
             ]
+            known = places is not None and number < possible
+            seen = torch.tensor(places[number]) if known else torch.full((len(frames), 2), torch.nan)
             if number < possible:
                 targets.append(frames[window.target][None])
+                of_targets.append(seen[window.target][None])
             if number == 0:
-                context = frames[window.context]
-                others.append(frames[[moment, *(t for t in range(moment))]])
+                context, shared = frames[window.context], [moment, *range(moment)]
+                others.append(frames[shared])
+                of_others.append(seen[shared])
             others.append(frames[later])
-        return Forked(context, torch.cat(targets + others), possible)
+            of_others.append(seen[later])
+        every = None if places is None else torch.cat(of_targets + of_others)
+        chances = record.get("chances", [1 / possible] * possible)
+        return Forked(context, torch.cat(targets + others), possible, every, chances, ahead / moment)
 
-    def measure(self, features: Features) -> Iterator[tuple[str, float]]:
+    def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where no test video can be used."""
         videos = features.read()
         if not videos:
@@ -142,8 +176,49 @@ class ManyFutures(Probe):
         for row, given in rows.items():
             for prefix, found in zip(("", "inside_"), retrieve(videos, *given)):
                 yield from ((f"{row}/{prefix}{m}", value) for m, value in score(found).items())
+        yield from self.decoded(videos, trained)
         for prefix, others in (("", sum(v.possible + 1 for v in videos)), ("inside_", 0)):
             yield from ((f"chance/{prefix}{m}", v) for m, v in chance(videos, guesses, others).items())
+
+    def decoded(self, videos: list[Forked], trained: Embedded) -> Iterator[tuple[str, Any]]:
+        """Metrics of decoded places, where all records know their futures' and as many futures."""
+        if any(v.places is None or v.possible != videos[0].possible for v in videos) or len(videos) < LEAST:
+            return
+        fork = forks.Fork(
+            np.stack([v.places[: v.possible].double().numpy() for v in videos]),
+            np.array([v.chances for v in videos]),
+            np.array([[v.reach] for v in videos]),
+        )
+        count = videos[0].possible
+        decode = forks.Decoder(list(trained.frames), [v.places for v in videos])
+        z = [torch.stack([of[part] for of in trained.frames]) for part in (slice(count), count, count + 1)]
+        embedded = forks.Embedded(trained.predictions, trained.probabilities, *z)
+        rows = forks.rows_of(embedded, decode, fork)
+        for row, given in rows.items():
+            yield from ((f"{row}/{metric}", value) for metric, value in forks.score(*given, fork).items())
+        for metric, value in forks.use_of_codes(embedded, fork).items():
+            yield f"model/{metric}", value
+        if self.pictures:
+            yield "pictures", drawn(videos, *rows["model"], fork, self.pictures)
+
+
+def drawn(
+    videos: list[Forked], places: np.ndarray, pi: np.ndarray, fork: forks.Fork, number: int
+) -> dict[str, np.ndarray]:
+    """What the report draws (vicjoint/report/plots.py): the best queries and the worst, by their energy
+    score."""
+    energy = forks.measured(places, pi, fork)["energy"]
+    order = np.argsort(energy)
+    chosen = np.concatenate([order[: (number + 1) // 2], order[len(order) - number // 2 :]])
+    return {
+        "title": np.array([f"energy score {energy[i]:.2f} d" for i in chosen]),
+        "good": np.arange(len(chosen)) < (number + 1) // 2,
+        "frame": np.stack([videos[i].context[-1].movedim(0, -1).numpy() for i in chosen]),
+        "places": places[chosen],
+        "probabilities": pi[chosen],
+        "futures": fork.futures[chosen],
+        "chances": fork.chances[chosen],
+    }
 
 
 def embed(features: Features, row: str, videos: list[Forked]) -> Embedded:
@@ -153,7 +228,8 @@ def embed(features: Features, row: str, videos: list[Forked]) -> Embedded:
     clips = torch.stack([v.context for v in videos]).transpose(1, 2)
     y_a = features.represent(row, "a", clips.split(max(1, AT_ONCE // clips.shape[2])))
     every, guess = (features.embed(row, "a", y_a, every).cpu() for every in (True, False))
-    return Embedded(every, guess[:, None], z_b.split([len(v.frames) for v in videos]))
+    probabilities = features.probabilities(row, y_a).cpu()
+    return Embedded(every, probabilities, guess[:, None], z_b.split([len(v.frames) for v in videos]))
 
 
 def retrieve(

@@ -177,7 +177,8 @@ def pictures(arrays: dict[str, np.ndarray], branches: dict[str, tuple[str, str]]
     bool [n], and of next frames context uint8 [n, T, H, W, 3], retrieved and
     target uint8 [n, H, W, 3]. Of images: query [n, H, W, 3] (absent where queries are no images), neighbours
     [n, K, H, W, 3], captions [2], where {a} and {b} stand for the names of the branches, and optionally right
-    bool [n, K] and views [m, 2, H, W, 3].
+    bool [n, K] and views [m, 2, H, W, 3]. Of many futures: frame uint8 [n, H, W, 3], places [n, K, 2] with
+    probabilities [n, K] and futures [n, M, 2] with chances [n, M]; (x, y) as shares of the side.
     """
     probes: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
@@ -205,14 +206,45 @@ def curves_of(arrays: dict[str, np.ndarray]) -> list[dict | None]:
 
 
 def cases(arrays: dict[str, np.ndarray], a: str, b: str) -> dict:
-    """`good` and `bad`: [(title, [(caption, pictures)])]; `neighbours`: which of the two kinds these are;
+    """`good` and `bad`: [(title, [(caption, pictures)])]; `kind`: neighbours, futures or next_frame;
     `views`: pairs of pictures."""
-    found = {"good": [], "bad": [], "neighbours": "neighbours" in arrays}
+    kind = next((name for name in ("neighbours", "futures") if name in arrays), "next_frame")
+    found = {"good": [], "bad": [], "kind": kind}
     captions = [str(caption).replace("{a}", a).replace("{b}", b) for caption in arrays.get("captions", ())]
     for i, good in enumerate(arrays["good"]):
-        figures = neighbours(arrays, i, *captions) if found["neighbours"] else next_frame(arrays, i)
+        figures = {
+            "neighbours": lambda i: neighbours(arrays, i, *captions),
+            "futures": lambda i: futures(arrays, i),
+            "next_frame": lambda i: next_frame(arrays, i),
+        }[kind](i)
         found["good" if good else "bad"].append((str(arrays["title"][i]), figures))
     return found | {"views": [[frame(view, 72) for view in two] for two in arrays.get("views", ())]}
+
+
+def futures(arrays: dict[str, np.ndarray], i: int) -> list[tuple[str, list[dict]]]:
+    """The places of case i over the last frame of its clip: a ring for each future that is possible, a dot
+    for each prediction, its area the probability, which stands beside it in percent."""
+    target = io.BytesIO()
+    axes = Figure(figsize=(2.2, 2.2)).add_axes((0, 0, 1, 1))
+    axes.imshow(arrays["frame"][i], extent=(0, 1, 1, 0), alpha=0.55)
+    for place, chance in zip(arrays["futures"][i], arrays["chances"][i]):
+        axes.scatter(*place, s=1200 * chance, facecolors="none", edgecolors="white", linewidths=3.5)
+        axes.scatter(*place, s=1200 * chance, facecolors="none", edgecolors=MORE_COLOURS[1], linewidths=2)
+    for k, (place, probability) in enumerate(zip(arrays["places"][i], arrays["probabilities"][i])):
+        axes.scatter(*place, s=250 * probability + 4, color=MORE_COLOURS[0], edgecolors="white")
+        if probability >= 0.05:
+            axes.annotate(
+                f"{100 * probability:.0f}",
+                place,
+                (6, 8 * (k % 3) - 8),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    axes.set(xlim=(0, 1), ylim=(1, 0))
+    axes.set_axis_off()
+    axes.figure.savefig(target, format="png", dpi=144)
+    it = {"uri": data_uri("png", target.getvalue()), "width": 158, "height": 158, "style": ""}
+    return [("rings: possible, dots: predicted, %", [it])]
 
 
 def next_frame(arrays: dict[str, np.ndarray], i: int) -> list[tuple[str, list[dict]]]:

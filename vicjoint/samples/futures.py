@@ -2,10 +2,12 @@
 there goes one of several ways.
 
     source: {name: sample_futures, futures: 3}
+    source: {name: sample_futures, futures: 2, chances: [0.8, 0.2], looks: 64}    # 16 events of each look
 
 Up to frame `moment` nothing tells which way: the files of all ways have the same pixels so far, since they
 are compressed without loss (a lossy codec looks ahead, and its noise would tell). A training video takes one
-way, all equally likely; a test record names a file for each of them, and for turns that never happen.
+way, with the chance that it has; a test record names a file for each of them, and for turns that never
+happen.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from vicjoint.options import Count, Natural
+from vicjoint.options import Count, Natural, PositiveShare
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import (
@@ -36,7 +38,7 @@ from vicjoint.samples.world import (
 )
 from vicjoint.video.write import write_mp4
 
-VERSION = 2  # as that of the sample world
+VERSION = 3  # as that of the sample world
 MOST = 5  # ways; of more, neighbours would hardly differ
 
 
@@ -62,10 +64,13 @@ class TurningSprite(Sprite):
 @register("source", "sample_futures")
 class SampleFutures(Source):
     """Videos of a sprite that turns in the middle of the picture, at frame frames / 2, by one of `futures`
-    angles (for 3: -60, 0 and 60 degrees). Records of test videos carry `moment`, the last frame that all
-    futures share; `futures`, the paths of videos that show each of them (the record's own is one); and
-    `impossible`, the paths of the same with turns that never happen. looks: how many backgrounds and sprites
-    there are, the same for train and test; null: each video has its own."""
+    angles (for 3: -60, 0 and 60 degrees). Records carry `look`, the number of their background and sprite,
+    and `positions` [frames, 2], the sprite's middle (x, y) as shares of the picture's side. Those of test
+    videos carry `moment`, the last frame that all futures share; `futures`, the paths of videos that show
+    each of them (the record's own is one), with their `chances` [M] and `future_positions` [M, frames, 2];
+    and `impossible`, the paths of the same with turns that never happen. looks: how many backgrounds and
+    sprites there are, the same for train and test, so that each has train / looks events; null: each video
+    has its own. chances: how likely each turn is; null: all alike."""
 
     def __init__(
         self,
@@ -76,7 +81,13 @@ class SampleFutures(Source):
         seed: Natural = 0,
         futures: Annotated[int, Field(ge=2, le=MOST)] = 3,
         looks: Count | None = None,
+        chances: list[PositiveShare] | None = None,
     ):
+        if chances is not None and (len(chances) != futures or abs(sum(chances) - 1) > 1e-6):
+            raise ValueError(
+                f"source.chances: {chances} sum to {sum(chances):g}. Expected a number for each of the"
+                f" {futures} futures (source.futures), which sum to 1, or null."
+            )
         wanted = {
             "version": VERSION,
             "train": train,
@@ -86,6 +97,7 @@ class SampleFutures(Source):
             "seed": seed,
             "futures": futures,
             "looks": looks,
+            "chances": chances,
         }
         self.root = cached_futures(wanted)
         records = [
@@ -150,28 +162,40 @@ def turning_scene(
 
 
 def _make_record(folder: Path, wanted: dict, split: str, index: int) -> dict:
+    frames = wanted["frames"]
+
     def write(name: str, turn: float) -> Scene:
-        made = turning_scene(wanted["seed"], split, index, wanted["frames"], turn, wanted["looks"])
-        write_mp4(folder / name, render(made, wanted["frames"], wanted["size"]), crf=0)
+        made = turning_scene(wanted["seed"], split, index, frames, turn, wanted["looks"])
+        write_mp4(folder / name, render(made, frames, wanted["size"]), crf=0)
         return made
 
     possible, never = turns(wanted["futures"])
-    taken = int(
-        np.random.default_rng([wanted["seed"], SPLITS.index(split), index, 2]).integers(len(possible))
-    )
+    rng = np.random.default_rng([wanted["seed"], SPLITS.index(split), index, 2])
+    chances = wanted["chances"]
+    taken = int(rng.integers(len(possible)) if chances is None else rng.choice(len(possible), p=chances))
     name = f"{split}/{index:05d}.mp4"
-    record = {"id": name, **asdict(write(name, possible[taken]))}
+    made = write(name, possible[taken])
+    look = index if wanted["looks"] is None else index % wanted["looks"]
+    record = {"id": name, **asdict(made), "look": look, "positions": positions(made, frames)}
     if split == "train":
         return record
     stem = name.removesuffix(".mp4")
     futures = {(name if m == taken else f"{stem}_future{m}.mp4"): turn for m, turn in enumerate(possible)}
     impossible = {f"{stem}_never{m}.mp4": turn for m, turn in enumerate(never)}
-    for other, turn in (futures | impossible).items():
-        if other != name:
-            write(other, turn)
+    scenes = {
+        other: made if other == name else write(other, turn) for other, turn in (futures | impossible).items()
+    }
     return {
         **record,
-        "moment": wanted["frames"] // 2,
+        "moment": frames // 2,
         "futures": list(futures),
+        "chances": chances or [1 / len(possible)] * len(possible),
+        "future_positions": [positions(scenes[other], frames) for other in futures],
         "impossible": list(impossible),
     }
+
+
+def positions(made: Scene, frames: int) -> list[list[float]]:
+    """The sprite's middle (x, y) in each frame, [frames, 2], as shares of the picture's side."""
+    x, y = made.sprites[0].centre(np.arange(frames))
+    return [[round(float(v) / SIDE, 5) for v in place] for place in zip(x, y)]

@@ -23,6 +23,7 @@ from vicjoint.data.stream import Stream, batches
 from vicjoint.data.time_limit import TimeLimit
 from vicjoint.files.guard import printable
 from vicjoint.model import Model, build_model
+from vicjoint.objectives.futures import OfFutures
 from vicjoint.objectives.multicrop import MultiCrop
 from vicjoint.parts import EvaluationData, Modality, Objective, Pair, Probe
 from vicjoint.probes.evaluation import Evaluation, Measure
@@ -109,6 +110,10 @@ class Weighted(Objective):
         loss, terms = self.objective(z_a, z_b, group)
         return self.weight * loss, {name: self.weight * value for name, value in terms.items()}
 
+    def pull(self, dim: int) -> float | None:
+        pull = self.objective.pull(dim)
+        return None if pull is None else self.weight * pull
+
     def describe(self, dim: int) -> str | None:
         return self.objective.describe(dim)
 
@@ -130,6 +135,9 @@ def build_parts(recipe: Recipe) -> Parts:
         untrained = build_model(recipe, given).to(device)
         torch.manual_seed(recipe.train.seed)
         model = build_model(recipe, given).to(device)
+        if model.several:
+            for task in tasks:
+                task.objective = OfFutures(task.objective, model.prior is not None)
         optimizer = build_optimizer(recipe, model, tasks)
         measures, unused = build_measures(recipe, tasks, readers)
         check_best(recipe, measures)

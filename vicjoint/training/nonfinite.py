@@ -313,6 +313,7 @@ def replay(recipe: Recipe, step: int) -> None:
     with parts.batches(0, step - 1, step) as batches:
         batch, bad = next(batches)
     parts.model.train()
+    parts.model.begin_step((step - 1) / parts.steps)
     seed_everything(recipe.train.seed, TRAINING, step - 1, 0)
     found = examine(parts, task, batch)
     seed_everything(recipe.train.seed, TRAINING, step - 1, 0)

@@ -125,7 +125,7 @@ def units(model: Model) -> list[nn.Module]:
     for branch in model.branches.values():
         found += [block for block in blocks(branch.encoder) if count_parameters(block) >= LEAST]
         found += [branch.encoder, *branch.expanders()]
-    found += [] if model.predictor is None else [model.predictor]
+    found += [part for part in (model.predictor, model.prior) if part is not None]
     uses = count_uses(model)
     within = {unit: count_uses(unit) for unit in found}  # one that two branches share stands here once
     return [
@@ -151,7 +151,7 @@ def pieces(model: Model) -> list[nn.Module]:
     found = []
     for branch in model.branches.values():
         found += [*(blocks(branch.encoder) or [branch.encoder]), *branch.expanders()]
-    found += [] if model.predictor is None else [model.predictor]
+    found += [part for part in (model.predictor, model.prior) if part is not None]
     return list(dict.fromkeys(found))  # one that two branches share once
 
 

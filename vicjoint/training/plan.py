@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter, tree_leaves
 
 from vicjoint import distributed
 from vicjoint.accumulate import backward
-from vicjoint.batch import Batch, Boxed, WithCells
+from vicjoint.batch import Batch, Boxed, Futures, WithCells
 from vicjoint.batch_norm import synchronised
 from vicjoint.objectives.spread import Guard
 from vicjoint.parts import Objective
@@ -242,6 +242,10 @@ def measure_objective(parts: Parts, task: Task, samples: int, batch: Batch) -> d
             given = parts.model(batch.a, batch.b, task.number)
         more = [[torch.randn(rows, *x.shape[1:], device=x.device) for x in view[1:]] for view in given]
         z_a, z_b = (WithCells(z, cells.to(dtype), places) for z, (cells, places) in zip((z_a, z_b), more))
+    if parts.model.several:
+        more = [torch.randn(rows, n, device=parts.device).to(dtype) for n in (parts.model.latents,) * 2]
+        every = z_a[:, None].repeat(1, parts.model.latents, 1)
+        z_a = Futures(z_a, every, more[0].softmax(1), more[1])
     seen = tree_leaves(z_a) + (tree_leaves(z_b) if task.gradient_b else [])
     of_samples = torch.arange(samples // times, device=parts.device) // task.pair.samples_per_record
     group = of_samples.repeat_interleave(task.pair.targets)

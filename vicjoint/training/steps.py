@@ -78,6 +78,7 @@ class Steps:
         lr = set_learning_rate(
             parts.optimizer, parts.recipe.schedule, step, parts.steps, parts.steps_per_epoch
         )
+        parts.model.begin_step(step / parts.steps)
         counted = [copy.deepcopy(part.get_extra_state()) for part in counting(parts)]
         self.watch.remember()
         with record_function("transfer"):
