@@ -8,6 +8,7 @@ from tqdm import tqdm
 from vicjoint import distributed, metrics
 from vicjoint.files.guard import printable
 from vicjoint.files.write import write_text
+from vicjoint.report.tables import without_ends
 from vicjoint.training.trackers import Trackers
 
 
@@ -135,7 +136,8 @@ class MetricsLog:
             file.write(json.dumps({"step": step, "results": results}) + "\n")
         self.trackers.evaluation(step, results)
         for probe, rows in results.items():
-            shown = " ".join(f"{metric}={value:.3f}" for metric, value in rows.get("model", {}).items())
+            model = rows.get("model", {})
+            shown = " ".join(f"{metric}={model[metric]:.3f}" for metric in without_ends(model))
             tqdm.write(f"step {step}: {probe}: {shown}")
 
 
