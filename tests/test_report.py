@@ -121,6 +121,12 @@ def test_nothing_is_left_out_and_nothing_comes_from_outside(run):
     )
 
 
+def test_a_row_that_no_model_can_reach_is_not_the_best():
+    rows = {"model": {"r1": 0.5}, "ceiling": {"r1": 1.0}}
+    found = page.metric_table("probe", rows, {"r1": "r1"}, {"r1": ("", "higher")})["rows"]
+    assert [(name, cells[0][2]) for name, cells in found] == [("model", True), ("ceiling", False)]
+
+
 def test_text_from_data_is_escaped(run):
     html = text(run)
     assert (

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -36,6 +36,7 @@ TEMPLATES = jinja2.Environment(
 TEMPLATES.filters["printable"] = printable
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 SHOWN_ELSEWHERE = ("announcement", "terms", "parameters", "pairs", "probes", "metrics")  # or only used
+BOUNDS = ("ceiling", "targets")  # rows that no model can reach
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -124,21 +125,24 @@ def metric_table(title: str, rows: dict[str, dict], columns: dict[str, str], kno
     for metric, heading in columns.items():
         words, better = known.get(heading, ("", None))
         heads.append((heading, words, ARROWS[better]))
-        texts = column([row.get(metric) for row in rows.values()], better)
+        texts = column(
+            [row.get(metric) for row in rows.values()], better, [name not in BOUNDS for name in rows]
+        )
         intervals = [interval(row, metric) for row in rows.values()]
         cells.append([(text, of, best) for (text, best), of in zip(texts, intervals)])
     return {"title": title, "heads": heads, "rows": list(zip(rows, zip(*cells)))}
 
 
-def column(values: list, better: str | None) -> list[tuple[str, bool]]:
-    """The values as printed, and which are the best: what looks equal in the table counts as equal. A value
-    is a number, or of several seeds what `together` gives."""
+def column(values: list, better: str | None, counted: Sequence[bool] = ()) -> list[tuple[str, bool]]:
+    """The values as printed, and which are the best of those that are `counted` (none said: all): what looks
+    equal in the table counts as equal. A value is a number, or of several seeds what `together` gives."""
+    counted = counted or [True] * len(values)
     means = [value["mean"] if isinstance(value, dict) else value for value in values]
-    numbers = [value for value in means if is_number(value) and np.isfinite(value)]
+    numbers = [value for value, of in zip(means, counted) if of and is_number(value) and np.isfinite(value)]
     best = number((min if better == "lower" else max)(numbers)) if numbers and better else None
     return [
-        (printed(value), number(mean) == best if is_number(mean) else False)
-        for value, mean in zip(values, means)
+        (printed(value), of and is_number(mean) and number(mean) == best)
+        for value, mean, of in zip(values, means, counted)
     ]
 
 
