@@ -349,7 +349,7 @@ def test_a_weight_that_is_used_twice_is_left_to_what_holds_both(monkeypatch):
     branch.encoder, branch.expander = encoder, make_expander(4, [4, 4])
     branch.expanders = lambda: [branch.expander]
     model = nn.Module()
-    model.branches, model.predictor = nn.ModuleDict({"one": branch}), None
+    model.branches, model.predictor, model.prior = nn.ModuleDict({"one": branch}), None, None
     free = parallel.units(model)
     assert free == [*parallel.blocks(encoder), encoder, branch.expander]
     encoder.stages[1][0][0].weight = encoder.words.weight

@@ -61,13 +61,15 @@ class Lanes:
 
     def begin(self, epoch: tuple[np.ndarray, np.ndarray], place: int) -> None:
         """State that a place of an epoch is read: where it is the first of its window, the shards of the next
-        one in its lane are brought in the background."""
-        if self.files is None or (window := int(epoch[1][place])) in self._begun:
+        one in its lane are brought in the background, in place of others than the window's own."""
+        files = self.files
+        if files is None or (window := int(epoch[1][place])) in self._begun:
             return
         self._begun.add(window)
+        of = lambda number: [files[n] for n in np.unique(self.shard[epoch[0][epoch[1] == number]])]
+        remote.used(of(window))
         if window + 1 < len(self._lane) and self._lane[window + 1] == self._lane[window]:
-            shards = np.unique(self.shard[epoch[0][epoch[1] == window + 1]])
-            remote.ahead([self.files[number] for number in shards])
+            remote.ahead(of(window + 1))
 
     def others(self, record: int, epoch: tuple[np.ndarray, np.ndarray], place: int) -> np.ndarray:
         """Records to replace the one at a place of an epoch: of other shards in its window, since its own may

@@ -196,6 +196,13 @@ def opened(remote: Remote) -> Iterator[BinaryIO]:
         bring(remote)
 
 
+def used(files: list[Remote]) -> None:
+    """State that these are read from now on: of what is there they are the last that make room."""
+    for of in files:
+        with contextlib.suppress(OSError):
+            os.utime(of.place)
+
+
 def ahead(files: list[Remote]) -> None:
     """Have files brought in the background, one after the other; what fails is said where they are read."""
     global _thread
