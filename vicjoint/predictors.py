@@ -91,12 +91,8 @@ class Extrapolate(Predictor):
 
     def forward(self, z_a: Tensor) -> Tensor:
         """Raises ValueError where a clip has too few frames."""
-        if z_a.shape[1] < self.context:
-            raise ValueError(
-                f"predictor 'extrapolate' looks at the last {self.context} frames of a clip, and this one has"
-                f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
-            )
-        last, changes = z_a[:, -1], z_a[:, -self.context :].diff(dim=1)
+        recent = latest(z_a, self.context, "extrapolate")
+        last, changes = recent[:, -1], recent.diff(dim=1)
         straight = last + self.reach * changes[:, -1]
         if self.rest is None:
             return straight
@@ -132,12 +128,17 @@ class Residual(Predictor):
 
     def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
         """Raises ValueError where a clip has too few frames."""
-        if z_a.shape[1] < self.context:
-            raise ValueError(
-                f"predictor 'residual' looks at the last {self.context} frames of a clip, and this one has"
-                f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
-            )
-        recent = z_a[:, -self.context :]
+        recent = latest(z_a, self.context, "residual")
         x = self.norm(recent).flatten(1)
         x = x if condition is None else torch.cat([x, condition.to(x.dtype)], 1)
         return ((self.straight + self.bend) * recent).sum(1) + self.change(x)
+
+
+def latest(z_a: Tensor, context: int, predictor: str) -> Tensor:
+    """The last `context` embeddings of clips [B, T, E]. Raises ValueError where they have fewer."""
+    if z_a.shape[1] < context:
+        raise ValueError(
+            f"predictor '{predictor}' looks at the last {context} frames of a clip, and this one has"
+            f" {z_a.shape[1]}. Set predictor.context to pair.frames or less."
+        )
+    return z_a[:, -context:]

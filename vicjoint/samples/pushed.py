@@ -8,7 +8,7 @@ Beside each film lies a table with a row for each frame, the force on the sprite
 the rows between does.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +19,13 @@ from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import (
-    COLOURS,
     SIDE,
     SPLITS,
     EvenSide,
     Scene,
     Sprite,
     cached_world,
-    draw_background,
-    draw_sprite,
+    draw_still,
     polar,
     read_factors,
     render,
@@ -123,9 +121,7 @@ def pushed_scene(
     background and sprite; None: all have their own."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 4])
     look = rng if looks is None else np.random.default_rng([seed, index % looks, 5])
-    # what moves by itself, or turns, would tell the time, and so the next frame
-    background = replace(draw_background(look), vx=0.0, vy=0.0)
-    sprite = replace(draw_sprite(look, str(look.choice(list(COLOURS)))), spin=0.0)
+    background, sprite = draw_still(look)
     margin = sprite.size / 2
     start = tuple(rng.uniform(margin, SIDE - margin, 2).tolist())
     forces_T2 = draw_forces(rng, frames, every)

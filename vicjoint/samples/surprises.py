@@ -18,15 +18,13 @@ from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import register
 from vicjoint.samples.world import (
-    COLOURS,
     SIDE,
     SPLITS,
     EvenSide,
     Scene,
     Sprite,
     cached_world,
-    draw_background,
-    draw_sprite,
+    draw_still,
     polar,
     read_factors,
     render,
@@ -84,8 +82,7 @@ def flying(seed: int, split: str, index: int, looks: int | None) -> Scene:
     """A scene with one sprite. Scenes `looks` apart, of both splits, have the same background and sprite."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 6])
     look = rng if looks is None else np.random.default_rng([seed, index % looks, 7])
-    background = replace(draw_background(look), vx=0.0, vy=0.0)
-    sprite = replace(draw_sprite(look, str(look.choice(list(COLOURS)))), spin=0.0)
+    background, sprite = draw_still(look)
     x, y = (rounded(v) for v in rng.uniform(sprite.size / 2, SIDE - sprite.size / 2, 2))
     vx, vy = polar(rng.uniform(*SPEED), rng.uniform(0, 2 * np.pi))
     return Scene(split, index, background, (replace(sprite, x=x, y=y, vx=vx, vy=vy),))

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -143,6 +143,13 @@ def draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
         angle=rounded(rng.uniform(0, 2 * np.pi)),
         spin=rounded(spin),
     )
+
+
+def draw_still(rng: np.random.Generator) -> tuple[Background, Sprite]:
+    """A background that stands still, and a sprite that does not turn: what moves by itself would tell the
+    time, and so the next frame."""
+    background = replace(draw_background(rng), vx=0.0, vy=0.0)
+    return background, replace(draw_sprite(rng, str(rng.choice(list(COLOURS)))), spin=0.0)
 
 
 def rounded(value: float) -> float:
