@@ -14,8 +14,9 @@ Raw views, which come before the modality, are tensors, tuples of tensors, or ob
 GPU without a wait.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,8 +74,36 @@ class Crops(tuple):
     embeds each."""
 
 
+Kind = TypeVar("Kind", bound="OfSamples")
+
+
+class OfSamples:
+    """A raw view that is a dataclass: each of its fields is a view or tensor of the same B samples, or a
+    number that counts for all of them."""
+
+    def _each(self: Kind, change: Callable[[Any], Any]) -> Kind:
+        return type(self)(*(of if isinstance(of, int) else change(of) for of in vars(self).values()))
+
+    def __len__(self) -> int:
+        return batch_size(next(iter(vars(self).values())))
+
+    def __getitem__(self: Kind, part: slice) -> Kind:
+        return self._each(lambda of: _slice(of, part.start, part.stop))
+
+    def to(self: Kind, device, non_blocking: bool = False) -> Kind:
+        return self._each(lambda of: to_device(of, device, non_blocking))
+
+    def pin_memory(self: Kind) -> Kind:
+        return self._each(pin_memory)
+
+    @staticmethod
+    def concatenate(views: list[Kind]) -> Kind:
+        columns = zip(*(vars(view).values() for view in views))
+        return type(views[0])(*(of[0] if isinstance(of[0], int) else concatenate(list(of)) for of in columns))
+
+
 @dataclass
-class Conditioned:
+class Conditioned(OfSamples):
     """A view [B, ...] of branch a with what the predictor is told beside it: condition [B, C] float32, such
     as the actions between a clip and the frame that follows; [B, H, C] where it predicts H steps, each of
     which has its own."""
@@ -82,46 +111,14 @@ class Conditioned:
     view: Any
     condition: Tensor
 
-    def __len__(self) -> int:
-        return len(self.condition)
-
-    def __getitem__(self, part: slice) -> "Conditioned":
-        return Conditioned(_slice(self.view, part.start, part.stop), self.condition[part])
-
-    def to(self, device, non_blocking: bool = False) -> "Conditioned":
-        return Conditioned(to_device(self.view, device), self.condition.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Conditioned":
-        return Conditioned(pin_memory(self.view), self.condition.pin_memory())
-
-    @staticmethod
-    def concatenate(views: "list[Conditioned]") -> "Conditioned":
-        return Conditioned(concatenate([v.view for v in views]), torch.cat([v.condition for v in views]))
-
 
 @dataclass
-class Following:
+class Following(OfSamples):
     """Several targets of each sample for branch b, one after the other in time: view [B, K, ...], the last K
     of `horizon` steps."""
 
     view: Tensor
     horizon: int
-
-    def __len__(self) -> int:
-        return len(self.view)
-
-    def __getitem__(self, part: slice) -> "Following":
-        return Following(self.view[part], self.horizon)
-
-    def to(self, device, non_blocking: bool = False) -> "Following":
-        return Following(self.view.to(device, non_blocking=non_blocking), self.horizon)
-
-    def pin_memory(self) -> "Following":
-        return Following(self.view.pin_memory(), self.horizon)
-
-    @staticmethod
-    def concatenate(views: "list[Following]") -> "Following":
-        return Following(torch.cat([view.view for view in views]), views[0].horizon)
 
     @property
     def targets(self) -> int:
@@ -139,48 +136,19 @@ def unconditioned(view):
 
 
 @dataclass
-class Encoded:
+class Encoded(OfSamples):
     """In place of a view, what the encoder gives of it: y [B, D] float."""
 
     y: Tensor
 
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, part: slice) -> "Encoded":
-        return Encoded(self.y[part])
-
-    def to(self, device, non_blocking: bool = False) -> "Encoded":
-        return Encoded(self.y.to(device, non_blocking=non_blocking))
-
-    @staticmethod
-    def concatenate(views: "list[Encoded]") -> "Encoded":
-        return Encoded(torch.cat([view.y for view in views]))
-
 
 @dataclass
-class Boxed:
+class Boxed(OfSamples):
     """A view, and where in a picture it looks: boxes [B, 4] float, (left, top, right, bottom) in the pixels
     of the picture as it was read, left above right where it is mirrored."""
 
     view: Any
     boxes: Tensor
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, part: slice) -> "Boxed":
-        return Boxed(_slice(self.view, part.start, part.stop), self.boxes[part])
-
-    def to(self, device, non_blocking: bool = False) -> "Boxed":
-        return Boxed(to_device(self.view, device), self.boxes.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Boxed":
-        return Boxed(pin_memory(self.view), self.boxes.pin_memory())
-
-    @staticmethod
-    def concatenate(views: "list[Boxed]") -> "Boxed":
-        return Boxed(concatenate([view.view for view in views]), torch.cat([view.boxes for view in views]))
 
     def places(self, grid: tuple[int, int]) -> Tensor:
         """The middles of a map's cells in the picture, row by row: (x, y) in its pixels, [B, H' W', 2]."""
@@ -217,10 +185,10 @@ def z_of(embedding: Tensor | WithCells | Futures) -> Tensor:
     return embedding if isinstance(embedding, Tensor) else embedding.z
 
 
-def to_device(view, device):
+def to_device(view, device, non_blocking: bool = True):
     if isinstance(view, (tuple, list)):
-        return type(view)(to_device(v, device) for v in view)
-    return view.to(device, non_blocking=True)
+        return type(view)(to_device(v, device, non_blocking) for v in view)
+    return view.to(device, non_blocking=non_blocking)
 
 
 def batch_size(view) -> int:
