@@ -69,8 +69,9 @@ class Features(Protocol):
         """The name of the row of simple features of a branch."""
         ...
 
-    def read(self) -> list[Any]:
-        """What the probe's own `read` gives of each test record that can be read, in order, once per run."""
+    def read(self, split: Split = "test") -> list[Any]:
+        """What the probe's own `read` gives of each record that it asks for (`to_read`) and that can be read,
+        in order, once per run."""
         ...
 
     def represent(self, row: str, side: Side, raw: Sequence[Raw]) -> list[Tensor]:
@@ -145,8 +146,12 @@ class Probe:
     reads: ClassVar[bool] = False
     """Whether it has a `read` of its own."""
 
+    def to_read(self, data: EvaluationData, split: Split) -> Sequence[Record]:
+        """The records of a split that `read` is asked for, where the probe has one of its own."""
+        return data.records(split) if split == "test" else []
+
     def read(self, record: Record, pair: Pair) -> Any:
-        """Of one test record, what its evaluation views do not give, such as windows of a video; None leaves
+        """Of one record, what its evaluation views do not give, such as windows of a video; None leaves
         it out. Raises as a pair's `sample` does."""
         raise NotImplementedError(f"probe '{type(self).__name__}' has no method read(record, pair)")
 

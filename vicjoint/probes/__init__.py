@@ -4,6 +4,7 @@
 from vicjoint.probes import (
     attentive,
     classify,
+    detection,
     geometry,
     many_futures,
     next_frame,

@@ -17,12 +17,13 @@ from vicjoint import distributed
 from vicjoint.batch import to_device
 from vicjoint.data import TimeLimit
 from vicjoint.model import Model, Two
-from vicjoint.parts import EvaluationData, Probe, Want
+from vicjoint.parts import EvaluationData, Probe, Split, Want
 from vicjoint.probes.features import FeaturesOf, Reader, encoded, progress_bar
 from vicjoint.probes.reading import Measure, Own, Part, Views, collate, part_of
 
 TRIED = 8  # records that an estimate of the time reads and encodes
 WORTH_TRYING = 512  # views to read or encode from which it is worth that
+SPLITS: tuple[Split, ...] = ("test", "train")
 QUICK_SECONDS = 5.0  # an evaluation that is estimated to take less says nothing before it starts
 
 
@@ -71,7 +72,7 @@ class Evaluation:
         if cost.seconds > QUICK_SECONDS:
             distributed.say(cost.words())
         total = sum(part.cost + part.crops for part in self._parts.values())
-        total += sum(len(measure.data.records("test")) for measure in self._to_read())
+        total += sum(len(own.records) for own in self._to_read())
         with evaluating(model, untrained), self._progress(total):
             for part in self._parts.values():
                 part.features = {}
@@ -136,15 +137,20 @@ class Evaluation:
                     models = 1 if part.fixed else 2
                     cost.seconds += (views + part.crops) * reading
                     cost.seconds += (part.cost + models * part.crops) * encoding
-        for measure in self._to_read():
-            records = measure.data.records("test")
-            cost.samples += len(records)
-            cost.seconds += len(records) * seconds_to_read(measure, self.reader.limit)
+        for own in self._to_read():
+            cost.samples += len(own.records)
+            cost.seconds += len(own.records) * seconds_to_read(own)
         return cost
 
-    def _to_read(self) -> list[Measure]:
-        """The probes that have yet to read by themselves."""
-        return [m for m in self.measures if m.probe.reads and m.values is None]
+    def _to_read(self) -> list[Own]:
+        """What probes have yet to read by themselves."""
+        found = [
+            Own(m, split, self.reader.limit)
+            for m in self.measures
+            for split in SPLITS
+            if m.probe.reads and split not in m.values
+        ]
+        return [own for own in found if len(own.records)]
 
     def _try(self, part: Part, models: dict[str, Two]) -> tuple[float, float]:
         """Seconds for a view: to read it, and to encode it by one model."""
@@ -176,10 +182,10 @@ def new_part(data: EvaluationData, want: Want) -> Part:
     return Part(data, want.side, want.split, data.records(want.split, want.side), want.spread)
 
 
-def seconds_to_read(measure: Measure, limit: TimeLimit) -> float:
-    """Of one test record, by the probe itself; 0 where the first cannot be read."""
+def seconds_to_read(own: Own) -> float:
+    """Of one record, by the probe itself; 0 where the first cannot be read."""
     began = time.perf_counter()
-    cause = Own(measure, limit)[0, -1].cause
+    cause = own[0, -1].cause
     return 0.0 if cause else time.perf_counter() - began
 
 

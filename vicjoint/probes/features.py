@@ -257,14 +257,14 @@ class FeaturesOf:
     def baseline(self, side: Side) -> str:
         return self._models["model"].baseline(side)
 
-    def read(self) -> list[Any]:
-        measure = self._measure
-        if measure.values is None:
-            measure.values = self._read_all()
-        return measure.values
+    def read(self, split: Split = "test") -> list[Any]:
+        values = self._measure.values
+        if split not in values:
+            values[split] = self._read_all(split)
+        return values[split]
 
-    def _read_all(self) -> list[Any]:
-        own, values = Own(self._measure, self._reader.limit), []
+    def _read_all(self, split: Split) -> list[Any]:
+        own, values = Own(self._measure, split, self._reader.limit), []
         batches = [[(number, -1)] for number in range(len(own.records))]
         for found in self._reader.read(own, batches, list, lambda _, read: read[0]):
             self._reader.advance(1)

@@ -69,10 +69,10 @@ class Views(OfRecords):
 
 
 class Own(OfRecords):
-    """What a probe reads by itself, of test records."""
+    """What a probe reads by itself."""
 
-    def __init__(self, measure: "Measure", limit: TimeLimit):
-        super().__init__(measure.data.records("test"), limit)
+    def __init__(self, measure: "Measure", split: Split, limit: TimeLimit):
+        super().__init__(measure.probe.to_read(measure.data, split), limit)
         self.probe, self.pair = measure.probe, measure.data.pair
 
     def of(self, number: int, epoch: int) -> Any:
@@ -186,13 +186,13 @@ def key_of(row: str, space: Space) -> tuple[str, Space]:
 @dataclass
 class Measure:
     """A probe on two branches, and the name of its results. `kept`: what it remembers for the run; `values`:
-    what it has read by itself; `wants`: what it asks for."""
+    what it has read by itself of a split; `wants`: what it asks for."""
 
     name: str
     probe: Probe
     data: EvaluationData
     kept: dict[tuple, Any] = field(default_factory=dict)
-    values: list[Any] | None = None
+    values: dict[Split, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         self.wants = self.probe.wants(self.data)

@@ -26,11 +26,13 @@ from vicjoint.registry import register
 
 @dataclass
 class Rolled:
-    """Windows of a test video, their numbers as places among its frames [F, 3, size, size] uint8: contexts
-    [Q, T], targets [Q, H], and of each target its candidates. reach: how far the first target is after the
-    last context frame, in steps from the frame before. conditions [Q, H, C], where the pair gives such."""
+    """Windows of a video, their numbers as places among its frames [F, 3, size, size] uint8, whose numbers in
+    the video are `numbers`: contexts [Q, T], targets [Q, H], and of each target its candidates. reach: how
+    far the first target is after the last context frame, in steps from the frame before. conditions [Q, H,
+    C], where the pair gives such."""
 
     frames: Tensor
+    numbers: list[int]
     contexts: list[list[int]]
     targets: list[list[int]]
     candidates: list[list[list[int]]]
@@ -88,42 +90,13 @@ class NextFrameRollout(Probe):
         return []
 
     def misses(self, data: EvaluationData) -> str | None:
-        if data.pair.frames < 2 or not data.pair.gap:
-            return "it needs two context frames or more, and a frame after them (pair.frames, pair.gap)"
-        return None
+        return too_short(data)
 
     def check(self, features: Features) -> None:
-        if features.latents > 1:
-            raise ValueError(
-                f"evaluate.probes: next_frame_rollout feeds one prediction back, and this model gives"
-                f" {features.latents} (predictor.latents). Leave it out, or use latents: 1."
-            )
+        check_one("next_frame_rollout", features)
 
     def read(self, record: Record, pair: NextFrame) -> Rolled:
-        """Raises VideoError where the video cannot be read or is too short for so many steps."""
-        with opened(record) as path, pair.open(path) as video:
-            possible = pair.possible_windows(video.info, path, self.steps or pair.horizon)
-            windows = [possible[int(at)] for at in evenly(len(possible), self.queries)]
-            candidates = [
-                [
-                    around(t, w.context[-1], w.target - w.context[-1], video.info.frames, self.candidates)
-                    for t in w.targets
-                ]
-                for w in windows
-            ]
-            several = [number for of in candidates for numbers in of for number in numbers]
-            wanted = sorted({*several, *(n for w in windows for n in [*w.context, *w.targets])})
-            frames = pair.transform(video.read(wanted))
-            conditions = pair.along(record, windows, video.info) if pair.conditions else None
-        place = {n: i for i, n in enumerate(wanted)}
-        return Rolled(
-            frames,
-            [[place[n] for n in w.context] for w in windows],
-            [[place[n] for n in w.targets] for w in windows],
-            [[[place[n] for n in numbers] for numbers in of] for of in candidates],
-            [(w.target - w.context[-1]) / (w.context[-1] - w.context[-2]) for w in windows],
-            conditions,
-        )
+        return read_windows(record, pair, self.steps or pair.horizon, self.queries, self.candidates)
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where no test video can be read."""
@@ -142,10 +115,61 @@ class NextFrameRollout(Probe):
             yield f"chance/r1_{k}", float(np.mean([1 / len(numbers) for numbers in of]))
 
 
+def too_short(data: EvaluationData) -> str | None:
+    """Why there is no rollout and nothing to go straight on from, or None."""
+    if data.pair.frames < 2 or not data.pair.gap:
+        return "it needs two context frames or more, and a frame after them (pair.frames, pair.gap)"
+    return None
+
+
+def check_one(probe: str, features: Features) -> None:
+    """Raises ValueError for a model with several predictions of one target."""
+    if features.latents > 1:
+        raise ValueError(
+            f"evaluate.probes: {probe} feeds one prediction back, and this model gives {features.latents}"
+            " (predictor.latents). Leave it out, or use latents: 1."
+        )
+
+
+def read_windows(record: Record, pair: NextFrame, steps: int, queries: int, candidates: int = 0) -> Rolled:
+    """At most so many windows of a video, evenly spread. Raises VideoError where the video cannot be read or
+    is too short for so many steps."""
+    with opened(record) as path, pair.open(path) as video:
+        possible = pair.possible_windows(video.info, path, steps)
+        windows = [possible[int(at)] for at in evenly(len(possible), queries)]
+        others = [
+            [
+                around(t, w.context[-1], w.target - w.context[-1], video.info.frames, candidates)
+                for t in w.targets
+            ]
+            for w in windows
+        ]
+        several = [number for of in others for numbers in of for number in numbers]
+        wanted = sorted({*several, *(n for w in windows for n in [*w.context, *w.targets])})
+        frames = pair.transform(video.read(wanted))
+        conditions = pair.along(record, windows, video.info) if pair.conditions else None
+    place = {n: i for i, n in enumerate(wanted)}
+    return Rolled(
+        frames,
+        wanted,
+        [[place[n] for n in w.context] for w in windows],
+        [[place[n] for n in w.targets] for w in windows],
+        [[[place[n] for n in numbers] for numbers in of] for of in others],
+        [(w.target - w.context[-1]) / (w.context[-1] - w.context[-2]) for w in windows],
+        conditions,
+    )
+
+
+def of_frames(features: Features, row: str, frames: list[Tensor]) -> list[Tensor]:
+    """z_b [F, E] of each video's frames [F, 3, size, size]."""
+    together = torch.cat(frames).split(EMBED_AT_ONCE)
+    z_b = features.embed(row, "b", features.represent(row, "b", together)).cpu()
+    return list(z_b.split([len(of) for of in frames]))
+
+
 def embed(features: Features, row: str, videos: list[Rolled]) -> list[Steps]:
-    """All test videos through both branches of a row."""
-    frames = torch.cat([v.frames for v in videos]).split(EMBED_AT_ONCE)
-    z_b = features.embed(row, "b", features.represent(row, "b", frames)).cpu()
+    """All videos through both branches of a row."""
+    z_b = of_frames(features, row, [v.frames for v in videos])
     clips = [v.frames[context] for v in videos for context in v.contexts]
     at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
     parts = [torch.stack(clips[i : i + at_once]).transpose(1, 2) for i in range(0, len(clips), at_once)]
@@ -153,8 +177,7 @@ def embed(features: Features, row: str, videos: list[Rolled]) -> list[Steps]:
     told = torch.cat(told).split(at_once) if told else ()
     steps = len(videos[0].targets[0])
     z_a = features.rollout(row, features.represent(row, "a", parts), steps, told).cpu()
-    queries, counts = [len(v.contexts) for v in videos], [len(v.frames) for v in videos]
-    return [Steps(*of) for of in zip(z_a.split(queries), z_b.split(counts))]
+    return [Steps(*of) for of in zip(z_a.split([len(v.contexts) for v in videos]), z_b)]
 
 
 def by_rule(videos: list[Rolled], trained: list[Steps]) -> dict[str, list[Steps]]:

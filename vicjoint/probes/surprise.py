@@ -22,6 +22,7 @@ from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import named, zero_or_one
 from vicjoint.probes.next_frame import EMBED_AT_ONCE
 from vicjoint.probes.regression import auc
+from vicjoint.probes.rollout import of_frames
 from vicjoint.registry import register
 from vicjoint.surprise import LEAST, surprise
 
@@ -113,7 +114,7 @@ class Surprise(Probe):
             )
         untrained = features.once("untrained", lambda: scores_of(features, "random_init", films))
         scores = {"model": scores_of(features, "model", films), "random_init": untrained}
-        z_b = of_frames(features, "model", films)
+        z_b = of_frames(features, "model", [film.frames for film in films])
         scores["copy_last"] = [copied(film, z) for film, z in zip(films, z_b)]
         scores["pixels"] = [copied(film, film.frames.float().flatten(1)) for film in films]
         for row, of in scores.items():
@@ -145,9 +146,10 @@ class Surprise(Probe):
 
 def scores_of(features: Features, row: str, films: list[Watched]) -> list[np.ndarray]:
     """Of each film the surprise of each window [N]."""
+    frames = of_frames(features, row, [film.frames for film in films])
     return [
         surprise((z - of[film.targets]).square().sum(1).double().numpy())
-        for film, z, of in zip(films, predicted(features, row, films), of_frames(features, row, films))
+        for film, z, of in zip(films, predicted(features, row, films), frames)
     ]
 
 
@@ -164,13 +166,6 @@ def predicted(features: Features, row: str, films: list[Watched]) -> list[Tensor
 
 def split(windows: list[list[int]], at_once: int) -> list[list[list[int]]]:
     return [windows[i : i + at_once] for i in range(0, len(windows), at_once)]
-
-
-def of_frames(features: Features, row: str, films: list[Watched]) -> list[Tensor]:
-    """z_b [F, E] of each film."""
-    frames = torch.cat([film.frames for film in films]).split(EMBED_AT_ONCE)
-    z_b = features.embed(row, "b", features.represent(row, "b", frames)).cpu()
-    return list(z_b.split([len(film.frames) for film in films]))
 
 
 def copied(film: Watched, x: Tensor) -> np.ndarray:

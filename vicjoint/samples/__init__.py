@@ -1,4 +1,15 @@
 """The sample world: sources that need no data, made by rule from known factors, so that every recipe runs on
 a fresh machine."""
 
-from vicjoint.samples import cells, futures, images, molecules, proteins, pushed, surprises, table, videos
+from vicjoint.samples import (
+    cells,
+    digits,
+    futures,
+    images,
+    molecules,
+    proteins,
+    pushed,
+    surprises,
+    table,
+    videos,
+)
