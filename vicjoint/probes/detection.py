@@ -34,6 +34,7 @@ from vicjoint.probes.rollout import (
 )
 from vicjoint.registry import register
 
+LEAST = {"train": 2, "test": 1}  # films that are needed
 HOLDOUT = 0.2  # of the training films: they choose the epoch of the head
 WIDTH, EPOCHS, BATCH, RATE = 256, 30, 256, 2e-3  # of the head
 
@@ -119,15 +120,13 @@ class RolloutDetection(Probe):
         return Film(windows, places_of(record, self.label, windows.numbers))
 
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
-        """Raises ValueError where no film of a split can be read, or films hold different numbers of
-        things."""
+        """Raises ValueError where too few films of a split can be read."""
         films, training = (self._films(features, split) for split in ("test", "train"))
-        truth = cells_of(np.concatenate([film.targets for film in films]), self.cells)  # [Q, H, C]
+        truth = np.concatenate([cells_of(film.targets, self.cells) for film in films])  # [Q, H, C]
         query = [i for i, film in enumerate(films) for _ in film.windows.contexts]
-        untrained = features.once("untrained", lambda: self._scores(features, "random_init", films, training))
-        rows = self._scores(features, "model", films, training)
-        rows["random_init"] = untrained["model"]
-        rows["constant_velocity"] = certainty(np.concatenate([straight_on(f) for f in films]), self.cells)
+        of = lambda row: self._scores(features, row, films, training)
+        rows = of("model") | {"random_init": features.once("untrained", lambda: of("random_init")["model"])}
+        rows["constant_velocity"] = np.concatenate([certainty(straight_on(f), self.cells) for f in films])
         usual = np.concatenate([cells_of(film.places, self.cells) for film in training]).mean(0)
         rows["frequency"] = np.broadcast_to(usual, truth.shape)
         for row, scores in rows.items():
@@ -138,8 +137,11 @@ class RolloutDetection(Probe):
 
     def _films(self, features: Features, split: str) -> list[Film]:
         films: list[Film] = features.read(split)
-        if not films:
-            raise ValueError(f"rollout_detection: no {split} film can be read with this pair.")
+        if len(films) < LEAST[split]:
+            raise ValueError(
+                f"rollout_detection: {len(films)} {split} films can be read with this pair. Expected"
+                f" {LEAST[split]} or more."
+            )
         return films
 
     def _scores(
