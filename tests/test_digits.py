@@ -153,10 +153,10 @@ def test_the_mean_over_steps_and_intervals():
 
 
 def test_cells_go_row_by_row_and_nothing_is_outside():
-    places = np.array([[[0.1, 0.9], [0.99, 0.0]], [[1.0, 0.5], [-0.01, 0.5]]])
-    assert [np.flatnonzero(of).tolist() for of in cells_of(places, 4)] == [[3, 12], []]
+    places = np.array([[[0.1, 0.6], [0.99, 0.0]], [[1.0, 0.5], [-0.01, 0.5]]])
+    assert [np.flatnonzero(of).tolist() for of in cells_of(places, 4)] == [[3, 8], []]
     scores = certainty(places, 4)
-    assert set(np.argsort(-scores[0])[:2]) == {3, 12} and scores[0].max() > 0.5
+    assert set(np.argsort(-scores[0])[:2]) == {3, 8} and scores[0].max() > 0.5
     assert set(np.argsort(-scores[1])[:4]) == {4, 7, 8, 11} and scores[1].max() < 0
 
 
