@@ -263,18 +263,23 @@ class Ranked:
 
     def __init__(self, scores: np.ndarray, truth: np.ndarray):
         order = np.argsort(-scores, axis=None, kind="stable")
-        self.query, self.right = order // scores.shape[1], truth.ravel()[order]
-        ordered = scores.ravel()[order]
-        self.last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of equal scores
+        query, right, ordered = order // scores.shape[1], truth.ravel()[order], scores.ravel()[order]
+        last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of equal scores
+        number = np.diff(np.cumsum(right)[last], prepend=0)  # of right ones among them
+        self.ends = last[number > 0] + 1
+        self.starts = np.append(0, self.ends[:-1])  # so that precisions are needed at `ends` alone
+        number = number[number > 0]
+        self.of_right, self.right = np.cumsum(number) - number, query[right]
+        self.query = query[: self.ends[-1]] if len(self.ends) else query[:0]
 
     def average_precision(self, times: np.ndarray) -> float:
         """The sum of the precisions at each score, weighted by the recall that it adds; query i counts
         times[i]-fold. Not a number where nothing is right."""
-        weight = times[self.query]
-        found, seen = np.cumsum(weight * self.right)[self.last], np.cumsum(weight)[self.last]
-        if not found[-1]:
+        if not times[self.right].any():
             return float("nan")
-        return float((np.diff(found, prepend=0) * found / np.maximum(seen, 1)).sum() / found[-1])
+        found = np.add.reduceat(times[self.right], self.of_right)
+        seen = np.cumsum(np.add.reduceat(times[self.query], self.starts))
+        return float((found * np.cumsum(found) / np.maximum(seen, 1)).sum() / found.sum())
 
 
 def average_precisions(scores: np.ndarray, truth: np.ndarray, film: Sequence[int]) -> dict[str, float]:
