@@ -10,6 +10,7 @@ from torch import nn
 from wrong import refused
 
 import vicjoint
+from vicjoint.batch import Following
 from vicjoint.embeddings.encoder import RepresentationModel
 from vicjoint.exporting.reading import read_trained
 from vicjoint.model import Branch
@@ -38,6 +39,28 @@ def test_each_frame_is_seen_by_itself():
             assert torch.allclose(steps[:, t], encoder(view[:, :, t]), atol=1e-6)
         assert torch.allclose(encoder(view), steps.mean(1), atol=1e-6)
         assert torch.allclose(steps_of(encoder, view[:, :, 0]), steps[:, :1], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 15])
+def test_in_training_a_frame_of_several_windows_is_encoded_once(size):
+    film = torch.randn(6, 3, size, size)
+    film[5] = film[2]
+    film[4] = film[1].clone()
+    film[4, 0, 0, 0] += 1e-6  # another frame
+    windows = torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 5]])
+    view, once = film[windows].transpose(1, 2), film[:5]
+    encoder, reference = each_frame().train(), each_frame().train()
+    y = reference.image(once)
+    expected = y[torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 2]])]
+    found = steps_of(encoder, view)
+    assert torch.allclose(found, expected, atol=1e-6)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, x), (_, other) in zip(encoder.named_parameters(), reference.named_parameters()):
+        assert torch.allclose(x.grad, other.grad, rtol=1e-4, atol=1e-5), name
+    for (name, x), (_, other) in zip(encoder.named_buffers(), reference.named_buffers()):
+        assert torch.allclose(x, other, atol=1e-6), name
+    assert torch.allclose(encoder(view[:, :, 0]), reference.image(film[[0, 1, 3]]), atol=1e-6)
 
 
 def test_tokens_that_are_no_steps_of_time_are_refused():
@@ -113,6 +136,11 @@ def test_the_model_predicts_from_the_embedding_of_each_frame():
     # batch norm saw the target as one more frame of the clip
     together = a(torch.cat([clip, clip[:, :, frame : frame + 1]], 2), True)
     assert torch.equal(z_b, together[:, -1]) and torch.equal(found, model.predictor(together[:, :-1]))
+    several = clip.flip(2)[:, :, :2]
+    found, z_b = model(clip, Following(several.transpose(1, 2), horizon=2))
+    together = a(torch.cat([clip, several], 2), True)
+    assert torch.equal(z_b, together[:, 3:].flatten(0, 1))
+    assert torch.equal(found[::2], model.predictor(together[:, :3]))
 
 
 @pytest.fixture(scope="module")

@@ -208,19 +208,23 @@ class Model(nn.Module):
         or all, as `Futures`) and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that
         are `Following`, [B K, E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
-        plain = isinstance(view_a, Tensor) and isinstance(view_b, Tensor)
-        if self.looks_back and self.branches[a] is self.branches[b] and plain:
-            # the target is one more frame of the clip: batch norm sees them together, as one space needs it
-            z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
-            return self._predicted(z[:, :-1], z[:, -1], None), z[:, -1]
-        with record_function("forward a"):
-            z_a = self.branches[a](view_a, self.looks_back)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
-            with record_function("forward b"):
-                z_b = self.branches[b](view_b)
+        condition = view_a.condition if isinstance(view_a, Conditioned) else None
+        clip, after = unconditioned(view_a), view_b.view if isinstance(view_b, Following) else view_b
+        films = isinstance(clip, Tensor) and isinstance(after, Tensor)
+        if self.looks_back and self.branches[a] is self.branches[b] and films:
+            # targets are further frames of the clip: batch norm sees them together, as one space needs it
+            after = after.transpose(1, 2) if isinstance(view_b, Following) else after[:, :, None]
+            with record_function("forward a"):
+                z = self.branches[a](torch.cat([clip, after], 2), True)
+            z_a, z_b = z[:, : clip.shape[2]], z[:, clip.shape[2] :].flatten(0, 1)
+        else:
+            with record_function("forward a"):
+                z_a = self.branches[a](view_a, self.looks_back)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
+                with record_function("forward b"):
+                    z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
-        condition = view_a.condition if isinstance(view_a, Conditioned) else None
         if isinstance(view_b, Following):
             steps = self.rollout(z_a, view_b.horizon, condition)
             return steps[:, -view_b.targets :].flatten(0, 1), z_b
