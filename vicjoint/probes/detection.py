@@ -266,11 +266,10 @@ class Ranked:
         query, right, ordered = order // scores.shape[1], truth.ravel()[order], scores.ravel()[order]
         last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of equal scores
         number = np.diff(np.cumsum(right)[last], prepend=0)  # of right ones among them
-        self.ends = last[number > 0] + 1
-        self.starts = np.append(0, self.ends[:-1])  # so that precisions are needed at `ends` alone
-        number = number[number > 0]
-        self.of_right, self.right = np.cumsum(number) - number, query[right]
-        self.query = query[: self.ends[-1]] if len(self.ends) else query[:0]
+        # recall grows where there are such, so precisions are needed there alone
+        ends, number = last[number > 0] + 1, number[number > 0]
+        self.query, self.starts = query[: ends.max(initial=0)], np.append(0, ends[:-1])
+        self.right, self.of_right = query[right], np.cumsum(number) - number
 
     def average_precision(self, times: np.ndarray) -> float:
         """The sum of the precisions at each score, weighted by the recall that it adds; query i counts
