@@ -9,7 +9,6 @@ y_BD = two.represent("a", raw)
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -17,14 +16,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.agreeing import begin_as, check_horizon, check_widths, conditions_of, local_expanders
+from vicjoint.agreeing import (
+    begin_as,
+    check_horizon,
+    check_widths,
+    conditions_of,
+    local_expanders,
+    predictor_of,
+    width_of,
+)
 from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Following, Futures, WithCells, unconditioned
 from vicjoint.conditions import Conditioning
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
-from vicjoint.registry import build, find, shared_options
+from vicjoint.registry import build, shared_options
 from vicjoint.tokens import Tokens, each_step, steps_of, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
@@ -275,12 +282,23 @@ class Model(nn.Module):
         the condition [B, C]; with a latent, the best guess among them."""
         if self.choice is not None:
             return self.choice.guess(self.predictions(z_a, condition), self.probabilities(z_a))
-        return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
+        if self.predictor is None:
+            return z_a
+        z = self._call(self.predictor, z_a, condition)
+        return z[:, 0] if self.predictor.at_once else z
 
     def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
         """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes
         the place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C],
-        where there are such."""
+        where there are such. Raises ValueError where all are predicted at once, and these are fewer."""
+        if self.predictor is not None and self.predictor.at_once:
+            z = self._call(self.predictor, z_a, conditions)
+            if steps > z.shape[1]:
+                raise ValueError(
+                    f"{steps} steps are asked for, and the predictor gives {z.shape[1]} (pair.horizon). Ask"
+                    f" for {z.shape[1]} or fewer, or train with a longer horizon."
+                )
+            return z[:, :steps]
         found = []
         for step in range(steps):
             found.append(self.predict(z_a, None if conditions is None else conditions[:, step]))
@@ -401,19 +419,9 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
             ema[name] = "a", spec.momentum
     conditions = conditions_of(recipe)
     check_horizon(recipe)
-    predictor, prior = None, None
-    if recipe.predictor:
-        dim = recipe.branches[recipe.tasks[0].a].expander[-1]
-        kind = find("predictor", recipe.predictor["name"])
-        takes = inspect.isclass(kind) and issubclass(kind, Predictor) and kind.takes_condition
-        if conditions and not takes:
-            raise ValueError(
-                f"predictor: '{recipe.predictor['name']}' takes no condition, and pair.condition gives one."
-                " Use predictor={name: mlp}, or leave out pair.condition."
-            )
-        predictor = build("predictor", recipe.predictor, dim, *([len(conditions)] if takes else []))
-        if predictor.prior and predictor.latents > 1:
-            prior = make_expander(dim, [PRIOR_WIDTH, predictor.latents])
+    predictor, prior = predictor_of(recipe, len(conditions)), None
+    if predictor is not None and predictor.prior and predictor.latents > 1:
+        prior = make_expander(width_of(recipe), [PRIOR_WIDTH, predictor.latents])
     tasks = [(task.a, task.b) for task in recipe.tasks]
     return Model(branches, tasks, ema, predictor, conditions, prior)
 
