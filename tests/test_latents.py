@@ -18,7 +18,7 @@ import vicjoint
 from vicjoint import distributed
 from vicjoint.accumulate import backward
 from vicjoint.batch import Batch, Futures
-from vicjoint.latents import Choice
+from vicjoint.latents import Choice, energies
 from vicjoint.metrics import latent_usage
 from vicjoint.model import Branch, Model
 from vicjoint.objectives import VICReg
@@ -218,6 +218,17 @@ def test_each_latent_joins_its_vector_to_z_a_by_one_matrix():
     for k in range(K):
         by_hand = predictor.net[1:](longer(torch.cat([z_a, predictor.values[k].expand(B, -1)], 1)))
         assert torch.allclose(predictor(z_a)[:, k], by_hand, rtol=1e-12)
+
+
+def test_for_annealed_each_latent_has_a_last_layer_of_its_own():
+    torch.manual_seed(0)
+    predictor = MLP(E, hidden=7, layers=3, latents=K, choice="annealed").double().eval()
+    z_a = embeddings()[1]
+    found = predictor(z_a)
+    before, last = predictor.net[:-1](z_a), predictor.net[-1].weight.unflatten(0, (K, E))
+    assert found.shape == (B, K, E)
+    for k in range(K):
+        assert torch.allclose(found[:, k], before @ last[k].T, rtol=1e-12)
 
 
 def test_one_latent_is_none():
@@ -452,6 +463,25 @@ def test_weights_are_softmin_of_the_energies_and_cool_down():
     assert choice.counts.sum() == pytest.approx(4 * B)
     one_hot = choice.eval().weigh(predictions, z_b)
     assert torch.equal(one_hot.argmax(1), torch.tensor(nearest(predictions, z_b))) and one_hot.sum() == B
+
+
+def test_annealed_predictions_part_where_a_past_has_two_futures():
+    """z_b is z_a turned by 45 degrees one way or the other: half of their distance is 0.71, where one
+    prediction alone ends. A latent's vector that is joined to z_a would be forgotten while all learn
+    alike."""
+    torch.manual_seed(0)
+    predictor, choice = MLP(2, hidden=32, latents=2, choice="annealed"), Choice(2, annealed=True)
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=0.01)
+    for step in range(400):
+        angle = 2 * np.pi * torch.rand(64)
+        turned = angle + np.pi / 4 * (2.0 * torch.randint(2, (64,)) - 1)
+        z_a, z_b = (torch.stack([a.cos(), a.sin()], 1) for a in (angle, turned))
+        choice.begin_step(step / 400)
+        found = predictor(z_a)
+        (choice.weigh(found, z_b) * energies(found, z_b)).sum(1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert energies(predictor.eval()(z_a), z_b).amin(1).sqrt().mean() < 0.2
 
 
 def test_equal_energies_of_zero_are_no_division_by_zero():

@@ -13,7 +13,6 @@ usage)^BALANCE times. One used twice as often as its share needs an energy 16 % 
 `annealed`: at first every prediction learns from every target, and bit by bit the near ones alone (Perera et
 al. 2024, arXiv 2407.15580). The weights are softmin_k(E_k / T), T = tau times the mean of the sample's
 energies; tau falls from 1 to COLDEST in the first half of a run and then stays. Each keeps a share of FLOOR.
-In all runs measured so far it did worse than the nearest alone (docs/time.md).
 """
 
 # B batch, K latents, E embedding

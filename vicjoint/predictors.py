@@ -26,11 +26,12 @@ class MLP(Predictor):
     """z_a [B, E] -> [B, E]: `layers` linear layers of width `hidden` between, each with batch norm and ReLU.
     A condition [B, C] is joined to z_a.
 
-    latents above 1: z_a [B, E] -> [B, latents, E]. Each value of the latent has a learned vector, which is
-    joined to z_a: it is added behind the first linear layer, which is the same as a longer input. choice:
-    which of the predictions learns from a target: nearest, that one alone; annealed, at first all and bit by
-    bit the near ones, which did worse than nearest in all runs measured (docs/time.md). prior: learn the
-    probability of each prediction from z_a. With one latent both mean nothing.
+    latents above 1: z_a [B, E] -> [B, latents, E]. choice: which of the predictions learns from a target:
+    nearest, that one alone; annealed, at first all and bit by bit the near ones (vicjoint/latents.py). For
+    nearest, each value of the latent has a learned vector, which is joined to z_a: it is added behind the
+    first linear layer, which is the same as a longer input. For annealed each has a last layer of its own:
+    while all learn alike, a vector was as good as forgotten (docs/time.md). prior: learn the probability of
+    each prediction from z_a. With one latent both mean nothing.
     """
 
     takes_condition = True
@@ -48,15 +49,18 @@ class MLP(Predictor):
     ):
         super().__init__()
         self.choice, self.prior = choice, prior
-        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [dim])
-        self.latents = latents
-        if latents > 1:
+        self.latents, self.joined = latents, latents > 1 and choice == "nearest"
+        last = dim if choice == "nearest" else latents * dim
+        self.net = make_expander(dim + width, [hidden] * (layers - 1) + [last])
+        if self.joined:
             self.values = nn.Parameter(torch.randn(latents, self.net[0].out_features))
 
     def forward(self, z_a: Tensor, condition: Tensor | None = None) -> Tensor:
         x = z_a if condition is None else torch.cat([z_a, condition.to(z_a.dtype)], 1)
         if self.latents == 1:
             return self.net(x)
+        if not self.joined:
+            return self.net(x).unflatten(1, (self.latents, -1))
         joined = self.net[0](x)[:, None] + self.values
         return self.net[1:](joined.flatten(0, 1)).unflatten(0, (len(z_a), self.latents))
 
