@@ -94,6 +94,17 @@ def _torchcodec(decoders, path: str, clips: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([reader.get_frames_at(clip.tolist()).data.numpy() for clip in clips])
 
 
+def libraries() -> dict:
+    """{name: module} of the decoders beside ours that can be used here."""
+    found = {}
+    for module in ("decord", "torchcodec.decoders"):
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            found[module.split(".")[0]] = importlib.import_module(module)
+    if "decord" in found:
+        found["decord"].logging.set_level(found["decord"].logging.QUIET)
+    return found
+
+
 def readers() -> dict[str, Callable[[str, list[np.ndarray]], np.ndarray]]:
     """{name: path and clips, numbers of frames each -> uint8 [frames of all clips, H, W, 3]}."""
 
@@ -105,13 +116,10 @@ def readers() -> dict[str, Callable[[str, list[np.ndarray]], np.ndarray]]:
         return together
 
     found: dict[str, Callable] = {}
-    for module, read in (("decord", _decord), ("torchcodec.decoders", _torchcodec)):
-        with contextlib.suppress(ImportError, OSError, RuntimeError):
-            name, library = module.split(".")[0], importlib.import_module(module)
-            if name == "decord":
-                library.logging.set_level(library.logging.QUIET)
-            found[name] = functools.partial(read, library)
-            found[f"{name} at once"] = at_once(found[name])
+    reads = {"decord": _decord, "torchcodec": _torchcodec}
+    for name, library in libraries().items():
+        found[name] = functools.partial(reads[name], library)
+        found[f"{name} at once"] = at_once(found[name])
     return {**found, "plain": functools.partial(ours, fast=False), "ours": ours}
 
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import av
 import numpy as np
 import pytest
-from test_video_matrix import film, sequential
 
 from benchmarks import video as benchmark
+from benchmarks.films import film, sequential
 from vicjoint.files.kept import Kept
 from vicjoint.files.small import FOLDERS, SmallFiles
 from vicjoint.video import Video, index

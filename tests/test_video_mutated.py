@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 from test_mutated import mutated, outcome
-from test_video_matrix import HEVC, VP9, film
 
+from benchmarks.films import HEVC, VP9, film
 from vicjoint.video.backends import PyAV
 
 FILMS = {

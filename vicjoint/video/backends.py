@@ -16,7 +16,22 @@ from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
 from vicjoint.files.media import best_stream, open_media
-from vicjoint.video.index import Index, Key, VideoError, VideoInfo, keep, kept
+from vicjoint.video.index import (
+    COLOURS,
+    INTERLACED,
+    MIRRORED,
+    OPEN,
+    STREAMS,
+    TURNED,
+    UNCLEAN,
+    UNTIMED,
+    Index,
+    Key,
+    VideoError,
+    VideoInfo,
+    keep,
+    kept,
+)
 from vicjoint.video.units import References
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
@@ -72,7 +87,7 @@ class PyAV:
             if (index := kept(path)) is None:
                 index = self._count()
                 keep(path, index)
-            self.info, self._shown, self._keys, self.plain = index.info, index.shown, index.keys, index.plain
+            self.info, self._shown, self._keys, self.odd = index.info, index.shown, index.keys, index.odd
             self._single, self._free = index.single, index.free
         except av.FFmpegError as error:
             self.close()
@@ -115,21 +130,24 @@ class PyAV:
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
             info = _info([pts for pts, _ in frames], frames[0][1], self._stream)
-            return Index(info, None, self._keys, False, False, self._free)
+            return Index(info, None, self._keys, frozenset({UNTIMED}), False, self._free)
         self._keys.sort()
         first = self._whole(0, [0])
         clean = all(key.is_clean for key in self._keys)
-        plain = (
-            len(self._container.streams.video) == 1
-            and _closed(packets)
-            and clean
-            and not first.interlaced_frame
-            and first.colorspace in MATRICES
-            and np.array_equal(_turn(first), np.eye(2))
-        )
-        free = sorted(p.pts for p in packets if p.is_free) if single and clean and _closed(packets) else []
+        closed, turn = _closed(packets), _turn(first)
+        oddities = {
+            STREAMS: len(self._container.streams.video) > 1,
+            OPEN: not closed,
+            UNCLEAN: not clean,
+            INTERLACED: bool(first.interlaced_frame),
+            COLOURS: first.colorspace not in MATRICES,
+            TURNED: not np.array_equal(turn, np.eye(2)),
+            MIRRORED: bool(np.linalg.det(turn) < 0),
+        }
+        odd = frozenset(name for name, is_so in oddities.items() if is_so)
+        free = sorted(p.pts for p in packets if p.is_free) if single and clean and closed else []
         info = _info(self._shown.tolist(), first, self._stream)
-        return Index(info, self._shown, self._keys, plain, single, np.array(free, np.int64))
+        return Index(info, self._shown, self._keys, odd, single, np.array(free, np.int64))
 
     def _stamps(self) -> tuple[list[Stamp], bool]:
         """Of all packets with content, and Index.single; the packets themselves are kept where they are

@@ -20,7 +20,10 @@ from vicjoint.files.small import SmallFiles
 
 COUNTED = Kept(64)  # indexes by file; in each process
 ON_DISK = SmallFiles("video_index", 1 << 18)  # of 0.5 to 4 kB
-FORM = 1  # of an index on the disk: another number where its meaning changes
+FORM = 2  # of an index on the disk: another number where its meaning changes
+UNTIMED, UNCLEAN, OPEN = "frames without times", "key frames that are no beginning", "open groups of pictures"
+STREAMS, INTERLACED, COLOURS = "several video streams", "interlaced pictures", "a colour space of its own"
+TURNED, MIRRORED = "turned pictures", "mirrored pictures"
 SETTLED_NS = 2_000_000_000  # a file that changed less long ago may change again without another time
 
 
@@ -58,15 +61,14 @@ class Index:
     """Times are in the stream's time base.
 
     shown: int64 [frames], the times of the frames that a player shows, increasing; None where only decoding
-    tells. keys: in order of time where `shown` is known. plain: whether decoding can begin at each key frame
-    as at the beginning, and all frames are shown as they are stored. single: whether each packet is sure to
-    be one whole frame. free: int64 [frames], times, increasing, of the frames on which no other one leans, as
-    far as that is sure."""
+    tells. keys: in order of time where `shown` is known. odd: words above, what some decoders are
+    wrong about. single: whether each packet is sure to be one whole frame. free: int64 [frames], times,
+    increasing, of the frames on which no other one leans, as far as that is sure."""
 
     info: VideoInfo
     shown: np.ndarray | None
     keys: list[Key]
-    plain: bool
+    odd: frozenset[str]
     single: bool
     free: np.ndarray
 
@@ -76,7 +78,7 @@ class Index:
         keys = np.array(self.keys, np.int64).reshape(-1, 4)
         shown = np.zeros(0, np.int64) if self.shown is None else self.shown
         counts = [len(times), len(shown), keys.size, len(self.free)]
-        head = [facts, self.shown is not None, self.plain, self.single, counts]
+        head = [facts, self.shown is not None, sorted(self.odd), self.single, counts]
         arrays = (times.astype(np.float64), shown.astype(np.int64), keys, self.free.astype(np.int64))
         return json.dumps(head).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
 
@@ -84,7 +86,7 @@ class Index:
     def from_bytes(cls, content: bytes) -> "Index":
         """Raises ValueError and KeyError where they are something else."""
         head, _, data = content.partition(b"\n")
-        facts, has_shown, plain, single, counts = json.loads(head)
+        facts, has_shown, odd, single, counts = json.loads(head)
         numbers = np.frombuffer(data, np.int64)
         if len(numbers) != sum(counts):
             raise ValueError("not an index")
@@ -93,7 +95,7 @@ class Index:
         listed = [
             Key(pts, dts, place, bool(clean)) for pts, dts, place, clean in keys.reshape(-1, 4).tolist()
         ]
-        return cls(info, shown if has_shown else None, listed, plain, single, free)
+        return cls(info, shown if has_shown else None, listed, frozenset(odd), single, free)
 
 
 def kept(path: str) -> Index | None:

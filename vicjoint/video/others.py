@@ -13,14 +13,15 @@ import numpy as np
 from vicjoint.files.cells import as_path
 from vicjoint.files.inside import Inside
 from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.index import OPEN, STREAMS, TURNED
 
 
 class _Other:
     """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
-    decodes. only_plain: whether it is right only about files that are (`PyAV.plain`)."""
+    decodes. right_about: oddities of a file that it knows (`PyAV.odd`)."""
 
     name: str
-    only_plain = False
+    right_about: frozenset[str] = frozenset()
     module: (
         str  # imported when a file is opened and not at the top: optional, and decord must load after torch
     )
@@ -28,11 +29,8 @@ class _Other:
 
     def __init__(self, path: str, pyav: PyAV):
         self.path, self._held = path, contextlib.ExitStack()
-        if self.only_plain and not pyav.plain:
-            raise self._differs(
-                "would not be right about each frame of this file (frames without times, key frames that are"
-                " no beginning, several video streams, interlaced or turned pictures)"
-            )
+        if odd := sorted(pyav.odd - self.right_about):
+            raise self._differs(f"would not be right about each frame of this file ({', '.join(odd)})")
         try:
             module = importlib.import_module(self.module)
         except (
@@ -72,7 +70,6 @@ class _Other:
 
 class _Decord(_Other):
     name = module = "decord"
-    only_plain = True
     missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
 
     def _open(self, decord, path: str) -> None:
@@ -99,6 +96,7 @@ class _Decord(_Other):
 class _TorchCodec(_Other):
     name = "torchcodec"
     module = "torchcodec.decoders"
+    right_about = frozenset({OPEN, STREAMS, TURNED})
     missing = (
         "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
         "or use video_backend: pyav."
