@@ -60,7 +60,15 @@ MATRIX = {
     "variable.mkv": dict(times=VARIABLE),
     "hevc.mp4": dict(**HEVC, params=f"{X265}:open-gop=0"),
     "hevc_open.mkv": dict(**HEVC, params=X265),
-    "hevc_layers.mp4": dict(**HEVC, params=f"{X265}:temporal-layers=1"),
+    "hevc_layers.mp4": dict(**HEVC, params=f"{X265}:temporal-layers=3:bframes=7:b-adapt=0:rc-lookahead=20"),
+    "hevc_pyramid.mp4": dict(
+        **HEVC, params=f"{X265}:bframes=8:b-adapt=0:ref=5:keyint=40:slices=2:rc-lookahead=20"
+    ),
+    "hevc_no_pyramid.mkv": dict(**HEVC, params=f"{X265}:b-pyramid=0:bframes=5:b-adapt=0:rc-lookahead=20"),
+    "hevc_no_b.mp4": dict(**HEVC, params=f"{X265}:bframes=0"),
+    "hevc.ts": dict(**HEVC, params=X265),
+    "hevc_fields.mp4": dict(**HEVC, params=f"{X265}:interlace=tff"),
+    "hevc_lists.mp4": dict(**HEVC, params=f"{X265}:scaling-list=default"),
     "hevc_10.mp4": dict(**HEVC, params=X265, pixels="yuv420p10le"),
     "vp9.webm": VP9,
     "vp9.mp4": VP9,

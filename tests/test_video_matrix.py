@@ -12,7 +12,8 @@ from vicjoint.video import Video, VideoError, backends
 
 FREE = {"h264.mp4", "h264.mkv", "h264.mov", "one_key.mp4", "no_pyramid.mp4", "strict_pyramid.mp4"}
 FREE |= {"many_references.mp4", "few_numbers.mp4", "slices.mkv", "h264_10.mp4", "h264_444.mp4", "lists.mp4"}
-FREE |= {"variable.mp4", "variable.mkv"}
+FREE |= {"variable.mp4", "variable.mkv", "hevc.mp4", "hevc_open.mkv", "hevc_10.mp4", "hevc_layers.mp4"}
+FREE |= {"hevc_pyramid.mp4", "hevc_no_pyramid.mkv", "hevc_fields.mp4"}
 
 NOT_CLEAN = {"open.mp4", "refreshed.mp4"}  # key frames at which decoding cannot begin
 TEN_BITS = {"h264_10.mp4", "hevc_10.mp4", "av1.mkv"}  # of which other decoders make other colours
@@ -58,7 +59,7 @@ def test_frames_are_those_of_sequential_decoding(tmp_path, name):
         assert bool(video._own._left) == (name in FREE)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "variable.mkv", "hevc.mp4", "open.mp4"])
+@pytest.mark.parametrize("name", ["h264.mp4", "variable.mkv", "hevc_open.mkv", "hevc_layers.mp4", "open.mp4"])
 def test_of_large_files_they_are_sought(tmp_path, name, monkeypatch):
     monkeypatch.setattr(backends, "KEEP_BYTES", 0)
     check(film(tmp_path / name, **MATRIX[name]), "pyav")

@@ -16,6 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
 from vicjoint.files.media import best_stream, open_media
+from vicjoint.video.hevc import HEVC
 from vicjoint.video.index import (
     COLOURS,
     INTERLACED,
@@ -32,10 +33,11 @@ from vicjoint.video.index import (
     keep,
     kept,
 )
-from vicjoint.video.units import References
+from vicjoint.video.units import H264
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
+UNITS = {"h264": H264, "hevc": HEVC}
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
@@ -51,7 +53,6 @@ class Stamp(NamedTuple):
     dts: int | None
     is_keyframe: bool
     is_clean: bool  # Key.is_clean
-    is_free: bool  # no other frame leans on it, as it says
     is_discard: bool
     is_corrupt: bool
 
@@ -112,7 +113,7 @@ class PyAV:
         """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else by
         decoding all."""
         self._single, self._free = False, np.zeros(0, np.int64)
-        packets, single = self._stamps()
+        packets, places, single = self._stamps()
         listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
@@ -145,27 +146,31 @@ class PyAV:
             MIRRORED: bool(np.linalg.det(turn) < 0),
         }
         odd = frozenset(name for name, is_so in oddities.items() if is_so)
-        free = sorted(p.pts for p in packets if p.is_free) if single and clean and closed else []
+        # pictures of an open group of HEVC, which lean on what is before their key frame, say so
+        sure = clean and (closed or self._context.name == "hevc")
+        free = sorted(packets[place].pts for place in places) if sure else []
         info = _info(self._shown.tolist(), first, self._stream)
         return Index(info, self._shown, self._keys, odd, single, np.array(free, np.int64))
 
-    def _stamps(self) -> tuple[list[Stamp], bool]:
-        """Of all packets with content, and Index.single; the packets themselves are kept where they are
-        few."""
+    def _stamps(self) -> tuple[list[Stamp], list[int], bool]:
+        """Of all packets with content, the places of those on which no other one leans, and Index.single; the
+        packets themselves are kept where they are few."""
         stamps, packets, size = [], [], 0
-        references = References(self._context.extradata) if self._context.name == "h264" else None
+        kind = UNITS.get(self._context.name)
+        references = kind(self._context.extradata) if kind else None
         for p in self._container.demux(self._stream):
             if not p.size:
                 continue
-            clean, free = references.add(p) if references else (True, False)
-            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, free, p.is_discard, p.is_corrupt))
+            clean = references.add(p) if references else True
+            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, p.is_discard, p.is_corrupt))
             size += p.size
             if size <= KEEP_BYTES:
                 packets.append(p)
             else:
                 packets.clear()
         self._packets = packets or None
-        return stamps, references is None or references.trusted
+        sure = references is not None and references.trusted
+        return stamps, references.free if references and sure else [], sure or self._context.name != "h264"
 
     def read(self, numbers: list[int]) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
@@ -278,7 +283,7 @@ class PyAV:
         self._context.flush_buffers()
         self._left, self._cut = set(), False
         groups = self._groups()
-        wanted = next(groups, (None, None))[1]
+        got, wanted = set[int](), next(groups, (None, None))[1]
         if start is not None and self._packets is not None:
             packets = iter(self._packets[start.place :])
         else:
@@ -295,14 +300,12 @@ class PyAV:
             except av.FFmpegError:
                 if not self._harmless(packet, start):
                     raise
-            if wanted is None:
-                continue
-            wanted.discard(packet.pts)
-            if not wanted:
+            got.add(packet.pts)
+            while wanted is not None and wanted <= got and not self._cut:
                 key, wanted = next(groups, (None, None))
                 self._cut = self._ends if key is None else key.place > self._fed + 1
-                if self._cut:
-                    break
+            if self._cut:
+                break
         yield from self._context.decode(None)
 
     def _groups(self) -> Iterator[tuple[Key, set[int]]]:
