@@ -34,7 +34,8 @@ def frames_of(path, numbers, fast):
     decoder = PyAV(str(path))
     try:
         decoder.fast = fast
-        return decoder.read([n for n in numbers if n < decoder.info.frames])
+        numbers = [n for n in numbers if n < decoder.info.frames]
+        return decoder.read(numbers, np.arange(len(numbers)))
     finally:
         decoder.close()
 

@@ -65,8 +65,7 @@ class Video:
         if not numbers.size:
             return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
-        decoded = self._decoder.read(unique.tolist())
-        return decoded if np.array_equal(unique, numbers) else decoded[places]
+        return self._decoder.read(unique.tolist(), places)
 
     def each(self, frames) -> Iterator[np.ndarray]:
         """Frames uint8 [H, W, 3], RGB, of increasing, distinct numbers, one after the other: one pass forward

@@ -1,8 +1,8 @@
 """The decoder behind `vicjoint.video`, which is the module to use; it gives frames of increasing, distinct
-numbers. Others, beside it: vicjoint.video.others.
+numbers, in the order that is asked for. Others, beside it: vicjoint.video.others.
 
     decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-    decoder.read([3, 5, 7]), decoder.close()
+    decoder.read([3, 5, 7], np.array([0, 1, 2, 1])), decoder.close()
 """
 
 import bisect
@@ -38,6 +38,7 @@ from vicjoint.video.units import H264
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
 UNITS = {"h264": H264, "hevc": HEVC}
+UPRIGHT = np.eye(2)
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
@@ -172,13 +173,13 @@ class PyAV:
         sure = references is not None and references.trusted
         return stamps, references.free if references and sure else [], sure or self._context.name != "h264"
 
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
+    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers; places: which of them each is, int [T]."""
+        out = np.empty((len(places), self.info.height, self.info.width, 3), dtype=np.uint8)
         self._reads += 1
         # the first read is the only one, most often; one that is followed by others goes on
         for place, image in enumerate(self._each(numbers, last=self._reads == 1)):
-            out[place] = image
+            out[places == place] = image
         if self._reads == 1:
             self._walk = None
         return out
@@ -403,7 +404,7 @@ def _turn(frame) -> np.ndarray:
     try:
         matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
     except KeyError:
-        return np.eye(2)
+        return UPRIGHT
     except ValueError:  # PyAV lists no side data where one is of a kind that it does not know
         angle = np.deg2rad(frame.rotation)
         return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -2,7 +2,7 @@
 
 pyav = PyAV("clip.mp4")
 decoder = OTHERS["decord"]("clip.mp4", pyav)           # VideoError where it differs from that
-decoder.read([3, 5, 7]), decoder.close()
+decoder.read([3, 5, 7], np.arange(3)), decoder.close()
 """
 
 import contextlib
@@ -53,15 +53,16 @@ class _Other:
     def _differs(self, how: str) -> VideoError:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
 
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
+    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers; places: which of them each is, int [T]."""
         try:
-            return self._decode(numbers)
+            images = self._decode(numbers)
         except Exception as error:
             raise VideoError(
                 f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
                 f"({_brief(error)})."
             ) from None
+        return images if np.array_equal(places, np.arange(len(images))) else images[places]
 
     def close(self) -> None:
         self._reader = None
