@@ -45,8 +45,13 @@ CODECS = {  # ours: (FFmpeg's encoder, ending, options)
     "av1": ("libsvtav1", "mp4", {"preset": "12", "svtav1-params": "lp=1"}),
     "mpeg4": ("mpeg4", "mp4", {"qscale": "4"}),
     "mpeg4 avi": ("mpeg4", "avi", {"qscale": "4"}),
+    "mpeg1": ("mpeg1video", "mpg", {"qscale": "4", "bf": "2"}),
     "mjpeg": ("mjpeg", "mov", {"qscale": "4"}),
+    "prores": ("prores_ks", "mov", {}),
 }
+
+PIXELS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}
+ALL_KEYS = {"mjpeg", "prores"}
 
 
 def film(path: Path, codec: str, interval: int, frames: int) -> None:
@@ -59,7 +64,7 @@ def film(path: Path, codec: str, interval: int, frames: int) -> None:
     with av.open(str(path), "w") as file:
         stream = file.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.gop_size = WIDTH, HEIGHT, interval
-        stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
+        stream.pix_fmt = PIXELS.get(encoder, "yuv420p")
         stream.thread_count = 1
         for n in range(frames):
             part = plane[n // 2 : n // 2 + HEIGHT, n : n + WIDTH]
@@ -181,7 +186,13 @@ def main(arguments: list[str] | None = None) -> None:
     frames, rounds = (40, 1) if options.quick else (FRAMES, options.rounds)
     rows = []
     with tempfile.TemporaryDirectory() as folder, setting("VICJOINT_CACHE", f"{folder}/cache"):
-        cases = [(c, i, s, k) for c in options.codecs for i in (12, 250) for s in (2, 4) for k in (1, 4)]
+        cases = [
+            (c, i, s, k)
+            for c in options.codecs
+            for i in ((1,) if c in ALL_KEYS else (12, 250))
+            for s in (2, 4)
+            for k in (1, 4)
+        ]
         for codec, interval, stride, k in tqdm(cases, "films", disable=None):
             path = Path(folder) / f"{codec.replace(' ', '_')}_{interval}.{CODECS[codec][1]}"
             if not path.exists():
