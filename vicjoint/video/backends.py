@@ -174,7 +174,7 @@ class PyAV:
         return stamps, references.free if references and sure else [], sure or self._context.name != "h264"
 
     def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3]; numbers: increasing, distinct; places: int [T], which of them each is."""
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
         out = np.empty((len(places), self.info.height, self.info.width, 3), dtype=np.uint8)
         self._reads += 1
         # the first read is the only one, most often; one that is followed by others goes on

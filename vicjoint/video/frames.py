@@ -99,7 +99,7 @@ class Frames:
             yield frame
 
     def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3]; numbers: increasing, distinct; places: int [T], which of them each is."""
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
         images = list(self.each(numbers))
         return np.stack([images[place] for place in places])
 

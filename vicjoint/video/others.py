@@ -54,7 +54,7 @@ class _Other:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
 
     def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3]; numbers: increasing, distinct; places: int [T], which of them each is."""
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
         try:
             images = self._decode(numbers)
         except Exception as error:
