@@ -203,9 +203,12 @@ class Clip(Pixels):
         self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
     ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        return self.read_several(value, [rng], [window])[0]
+        return self._read(value, [rng], [window])[0]
 
     def read_several(self, value, rngs, windows) -> list[Tensor]:
+        return self._read(value, rngs, windows)
+
+    def _read(self, value, rngs, windows) -> list[Tensor]:
         chooses = [
             lambda info, drawn=drawn: self._numbers(info, *drawn, value) for drawn in zip(rngs, windows)
         ]

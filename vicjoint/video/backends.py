@@ -44,7 +44,18 @@ MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
-TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
+TIMED_CODECS = {
+    "h264",
+    "hevc",
+    "av1",
+    "libdav1d",
+    "libaom-av1",
+    "vp9",
+    "libvpx-vp9",
+    "mpeg4",
+    "mjpeg",
+    "prores",
+}
 
 
 class Stamp(NamedTuple):
