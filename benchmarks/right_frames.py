@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from benchmarks import films
@@ -28,8 +29,8 @@ MOST_FRAMES = 1000  # of a film of a folder: all are held
 
 
 class Ours:
-    def __init__(self, path: str):
-        self._video = Video(path, "pyav")
+    def __init__(self, path: str, backend: str = "pyav"):
+        self._video = Video(path, backend)
         self.frames = self._video.info.frames
 
     def read(self, numbers: list[int]) -> np.ndarray:
@@ -44,6 +45,8 @@ def readers() -> dict[str, Callable]:
     if "torchcodec" in modules:
         found["torchcodec exact"] = lambda path: _TorchCodec(modules["torchcodec"], path, "exact")
         found["torchcodec approximate"] = lambda path: _TorchCodec(modules["torchcodec"], path, "approximate")
+        if torch.cuda.is_available():
+            found["nvdec"] = lambda path: _TorchCodec(modules["torchcodec"], path, "exact", "cuda")
     return found
 
 
@@ -57,12 +60,14 @@ class _Decord:
 
 
 class _TorchCodec:
-    def __init__(self, module, path: str, mode: str):
-        self._reader = module.VideoDecoder(path, seek_mode=mode, num_ffmpeg_threads=1, dimension_order="NHWC")
+    def __init__(self, module, path: str, mode: str, device: str = "cpu"):
+        self._reader = module.VideoDecoder(
+            path, seek_mode=mode, num_ffmpeg_threads=1, dimension_order="NHWC", device=device
+        )
         self.frames = len(self._reader)
 
     def read(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_frames_at(numbers).data.numpy()
+        return self._reader.get_frames_at(numbers).data.cpu().numpy()
 
 
 def made(folder: Path) -> Iterator[tuple[Path, np.ndarray]]:

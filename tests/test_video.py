@@ -9,14 +9,15 @@ import struct
 import av
 import numpy as np
 import pytest
+import torch
 
 from vicjoint.video import Video, VideoError, backends, read
 from vicjoint.video.others import OTHERS
 
 BACKENDS = ["auto", "pyav"]
-for _name, _other in OTHERS.items():  # those that can be used here
-    with contextlib.suppress(ImportError, OSError, RuntimeError):
-        importlib.import_module(_other.module)
+for _name in ("decord", "torchcodec"):  # where they can be used
+    with contextlib.suppress(VideoError):
+        OTHERS[_name].load()
         BACKENDS.append(_name)
 H, W = 48, 64
 
@@ -231,12 +232,23 @@ def test_wrong_requests(tmp_path):
     for wanted in ([10], [-1]):
         with pytest.raises(VideoError, match="10 frames exist"):
             read(path, wanted)
-    with pytest.raises(VideoError, match="Expected one of: auto, decord, pyav, torchcodec"):
+    with pytest.raises(VideoError, match="Expected one of: auto, decord, nvdec, pyav, torchcodec"):
         read(path, [0], "opencv")
     assert read(path, []).shape == (0, H, W, 3)
     if importlib.util.find_spec("torchcodec") is None:
-        with pytest.raises(VideoError, match="pip install torchcodec"):
-            read(path, [0], "torchcodec")
+        for backend in ("torchcodec", "nvdec"):
+            with pytest.raises(
+                VideoError, match=f"'{backend}' cannot be used here. .*pip install torchcodec"
+            ):
+                read(path, [0], backend)
+
+
+def test_nvdec_without_a_gpu_is_named(tmp_path, monkeypatch):
+    if "torchcodec" not in BACKENDS:
+        pytest.skip("torchcodec cannot be used here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(VideoError, match="'nvdec' decodes on an NVIDIA GPU, and there is none here"):
+        read(write(tmp_path / "a.mp4", 10), [0], "nvdec")
 
 
 @pytest.mark.parametrize("folder", ["codec_edge_cases", "loose_clips", "grid_av/originals_mpg"])

@@ -9,6 +9,7 @@ from test_video import BACKENDS
 from benchmarks import right_frames
 from benchmarks.films import B_FRAMES, FRAMES, MATRIX, copy, film, sequential, wishes
 from vicjoint.video import Video, VideoError, backends
+from vicjoint.video.others import OTHERS
 
 FREE = {"h264.mp4", "h264.mkv", "h264.mov", "one_key.mp4", "no_pyramid.mp4", "strict_pyramid.mp4"}
 FREE |= {"many_references.mp4", "few_numbers.mp4", "slices.mkv", "h264_10.mp4", "h264_444.mp4", "lists.mp4"}
@@ -57,6 +58,23 @@ def test_frames_are_those_of_sequential_decoding(tmp_path, name):
         assert (len(video._own._free) > 0) == (name in FREE)
         video.read([3, 11])
         assert bool(video._own._left) == (name in FREE)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_frames_of_nvdec_are_the_right_ones(tmp_path, name):
+    """Its colours are its own."""
+    try:
+        OTHERS["nvdec"].load()
+    except VideoError as error:
+        pytest.skip(str(error))
+    path = film(tmp_path / name, **MATRIX[name])
+    try:
+        Video(path, "nvdec").close()
+    except VideoError as error:
+        assert "Use video_backend: auto." in str(error)  # refused, not wrong
+        return
+    found = right_frames.judged(lambda path: right_frames.Ours(path, "nvdec"), path, sequential(path))
+    assert found == "right" or found.startswith("other colours")
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "variable.mkv", "hevc_open.mkv", "hevc_layers.mp4", "open.mp4"])

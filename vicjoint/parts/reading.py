@@ -93,15 +93,15 @@ class Modality(nn.Module):
     """Whether `read_several` takes less than as many calls of `read`."""
 
     def __init_subclass__(cls, **options):
-        """A class that replaces `read` and inherits `read_several` or `slide` gets those that call its own."""
+        """A class that replaces `read`, and inherits `read_several` or `slide`, gets those that call it."""
         super().__init_subclass__(**options)
-        order = cls.__mro__
-        of = {
-            n: next(i for i, c in enumerate(order) if n in vars(c)) for n in ("read", "read_several", "slide")
-        }
-        if of["read"] < of["read_several"]:
+        read, read_several, slide = (
+            next(place for place, of in enumerate(cls.__mro__) if name in vars(of))
+            for name in ("read", "read_several", "slide")
+        )
+        if read < read_several:
             cls.read_several, cls.several = Modality.read_several, False
-        if of["read"] < of["slide"]:
+        if read < slide:
             cls.slide = Modality.slide
 
     video_backend: str = "auto"

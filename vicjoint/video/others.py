@@ -9,6 +9,7 @@ import contextlib
 import importlib
 
 import numpy as np
+import torch
 
 from vicjoint.files.cells import as_path
 from vicjoint.files.inside import Inside
@@ -31,14 +32,7 @@ class _Other:
         self.path, self._held = path, contextlib.ExitStack()
         if odd := sorted(pyav.odd - self.right_about):
             raise self._differs(f"would not be right about each frame of this file ({', '.join(odd)})")
-        try:
-            module = importlib.import_module(self.module)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-        ):  # RuntimeError: torchcodec without an FFmpeg that it can load
-            raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
+        module = self.load()
         try:
             self._open(module, self._held.enter_context(on_disk(path)))
         except Exception as error:  # decord raises its own errors, some of them plain Exception
@@ -49,6 +43,15 @@ class _Other:
         except VideoError:
             self.close()
             raise
+
+    @classmethod
+    def load(cls):
+        """Its module. Raises VideoError where it cannot be used."""
+        try:
+            return importlib.import_module(cls.module)
+        # RuntimeError: torchcodec without an FFmpeg that it can load
+        except (ImportError, OSError, RuntimeError):
+            raise VideoError(f"video_backend '{cls.name}' {cls.missing}") from None
 
     def _differs(self, how: str) -> VideoError:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
@@ -98,6 +101,7 @@ class _TorchCodec(_Other):
     name = "torchcodec"
     module = "torchcodec.decoders"
     right_about = frozenset({OPEN, STREAMS, TURNED})
+    device = "cpu"
     missing = (
         "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
         "or use video_backend: pyav."
@@ -105,7 +109,7 @@ class _TorchCodec(_Other):
 
     def _open(self, decoders, path: str) -> None:
         self._reader = decoders.VideoDecoder(
-            path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
+            path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC", device=self.device
         )
 
     def _compare(self, info: VideoInfo) -> None:
@@ -113,10 +117,26 @@ class _TorchCodec(_Other):
             raise self._differs(f"counts {len(self._reader)} frames, {info.frames} exist")
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_frames_at(numbers).data.numpy()
+        return self._reader.get_frames_at(numbers).data.cpu().numpy()
 
 
-OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
+class _NVDEC(_TorchCodec):
+    """On the GPU, colours included, which are its own."""
+
+    name, device = "nvdec", "cuda"
+
+    @classmethod
+    def load(cls):
+        module = super().load()
+        if not torch.cuda.is_available():
+            raise VideoError(
+                "video_backend 'nvdec' decodes on an NVIDIA GPU, and there is none here that PyTorch can use."
+                " Use video_backend: auto."
+            )
+        return module
+
+
+OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec, "nvdec": _NVDEC}
 
 
 def on_disk(path: str) -> contextlib.AbstractContextManager[str]:
