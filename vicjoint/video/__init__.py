@@ -38,7 +38,8 @@ class Video:
     backend: pyav, decord, torchcodec, nvdec (torchcodec on a GPU), or auto, which is pyav: decord and
     torchcodec are slower, and right about fewer files (docs/video.md). A folder of pictures, a numbered
     pattern such as clip/%05d.jpg and a tiff of several pages are videos, too, of `frame_rate` frames a
-    second, whatever the backend. Raises VideoError where the file, or a backend asked for by name, cannot be used.
+    second, whatever the backend. Raises VideoError where the file, or a backend asked for by name, cannot be
+    used.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "auto", frame_rate: float = FRAME_RATE):
