@@ -2,6 +2,7 @@
 
 import os
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import av
@@ -118,6 +119,19 @@ def test_where_nothing_can_be_written_films_are_read(tmp_path, cache):
     cache.parent.write_text("a file where the folder would be")
     with Video(old(film(tmp_path / "a.mp4"))) as video:
         assert video.info.frames == 45
+
+
+def test_the_index_of_a_long_film_is_small():
+    shown, second = np.arange(90_000) * 512, 1 / 12800
+    keys = [index.Key(n * 512 * 250, n * 512 * 250 - 1024, n * 250, True) for n in range(360)]
+    info = index.VideoInfo(90_000, 25.0, 48, 64, index.in_seconds(shown, second))
+    long = index.Index(info, shown, keys, frozenset({index.OPEN}), True, shown[1::2], second)
+    content = long.to_bytes()
+    assert len(zlib.compress(content, 1)) < 10_000
+    again = index.Index.from_bytes(content)
+    assert np.array_equal(again.info.timestamps_seconds, info.timestamps_seconds)
+    assert np.array_equal(again.shown, shown) and np.array_equal(again.free, shown[1::2])
+    assert again.keys == keys and again.odd == {index.OPEN} and again.single and again.second == second
 
 
 # ---- units ----

@@ -30,6 +30,7 @@ from vicjoint.video.index import (
     Key,
     VideoError,
     VideoInfo,
+    in_seconds,
     keep,
     kept,
 )
@@ -162,7 +163,8 @@ class PyAV:
         sure = clean and (closed or self._context.name == "hevc")
         free = sorted(packets[place].pts for place in places) if sure else []
         info = _info(self._shown.tolist(), first, self._stream)
-        return Index(info, self._shown, self._keys, odd, single, np.array(free, np.int64))
+        second = float(self._stream.time_base)
+        return Index(info, self._shown, self._keys, odd, single, np.array(free, np.int64), second)
 
     def _stamps(self) -> tuple[list[Stamp], list[int], bool]:
         """Of all packets with content, the places of those on which no other one leans, and Index.single; the
@@ -397,11 +399,7 @@ def _closed(packets: list) -> bool:
 def _info(times: list, first, stream) -> VideoInfo:
     rate = float(stream.average_rate or 25)
     usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
-    seconds = (
-        np.array(times, dtype=np.float64) * float(stream.time_base)
-        if usable
-        else np.arange(len(times)) / rate
-    )
+    seconds = in_seconds(times, float(stream.time_base)) if usable else np.arange(len(times)) / rate
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
     height, width = _upright(np.empty((first.height, first.width, 0)), _turn(first)).shape[:2]
