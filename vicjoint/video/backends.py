@@ -314,10 +314,15 @@ class PyAV:
             except av.FFmpegError:
                 if not self._harmless(packet, start):
                     raise
+            if wanted is None:
+                continue
             got.add(packet.pts)
-            while wanted is not None and wanted <= got and not self._cut:
+            wanted.discard(packet.pts)
+            while wanted is not None and not wanted and not self._cut:
                 key, wanted = next(groups, (None, None))
                 self._cut = self._ends if key is None else key.place > self._fed + 1
+                if wanted is not None:  # those of an open group may have come with the one before
+                    wanted -= got
             if self._cut:
                 break
         yield from self._context.decode(None)
