@@ -131,8 +131,16 @@ def kept(path: str) -> Index | None:
 def keep(path: str, index: Index) -> None:
     name = _name(path)
     _add(name, index)
-    if _on_disk(path) and time.time_ns() - state_of(path)[1] > SETTLED_NS:
+    if _on_disk(path) and settled(path):
         ON_DISK.put(name, index.to_bytes())
+
+
+def settled(path: str) -> str | None:
+    """A name of a file as it is now, that it has in other processes and later on; None where it may still
+    change without another name. Raises OSError where it is gone."""
+    elsewhere = isinstance(path, Inside) and "remote" in path.part
+    is_old = time.time_ns() - state_of(path)[1] > SETTLED_NS
+    return _name(path) if is_old and not elsewhere else None
 
 
 def _add(name: str, index: Index) -> None:
