@@ -253,7 +253,10 @@ class FrameAndMotion(TokenEncoder, nn.Module):
 class EachFrame(TokenEncoder, nn.Module):
     """Any image encoder, `image: {name: conv, ...}`, on each frame by itself. Tokens: y of each frame, in
     order; y of a clip is their mean, and of a single frame [B, C, H, W] its own. With `b: {weights: same}`
-    and a predictor that looks back, clips and frames lie in one space, in which the predictor moves on."""
+    and a predictor that looks back, clips and frames lie in one space, in which the predictor moves on.
+
+    Windows of one video share frames: in training each that is there several times is encoded once, and
+    counts once in batch norm."""
 
     def __init__(self, image: Annotated[dict, ComponentOf("encoder", prefix="image/")]):
         super().__init__()
@@ -261,12 +264,35 @@ class EachFrame(TokenEncoder, nn.Module):
         self.dim = self.image.dim
 
     def forward(self, view: Tensor) -> Tensor:
-        return self.image(view) if view.ndim == 4 else self.forward_tokens(view).x.mean(1)
+        return self._frames(view) if view.ndim == 4 else self.forward_tokens(view).x.mean(1)
 
     def forward_tokens(self, view: Tensor) -> Tokens:
         clips = view[:, :, None] if view.ndim == 4 else view
-        frames = self.image(rearrange(clips, "b c t h w -> (b t) c h w"))
+        frames = self._frames(rearrange(clips, "b c t h w -> (b t) c h w"))
         return Tokens(rearrange(frames, "(b t) d -> b t d", b=len(view)), grid=(clips.shape[2],))
+
+    def _frames(self, frames: Tensor) -> Tensor:
+        if not self.training:  # of one clip no frame comes twice, and an export has fixed shapes
+            return self.image(frames)
+        first, place = distinct(frames)
+        return self.image(frames[first])[place]
+
+
+def distinct(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """(numbers [U] of those of frames [N, C, H, W] that differ, in order; of each frame the place [N] of its
+    equal among these)."""
+    x = frames.detach().flatten(1).float()
+    # two float32 as one integer; sums of products with fixed numbers, which wrap around, tell frames apart
+    bits = nn.functional.pad(x, (0, x.shape[1] % 2)).contiguous().view(torch.int64)
+    fixed = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (bits.shape[1],), generator=fixed).to(x.device)
+    _, place, counts = (bits * factors).sum(1).unique(return_inverse=True, return_counts=True)
+    each = torch.arange(len(x), device=x.device)
+    first = each.new_full((len(counts),), len(x)).scatter_reduce(0, place, each, "amin")
+    if not torch.equal(x[first][place], x):  # no sum of a few numbers is quite sure
+        return each, each
+    first, order = first.sort()
+    return first, order.argsort()[place]
 
 
 @register_encoder("clip", "frames_transformer")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vicjoint.objectives import InfoNCEDistance
+from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.registry import build
 
 GROUP = torch.tensor([0, 0, 0, 1, 1, 2, 0])
@@ -34,6 +35,16 @@ def test_value_and_gradient_are_those_of_the_plain_form(temperature):
     (3 * loss).backward(), (3 * expected).backward()
     for one, other in zip(z, same):
         assert torch.allclose(one.grad, other.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_targets_are_told_from_those_of_their_own_step():
+    group, step = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), torch.tensor([0, 1] * 4)
+    z_a, z_b = torch.randn(2, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    objective = InfoNCEDistance()
+    objective.bind(NextFrame(horizon=2))
+    loss, _ = objective(z_a, z_b, group)
+    assert torch.allclose(loss, InfoNCEDistance()(z_a, z_b, 2 * group + step)[0], rtol=1e-12)
+    assert not torch.allclose(loss, InfoNCEDistance()(z_a, z_b, group)[0], rtol=1e-3)
 
 
 def test_large_distances_stay_finite_in_half_precision():

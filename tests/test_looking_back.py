@@ -10,6 +10,7 @@ from torch import nn
 from wrong import refused
 
 import vicjoint
+from vicjoint.batch import Following
 from vicjoint.embeddings.encoder import RepresentationModel
 from vicjoint.exporting.reading import read_trained
 from vicjoint.model import Branch
@@ -40,6 +41,28 @@ def test_each_frame_is_seen_by_itself():
         assert torch.allclose(steps_of(encoder, view[:, :, 0]), steps[:, :1], atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [16, 15])
+def test_in_training_a_frame_of_several_windows_is_encoded_once(size):
+    film = torch.randn(6, 3, size, size)
+    film[5] = film[2]
+    film[4] = film[1].clone()
+    film[4, 0, 0, 0] += 1e-6  # another frame
+    windows = torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 5]])
+    view, once = film[windows].transpose(1, 2), film[:5]
+    encoder, reference = each_frame().train(), each_frame().train()
+    y = reference.image(once)
+    expected = y[torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 2]])]
+    found = steps_of(encoder, view)
+    assert torch.allclose(found, expected, atol=1e-6)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, x), (_, other) in zip(encoder.named_parameters(), reference.named_parameters()):
+        assert torch.allclose(x.grad, other.grad, rtol=1e-4, atol=1e-5), name
+    for (name, x), (_, other) in zip(encoder.named_buffers(), reference.named_buffers()):
+        assert torch.allclose(x, other, atol=1e-6), name
+    assert torch.allclose(encoder(view[:, :, 0]), reference.image(film[[0, 1, 3]]), atol=1e-6)
+
+
 def test_tokens_that_are_no_steps_of_time_are_refused():
     view = torch.randn(2, 3, 4, 32, 32)
     with pytest.raises(ValueError, match=r"FrameAndMotion: its tokens, 8 of width .* on \[2, 4\]|are no y"):
@@ -53,10 +76,11 @@ def test_tokens_that_are_no_steps_of_time_are_refused():
 @pytest.mark.parametrize("reach", [0.0, 1.0, 3.0])
 def test_it_begins_straight_on(reach):
     z = torch.randn(3, 6, 4)
-    straight = z[:, -1] + reach * (z[:, -1] - z[:, -2])
+    change = reach * (z[:, -1] - z[:, -2])
+    straight = torch.stack([z[:, -1] + change, z[:, -1] + 2 * change], 1)
     for options in ({}, {"hidden": 0}, {"context": 2}):
-        assert torch.allclose(Extrapolate(4, reach=reach, **options)(z), straight)
-    assert not list(Extrapolate(4, hidden=0).parameters())
+        assert torch.allclose(Extrapolate(4, 2, reach=reach, **options)(z), straight, atol=1e-6)
+    assert not list(Extrapolate(4, 2, hidden=0).parameters())
 
 
 def test_it_learns_to_bend():
@@ -70,21 +94,21 @@ def test_it_learns_to_bend():
         return z[:, :4], z[:, 4]
 
     torch.manual_seed(0)
-    predictor = Extrapolate(2, context=4, hidden=32)
+    predictor = Extrapolate(2, 1, context=4, hidden=32)
     optimizer = torch.optim.Adam(predictor.parameters(), 1e-2)
     for _ in range(150):
         z, target = circles(64)
-        loss = (predictor(z) - target).square().mean()
+        loss = (predictor(z)[:, 0] - target).square().mean()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     predictor.eval()
     z, target = circles(200)
     straight = (2 * z[:, -1] - z[:, -2] - target).square().mean()
-    assert (predictor(z) - target).square().mean() < straight / 10
+    assert (predictor(z)[:, 0] - target).square().mean() < straight / 10
 
 
 def test_what_it_cannot_do_is_said():
     with pytest.raises(ValueError, match="looks at the last 6 frames of a clip, and this one has 4. Set pre"):
-        Extrapolate(3)(torch.zeros(2, 4, 3))
+        Extrapolate(3, 1)(torch.zeros(2, 4, 3))
     for options in ({"context": 1}, {"hidden": -1}, {"reach": -1}):
         refused("predictor", "extrapolate", options)
 
@@ -95,16 +119,19 @@ def branch() -> Branch:
 
 def test_the_model_predicts_from_the_embedding_of_each_frame():
     a = branch()
-    model, clip, frame = model_of(a, a, Extrapolate(6, context=3)), torch.randn(4, 3, 3, 16, 16), 1
+    model, clip, frame = model_of(a, a, Extrapolate(6, 2, context=3)), torch.randn(4, 3, 3, 16, 16), 1
     nn.init.normal_(model.predictor.rest[-1].weight)
     model.eval()
     with torch.no_grad():
         z = torch.stack([a(clip[:, :, t]) for t in range(3)], 1)
         found, z_b = model(clip, clip[:, :, frame])
-        assert torch.allclose(found, model.predictor(z), atol=1e-5) and torch.allclose(z_b, z[:, frame])
+        assert torch.allclose(found, model.predictor(z)[:, 0], atol=1e-5) and torch.allclose(z_b, z[:, frame])
         two = model.between("a", "b")
         assert torch.equal(two.embed("a", two.steps("a", clip)), found)
         assert torch.equal(two.predictions(two.steps("a", clip))[:, 0], found)
+        assert torch.equal(two.rollout(two.steps("a", clip), 2), model.predictor(z))
+        with pytest.raises(ValueError, match=r"3 steps are asked for, and the predictor gives 2 \(pair.hor"):
+            two.rollout(two.steps("a", clip), 3)
         assert two.steps("b", clip[:, :, 0]).shape == (4, 8) == two.represent("a", clip).shape
     model.train()
     found, z_b = model(clip, clip[:, :, frame])
@@ -112,7 +139,12 @@ def test_the_model_predicts_from_the_embedding_of_each_frame():
     assert all(p.grad is not None for p in model.parameters())
     # batch norm saw the target as one more frame of the clip
     together = a(torch.cat([clip, clip[:, :, frame : frame + 1]], 2), True)
-    assert torch.equal(z_b, together[:, -1]) and torch.equal(found, model.predictor(together[:, :-1]))
+    assert torch.equal(z_b, together[:, -1]) and torch.equal(found, model.predictor(together[:, :-1])[:, 0])
+    several = clip.flip(2)[:, :, :2]
+    found, z_b = model(clip, Following(several.transpose(1, 2), horizon=2))
+    together = a(torch.cat([clip, several], 2), True)
+    assert torch.equal(z_b, together[:, 3:].flatten(0, 1))
+    assert torch.equal(found.unflatten(0, (4, 2)), model.predictor(together[:, :3]))
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +163,15 @@ def films(tmp_path_factory):
 def test_without_a_rest_the_model_is_the_extrapolation_of_its_own_space(films):
     source = Listed(test=[{"id": str(i), "path": str(films / f"{i}.mp4")} for i in range(6)])
     a = branch()
-    model = model_of(a, a, Extrapolate(6, hidden=0, reach=2.0, context=3)).eval()
+    model = model_of(a, a, Extrapolate(6, 1, hidden=0, reach=2.0, context=3)).eval()
     pair = bound(NextFrame(frames=3, stride=1, gap=2, size=16), source)
     found = measured(NextFrameRetrieval(pictures=0), model, model, source, pair)
     assert found["model"] == pytest.approx(found["extrapolation"], abs=1e-4)
     assert found["model"] != pytest.approx(found["copy_last"], abs=1e-2)
+    # the same distance as the second of two steps
+    model.predictor = Extrapolate(6, 2, hidden=0, context=3)
+    pair = bound(NextFrame(frames=3, stride=1, gap=1, size=16, horizon=2), source)
+    assert measured(NextFrameRetrieval(pictures=0, step=2), model, model, source, pair) == found
 
 
 def recipe(films, out, **changes):
@@ -175,6 +211,21 @@ def test_a_run_and_the_embeddings_of_its_files(films, tmp_path):
     with torch.no_grad():
         expected = two.embed("a", two.steps("a", clips))
     assert torch.allclose(encoder.embed(paths[:2], "embedding"), expected, atol=1e-5)
+
+
+def test_all_steps_at_once(films, tmp_path):
+    made = recipe(films, tmp_path / "run")
+    made["pair"]["horizon"] = 3
+    made["evaluate"]["probes"] = [
+        {"name": "next_frame_retrieval", "step": 3, "pictures": 0},
+        {"name": "next_frame_rollout"},
+    ]
+    folder = vicjoint.train(made)
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert found["next_frame_rollout"]["model"]["error_3"] > 0
+    assert 0 <= found["next_frame_retrieval"]["model"]["r1"] <= 1
+    model = read_trained(folder, None, ()).model
+    assert model.predictor(torch.zeros(2, 4, 6)).shape == (2, 3, 6)
 
 
 def test_a_run_that_cannot_look_back_says_so_before_it_trains(films, tmp_path):

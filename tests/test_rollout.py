@@ -259,7 +259,6 @@ def run(cache, tmp_path_factory):
              " modality: next_frame, encoder: {name: conv}, expander: [8]}"],
             "pair.horizon: 3 steps, and predictor.latents: 2 predictions of each",
         ),
-        (["predictor={name: extrapolate, context: 2}"], "predictor 'extrapolate' cannot be fed its own pred"),
         (["pair.train_on=first"], "pair.train_on"),
     ],
 )  # fmt: skip

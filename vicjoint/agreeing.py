@@ -3,10 +3,12 @@
 check_widths(recipe.branches["a"], recipe.branches["b"])
 """
 
+import inspect
+
 from torch import Tensor, nn
 
 from vicjoint.fitted import Fitted
-from vicjoint.parts import Modality
+from vicjoint.parts import Modality, Predictor
 from vicjoint.recipe import BranchSpec, Recipe
 from vicjoint.registry import build, find
 
@@ -61,12 +63,7 @@ def check_horizon(recipe: Recipe) -> None:
                 " has no predictor. Set predictor={name: residual}, or leave out the horizon."
             )
         predictor = find("predictor", recipe.predictor["name"])
-        if not predictor.may_be_fed_back:
-            raise ValueError(
-                f"{task.key}pair.horizon: {horizon} steps, and predictor '{recipe.predictor['name']}' cannot"
-                " be fed its own predictions. Set predictor={name: residual}, or leave out the horizon."
-            )
-        if predictor.looks_back and not build("pair", task.pair).evenly:
+        if predictor.looks_back and not predictor.at_once and not build("pair", task.pair).evenly:
             raise ValueError(
                 f"{task.key}pair.horizon: predictor '{recipe.predictor['name']}' takes its predictions as"
                 " further steps of the clip, and these are not as far apart. Set pair.gap to pair.stride (1"
@@ -78,6 +75,30 @@ def check_horizon(recipe: Recipe) -> None:
                 f" {recipe.predictor['latents']} predictions of each, which would be as many paths as there"
                 " are choices at every step. Use latents: 1, or leave out the horizon."
             )
+
+
+def width_of(recipe: Recipe) -> int:
+    """Of the embedding that the predictor maps."""
+    return recipe.branches[recipe.tasks[0].a].expander[-1]
+
+
+def predictor_of(recipe: Recipe, conditions: int) -> Predictor | None:
+    """The recipe's predictor, initialised; conditions: how many numbers it is told. Raises ValueError where
+    it takes none."""
+    if recipe.predictor is None:
+        return None
+    kind, told = find("predictor", recipe.predictor["name"]), []
+    of_class = inspect.isclass(kind) and issubclass(kind, Predictor)
+    if of_class and kind.takes_condition:
+        told.append(conditions)
+    elif conditions:
+        raise ValueError(
+            f"predictor: '{recipe.predictor['name']}' takes no condition, and pair.condition gives one."
+            " Use predictor={name: mlp}, or leave out pair.condition."
+        )
+    if of_class and kind.at_once:
+        told.append(max(task.pair.get("horizon", 1) for task in recipe.tasks))
+    return build("predictor", recipe.predictor, width_of(recipe), *told)
 
 
 def begin_as(modality: Modality, encoder: nn.Module, given: dict[str, Tensor], key: str) -> None:

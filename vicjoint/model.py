@@ -9,7 +9,6 @@ y_BD = two.represent("a", raw)
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -17,14 +16,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
-from vicjoint.agreeing import begin_as, check_horizon, check_widths, conditions_of, local_expanders
+from vicjoint.agreeing import (
+    begin_as,
+    check_horizon,
+    check_widths,
+    conditions_of,
+    local_expanders,
+    predictor_of,
+    width_of,
+)
 from vicjoint.batch import Boxed, Conditioned, Crops, Encoded, Following, Futures, WithCells, unconditioned
 from vicjoint.conditions import Conditioning
 from vicjoint.latents import Choice, check_latents
 from vicjoint.optim import Rate, Rated
 from vicjoint.parts import Modality, Predictor, Side
 from vicjoint.recipe import BranchSpec, Learning, Recipe
-from vicjoint.registry import build, find, shared_options
+from vicjoint.registry import build, shared_options
 from vicjoint.tokens import Tokens, each_step, steps_of, token_encoder, tokens_of, y_and_map_of
 from vicjoint.towers import add_adapters, depths, merge_adapters
 
@@ -208,19 +215,23 @@ class Model(nn.Module):
         or all, as `Futures`) and z_b, [B, E] each; of `Boxed` views those of cells, too. Of K targets that
         are `Following`, [B K, E], sample by sample, z_a the predictions of each."""
         a, b = self.tasks[task]
-        plain = isinstance(view_a, Tensor) and isinstance(view_b, Tensor)
-        if self.looks_back and self.branches[a] is self.branches[b] and plain:
-            # the target is one more frame of the clip: batch norm sees them together, as one space needs it
-            z = self.branches[a](torch.cat([view_a, view_b[:, :, None]], 2), True)
-            return self._predicted(z[:, :-1], z[:, -1], None), z[:, -1]
-        with record_function("forward a"):
-            z_a = self.branches[a](view_a, self.looks_back)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
-            with record_function("forward b"):
-                z_b = self.branches[b](view_b)
+        condition = view_a.condition if isinstance(view_a, Conditioned) else None
+        clip, after = unconditioned(view_a), view_b.view if isinstance(view_b, Following) else view_b
+        films = isinstance(clip, Tensor) and isinstance(after, Tensor)
+        if self.looks_back and self.branches[a] is self.branches[b] and films:
+            # targets are further frames of the clip: batch norm sees them together, as one space needs it
+            after = after.transpose(1, 2) if isinstance(view_b, Following) else after[:, :, None]
+            with record_function("forward a"):
+                z = self.branches[a](torch.cat([clip, after], 2), True)
+            z_a, z_b = z[:, : clip.shape[2]], z[:, clip.shape[2] :].flatten(0, 1)
+        else:
+            with record_function("forward a"):
+                z_a = self.branches[a](view_a, self.looks_back)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and b not in self.ema):
+                with record_function("forward b"):
+                    z_b = self.branches[b](view_b)
         if isinstance(view_a, Crops):
             z_b = z_b.repeat_interleave(len(view_a), 0)
-        condition = view_a.condition if isinstance(view_a, Conditioned) else None
         if isinstance(view_b, Following):
             steps = self.rollout(z_a, view_b.horizon, condition)
             return steps[:, -view_b.targets :].flatten(0, 1), z_b
@@ -271,12 +282,23 @@ class Model(nn.Module):
         the condition [B, C]; with a latent, the best guess among them."""
         if self.choice is not None:
             return self.choice.guess(self.predictions(z_a, condition), self.probabilities(z_a))
-        return z_a if self.predictor is None else self._call(self.predictor, z_a, condition)
+        if self.predictor is None:
+            return z_a
+        z = self._call(self.predictor, z_a, condition)
+        return z[:, 0] if self.predictor.at_once else z
 
     def rollout(self, z_a: Tensor, steps: int, conditions: Tensor | None = None) -> Tensor:
         """Predictions of so many steps [B, steps, E], each but the first from the one before it, which takes
         the place of z_a, or where the predictor looks back of the oldest in it; conditions: [B, steps, C],
-        where there are such."""
+        where there are such. Raises ValueError where all are predicted at once, and these are fewer."""
+        if self.predictor is not None and self.predictor.at_once:
+            z = self._call(self.predictor, z_a, conditions)
+            if steps > z.shape[1]:
+                raise ValueError(
+                    f"{steps} steps are asked for, and the predictor gives {z.shape[1]} (pair.horizon). Ask"
+                    f" for {z.shape[1]} or fewer, or train with a longer horizon."
+                )
+            return z[:, :steps]
         found = []
         for step in range(steps):
             found.append(self.predict(z_a, None if conditions is None else conditions[:, step]))
@@ -397,19 +419,9 @@ def build_model(recipe: Recipe, given: Mapping[str, dict[str, Tensor]] | None = 
             ema[name] = "a", spec.momentum
     conditions = conditions_of(recipe)
     check_horizon(recipe)
-    predictor, prior = None, None
-    if recipe.predictor:
-        dim = recipe.branches[recipe.tasks[0].a].expander[-1]
-        kind = find("predictor", recipe.predictor["name"])
-        takes = inspect.isclass(kind) and issubclass(kind, Predictor) and kind.takes_condition
-        if conditions and not takes:
-            raise ValueError(
-                f"predictor: '{recipe.predictor['name']}' takes no condition, and pair.condition gives one."
-                " Use predictor={name: mlp}, or leave out pair.condition."
-            )
-        predictor = build("predictor", recipe.predictor, dim, *([len(conditions)] if takes else []))
-        if predictor.prior and predictor.latents > 1:
-            prior = make_expander(dim, [PRIOR_WIDTH, predictor.latents])
+    predictor, prior = predictor_of(recipe, len(conditions)), None
+    if predictor is not None and predictor.prior and predictor.latents > 1:
+        prior = make_expander(width_of(recipe), [PRIOR_WIDTH, predictor.latents])
     tasks = [(task.a, task.b) for task in recipe.tasks]
     return Model(branches, tasks, ema, predictor, conditions, prior)
 

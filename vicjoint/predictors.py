@@ -3,7 +3,7 @@ from the embeddings of a clip's frames to that of the frame after them.
 
 a: {modality: clip, encoder: {name: each_frame, image: {name: conv}}, expander: [512, 256]}
 b: {weights: same}
-predictor: {name: extrapolate, context: 6}     # one step far ahead
+predictor: {name: extrapolate, context: 6}     # one step, or several at once
 predictor: {name: residual, context: 4}        # many steps, each from the one before: pair.horizon
 """
 
@@ -64,39 +64,44 @@ class MLP(Predictor):
 @register("predictor", "extrapolate")
 class Extrapolate(Predictor):
     """z_t + reach (z_t - z_(t-1)) + a rest that is learnt: embeddings move straight on, and bend by an MLP of
-    z_t and of the changes between the last `context` of them, [B, T, E] -> [B, E]. The MLP sees each of these
-    numbers at a standard deviation of 1 (changes are small beside what an embedding is), has one hidden layer
-    of width `hidden`, and its last layer begins at zero. hidden 0: no rest, straight on.
+    z_t and of the changes between the last `context` of them, [B, T, E] -> [B, H, E]. The MLP sees each of
+    these numbers at a standard deviation of 1 (changes are small beside what an embedding is), has one hidden
+    layer of width `hidden`, and its last layer begins at zero. hidden 0: no rest, straight on.
 
-    reach: how far the target is after the last frame, in steps of the clip: pair.gap / pair.stride.
+    With a horizon all its steps are predicted at once, step k by k reach changes and a rest of its own.
+    reach: how far the first target is after the last frame, in steps of the clip: pair.gap / pair.stride.
     """
 
     looks_back = True
-    may_be_fed_back = False  # the running statistics of its batch norm would be those of no step
+    at_once = True  # fed back, the running statistics of its batch norm would be those of no step
 
     def __init__(
         self,
         dim: int,
+        horizon: int,
         /,
         context: Annotated[int, Field(ge=2)] = 6,
         hidden: Natural = 512,
         reach: NotNegative = 1.0,
     ):
         super().__init__()
-        self.context, self.reach, self.rest = context, reach, None
+        self.context, self.rest = context, None
+        self.register_buffer("ahead", reach * torch.arange(1, horizon + 1)[:, None], persistent=False)
         if hidden:
-            seen = context * dim
-            self.rest = nn.Sequential(nn.BatchNorm1d(seen, affine=False), *make_expander(seen, [hidden, dim]))
+            seen, said = context * dim, horizon * dim
+            self.rest = nn.Sequential(
+                nn.BatchNorm1d(seen, affine=False), *make_expander(seen, [hidden, said])
+            )
             nn.init.zeros_(self.rest[-1].weight)
 
     def forward(self, z_a: Tensor) -> Tensor:
         """Raises ValueError where a clip has too few frames."""
         recent = latest(z_a, self.context, "extrapolate")
         last, changes = recent[:, -1], recent.diff(dim=1)
-        straight = last + self.reach * changes[:, -1]
+        straight = last[:, None] + self.ahead * changes[:, -1:]
         if self.rest is None:
             return straight
-        return straight + self.rest(torch.cat([changes.flatten(1), last], 1))
+        return straight + self.rest(torch.cat([changes.flatten(1), last], 1)).view_as(straight)
 
 
 @register("predictor", "residual")

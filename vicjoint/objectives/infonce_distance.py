@@ -8,7 +8,7 @@ from torch import Tensor
 from vicjoint import distributed
 from vicjoint.objectives.gradient import attach, check_embeddings, wants_gradient, wide
 from vicjoint.options import Positive
-from vicjoint.parts import Objective
+from vicjoint.parts import Objective, Pair
 from vicjoint.registry import register
 
 
@@ -20,23 +20,29 @@ class InfoNCEDistance(Objective):
 
     Lengths of embeddings matter, as they do not for `infonce`, and what a group shares does not help. With
     the pair next_frame and a short `stretch`, the others are frames a moment before or after the target, the
-    last ones of the clip among them. A sample that is alone in its group adds nothing.
+    last ones of the clip among them. A sample that is alone in its group adds nothing. Where the pair gives
+    targets of several steps (`horizon`), each is told from those of its own step.
     """
 
     terms = ("contrast",)
 
     def __init__(self, temperature: Positive = 0.02):
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.targets = temperature, 1
+
+    def bind(self, pair: Pair) -> None:
+        self.targets = pair.targets
 
     def forward(
         self, z_a: Tensor, z_b: Tensor, group: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_a, z_b [n, D]; group [n] int64. Rows of all processes count. Raises ValueError on different
-        shapes, without groups, or where no group has two samples."""
+        """z_a, z_b [n, D], the targets of a sample one after the other; group [n] int64. Rows of all
+        processes count. Raises ValueError on different shapes, without groups, or where no group has two
+        samples."""
         check_embeddings("infonce_distance", z_a, z_b)
         if group is None:
             raise ValueError("infonce_distance needs the group of every sample.")
+        group = group * self.targets + torch.arange(len(group), device=group.device) % self.targets
         counts = distributed.row_counts(len(z_a))
         rows, own = sum(counts), distributed.own_rows(counts)
         everyone = distributed.gather(group, counts)

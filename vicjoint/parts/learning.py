@@ -50,11 +50,12 @@ class Predictor(nn.Module):
     """z_a [B, E] -> the prediction of z_b [B, E]; with `latents` above 1, [B, latents, E]: one for each value
     of a discrete latent, among which the model chooses.
 
-    Where the pair has a horizon above 1, its prediction is fed back: it is called with it as z_a for the next
-    step. may_be_fed_back: whether that works; such a recipe is refused where not.
-
     It is built with E, and options. One that `takes_condition` is built with E and C, the width of the
     condition (0: there is none), and called with z_a and, where C is not 0, the condition [B, C].
+
+    Where the pair has a horizon H above 1, its prediction is fed back: it is called with it as z_a for the
+    next step. One that predicts all steps `at_once` is not: it is built with H behind E (and C), is called
+    with the conditions [B, H, C] and gives [B, H, E], also where H is 1.
 
     looks_back: whether z_a is [B, T, E], embeddings of all steps of branch a's clip in order of time, by an
     encoder that gives y of each of them (`vicjoint.tokens.steps_of`). Where b is the same branch, its frame
@@ -67,5 +68,5 @@ class Predictor(nn.Module):
     choice: Literal["nearest", "annealed"] = "nearest"
     prior: bool = False
     looks_back: ClassVar[bool] = False
-    may_be_fed_back: ClassVar[bool] = True
+    at_once: ClassVar[bool] = False
     takes_condition: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vicjoint.files.cells import opened
+from vicjoint.options import Count
 from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
@@ -45,7 +46,7 @@ class TestVideo:
     id: str
     frames: Tensor  # uint8 [F, 3, size, size]
     queries: list[Query]
-    conditions: Tensor | None = None  # [Q, C], where the pair gives such
+    conditions: Tensor | None = None  # [Q, step, C], where the pair gives such
 
 
 @dataclass
@@ -78,6 +79,8 @@ class NextFrameRetrieval(Probe):
     that are equal to it; chance. Where the pair gives a condition, shuffled_condition: the same predictions
     with the condition of another query, drawn once for all: what the model does without knowing the right
     one.
+
+    step: which step of a model with a horizon is asked for: the target is `step` gaps after the clip.
 
     With a latent of K values, `model` is one prediction that has not seen the target (the model's best
     guess), and best_of_K counts a query as right where any of the K predictions is: it looks at the target.
@@ -120,31 +123,41 @@ class NextFrameRetrieval(Probe):
 
     def __init__(
         self,
-        queries: Annotated[int, Field(ge=1)] = 4,
+        queries: Count = 4,
         candidates: Annotated[int, Field(ge=2)] = 24,
         pictures: int = 8,
-        guesses: Annotated[int, Field(ge=1)] | None = None,
+        guesses: Count | None = None,
+        step: Count = 1,
     ):
         self.queries, self.candidates, self.pictures, self.guesses = queries, candidates, pictures, guesses
+        self.step = step
 
     def misses(self, data: EvaluationData) -> str | None:
         if data.pair.frames < 2 or not data.pair.gap:
             return "it needs two context frames or more, and a frame after them (pair.frames, pair.gap)"
         return None
 
+    def check(self, features: Features) -> None:
+        if self.step > 1 and features.latents > 1:
+            raise ValueError(
+                f"evaluate.probes: next_frame_retrieval has step {self.step}, and this model predicts"
+                f" {features.latents} futures of one step (predictor.latents). Use step: 1."
+            )
+
     def measure(self, features: Features) -> Iterator[tuple[str, Any]]:
         """Raises ValueError where no test video can be read."""
         videos = features.read()
         if not videos:
-            tests = len(features.data.records("test"))
             raise ValueError(
-                f"next_frame_retrieval: none of the {tests} test videos can be read with this pair."
+                f"next_frame_retrieval: none of the {len(features.data.records('test'))} test videos can be"
+                " read with this pair."
             )
-        untrained = features.once("untrained", lambda: embed(features, "random_init", videos)[0])
-        trained, every = embed(features, "model", videos)
+        embedded = lambda row, videos=videos: embed(features, row, videos, self.step)
+        untrained = features.once("untrained", lambda: embedded("random_init")[0])
+        trained, every = embedded("model")
         every_row = rows(videos, trained, untrained)
         if features.data.pair.conditions:
-            every_row["shuffled_condition"] = embed(features, "model", shuffled(videos))[0]
+            every_row["shuffled_condition"] = embedded("model", shuffled(videos))[0]
         for row, embedded in every_row.items():
             yield from named(row, score(videos, embedded))
         yield from several_guesses(videos, trained, every, self.guesses or features.latents)
@@ -155,34 +168,34 @@ class NextFrameRetrieval(Probe):
     def read(self, record: Record, pair: NextFrame) -> TestVideo:
         """Raises VideoError where the video cannot be read or is too short."""
         with opened(record) as path, pair.open(path) as video:
-            possible = pair.possible_windows(video.info, path)
+            possible = pair.possible_windows(video.info, path, self.step)
             picks = np.linspace(0, len(possible) - 1, min(self.queries, len(possible))).round().astype(int)
             windows = [possible[p] for p in picks]
             candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
             wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
             frames = pair.transform(video.read(wanted))
-            conditions = pair.between(record, windows, video.info) if pair.conditions else None
+            conditions = pair.along(record, windows, video.info) if pair.conditions else None
         place = {n: i for i, n in enumerate(wanted)}
         queries = []
         for w, c in zip(windows, candidates):
-            last, before, ahead = w.context[-1], w.context[-2], w.target - w.context[-1]
+            last, before, target = w.context[-1], w.context[-2], w.targets[-1]
             queries.append(
                 Query(
                     context=[place[n] for n in w.context],
                     candidates=[place[n] for n in c],
-                    target=place[w.target],
+                    target=place[target],
                     last=place[last],
                     before=place[before],
-                    reach=ahead / (last - before),
-                    frames_apart=ahead,
-                    answerable=not torch.equal(frames[place[w.target]], frames[place[last]]),
+                    reach=(target - last) / (last - before),
+                    frames_apart=target - last,
+                    answerable=not torch.equal(frames[place[target]], frames[place[last]]),
                 )
             )
         return TestVideo(record["id"], frames, queries, conditions)
 
     def _candidate_frames(self, window: Window, frames: int) -> list[int]:
-        last = window.context[-1]
-        return around(window.target, last, window.target - last, frames, self.candidates)
+        last, target = window.context[-1], window.targets[-1]
+        return around(target, last, target - last, frames, self.candidates)
 
     def _pictures(self, videos: list[TestVideo], trained: list[Embedded]) -> dict[str, np.ndarray]:
         """Half the pictures from the best-ranked queries, half from the worst, spread over different
@@ -190,26 +203,24 @@ class NextFrameRetrieval(Probe):
         found = []
         for video, embedded in zip(videos, trained):
             ranks, retrieved = ranks_inside(video, embedded)
-            worst = int(ranks.argmax())
-            found.append((float(ranks[worst]), video, video.queries[worst], retrieved[worst]))
-            best = int(ranks.argmin())
-            found.append((float(ranks[best]), video, video.queries[best], retrieved[best]))
+            for at in (int(ranks.argmax()), int(ranks.argmin())):
+                found.append((float(ranks[at]), video, video.queries[at], retrieved[at]))
         found.sort(key=lambda item: item[0])
         half = self.pictures // 2
-        good = [item for item in found if item[0] == 1][
-            :: max(1, sum(i[0] == 1 for i in found) // max(1, half))
-        ][:half]
+        good = [item for item in found if item[0] == 1]
+        good = good[:: max(1, len(good) // max(1, half))][:half]
         bad = [item for item in reversed(found) if item[0] > 1][:half]
         chosen = good + bad
-        images = lambda places, video: video.frames[places].movedim(-3, -1).numpy()
-        shape = videos[0].frames.shape[-1]
-        empty = np.zeros((0, shape, shape, 3), np.uint8)
+        empty = videos[0].frames[:0].movedim(1, -1).numpy()
+
+        def stack(places, none: np.ndarray) -> np.ndarray:
+            shown = [v.frames[places(q, found)].movedim(-3, -1).numpy() for _, v, q, found in chosen]
+            return np.stack(shown) if chosen else none
+
         return {
-            "context": (
-                np.stack([images(q.context, v) for _, v, q, _ in chosen]) if chosen else empty[:, None]
-            ),
-            "retrieved": np.stack([images(r, v) for _, v, _, r in chosen]) if chosen else empty,
-            "target": np.stack([images(q.target, v) for _, v, q, _ in chosen]) if chosen else empty,
+            "context": stack(lambda q, _: q.context, empty[:, None]),
+            "retrieved": stack(lambda _, found: found, empty),
+            "target": stack(lambda q, _: q.target, empty),
             "title": np.array(
                 [f"{v.id}: rank {rank:g} of {len(q.candidates)}" for rank, v, q, _ in chosen], dtype=str
             ),
@@ -244,10 +255,10 @@ def moved_on(video: TestVideo, x: Tensor) -> Tensor:
 
 
 def embed(
-    features: Features, row: str, videos: list[TestVideo]
+    features: Features, row: str, videos: list[TestVideo], step: int = 1
 ) -> tuple[list[Embedded], list[Embedded] | None]:
-    """All test videos through both branches of a row: with one prediction a query, and with every prediction
-    of a latent where there is one."""
+    """All test videos through both branches of a row: with one prediction a query, of that step, and with
+    every prediction of a latent where there is one."""
     frames = torch.cat([v.frames for v in videos]).split(EMBED_AT_ONCE)
     z_b = features.embed(row, "b", features.represent(row, "b", frames)).cpu()
     clips = [v.frames[q.context] for v in videos for q in v.queries]
@@ -256,8 +267,9 @@ def embed(
     y_a = features.represent(row, "a", parts)
     told = [v.conditions for v in videos if v.conditions is not None]
     told = torch.cat(told).split(at_once) if told else ()
-    found = [features.embed(row, "a", y_a, told=told).cpu()]
+    found = [features.rollout(row, y_a, step, told)[:, -1].cpu()]
     if features.latents > 1:
+        told = [some[:, 0] for some in told]
         found.append(features.embed(row, "a", y_a, every=True, told=told).cpu().transpose(0, 1))
     queries, counts = [len(v.queries) for v in videos], [len(v.frames) for v in videos]
     each = [[Embedded(a, b) for a, b in zip(z_a.split(queries, dim=-2), z_b.split(counts))] for z_a in found]
@@ -340,10 +352,8 @@ def several_guesses(
     for prefix, of in ranks.items():
         if every:
             by_latent = zip(*([Embedded(z, e.frames) for z in e.predicted] for e in every))
-            yield (
-                f"best_of_{len(every[0].predicted)}/{prefix}r1",
-                float((np.stack([of(list(e)) for e in by_latent]).min(0) <= 1).mean()),
-            )
+            right = np.stack([of(list(e)) for e in by_latent]).min(0) <= 1
+            yield f"best_of_{len(every[0].predicted)}/{prefix}r1", float(right.mean())
         if guesses > 1:
             yield f"nearest_{guesses}/{prefix}r1", float((of(guess) <= guesses).mean())
 
@@ -413,11 +423,12 @@ def coarse(pixels: Tensor) -> Tensor:
 def chance(videos: list[TestVideo]) -> dict[str, float]:
     """Expected metrics of a uniformly random choice; skill is not defined for it."""
     queries = [q for v in videos for q in v.queries]
-    inside = [expected_metrics(len(q.candidates)) for q in queries]
+    at_random = lambda candidates: retrieval_metrics(np.arange(1, candidates + 1))
+    inside = [at_random(len(q.candidates)) for q in queries]
     slots = [
         sum(slot < len(v.queries) for v in videos) for slot in range(max(len(v.queries) for v in videos))
     ]
-    across = [expected_metrics(count) for count in slots for _ in range(count)]
+    across = [at_random(count) for count in slots for _ in range(count)]
     offsets = [
         q.frames_apart * np.mean([abs(i - q.candidates.index(q.target)) for i in range(len(q.candidates))])
         for q in queries
@@ -436,8 +447,3 @@ def chance(videos: list[TestVideo]) -> dict[str, float]:
         "offset": float(np.mean(offsets)),
         "copy_rate": float(np.mean([1 / len(q.candidates) for q in queries])),
     }
-
-
-def expected_metrics(candidates: int) -> dict[str, float]:
-    ranks = np.arange(1, candidates + 1)
-    return {"r1": 1 / candidates, "r5": min(1.0, 5 / candidates), "mrr": float((1 / ranks).mean())}
