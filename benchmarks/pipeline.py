@@ -4,13 +4,15 @@ each stage.
     python -m benchmarks.pipeline                       # files that are made first: the rows of CASES
     python -m benchmarks.pipeline --step-ms 40          # for a GPU that takes 128 samples in so many (100)
     python -m benchmarks.pipeline recipes/video_next_frame.yaml source.name=video_folder source.root=MY_VIDEOS
+    python -m benchmarks.pipeline --readers decord plain ours      # each case with each of them
     python -m benchmarks.pipeline --quick --json FILE   # few small files: does it run
 
 Time is this process's CPU time, so that neighbours on the machine count less. Stages: open (and count the
 frames), decode, convert (to RGB, with PyAV; other decoders do it as they decode), transform (cut, resize,
 augment: the rest of the pair's work), collate, device (copy, and bytes to floats). epoch 1 meets each file
 for the first time, epoch 2 with what its readers keep in memory. cores: how many of them feed one GPU that
-takes 128 samples in --step-ms; the stage `device`, which is the GPU's, is not counted.
+takes 128 samples in --step-ms; the stage `device`, which is the GPU's, is not counted. Readers: decord,
+torchcodec; plain, PyAV that decodes every frame, and counts those of each file anew in each process; ours.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,12 +28,13 @@ import numpy as np
 import torch
 
 from benchmarks.measure import table, write
+from benchmarks.video import setting
 from vicjoint.data.clips import reads_clips
 from vicjoint.data.reading import TaskReading, build_reading
 from vicjoint.data.stream import collate
 from vicjoint.recipe import load_recipe
 from vicjoint.training.build import build_stream, pick_device, records_in_a_batch
-from vicjoint.video import Video
+from vicjoint.video import Video, index
 from vicjoint.video.backends import PyAV
 from vicjoint.video.write import write_mp4
 
@@ -59,6 +62,7 @@ CASES = {
     for keys in (12, 250)
     for clips in (1, 4)
 }
+READERS = ("decord", "torchcodec", "plain", "ours")
 BATCH = 128  # samples of a step on the GPU
 STAGES = ("open", "decode", "convert", "transform", "order", "collate", "device")
 
@@ -107,6 +111,22 @@ class Clock:
             patch.object(pair, "sample_several", self.of("transform", pair.sample_several)),
         ):
             yield
+
+
+@contextmanager
+def reading_with(reader: str) -> Iterator[list[str]]:
+    """The overrides of a recipe under which a reader reads."""
+    if reader != "plain":
+        yield [f"data.video_backend={'pyav' if reader == 'ours' else reader}"]
+        return
+    make = PyAV.__init__
+
+    def plain(self, path):
+        make(self, path)
+        self.fast = False
+
+    with patch.object(PyAV, "__init__", plain), setting("VICJOINT_VIDEO_INDEX", "0"):
+        yield ["data.video_backend=pyav"]
 
 
 def measure(recipe: str, overrides: list[str], step_ms: float, epochs: int = 2) -> Iterator[dict]:
@@ -186,6 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("recipe", nargs="?", help="measure this one alone")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--step-ms", type=float, default=100.0, help="of 128 samples on the GPU (100)")
+    parser.add_argument("--readers", nargs="+", choices=READERS, help="of videos; the recipe's, if not said")
     parser.add_argument("--quick", action="store_true", help="few small files: does it run")
     parser.add_argument("--json", metavar="FILE", help="also write all numbers")
     options = parser.parse_args(arguments)
@@ -197,13 +218,17 @@ def main(arguments: list[str] | None = None) -> None:
             make_films(Path(folder), options.quick)
             cases = made_cases(folder, options.quick)
         for name, (recipe, overrides) in cases.items():
-            rows += [{"case": name, **row} for row in measure(recipe, overrides, options.step_ms)]
+            for reader in options.readers or [None]:
+                with reading_with(reader) if reader else nullcontext([]) as more:
+                    index.COUNTED = index.Kept(64)
+                    found = list(measure(recipe, [*overrides, *more], options.step_ms))
+                rows += [{"case": name, "reader": reader or "", **row} for row in found]
     print(
         table(
-            ["", "epoch", "samples/s", *(f"{name}, %" for name in STAGES), "CPU ms", "cores"],
+            ["", "reader", "epoch", "samples/s", *(f"{name}, %" for name in STAGES), "CPU ms", "cores"],
             [
                 [
-                    *(row["case"], row["epoch"], row["samples_per_second_of_a_core"]),
+                    *(row["case"], row["reader"], row["epoch"], row["samples_per_second_of_a_core"]),
                     *(100 * row["shares"][name] for name in STAGES),
                     *(row["cpu_ms"], row["cores"]),
                 ]

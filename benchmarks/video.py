@@ -8,10 +8,11 @@ Each row is one synthetic film of 10 s, 340 x 256, of structure at all scales wi
 the frames between key frames, the stride of a clip of 9 frames, and k, the clips that are read of one opened
 film. Decoders take turns, film by film, in one process with one thread; time is this process's CPU time,
 opening included. `plain` is our reader without its two gains (frames on which no other leans are left out,
-decoding ends with the last wanted frame), `limit` decoding every frame from the first to the last of each
-clip, without opening, search or colours. Our index comes from the disk each time, as in training. decord and
-torchcodec (exact) stand where they can be imported: a call for each clip, and `at once` one call for all.
-`wrong` counts the frames of each reader that differ from sequential decoding.
+decoding ends with the last wanted frame), `every` decoding every frame from the first to the last of each
+clip, and `limit` decoding what ours decodes, from memory; both without opening, search or colours. Our index
+comes from the disk each time, as in training. decord and torchcodec (exact) stand where they can be imported:
+a call for each clip, and `at once` one call for all. `wrong` counts the frames of each reader that differ
+from sequential decoding.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks.measure import table, write
 from vicjoint.video import Video, index
+from vicjoint.video.backends import PyAV
 
 FRAMES, HEIGHT, WIDTH, CLIP = 250, 256, 340, 9
 B_FRAMES = {"preset": "veryfast", "bf": "3"}
@@ -43,8 +45,13 @@ CODECS = {  # ours: (FFmpeg's encoder, ending, options)
     "av1": ("libsvtav1", "mp4", {"preset": "12", "svtav1-params": "lp=1"}),
     "mpeg4": ("mpeg4", "mp4", {"qscale": "4"}),
     "mpeg4 avi": ("mpeg4", "avi", {"qscale": "4"}),
+    "mpeg1": ("mpeg1video", "mpg", {"qscale": "4", "bf": "2"}),
     "mjpeg": ("mjpeg", "mov", {"qscale": "4"}),
+    "prores": ("prores_ks", "mov", {}),
 }
+
+PIXELS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}
+ALL_KEYS = {"mjpeg", "prores"}
 
 
 def film(path: Path, codec: str, interval: int, frames: int) -> None:
@@ -57,7 +64,7 @@ def film(path: Path, codec: str, interval: int, frames: int) -> None:
     with av.open(str(path), "w") as file:
         stream = file.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.gop_size = WIDTH, HEIGHT, interval
-        stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
+        stream.pix_fmt = PIXELS.get(encoder, "yuv420p")
         stream.thread_count = 1
         for n in range(frames):
             part = plane[n // 2 : n // 2 + HEIGHT, n : n + WIDTH]
@@ -84,6 +91,23 @@ def ours(path: str, clips: list[np.ndarray], fast: bool = True) -> np.ndarray:
         return video.read(np.concatenate(clips))
 
 
+class Bare(PyAV):
+    """Decodes what our reader decodes, from packets in memory, and makes no pictures of it."""
+
+    def __init__(self, path: str):
+        index.COUNTED = index.Kept(64)
+        with setting("VICJOINT_VIDEO_INDEX", "0"):  # the packets stay where they are counted
+            super().__init__(path)
+
+    def _image(self, number: int, frame) -> np.ndarray:
+        return np.zeros(0)
+
+    def decode(self, clips: list[np.ndarray]) -> None:
+        self._walk = None
+        for _ in self._each(np.unique(np.concatenate(clips)).tolist(), last=True):
+            pass
+
+
 def _decord(decord, path: str, clips: list[np.ndarray]) -> np.ndarray:
     reader = decord.VideoReader(path, num_threads=1)
     return np.concatenate([reader.get_batch(clip.tolist()).asnumpy() for clip in clips])
@@ -92,6 +116,17 @@ def _decord(decord, path: str, clips: list[np.ndarray]) -> np.ndarray:
 def _torchcodec(decoders, path: str, clips: list[np.ndarray]) -> np.ndarray:
     reader = decoders.VideoDecoder(path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC")
     return np.concatenate([reader.get_frames_at(clip.tolist()).data.numpy() for clip in clips])
+
+
+def libraries() -> dict:
+    """{name: module} of the decoders beside ours that can be used here."""
+    found = {}
+    for module in ("decord", "torchcodec.decoders"):
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            found[module.split(".")[0]] = importlib.import_module(module)
+    if "decord" in found:
+        found["decord"].logging.set_level(found["decord"].logging.QUIET)
+    return found
 
 
 def readers() -> dict[str, Callable[[str, list[np.ndarray]], np.ndarray]]:
@@ -105,13 +140,10 @@ def readers() -> dict[str, Callable[[str, list[np.ndarray]], np.ndarray]]:
         return together
 
     found: dict[str, Callable] = {}
-    for module, read in (("decord", _decord), ("torchcodec.decoders", _torchcodec)):
-        with contextlib.suppress(ImportError, OSError, RuntimeError):
-            name, library = module.split(".")[0], importlib.import_module(module)
-            if name == "decord":
-                library.logging.set_level(library.logging.QUIET)
-            found[name] = functools.partial(read, library)
-            found[f"{name} at once"] = at_once(found[name])
+    reads = {"decord": _decord, "torchcodec": _torchcodec}
+    for name, library in libraries().items():
+        found[name] = functools.partial(reads[name], library)
+        found[f"{name} at once"] = at_once(found[name])
     return {**found, "plain": functools.partial(ours, fast=False), "ours": ours}
 
 
@@ -119,8 +151,9 @@ def measured(path: str, stride: int, k: int, rounds: int) -> dict:
     """Clips a second of each reader, and how many of its frames are wrong."""
     truth, calls = sequential(path), readers()
     took: dict[str, list[float]] = {name: [] for name in calls}
-    wrong = dict.fromkeys(calls, 0)
+    wrong, failed = dict.fromkeys(calls, 0), set()
     rng, spans = np.random.default_rng(1), []
+    bare, needed = Bare(path), []
     start = time.process_time()
     sequential(path, colours=False)
     a_frame = (time.process_time() - start) / len(truth)
@@ -128,14 +161,25 @@ def measured(path: str, stride: int, k: int, rounds: int) -> dict:
         starts = rng.integers(0, len(truth) - (CLIP - 1) * stride, k)
         clips = list(starts[:, None] + stride * np.arange(CLIP))
         spans.append(len(np.unique(starts[:, None] + np.arange((CLIP - 1) * stride + 1))))
+        start = time.process_time()
+        bare.decode(clips)
+        needed.append(time.process_time() - start)
         for name, read in calls.items():
             start = time.process_time()
-            images = read(path, clips)
+            try:
+                images = read(path, clips)
+            except Exception:  # each decoder has its own
+                if name == "ours":
+                    raise
+                failed.add(name)
+                continue
             if turn >= 0:
                 took[name].append(time.process_time() - start)
             wrong[name] += int((images != truth[np.concatenate(clips)]).any((1, 2, 3)).sum())
-    rates = {name: k / statistics.mean(times) for name, times in took.items()}
-    return {"clips_per_second": rates, "limit": k / a_frame / statistics.mean(spans), "wrong": wrong}
+    rates = {name: None if name in failed else k / statistics.mean(took[name]) for name in calls}
+    bare.close()
+    limits = {"every": k / a_frame / statistics.mean(spans), "limit": k / statistics.mean(needed[1:])}
+    return {"clips_per_second": rates, **limits, "wrong": wrong}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -147,8 +191,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     frames, rounds = (40, 1) if options.quick else (FRAMES, options.rounds)
     rows = []
-    with tempfile.TemporaryDirectory() as folder, cache_in(folder):
-        cases = [(c, i, s, k) for c in options.codecs for i in (12, 250) for s in (2, 4) for k in (1, 4)]
+    with tempfile.TemporaryDirectory() as folder, setting("VICJOINT_CACHE", f"{folder}/cache"):
+        cases = [
+            (c, i, s, k)
+            for c in options.codecs
+            for i in ((1,) if c in ALL_KEYS else (12, 250))
+            for s in (2, 4)
+            for k in (1, 4)
+        ]
         for codec, interval, stride, k in tqdm(cases, "films", disable=None):
             path = Path(folder) / f"{codec.replace(' ', '_')}_{interval}.{CODECS[codec][1]}"
             if not path.exists():
@@ -158,7 +208,8 @@ def main(arguments: list[str] | None = None) -> None:
     names = list(rows[0]["wrong"])
     others = [name for name in names if name not in ("plain", "ours")]
     print(f"clips of {CLIP} frames, {WIDTH} x {HEIGHT}, a second on one core\n")
-    columns = ["codec", "key frames", "stride", "k", *names, "limit", *(f"ours/{n}" for n in others), "wrong"]
+    columns = ["codec", "key frames", "stride", "k", *names, "every", "limit"]
+    columns += [*(f"ours/{n}" for n in others), "ours/limit", "wrong"]
     print(table(columns, [_cells(row, names, others) for row in rows]))
     write(options.json, {"rows": rows})
 
@@ -166,23 +217,31 @@ def main(arguments: list[str] | None = None) -> None:
 def _cells(row: dict, names: list[str], others: list[str]) -> list:
     rates = row["clips_per_second"]
     wrong = ", ".join(f"{name} {count}" for name, count in row["wrong"].items() if count) or "-"
-    ratios = [float(rates["ours"] / rates[name]) for name in others]
+    ratios = [rates["ours"] / rates[name] if rates[name] else "-" for name in others]
+    ratios += [rates["ours"] / row["limit"]]
     case = [str(row[name]) for name in ("codec", "key frames", "stride", "k")]
-    return [*case, *(float(rates[name]) for name in names), float(row["limit"]), *ratios, wrong]
+    return [
+        *case,
+        *(rates[name] or "an error" for name in names),
+        float(row["every"]),
+        float(row["limit"]),
+        *ratios,
+        wrong,
+    ]
 
 
 @contextlib.contextmanager
-def cache_in(folder: str):
-    """The cache folder is below this one meanwhile."""
-    before = os.environ.get("VICJOINT_CACHE")
-    os.environ["VICJOINT_CACHE"] = str(Path(folder) / "cache")
+def setting(name: str, value: str):
+    """A variable of the environment, meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ["VICJOINT_CACHE"]
+            del os.environ[name]
         else:
-            os.environ["VICJOINT_CACHE"] = before
+            os.environ[name] = before
 
 
 if __name__ == "__main__":

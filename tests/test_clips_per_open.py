@@ -47,13 +47,13 @@ def films(tmp_path_factory):
     return folder
 
 
-def made(films, clips=CLIPS, **options) -> Stream:
+def made(films, clips=CLIPS, kind=Clip, **options) -> Stream:
     source = Source()
     source.train = source.test = [
         {"id": f"film{i}", "video": f"{i}.mp4", "number": str(i), "folder": str(films)} for i in range(FILES)
     ]
     pair = CrossModal("video", "number")
-    clip = Clip(frames=3, stride=2, size=16, flip=0.5, **options)
+    clip = kind(frames=3, stride=2, size=16, flip=0.5, **options)
     clip.video_backend = "pyav"
     pair.bind(Reading((clip, Number()), source, "pyav"))
     return Stream(source.train, pair, seed=4, clips=clips)
@@ -135,6 +135,29 @@ def test_with_options_of_the_clip(films, monkeypatch, options):
     together = read(made(films, **options))
     monkeypatch.setattr(Clips, "stays", lambda *_: False)
     assert equal(together, read(made(films, **options)))
+
+
+class Darker(Clip):
+    """Reads as a modality does that knows nothing of several clips."""
+
+    def read(self, value, rng=None, window=None):
+        return super().read(value, rng, window) // 2
+
+
+def test_a_modality_that_reads_in_its_own_way_does_so_in_each_clip(films):
+    plain, own = read(made(films)), read(made(films, kind=Darker))
+    assert plain[0].a.max() > 128
+    assert all(torch.equal(x.a // 2, y.a) for x, y in zip(plain, own))
+    path, rngs = str(films / "0.mp4"), [np.random.default_rng(n) for n in (1, 2)]
+    clip = Darker(frames=3, stride=2, size=16)
+    windows = [(0.0, 0.5), (0.2, 0.5)]
+    together = clip.read_several(path, rngs, windows)
+    alone = [clip.read(path, np.random.default_rng(n), window) for n, window in zip((1, 2), windows)]
+    assert all(torch.equal(x, y) for x, y in zip(together, alone)) and not clip.several and Clip.several
+    slide = clip.slide(path, 0.2, 0.5)
+    assert len(slide.spans) > 2
+    for (start, _), view in zip(slide.spans, slide.read(0, len(slide.spans))):
+        assert torch.equal(view, clip.read(path, None, (start, 0.5)))
 
 
 @pytest.mark.parametrize("start", [1, 7, 13])

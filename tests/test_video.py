@@ -1,6 +1,7 @@
 """Right frame, every container and decoder: the frame number is written into the pixels as an eight-bit
 barcode."""
 
+import contextlib
 import importlib.util
 import re
 import struct
@@ -8,10 +9,16 @@ import struct
 import av
 import numpy as np
 import pytest
+import torch
 
 from vicjoint.video import Video, VideoError, backends, read
+from vicjoint.video.others import OTHERS
 
-BACKENDS = ["auto", "pyav"] + (["decord"] if importlib.util.find_spec("decord") else [])
+BACKENDS = ["auto", "pyav"]
+for _name in ("decord", "torchcodec"):  # where they can be used
+    with contextlib.suppress(VideoError):
+        OTHERS[_name].load()
+        BACKENDS.append(_name)
 H, W = 48, 64
 
 
@@ -87,7 +94,7 @@ def test_right_frame(tmp_path, name, backend):
             for wanted in (range(frames), [frames - 1], [0], [frames // 2, 0, frames - 1, 0]):
                 assert codes(video.read(wanted)) == list(wanted)
     except VideoError as error:
-        assert backend == "decord" and "auto" in str(error)  # refused, not wrong
+        assert backend in OTHERS and "auto" in str(error)  # refused, not wrong
 
 
 def test_refusing_is_the_exception(tmp_path):
@@ -225,12 +232,23 @@ def test_wrong_requests(tmp_path):
     for wanted in ([10], [-1]):
         with pytest.raises(VideoError, match="10 frames exist"):
             read(path, wanted)
-    with pytest.raises(VideoError, match="Expected one of: auto, decord, pyav, torchcodec"):
+    with pytest.raises(VideoError, match="Expected one of: auto, decord, nvdec, pyav, torchcodec"):
         read(path, [0], "opencv")
     assert read(path, []).shape == (0, H, W, 3)
     if importlib.util.find_spec("torchcodec") is None:
-        with pytest.raises(VideoError, match="pip install torchcodec"):
-            read(path, [0], "torchcodec")
+        for backend in ("torchcodec", "nvdec"):
+            with pytest.raises(
+                VideoError, match=f"'{backend}' cannot be used here. .*pip install torchcodec"
+            ):
+                read(path, [0], backend)
+
+
+def test_nvdec_without_a_gpu_is_named(tmp_path, monkeypatch):
+    if "torchcodec" not in BACKENDS:
+        pytest.skip("torchcodec cannot be used here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(VideoError, match="'nvdec' decodes on an NVIDIA GPU, and there is none here"):
+        read(write(tmp_path / "a.mp4", 10), [0], "nvdec")
 
 
 @pytest.mark.parametrize("folder", ["codec_edge_cases", "loose_clips", "grid_av/originals_mpg"])

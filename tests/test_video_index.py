@@ -2,19 +2,21 @@
 
 import os
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
 import pytest
-from test_video_matrix import film, sequential
 
 from benchmarks import video as benchmark
+from benchmarks.films import MATRIX, film, sequential
 from vicjoint.files.kept import Kept
 from vicjoint.files.small import FOLDERS, SmallFiles
 from vicjoint.video import Video, index
 from vicjoint.video.backends import PyAV
-from vicjoint.video.units import References
+from vicjoint.video.hevc import HEVC
+from vicjoint.video.units import H264
 
 
 @pytest.fixture
@@ -119,6 +121,19 @@ def test_where_nothing_can_be_written_films_are_read(tmp_path, cache):
         assert video.info.frames == 45
 
 
+def test_the_index_of_a_long_film_is_small():
+    shown, second = np.arange(90_000) * 512, 1 / 12800
+    keys = [index.Key(n * 512 * 250, n * 512 * 250 - 1024, n * 250, True) for n in range(360)]
+    info = index.VideoInfo(90_000, 25.0, 48, 64, index.in_seconds(shown, second))
+    long = index.Index(info, shown, keys, frozenset({index.OPEN}), True, shown[1::2], second)
+    content = long.to_bytes()
+    assert len(zlib.compress(content, 1)) < 10_000
+    again = index.Index.from_bytes(content)
+    assert np.array_equal(again.info.timestamps_seconds, info.timestamps_seconds)
+    assert np.array_equal(again.shown, shown) and np.array_equal(again.free, shown[1::2])
+    assert again.keys == keys and again.odd == {index.OPEN} and again.single and again.second == second
+
+
 # ---- units ----
 
 
@@ -136,13 +151,12 @@ def packets(path):
         return stream.codec_context.extradata, found
 
 
-def free_in(extradata, found):
-    references = References(extradata)
-    free = 0
+def free_in(extradata, found, kind=H264):
+    references = kind(extradata)
     for packet, is_key in found:
         packet.is_keyframe = is_key
-        free += references.add(packet)[1]
-    return free if references.trusted else None
+        references.add(packet)
+    return len(references.free) if references.trusted else None
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
@@ -169,6 +183,51 @@ def test_what_is_not_sure_is_not_trusted(tmp_path):
     assert free_in(extradata, changed(free, packet + packet)) is None  # two frames
     assert free_in(extradata[:12], found) is None
     assert free_in(None, found) is None
+
+
+HEVC_FILMS = {  # and how many frames are free
+    "hevc.mp4": 19,
+    "hevc_open.mkv": 22,
+    "hevc_layers.mp4": 22,
+    "hevc_pyramid.mp4": 32,
+    "hevc_no_pyramid.mkv": 36,
+    "hevc_no_b.mp4": 0,
+    "hevc.ts": 22,
+    "hevc_lists.mp4": None,
+}
+
+
+@pytest.mark.parametrize("name", HEVC_FILMS)
+def test_pictures_of_hevc_that_no_set_of_references_names(tmp_path, name):
+    extradata, found = packets(film(tmp_path / name, **MATRIX[name]))
+    assert free_in(extradata, found, HEVC) == HEVC_FILMS[name]
+
+
+def test_a_picture_of_hevc_is_free_where_it_says_so_and_no_other_one_names_it(tmp_path):
+    extradata, found = packets(film(tmp_path / "a.mp4", **MATRIX["hevc_open.mkv"]))
+    kinds = [packet[4] >> 1 & 63 for packet, _ in found]
+
+    def changed(place, content):
+        return [(Packet(content) if n == place else p, key) for n, (p, key) in enumerate(found)]
+
+    def of_kind(place, kind):
+        packet = found[place][0]
+        return changed(place, packet[:4] + bytes([packet[4] & 129 | kind << 1]) + packet[5:])
+
+    free, leaned_on = kinds.index(0), kinds.index(1)
+    assert free_in(extradata, of_kind(leaned_on, 0), HEVC) == 22  # it is named all the same
+    assert free_in(extradata, of_kind(free, 1), HEVC) == 21
+    for kind in (10, 16, 24, 36, 41, 62):  # reserved, broken link, end of a sequence, another layer's
+        assert free_in(extradata, of_kind(free, kind), HEVC) is None
+    packet = found[free][0]
+    assert free_in(extradata, changed(free, packet[:5] + bytes([packet[5] | 8]) + packet[6:]), HEVC) is None
+    assert free_in(extradata, changed(free, packet[:-1]), HEVC) is None  # longer than its packet
+    assert free_in(extradata, changed(free, packet + packet), HEVC) is None  # two pictures
+    assert free_in(extradata, [found[0], *found], HEVC) == 22  # an IDR picture forgets the numbers
+    assert free_in(extradata, [*found[:5], *found[4:]], HEVC) is None
+    assert free_in(extradata, found[1:], HEVC) is None  # no beginning
+    for content in (None, b"", extradata[:40]):
+        assert not free_in(content, found, HEVC)
 
 
 # ---- the benchmark ----

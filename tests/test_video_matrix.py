@@ -1,107 +1,23 @@
 """Every frame of every backend is that of sequential decoding, to the last bit: codecs, containers, groups of
 pictures, rates, cuts. Films of moving noise, so that one frame never passes for another."""
 
-from fractions import Fraction
-
 import av
 import numpy as np
 import pytest
-from test_films import copy
 from test_video import BACKENDS
 
+from benchmarks import right_frames
+from benchmarks.films import B_FRAMES, FRAMES, MATRIX, copy, film, sequential, wishes
 from vicjoint.video import Video, VideoError, backends
+from vicjoint.video.others import OTHERS
 
-H, W, FRAMES = 64, 80, 45
-B_FRAMES = {"g": "12", "bf": "3", "sc_threshold": "0"}
-
-
-def film(path, codec="libx264", pixels="yuv420p", options=B_FRAMES, params=None, times=None):
-    """FRAMES frames of coarse noise that drifts and changes; times: of each in ms, 25 a second where None."""
-    plane = np.random.default_rng(0).integers(0, 256, (H // 8 + 8, W // 8 + 8, 3)).repeat(8, 0).repeat(8, 1)
-    changes = np.random.default_rng(1).integers(-9, 10, (FRAMES, H // 4, W // 4, 1))
-    changes = changes.repeat(4, 1).repeat(4, 2)
-    options = {**options, **({f"{codec.removeprefix('lib')}-params": params} if params else {})}
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = W, H, pixels, 1
-        if times is not None:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for n in range(FRAMES):
-            image = plane[n // 2 : n // 2 + H, n : n + W] + changes[n]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.clip(0, 255), np.uint8))
-            frame.pts = n if times is None else times[n]
-            if times is not None:
-                frame.time_base = Fraction(1, 1000)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-    return path
-
-
-X265 = "log-level=0:pools=1:frame-threads=1:keyint=12:bframes=3"
-HEVC = dict(codec="libx265", options={"preset": "ultrafast"})
-VP9 = dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8", "g": "12"})
-AV1 = dict(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1:keyint=12"})
-VARIABLE = np.cumsum([20 + 37 * (n % 5) for n in range(FRAMES)]).tolist()
-MATRIX = {
-    "h264.mp4": {},
-    "h264.mkv": {},
-    "h264.mov": {},
-    "h264.ts": {},
-    "h264.avi": dict(options={"g": "12", "bf": "0"}),
-    "one_key.mp4": dict(options={"g": "250", "bf": "3"}),
-    "no_b.mp4": dict(options={"g": "12", "bf": "0"}),
-    "no_pyramid.mp4": dict(params="b-pyramid=none:bframes=5:b-adapt=0:keyint=20"),
-    "strict_pyramid.mp4": dict(params="b-pyramid=strict:bframes=7:b-adapt=0:keyint=30"),
-    "many_references.mp4": dict(params="ref=8:bframes=8:weightp=2:keyint=40"),
-    "few_numbers.mp4": dict(params="ref=1:bframes=1:keyint=250:b-pyramid=none"),
-    "slices.mkv": dict(params="slices=4:bframes=3:keyint=12"),
-    "open.mp4": dict(params="open-gop=1:bframes=3:keyint=12:scenecut=0"),
-    "refreshed.mp4": dict(params="intra-refresh=1:keyint=12"),
-    "fields.mp4": dict(params="tff=1:bframes=3:keyint=12"),
-    "fake_fields.mp4": dict(params="fake-interlaced=1:bframes=3:keyint=12"),
-    "h264_10.mp4": dict(pixels="yuv420p10le"),
-    "h264_444.mp4": dict(pixels="yuv444p"),
-    "lists.mp4": dict(params="cqm=jvt:bframes=3:keyint=12"),
-    "variable.mp4": dict(times=VARIABLE),
-    "variable.mkv": dict(times=VARIABLE),
-    "hevc.mp4": dict(**HEVC, params=f"{X265}:open-gop=0"),
-    "hevc_open.mkv": dict(**HEVC, params=X265),
-    "hevc_layers.mp4": dict(**HEVC, params=f"{X265}:temporal-layers=1"),
-    "hevc_10.mp4": dict(**HEVC, params=X265, pixels="yuv420p10le"),
-    "vp9.webm": VP9,
-    "vp9.mp4": VP9,
-    "av1.mp4": AV1,
-    "av1.mkv": dict(**AV1, pixels="yuv420p10le"),
-    "mpeg4.mp4": dict(codec="mpeg4", options={"g": "12", "bf": "2"}),
-    "mpeg4.avi": dict(codec="mpeg4", options={"g": "12"}),
-    "mpeg1.mpg": dict(codec="mpeg1video", options={"g": "12", "bf": "2"}),
-    "mjpeg.avi": dict(codec="mjpeg", pixels="yuvj420p", options={}),
-    "mjpeg.mov": dict(codec="mjpeg", pixels="yuvj420p", options={}),
-    "prores.mov": dict(codec="prores_ks", pixels="yuv422p10le", options={}),
-}
 FREE = {"h264.mp4", "h264.mkv", "h264.mov", "one_key.mp4", "no_pyramid.mp4", "strict_pyramid.mp4"}
 FREE |= {"many_references.mp4", "few_numbers.mp4", "slices.mkv", "h264_10.mp4", "h264_444.mp4", "lists.mp4"}
-FREE |= {"variable.mp4", "variable.mkv"}
+FREE |= {"variable.mp4", "variable.mkv", "hevc.mp4", "hevc_open.mkv", "hevc_10.mp4", "hevc_layers.mp4"}
+FREE |= {"hevc_pyramid.mp4", "hevc_no_pyramid.mkv", "hevc_fields.mp4"}
 
 NOT_CLEAN = {"open.mp4", "refreshed.mp4"}  # key frames at which decoding cannot begin
-NOT_DECORDS = {"h264_10.mp4", "hevc_10.mp4"}  # it makes other colours of ten bits
-
-
-def sequential(path):
-    with av.open(str(path)) as file:
-        stream = file.streams.best("video")
-        stream.thread_count = 1
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(stream)])
-
-
-def wishes(frames):
-    """Frames that are asked for together."""
-    rng = np.random.default_rng(frames)
-    for stride in (1, 2, 4, 7):
-        yield list(range(int(rng.integers(stride)), frames, stride))
-    for _ in range(12):
-        yield sorted(rng.choice(frames, int(rng.integers(1, 5)), replace=False).tolist())
-    yield from ([0], [frames - 1], [0, frames - 1])
+TEN_BITS = {"h264_10.mp4", "hevc_10.mp4", "av1.mkv"}  # of which other decoders make other colours
 
 
 def check(path, backend):
@@ -133,7 +49,7 @@ def test_frames_are_those_of_sequential_decoding(tmp_path, name):
     except av.error.EncoderNotFoundError as error:
         pytest.skip(str(error))
     check(path, "pyav")
-    for backend in set(BACKENDS) - {"auto", "pyav"} - ({"decord"} if name in NOT_DECORDS else set()):
+    for backend in () if name in TEN_BITS else set(BACKENDS) - {"auto", "pyav"}:
         try:
             check(path, backend)
         except VideoError as error:
@@ -144,7 +60,24 @@ def test_frames_are_those_of_sequential_decoding(tmp_path, name):
         assert bool(video._own._left) == (name in FREE)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "variable.mkv", "hevc.mp4", "open.mp4"])
+@pytest.mark.parametrize("name", MATRIX)
+def test_frames_of_nvdec_are_the_right_ones(tmp_path, name):
+    """Its colours are its own."""
+    try:
+        OTHERS["nvdec"].load()
+    except VideoError as error:
+        pytest.skip(str(error))
+    path = film(tmp_path / name, **MATRIX[name])
+    try:
+        Video(path, "nvdec").close()
+    except VideoError as error:
+        assert "Use video_backend: auto." in str(error)  # refused, not wrong
+        return
+    found = right_frames.judged(lambda path: right_frames.Ours(path, "nvdec"), path, sequential(path))
+    assert found == "right" or found.startswith("other colours")
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "variable.mkv", "hevc_open.mkv", "hevc_layers.mp4", "open.mp4"])
 def test_of_large_files_they_are_sought(tmp_path, name, monkeypatch):
     monkeypatch.setattr(backends, "KEEP_BYTES", 0)
     check(film(tmp_path / name, **MATRIX[name]), "pyav")
@@ -165,3 +98,21 @@ def test_real_films(shared_data):
         for wanted in ([0, len(truth) // 2, len(truth) - 1], list(range(1, len(truth), 4))[:9]):
             with Video(path, "pyav") as video:
                 assert np.array_equal(video.read(wanted), truth[wanted])
+
+
+def test_the_table_of_right_frames_tells_wrong_ones(tmp_path):
+    path = film(tmp_path / "a.mp4")
+    truth = sequential(path)
+
+    class Late(right_frames.Ours):
+        def read(self, numbers):
+            return super().read([min(n + 1, self.frames - 1) for n in numbers])
+
+    class Pale(right_frames.Ours):
+        def read(self, numbers):
+            return super().read(numbers) // 4 * 4
+
+    assert right_frames.judged(right_frames.Ours, path, truth) == "right"
+    assert right_frames.judged(right_frames.Ours, path, truth[:40]).startswith("counts 45, 40 exist")
+    assert right_frames.judged(Late, path, truth).startswith("wrong 2")
+    assert right_frames.judged(Pale, path, truth) == "other colours, by 3 at most"

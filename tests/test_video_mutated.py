@@ -9,13 +9,14 @@ import random
 import numpy as np
 import pytest
 from test_mutated import mutated, outcome
-from test_video_matrix import HEVC, VP9, film
 
+from benchmarks.films import HEVC, VP9, film, sequential
 from vicjoint.video.backends import PyAV
 
 FILMS = {
     "a.mp4": {},
     "a.mkv": dict(params="bframes=5:b-adapt=0:keyint=20"),
+    "hevc_open.mkv": dict(**HEVC, params="log-level=0:pools=1:keyint=12:bframes=4"),
     "hevc.mp4": dict(**HEVC, params="log-level=0:pools=1:keyint=12"),
     "a.webm": VP9,
     "a.avi": dict(codec="mpeg4", options={"g": "12"}),
@@ -26,7 +27,8 @@ FILMS = {
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
-    return {name: film(folder / name, **options).read_bytes() for name, options in FILMS.items()}
+    paths = {name: film(folder / name, **options) for name, options in FILMS.items()}
+    return {name: (path.read_bytes(), sequential(path)) for name, path in paths.items()}
 
 
 def frames_of(path, numbers, fast):
@@ -34,13 +36,14 @@ def frames_of(path, numbers, fast):
     decoder = PyAV(str(path))
     try:
         decoder.fast = fast
-        return decoder.read([n for n in numbers if n < decoder.info.frames])
+        numbers = [n for n in numbers if n < decoder.info.frames]
+        return decoder.read(numbers, np.arange(len(numbers)))
     finally:
         decoder.close()
 
 
-def check(path, content, rng) -> bool:
-    """Whether the film is read."""
+def check(path, content, truth, rng) -> bool:
+    """Whether the film is read. truth: the frames before the damage."""
     damaged = bytearray(mutated(content, rng) if rng.random() < 0.7 else content)
     if rng.random() < 0.5:  # a wound among the packets
         place = rng.randrange(len(damaged) or 1)
@@ -52,7 +55,12 @@ def check(path, content, rng) -> bool:
     plain = outcome(lambda p: frames_of(p, numbers, fast=False), path)
     fast = outcome(lambda p: frames_of(p, numbers, fast=True), path)
     if isinstance(plain, np.ndarray):
-        assert isinstance(fast, np.ndarray) and np.array_equal(plain, fast)
+        assert isinstance(fast, np.ndarray) and plain.shape == fast.shape
+        differ = (plain != fast).any((1, 2, 3))
+        # where FFmpeg passes over damage in HEVC, blocks show what was in memory before, read either way
+        assert not differ.any() or path.name.startswith("hevc")
+        for number, a, b in zip(np.array(numbers)[: len(plain)][differ], plain[differ], fast[differ]):
+            assert not np.array_equal(a, truth[number]) and not np.array_equal(b, truth[number])
     elif isinstance(fast, np.ndarray):  # the damage is in a frame that was left out
         assert " damaged (" in plain[1]
     elif plain != fast:  # some of it is
@@ -64,7 +72,7 @@ def many(tmp_path, contents, count, seed):
     found = []
     for number in range(count):
         name = list(FILMS)[number % len(FILMS)]
-        found.append(check(tmp_path / name, contents[name], random.Random(f"{seed} {number}")))
+        found.append(check(tmp_path / name, *contents[name], random.Random(f"{seed} {number}")))
     assert True in found and False in found
 
 

@@ -25,9 +25,13 @@ class Kept:
     def get(self, name: str):
         return self._values.get(name)
 
+    def fits(self, size: int) -> bool:
+        """Whether there is room for so many bytes."""
+        return size <= self.room
+
     def add(self, name: str, value, size: int) -> bool:
         """Keep a value of `size` bytes under a name that is not here yet, where there is room."""
-        if size > self.room:
+        if not self.fits(size):
             return False
         self._values[name] = value
         self.room -= size

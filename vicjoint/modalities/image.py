@@ -19,7 +19,16 @@ from vicjoint.registry import register
 from vicjoint.sliding import Sliding, spans
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import centre_crop, cut, of_picture, square_frames
-from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
+from vicjoint.transforms.squares import (
+    Cache,
+    Choice,
+    SlidingVideo,
+    Squares,
+    ends,
+    every_start,
+    of_clip,
+    on_display,
+)
 from vicjoint.video import FILM_SUFFIXES, Video, VideoError, VideoInfo
 
 IMAGENET = Processing([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 64, 1.0)
@@ -155,9 +164,10 @@ class Clip(Pixels):
     left and right may be named. transforms: its own in training, after that, as the pair's `a`: drawn once
     for all frames, random_resized_crop first; null: none. reduce: side that larger squares are
     brought to before anything else; null: as they are. Smaller ones are cut more quickly, and more fit into
-    memory. cache_mb: memory, in each process that reads, for the squares of videos decoded once, so that
-    later epochs only cut and resize, whatever their windows; 0: none. The first videos that fit stay; the
-    others are decoded each time. Views are the same with and without.
+    memory. cache_mb: room for the squares of videos decoded once, so that later epochs only cut and resize,
+    whatever their windows; 0: none. The first videos that fit stay; the others are decoded each time. cache:
+    memory, of each process that reads, or disk, the cache folder, for all processes and later runs. Views are
+    the same with and without.
     """
 
     accepts = ()
@@ -167,7 +177,7 @@ class Clip(Pixels):
     opens_inside = True
     reading = (
         *("frames", "stride", "window", "size", "centre", "area", "flip"),
-        *("at", "reduce", "cache_mb", "transforms"),
+        *("at", "reduce", "cache_mb", "cache", "transforms"),
     )
 
     def __init__(
@@ -184,6 +194,7 @@ class Clip(Pixels):
         at: tuple[Share, Share] = (0.5, 0.5),
         reduce: int | None = None,
         cache_mb: Natural = 0,
+        cache: Cache = "memory",
         transforms: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         processor: str | None = None,
     ):
@@ -194,7 +205,7 @@ class Clip(Pixels):
                 f"modality 'clip': reduce is {reduce}, expected the view's size ({size}) or more, or null."
             )
         self.frames, self.stride, self.window = frames, stride, window
-        self.squares = Squares(centre, at, reduce, cache_mb)
+        self.squares = Squares(centre, at, reduce, cache_mb, cache)
         self.kept = self.squares.kept
         self.size, self.area, self.flip = size, area, flip
         self.transforms = TransformList("modality.transforms", transforms, size) if transforms else None
@@ -203,9 +214,12 @@ class Clip(Pixels):
         self, value: str, rng: np.random.Generator | None = None, window: tuple[float, float] | None = None
     ) -> Tensor:
         """uint8 [1, 3, T, size, size] of a video file. Raises VideoError."""
-        return self.read_several(value, [rng], [window])[0]
+        return self._read(value, [rng], [window])[0]
 
     def read_several(self, value, rngs, windows) -> list[Tensor]:
+        return self._read(value, rngs, windows)
+
+    def _read(self, value, rngs, windows) -> list[Tensor]:
         chooses = [
             lambda info, drawn=drawn: self._numbers(info, *drawn, value) for drawn in zip(rngs, windows)
         ]

@@ -24,7 +24,16 @@ from vicjoint.registry import register
 from vicjoint.sliding import Sliding
 from vicjoint.transforms.compose import TransformList
 from vicjoint.transforms.images import cut, square_frames
-from vicjoint.transforms.squares import Choice, SlidingVideo, Squares, ends, every_start, of_clip, on_display
+from vicjoint.transforms.squares import (
+    Cache,
+    Choice,
+    SlidingVideo,
+    Squares,
+    ends,
+    every_start,
+    of_clip,
+    on_display,
+)
 from vicjoint.video import FILM_SUFFIXES, Video, VideoError, VideoInfo
 
 
@@ -84,7 +93,8 @@ class NextFrame(ByColumns):
     row of 2 numbers for each frame, of which it gets the rows from the last context frame to the one before
     the target (with `seconds` their mean), and for each further step those after it; null: nothing
     (docs/conditions.md).
-    cache_mb: memory, in each process that reads, for the squares of videos decoded once; 0: none.
+    cache_mb: room for the squares of videos decoded once; 0: none. cache: memory, of each process that reads,
+    or disk, the cache folder, for all processes and later runs.
     distinct, group, per_group: columns that say what a batch holds, as in the pair cross_modal. With `group`,
     the windows of all videos with an equal value make one group: several events that share one look.
     """
@@ -110,6 +120,7 @@ class NextFrame(ByColumns):
         a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         b: list[Annotated[dict, ComponentOf("transform")]] | Literal["same"] | None = None,
         cache_mb: Natural = 0,
+        cache: Cache = "memory",
         distinct: str | None = None,
         group: str | None = None,
         per_group: Count = 1,
@@ -135,7 +146,7 @@ class NextFrame(ByColumns):
             )
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
         self.size, self.area, self.flip = size, area, flip
-        self.squares = Squares(centre, at, cache_mb=cache_mb)
+        self.squares = Squares(centre, at, cache_mb=cache_mb, cache=cache)
         self.a = TransformList("pair.a", a, size) if a else None
         self.together = b == "same"
         self.b = TransformList("pair.b", b, size) if b and not self.together else None

@@ -92,6 +92,18 @@ class Modality(nn.Module):
     several: ClassVar[bool] = False
     """Whether `read_several` takes less than as many calls of `read`."""
 
+    def __init_subclass__(cls, **options):
+        """A class that replaces `read`, and inherits `read_several` or `slide`, gets those that call it."""
+        super().__init_subclass__(**options)
+        read, read_several, slide = (
+            next(place for place, of in enumerate(cls.__mro__) if name in vars(of))
+            for name in ("read", "read_several", "slide")
+        )
+        if read < read_several:
+            cls.read_several, cls.several = Modality.read_several, False
+        if read < slide:
+            cls.slide = Modality.slide
+
     video_backend: str = "auto"
     frame_rate: float = 25.0
     """The recipe's `data.video_backend` and `data.frame_rate`, in a reader; for modalities that open

@@ -175,7 +175,7 @@ class Data(Section):
     max_bad_fraction: Number = Field(
         0.01, ge=0, le=1, description="share of bad samples above which a run stops"
     )
-    video_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
+    video_backend: Literal["auto", "decord", "nvdec", "pyav", "torchcodec"] = Field(
         "auto", description="reader of video files"
     )
     clips_per_open: Whole = Field(

@@ -1,33 +1,40 @@
 """The squares of a video's frames that views are cut from, decoded once where there is memory for them.
 
-squares = Squares(centre=0.75, cache_mb=500)
+squares = Squares(centre=0.75, cache_mb=500)                # or cache="disk"
 frames_TCSS = squares.read("clip.mp4", "auto", 25.0, lambda info: [3, 5, 7])     # uint8 [3, 3, S, S]
 """
 
 # T frames, H height, W width, S side of the squares
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vicjoint.files.kept import Kept
+from vicjoint.files.mapped import Mapped
 from vicjoint.sliding import Sliding, Span
 from vicjoint.transforms.images import middle_square, square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
+from vicjoint.video.frames import is_frames
+from vicjoint.video.index import settled
 
 Choice = tuple[Span, list[int]]
 """When a window is, and the numbers of its frames."""
 
+Cache = Literal["memory", "disk"]
 MOST_DECODED = 2**30  # bytes of all frames of a video at once, for their squares to be kept
 
 
 class Squares:
     """centre, at: side and middle of the square (`middle_square`). reduce: side that larger squares are
-    brought to; None: as they are. cache_mb: memory for the squares of whole videos; the first that fit stay,
-    the others are decoded each time."""
+    brought to; None: as they are. cache_mb: room for the squares of whole videos; the first that fit stay,
+    the others are decoded each time. cache: memory, of this process, or disk, the folder `squares` of the
+    cache folder, for all processes and runs."""
 
     def __init__(
         self,
@@ -35,8 +42,10 @@ class Squares:
         at: tuple[float, float] = (0.5, 0.5),
         reduce: int | None = None,
         cache_mb: int = 0,
+        cache: Cache = "memory",
     ):
-        self.centre, self.at, self.reduce, self.kept = centre, at, reduce, Kept(cache_mb)
+        self.centre, self.at, self.reduce = centre, at, reduce
+        self.kept = KeptOnDisk(cache_mb) if cache == "disk" else Kept(cache_mb)
 
     def read(
         self, path: str, backend: str, frame_rate: float, choose: Callable[[VideoInfo], list[int]]
@@ -48,12 +57,13 @@ class Squares:
         self, path: str, backend: str, frame_rate: float, chooses: Sequence[Callable[[VideoInfo], list[int]]]
     ) -> list[Tensor]:
         """The same of each of `chooses`, in one pass through the file."""
-        if kept := self.kept.get(path):
+        name = self._name(path, backend)
+        if name is not None and (kept := self.kept.get(name)):
             info, squares = kept
             return [squares[choose(info)] for choose in chooses]
         with Video(path, backend, frame_rate) as video:
             chosen = [choose(video.info) for choose in chooses]
-            whole = self._keep(path, video)
+            whole = None if name is None else self._keep(name, video)
             if whole is not None:
                 return [whole[numbers] for numbers in chosen]
             if len(chosen) == 1:
@@ -63,6 +73,20 @@ class Squares:
             place = {number: i for i, number in enumerate(wanted)}
             return [squares[[place[number] for number in numbers]] for numbers in chosen]
 
+    def _name(self, path: str, backend: str) -> str | None:
+        """Under which a video's squares are kept; None: nowhere. On the disk folders of pictures, films in
+        shards elsewhere and those that have just changed are not."""
+        if isinstance(self.kept, Kept):
+            return path
+        if not self.kept.megabytes or is_frames(path):
+            return None
+        with contextlib.suppress(OSError):  # reading will say so
+            if now := settled(path):
+                return (
+                    f"{now} {'pyav' if backend == 'auto' else backend} {self.centre} {self.at} {self.reduce}"
+                )
+        return None
+
     def of(self, frames: np.ndarray) -> Tensor:
         """[T, H, W, 3] -> [T, 3, S, S]."""
         squares = middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
@@ -70,21 +94,53 @@ class Squares:
             return squares
         return square_frames(squares, self.reduce)
 
-    def _keep(self, path: str, video: Video) -> Tensor | None:
+    def _keep(self, name: str, video: Video) -> Tensor | None:
         """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be
         decoded."""
         info = video.info
         shorter = min(info.height, info.width)
         side = min(max(1, round(shorter * self.centre)), self.reduce or shorter)
         size = 3 * info.frames * side**2
-        if size > self.kept.room or 3 * info.frames * info.height * info.width > MOST_DECODED:
+        if not self.kept.fits(size) or 3 * info.frames * info.height * info.width > MOST_DECODED:
             return None
         try:
             squares = self.of(video.read(range(info.frames))).clone()  # not a view of the whole frames
         except VideoError:  # the cause only of views that hold that frame
             return None
-        self.kept.add(path, (info, squares), size)
+        self.kept.add(name, (info, squares), size)
         return squares
+
+
+class KeptOnDisk:
+    """As Kept, of squares."""
+
+    def __init__(self, megabytes: int):
+        self._arrays, self.megabytes = Mapped("squares", megabytes), megabytes
+
+    def get(self, name: str) -> tuple[VideoInfo, "OnDisk"] | None:
+        if (found := self._arrays.get(name)) is None:
+            return None
+        (facts, times), squares = found
+        return VideoInfo(**facts, timestamps_seconds=np.array(times)), OnDisk(squares)
+
+    def fits(self, size: int) -> bool:
+        return self._arrays.fits(size)
+
+    def add(self, name: str, value: tuple[VideoInfo, Tensor], size: int) -> bool:
+        info, squares = value
+        facts = asdict(info)
+        times = facts.pop("timestamps_seconds").tolist()
+        return self._arrays.add(name, (facts, times), squares.numpy())
+
+
+class OnDisk:
+    """Squares uint8 [T, 3, S, S] in a file, of which frames are taken by number."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+
+    def __getitem__(self, numbers: list[int]) -> Tensor:
+        return torch.from_numpy(np.array(self._array[numbers]))
 
 
 def of_clip(

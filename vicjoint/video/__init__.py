@@ -21,7 +21,7 @@ from vicjoint.video.backends import PyAV, VideoError, VideoInfo
 from vicjoint.video.frames import Frames, is_frames
 from vicjoint.video.others import OTHERS
 
-BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+BACKENDS = ("auto", "decord", "nvdec", "pyav", "torchcodec")
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
     *(".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
@@ -35,10 +35,11 @@ AT_ONCE = 8  # frames that another decoder than PyAV is asked for where they com
 class Video:
     """An open video file; `info` says what it holds, `read` gives frames. Use it in a `with` block.
 
-    backend: pyav, decord, torchcodec, or auto, which is pyav: the others are slower, and right about fewer
-    files (docs/video.md). A folder of pictures, a numbered pattern such as
-    clip/%05d.jpg and a tiff of several pages are videos, too, of `frame_rate` frames a second, whatever the
-    backend. Raises VideoError where the file, or a backend asked for by name, cannot be used.
+    backend: pyav, decord, torchcodec, nvdec (torchcodec on a GPU), or auto, which is pyav: decord and
+    torchcodec are slower, and right about fewer files (docs/video.md). A folder of pictures, a numbered
+    pattern such as clip/%05d.jpg and a tiff of several pages are videos, too, of `frame_rate` frames a
+    second, whatever the backend. Raises VideoError where the file, or a backend asked for by name, cannot be
+    used.
     """
 
     def __init__(self, path: str | os.PathLike, backend: str = "auto", frame_rate: float = FRAME_RATE):
@@ -65,8 +66,7 @@ class Video:
         if not numbers.size:
             return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
-        decoded = self._decoder.read(unique.tolist())
-        return decoded if np.array_equal(unique, numbers) else decoded[places]
+        return self._decoder.read(unique.tolist(), places)
 
     def each(self, frames) -> Iterator[np.ndarray]:
         """Frames uint8 [H, W, 3], RGB, of increasing, distinct numbers, one after the other: one pass forward

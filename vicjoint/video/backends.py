@@ -1,8 +1,8 @@
 """The decoder behind `vicjoint.video`, which is the module to use; it gives frames of increasing, distinct
-numbers. Others, beside it: vicjoint.video.others.
+numbers, in the order that is asked for. Others, beside it: vicjoint.video.others.
 
     decoder = PyAV("clip.mp4")                             # counts the frames: decoder.info
-    decoder.read([3, 5, 7]), decoder.close()
+    decoder.read([3, 5, 7], np.array([0, 1, 2, 1])), decoder.close()
 """
 
 import bisect
@@ -16,17 +16,47 @@ from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
 from vicjoint.files.media import best_stream, open_media
-from vicjoint.video.index import Index, Key, VideoError, VideoInfo, keep, kept
-from vicjoint.video.units import References
+from vicjoint.video.hevc import HEVC
+from vicjoint.video.index import (
+    COLOURS,
+    INTERLACED,
+    MIRRORED,
+    OPEN,
+    STREAMS,
+    TURNED,
+    UNCLEAN,
+    UNTIMED,
+    Index,
+    Key,
+    VideoError,
+    VideoInfo,
+    in_seconds,
+    keep,
+    kept,
+)
+from vicjoint.video.units import H264
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
+UNITS = {"h264": H264, "hevc": HEVC}
+UPRIGHT = np.eye(2)
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
 # decoded.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
-TIMED_CODECS = {"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9", "mpeg4", "mjpeg"}
+TIMED_CODECS = {
+    "h264",
+    "hevc",
+    "av1",
+    "libdav1d",
+    "libaom-av1",
+    "vp9",
+    "libvpx-vp9",
+    "mpeg4",
+    "mjpeg",
+    "prores",
+}
 
 
 class Stamp(NamedTuple):
@@ -36,7 +66,6 @@ class Stamp(NamedTuple):
     dts: int | None
     is_keyframe: bool
     is_clean: bool  # Key.is_clean
-    is_free: bool  # no other frame leans on it, as it says
     is_discard: bool
     is_corrupt: bool
 
@@ -72,7 +101,7 @@ class PyAV:
             if (index := kept(path)) is None:
                 index = self._count()
                 keep(path, index)
-            self.info, self._shown, self._keys, self.plain = index.info, index.shown, index.keys, index.plain
+            self.info, self._shown, self._keys, self.odd = index.info, index.shown, index.keys, index.odd
             self._single, self._free = index.single, index.free
         except av.FFmpegError as error:
             self.close()
@@ -97,7 +126,7 @@ class PyAV:
         """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else by
         decoding all."""
         self._single, self._free = False, np.zeros(0, np.int64)
-        packets, single = self._stamps()
+        packets, places, single = self._stamps()
         listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
             raise VideoError(f"{self.path}: the file is cut off: its last frames are missing.")
@@ -115,47 +144,55 @@ class PyAV:
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
             info = _info([pts for pts, _ in frames], frames[0][1], self._stream)
-            return Index(info, None, self._keys, False, False, self._free)
+            return Index(info, None, self._keys, frozenset({UNTIMED}), False, self._free)
         self._keys.sort()
         first = self._whole(0, [0])
         clean = all(key.is_clean for key in self._keys)
-        plain = (
-            len(self._container.streams.video) == 1
-            and _closed(packets)
-            and clean
-            and not first.interlaced_frame
-            and first.colorspace in MATRICES
-            and np.array_equal(_turn(first), np.eye(2))
-        )
-        free = sorted(p.pts for p in packets if p.is_free) if single and clean and _closed(packets) else []
+        closed, turn = _closed(packets), _turn(first)
+        oddities = {
+            STREAMS: len(self._container.streams.video) > 1,
+            OPEN: not closed,
+            UNCLEAN: not clean,
+            INTERLACED: bool(first.interlaced_frame),
+            COLOURS: first.colorspace not in MATRICES,
+            TURNED: not np.array_equal(turn, np.eye(2)),
+            MIRRORED: bool(np.linalg.det(turn) < 0),
+        }
+        odd = frozenset(name for name, is_so in oddities.items() if is_so)
+        # pictures of an open group of HEVC, which lean on what is before their key frame, say so
+        sure = clean and (closed or self._context.name == "hevc")
+        free = sorted(packets[place].pts for place in places) if sure else []
         info = _info(self._shown.tolist(), first, self._stream)
-        return Index(info, self._shown, self._keys, plain, single, np.array(free, np.int64))
+        second = float(self._stream.time_base)
+        return Index(info, self._shown, self._keys, odd, single, np.array(free, np.int64), second)
 
-    def _stamps(self) -> tuple[list[Stamp], bool]:
-        """Of all packets with content, and Index.single; the packets themselves are kept where they are
-        few."""
+    def _stamps(self) -> tuple[list[Stamp], list[int], bool]:
+        """Of all packets with content, the places of those on which no other one leans, and Index.single; the
+        packets themselves are kept where they are few."""
         stamps, packets, size = [], [], 0
-        references = References(self._context.extradata) if self._context.name == "h264" else None
+        kind = UNITS.get(self._context.name)
+        references = kind(self._context.extradata) if kind else None
         for p in self._container.demux(self._stream):
             if not p.size:
                 continue
-            clean, free = references.add(p) if references else (True, False)
-            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, free, p.is_discard, p.is_corrupt))
+            clean = references.add(p) if references else True
+            stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, p.is_discard, p.is_corrupt))
             size += p.size
             if size <= KEEP_BYTES:
                 packets.append(p)
             else:
                 packets.clear()
         self._packets = packets or None
-        return stamps, references is None or references.trusted
+        sure = references is not None and references.trusted
+        return stamps, references.free if references and sure else [], sure or self._context.name != "h264"
 
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        out = np.empty((len(numbers), self.info.height, self.info.width, 3), dtype=np.uint8)
+    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
+        out = np.empty((len(places), self.info.height, self.info.width, 3), dtype=np.uint8)
         self._reads += 1
         # the first read is the only one, most often; one that is followed by others goes on
         for place, image in enumerate(self._each(numbers, last=self._reads == 1)):
-            out[place] = image
+            out[places == place] = image
         if self._reads == 1:
             self._walk = None
         return out
@@ -260,7 +297,7 @@ class PyAV:
         self._context.flush_buffers()
         self._left, self._cut = set(), False
         groups = self._groups()
-        wanted = next(groups, (None, None))[1]
+        got, wanted = set[int](), next(groups, (None, None))[1]
         if start is not None and self._packets is not None:
             packets = iter(self._packets[start.place :])
         else:
@@ -279,12 +316,15 @@ class PyAV:
                     raise
             if wanted is None:
                 continue
+            got.add(packet.pts)
             wanted.discard(packet.pts)
-            if not wanted:
+            while wanted is not None and not wanted and not self._cut:
                 key, wanted = next(groups, (None, None))
                 self._cut = self._ends if key is None else key.place > self._fed + 1
-                if self._cut:
-                    break
+                if wanted is not None:  # those of an open group may have come with the one before
+                    wanted -= got
+            if self._cut:
+                break
         yield from self._context.decode(None)
 
     def _groups(self) -> Iterator[tuple[Key, set[int]]]:
@@ -364,11 +404,7 @@ def _closed(packets: list) -> bool:
 def _info(times: list, first, stream) -> VideoInfo:
     rate = float(stream.average_rate or 25)
     usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
-    seconds = (
-        np.array(times, dtype=np.float64) * float(stream.time_base)
-        if usable
-        else np.arange(len(times)) / rate
-    )
+    seconds = in_seconds(times, float(stream.time_base)) if usable else np.arange(len(times)) / rate
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
     height, width = _upright(np.empty((first.height, first.width, 0)), _turn(first)).shape[:2]
@@ -382,7 +418,7 @@ def _turn(frame) -> np.ndarray:
     try:
         matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
     except KeyError:
-        return np.eye(2)
+        return UPRIGHT
     except ValueError:  # PyAV lists no side data where one is of a kind that it does not know
         angle = np.deg2rad(frame.rotation)
         return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -1,7 +1,7 @@
 """Pictures that are read as a video: a folder of them, a numbered pattern, the pages of a tiff.
 
     decoder = Frames("clips/07", frame_rate=12.5)          # or "clips/07_%04d.png", "stack.tif"
-    decoder.info, decoder.read([3, 5, 7]), decoder.close()
+    decoder.info, decoder.read([3, 5, 7], np.arange(3)), decoder.close()
 
 Used by `vicjoint.video`, as the decoders of files are. Pictures become RGB as vicjoint.files.images says.
 """
@@ -98,9 +98,10 @@ class Frames:
                 )
             yield frame
 
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
-        return np.stack(list(self.each(numbers)))
+    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
+        images = list(self.each(numbers))
+        return np.stack([images[place] for place in places])
 
     def close(self) -> None:
         if self._image is not None:

@@ -19,8 +19,11 @@ from vicjoint.files.kept import Kept
 from vicjoint.files.small import SmallFiles
 
 COUNTED = Kept(64)  # indexes by file; in each process
-ON_DISK = SmallFiles("video_index", 1 << 18)  # of 0.5 to 4 kB
-FORM = 1  # of an index on the disk: another number where its meaning changes
+ON_DISK = SmallFiles("video_index", 1 << 18)  # of 0.1 to 0.4 kB, of an hour 7
+FORM = 2  # of an index on the disk: another number where its meaning changes
+UNTIMED, UNCLEAN, OPEN = "frames without times", "key frames that are no beginning", "open groups of pictures"
+STREAMS, INTERLACED, COLOURS = "several video streams", "interlaced pictures", "a colour space of its own"
+TURNED, MIRRORED = "turned pictures", "mirrored pictures"
 SETTLED_NS = 2_000_000_000  # a file that changed less long ago may change again without another time
 
 
@@ -58,42 +61,59 @@ class Index:
     """Times are in the stream's time base.
 
     shown: int64 [frames], the times of the frames that a player shows, increasing; None where only decoding
-    tells. keys: in order of time where `shown` is known. plain: whether decoding can begin at each key frame
-    as at the beginning, and all frames are shown as they are stored. single: whether each packet is sure to
-    be one whole frame. free: int64 [frames], times, increasing, of the frames on which no other one leans, as
-    far as that is sure."""
+    tells. keys: in order of time where `shown` is known. odd: words above, what some decoders are
+    wrong about. single: whether each packet is sure to be one whole frame. free: int64 [frames], times,
+    increasing, of the frames on which no other one leans, as far as that is sure. second: of the time base,
+    where `shown` is known."""
 
     info: VideoInfo
     shown: np.ndarray | None
     keys: list[Key]
-    plain: bool
+    odd: frozenset[str]
     single: bool
     free: np.ndarray
+    second: float = 0.0
 
     def to_bytes(self) -> bytes:
         facts = asdict(self.info)
         times = facts.pop("timestamps_seconds")
         keys = np.array(self.keys, np.int64).reshape(-1, 4)
-        shown = np.zeros(0, np.int64) if self.shown is None else self.shown
-        counts = [len(times), len(shown), keys.size, len(self.free)]
-        head = [facts, self.shown is not None, self.plain, self.single, counts]
-        arrays = (times.astype(np.float64), shown.astype(np.int64), keys, self.free.astype(np.int64))
+        if self.shown is None:
+            shown = times.astype(np.float64).view(np.int64)
+        else:
+            shown = _differences(self.shown)
+        arrays = (shown, _differences(keys), _differences(self.free))
+        counts = [array.size for array in arrays]
+        head = [facts, self.shown is not None, sorted(self.odd), self.single, self.second, counts]
         return json.dumps(head).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Index":
         """Raises ValueError and KeyError where they are something else."""
         head, _, data = content.partition(b"\n")
-        facts, has_shown, plain, single, counts = json.loads(head)
+        facts, has_shown, odd, single, second, counts = json.loads(head)
         numbers = np.frombuffer(data, np.int64)
         if len(numbers) != sum(counts):
             raise ValueError("not an index")
-        times, shown, keys, free = np.split(numbers, np.cumsum(counts)[:-1])
-        info = VideoInfo(**facts, timestamps_seconds=times.view(np.float64))
+        first, keys, free = np.split(numbers, np.cumsum(counts)[:-1])
+        shown = first.cumsum() if has_shown else None
+        times = first.view(np.float64) if shown is None else in_seconds(shown, second)
         listed = [
-            Key(pts, dts, place, bool(clean)) for pts, dts, place, clean in keys.reshape(-1, 4).tolist()
+            Key(pts, dts, place, bool(clean))
+            for pts, dts, place, clean in keys.reshape(-1, 4).cumsum(axis=0).tolist()
         ]
-        return cls(info, shown if has_shown else None, listed, plain, single, free)
+        info = VideoInfo(**facts, timestamps_seconds=times)
+        return cls(info, shown, listed, frozenset(odd), single, free.cumsum(), second)
+
+
+def in_seconds(shown, second: float) -> np.ndarray:
+    """float64 [frames], of times in a time base."""
+    return np.array(shown, dtype=np.float64) * second
+
+
+def _differences(numbers: np.ndarray) -> np.ndarray:
+    """From each row to the next, the first one whole: they are alike, and take little room when packed."""
+    return np.diff(numbers.astype(np.int64), axis=0, prepend=np.zeros_like(numbers[:1], np.int64))
 
 
 def kept(path: str) -> Index | None:
@@ -111,8 +131,16 @@ def kept(path: str) -> Index | None:
 def keep(path: str, index: Index) -> None:
     name = _name(path)
     _add(name, index)
-    if _on_disk(path) and time.time_ns() - state_of(path)[1] > SETTLED_NS:
+    if _on_disk(path) and settled(path):
         ON_DISK.put(name, index.to_bytes())
+
+
+def settled(path: str) -> str | None:
+    """A name of a file as it is now, that it has in other processes and later on; None where it may still
+    change without another name. Raises OSError where it is gone."""
+    elsewhere = isinstance(path, Inside) and "remote" in path.part
+    is_old = time.time_ns() - state_of(path)[1] > SETTLED_NS
+    return _name(path) if is_old and not elsewhere else None
 
 
 def _add(name: str, index: Index) -> None:

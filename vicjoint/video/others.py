@@ -2,25 +2,27 @@
 
 pyav = PyAV("clip.mp4")
 decoder = OTHERS["decord"]("clip.mp4", pyav)           # VideoError where it differs from that
-decoder.read([3, 5, 7]), decoder.close()
+decoder.read([3, 5, 7], np.arange(3)), decoder.close()
 """
 
 import contextlib
 import importlib
 
 import numpy as np
+import torch
 
 from vicjoint.files.cells import as_path
 from vicjoint.files.inside import Inside
 from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.index import OPEN, STREAMS, TURNED
 
 
 class _Other:
     """A decoder beside PyAV: a subclass opens the file as `_reader`, compares it with PyAV's info and
-    decodes. only_plain: whether it is right only about files that are (`PyAV.plain`)."""
+    decodes. right_about: oddities of a file that it knows (`PyAV.odd`)."""
 
     name: str
-    only_plain = False
+    right_about: frozenset[str] = frozenset()
     module: (
         str  # imported when a file is opened and not at the top: optional, and decord must load after torch
     )
@@ -28,19 +30,9 @@ class _Other:
 
     def __init__(self, path: str, pyav: PyAV):
         self.path, self._held = path, contextlib.ExitStack()
-        if self.only_plain and not pyav.plain:
-            raise self._differs(
-                "would not be right about each frame of this file (frames without times, key frames that are"
-                " no beginning, several video streams, interlaced or turned pictures)"
-            )
-        try:
-            module = importlib.import_module(self.module)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-        ):  # RuntimeError: torchcodec without an FFmpeg that it can load
-            raise VideoError(f"video_backend '{self.name}' {self.missing}") from None
+        if odd := sorted(pyav.odd - self.right_about):
+            raise self._differs(f"would not be right about each frame of this file ({', '.join(odd)})")
+        module = self.load()
         try:
             self._open(module, self._held.enter_context(on_disk(path)))
         except Exception as error:  # decord raises its own errors, some of them plain Exception
@@ -52,18 +44,28 @@ class _Other:
             self.close()
             raise
 
+    @classmethod
+    def load(cls):
+        """Its module. Raises VideoError where it cannot be used."""
+        try:
+            return importlib.import_module(cls.module)
+        # RuntimeError: torchcodec without an FFmpeg that it can load
+        except (ImportError, OSError, RuntimeError):
+            raise VideoError(f"video_backend '{cls.name}' {cls.missing}") from None
+
     def _differs(self, how: str) -> VideoError:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
 
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers."""
+    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
         try:
-            return self._decode(numbers)
+            images = self._decode(numbers)
         except Exception as error:
             raise VideoError(
                 f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
                 f"({_brief(error)})."
             ) from None
+        return images if np.array_equal(places, np.arange(len(images))) else images[places]
 
     def close(self) -> None:
         self._reader = None
@@ -72,7 +74,6 @@ class _Other:
 
 class _Decord(_Other):
     name = module = "decord"
-    only_plain = True
     missing = "is not installed here. Run: pip install decord, or use video_backend: pyav."
 
     def _open(self, decord, path: str) -> None:
@@ -99,6 +100,8 @@ class _Decord(_Other):
 class _TorchCodec(_Other):
     name = "torchcodec"
     module = "torchcodec.decoders"
+    right_about = frozenset({OPEN, STREAMS, TURNED})
+    device = "cpu"
     missing = (
         "cannot be used here. Run: pip install torchcodec, and install FFmpeg with your system's packages; "
         "or use video_backend: pyav."
@@ -106,7 +109,7 @@ class _TorchCodec(_Other):
 
     def _open(self, decoders, path: str) -> None:
         self._reader = decoders.VideoDecoder(
-            path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC"
+            path, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NHWC", device=self.device
         )
 
     def _compare(self, info: VideoInfo) -> None:
@@ -114,10 +117,26 @@ class _TorchCodec(_Other):
             raise self._differs(f"counts {len(self._reader)} frames, {info.frames} exist")
 
     def _decode(self, numbers: list[int]) -> np.ndarray:
-        return self._reader.get_frames_at(numbers).data.numpy()
+        return self._reader.get_frames_at(numbers).data.cpu().numpy()
 
 
-OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec}
+class _NVDEC(_TorchCodec):
+    """On the GPU, colours included, which are its own."""
+
+    name, device = "nvdec", "cuda"
+
+    @classmethod
+    def load(cls):
+        module = super().load()
+        if not torch.cuda.is_available():
+            raise VideoError(
+                "video_backend 'nvdec' decodes on an NVIDIA GPU, and there is none here that PyTorch can use."
+                " Use video_backend: auto."
+            )
+        return module
+
+
+OTHERS = {"decord": _Decord, "torchcodec": _TorchCodec, "nvdec": _NVDEC}
 
 
 def on_disk(path: str) -> contextlib.AbstractContextManager[str]:

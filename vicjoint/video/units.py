@@ -1,8 +1,10 @@
-"""The units of H.264 packets: which key frames forget what was before, on which frames no other one leans.
+"""The units of packets: which key frames forget what was before, on which frames no other one leans. Here of
+H.264, vicjoint.video.hevc of HEVC.
 
-references = References(context.extradata)
-idr, free = references.add(packet)            # packet by packet, in the order of decoding
-references.trusted                            # at the end: whether `free` may be believed
+references = H264(context.extradata)
+idr = references.add(packet)                  # packet by packet, in the order of decoding
+references.free                               # places of the packets on whose frames no other one leans
+references.trusted                            # at the end: whether that may be believed
 """
 
 import re
@@ -15,14 +17,44 @@ HEAD_BYTES = 24  # of a slice, in which its frame number stands
 
 
 class References:
+    """Of the packets until now. A codec's subclass tells of each one, and raises an error where it is not
+    sure. prefix: bytes of the lengths in front of a packet's units; 0: they begin with 0, 0, 1."""
+
+    def __init__(self, prefix: int):
+        self.trusted = True
+        self._prefix, self._packets, self._free = prefix, 0, set[int]()
+
+    def add(self, packet) -> bool:
+        """Whether decoding can begin there as at the beginning of a film, if it is a key frame."""
+        self._packets += 1
+        if self.trusted:
+            try:
+                if packet.has_sidedata("new_extradata"):
+                    raise ValueError("other parameters")
+                return self._add(packet, self._packets - 1)
+            except (ValueError, IndexError, KeyError):
+                self.trusted = False
+        return self._is_clean(packet)
+
+    def _add(self, packet, place: int) -> bool:
+        raise NotImplementedError
+
+    def _is_clean(self, packet) -> bool:
+        return True
+
+    @property
+    def free(self) -> list[int]:
+        return sorted(self._free)
+
+
+class H264(References):
     """trusted: whether every packet until now is one whole frame of units that are known, and the frames that
     others may lean on are numbered without a gap. Then decoding without any of the others changes nothing:
     the decoder sees the same references under the same numbers. Interlaced films, damaged ones, several
     parameter sets and layers are not trusted."""
 
     def __init__(self, extradata: bytes | None):
-        self.trusted = True
-        self._prefix = length_bytes(extradata)
+        super().__init__(length_bytes(extradata))
         self._sps: bytes | None = None
         self._number_bits = 0
         self._last: int | None = None  # frame number of the last frame that others may lean on
@@ -30,20 +62,8 @@ class References:
             if unit[0] & 31 == SPS:
                 self._use(unit)
 
-    def add(self, packet) -> tuple[bool, bool]:
-        """(whether it is an IDR picture, whether no other frame leans on it)."""
-        if not self.trusted:
-            return self._is_idr(packet), False
-        try:
-            return self._add(packet)
-        except (ValueError, IndexError):
-            self.trusted = False
-            return self._is_idr(packet), False
-
-    def _add(self, packet) -> tuple[bool, bool]:
-        if packet.has_sidedata("new_extradata"):
-            raise ValueError("other parameters")
-        units = list(_units(bytes(packet), self._prefix))
+    def _add(self, packet, place: int) -> bool:
+        units = list(units_in(bytes(packet), self._prefix))
         slices = [unit for unit in units if unit[0] & 31 in (SLICE, IDR)]
         for unit in units:
             if unit[0] & 128 or unit[0] & 31 not in KNOWN:
@@ -65,7 +85,9 @@ class References:
             raise ValueError("a gap between references")
         if leaned_on:
             self._last = number
-        return idr, not leaned_on and all(unit[0] & 31 not in (SPS, PPS) for unit in units)
+        elif all(unit[0] & 31 not in (SPS, PPS) for unit in units):
+            self._free.add(place)
+        return idr
 
     def _use(self, sps: bytes) -> None:
         """Remember how frames are numbered. Raises ValueError where that changes or is not simple."""
@@ -78,7 +100,7 @@ class References:
                 self.trusted = False
             self._sps = sps
 
-    def _is_idr(self, packet) -> bool:
+    def _is_clean(self, packet) -> bool:
         return packet.is_keyframe and is_idr(packet, self._prefix)
 
 
@@ -146,7 +168,7 @@ def length_bytes(extradata: bytes | None) -> int:
     return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
 
 
-def _units(data: bytes, prefix: int) -> Iterator[bytes]:
+def units_in(data: bytes, prefix: int) -> Iterator[bytes]:
     """Raises ValueError where they do not fill the packet."""
     if not prefix:
         first, *found = re.split(rb"\x00\x00\x01", data)
