@@ -152,14 +152,16 @@ class NextFrameRetrieval(Probe):
                 f"next_frame_retrieval: none of the {len(features.data.records('test'))} test videos can be"
                 " read with this pair."
             )
-        embedded = lambda row, videos=videos: embed(features, row, videos, self.step)
-        untrained = features.once("untrained", lambda: embedded("random_init")[0])
-        trained, every = embedded("model")
+        through = lambda row, videos=videos: embed(features, row, videos, self.step)
+        untrained = features.once("untrained", lambda: through("random_init")[0])
+        trained, every = through("model")
         every_row = rows(videos, trained, untrained)
         if features.data.pair.conditions:
-            every_row["shuffled_condition"] = embedded("model", shuffled(videos))[0]
-        for row, embedded in every_row.items():
-            yield from named(row, score(videos, embedded))
+            every_row["shuffled_condition"] = through("model", shuffled(videos))[0]
+        with features.progress(len(every_row) * len(videos), "next_frame_retrieval: ranks") as done:
+            for row, embedded in every_row.items():
+                yield from named(row, score(videos, embedded))
+                done(len(videos))
         yield from several_guesses(videos, trained, every, self.guesses or features.latents)
         yield from named("chance", chance(videos))
         if self.pictures:
@@ -359,11 +361,8 @@ def several_guesses(
 
 
 def retrieval_metrics(ranks: np.ndarray) -> dict[str, float]:
-    return {
-        "r1": float((ranks <= 1).mean()),
-        "r5": float((ranks <= 5).mean()),
-        "mrr": float((1 / ranks).mean()),
-    }
+    first, five = (float((ranks <= most).mean()) for most in (1, 5))
+    return {"r1": first, "r5": five, "mrr": float((1 / ranks).mean())}
 
 
 def ranks_across(videos: list[TestVideo], embedded: list[Embedded]) -> np.ndarray:
