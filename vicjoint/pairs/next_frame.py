@@ -87,8 +87,9 @@ class NextFrame(ByColumns):
     none. Each view draws its own once per window, the same for all frames of a clip; b: same draws once for
     clip and frame together. Where both see one transform, the place of things in the picture is the easiest
     to predict, and a representation learns little else (docs/results.md).
-    horizon: steps that are predicted, each from the prediction of the one before, `gap` apart; above 1 it
-    needs a predictor. train_on: the targets of which step are compared: of all, or of the last.
+    horizon: steps that are predicted, `gap` apart, each from the prediction of the one before or, by a
+    predictor such as extrapolate, all at once; above 1 it needs a predictor. train_on: the targets of which
+    step are compared: of all, or of the last.
     condition: what the predictor is told beside the clip, such as {column: actions, width: 2}: a table with a
     row of 2 numbers for each frame, of which it gets the rows from the last context frame to the one before
     the target (with `seconds` their mean), and for each further step those after it; null: nothing

@@ -193,8 +193,8 @@ class Pair:
     """Whether the samples of a record are in order of time."""
 
     horizon: int = 1
-    """Steps that are predicted, each from the one before. A pair with a horizon above 1 has an option of this
-    name, and gives branch b `vicjoint.batch.Following`."""
+    """Steps that are predicted, each from the one before or all at once. A pair with a horizon above 1 has an
+    option of this name, and gives branch b `vicjoint.batch.Following`."""
 
     evenly: bool = True
     """Whether a target is as far from what is before it as the steps of a clip from each other."""

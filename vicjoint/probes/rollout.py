@@ -1,4 +1,4 @@
-"""Probe `next_frame_rollout`: how far ahead predictions hold that are fed back, step by step.
+"""Probe `next_frame_rollout`: how far ahead predictions hold, step by step.
 
 evaluate: {probes: [{name: next_frame_rollout, steps: 8}]}
 """
@@ -50,8 +50,8 @@ class Steps:
 
 @register("probe", "next_frame_rollout")
 class NextFrameRollout(Probe):
-    """How far ahead does the model see? Of `queries` windows of every test video the prediction is fed back
-    for `steps` steps (null: the pair's horizon), each compared with the frame so many gaps ahead.
+    """How far ahead does the model see? Of `queries` windows of every test video `steps` steps are predicted
+    (null: the pair's horizon), fed back or all at once, each compared with the frame so many gaps ahead.
 
     Metrics of each step k: error_k: squared error over that of always predicting the mean of all targets (0:
     right, 1: nothing is known); r1_k: how often the true frame is the nearest of up to `candidates` frames of
