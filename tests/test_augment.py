@@ -251,7 +251,7 @@ def test_views_have_the_distribution_of_the_published_pipeline(branch, blur, sol
     opened, decoded = Image.open(io.BytesIO(content)).convert("RGB"), decode(content, "photo")
     reference = np.array([statistics(theirs(opened)) for _ in range(count)])
     found = np.array(
-        [statistics(normalise(ours(decoded, np.random.default_rng(i), False))[0]) for i in range(count)]
+        [statistics(normalise(ours(decoded, np.random.default_rng(i)))[0]) for i in range(count)]
     )
     for of_ours, of_theirs in zip(found.T, reference.T):
         at = np.sort(np.concatenate([of_ours, of_theirs]))

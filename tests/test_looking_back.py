@@ -141,7 +141,7 @@ def test_the_model_predicts_from_the_embedding_of_each_frame():
     together = a(torch.cat([clip, clip[:, :, frame : frame + 1]], 2), True)
     assert torch.equal(z_b, together[:, -1]) and torch.equal(found, model.predictor(together[:, :-1])[:, 0])
     several = clip.flip(2)[:, :, :2]
-    found, z_b = model(clip, Following(several.transpose(1, 2), horizon=2))
+    found, z_b = model(clip, Following(several, horizon=2))
     together = a(torch.cat([clip, several], 2), True)
     assert torch.equal(z_b, together[:, 3:].flatten(0, 1))
     assert torch.equal(found.unflatten(0, (4, 2)), model.predictor(together[:, :3]))

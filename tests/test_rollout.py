@@ -62,13 +62,13 @@ def test_targets_are_the_frames_that_follow_each_gap_further(pushed):
     clips, targets = of.sample(record, np.random.default_rng(0))
     windows = windows_of(record, of)
     assert [w.targets for w in windows] == [[w.context[-1] + 2 * k for k in (1, 2, 3)] for w in windows]
-    assert isinstance(targets, Following) and targets.view.shape == (2, H, 3, 32, 32)
+    assert isinstance(targets, Following) and targets.view.shape == (2, 3, H, 32, 32)
     with Video(record["path"]) as video:
-        for w, seen in zip(windows, targets.view):
+        for w, seen in zip(windows, targets.view.transpose(1, 2)):
             frames = torch.from_numpy(video.read(w.targets)).permute(0, 3, 1, 2)
             assert torch.equal(seen, frames)
     _, last = pair(pushed, horizon=H, train_on="last").sample(record, np.random.default_rng(0))
-    assert torch.equal(last.view, targets.view[:, -1:]) and last.horizon == H and last.targets == 1
+    assert torch.equal(last.view, targets.view[:, :, -1:]) and last.horizon == H and last.targets == 1
 
 
 def test_targets_by_the_clock_are_those_by_number(pushed):
@@ -144,7 +144,7 @@ def batch(targets=H):
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
     return Batch(
         Conditioned(draw(B, 4), draw(B, H, 2)),
-        Following(draw(B, H, 5)[:, -targets:], H),
+        Following(draw(B, H, 5)[:, -targets:].transpose(1, 2), H),
         torch.arange(4).repeat_interleave(3),
         ["x"] * B,
     )
@@ -155,7 +155,9 @@ def by_hand(of: Model, given: Batch):
     for k in range(H):
         z = of.predictor(z, given.a.condition[:, k])
         found.append(z)
-    return torch.stack(found, 1), of.branches["b"].expander(of.branches["b"].encoder(given.b.view))
+    return torch.stack(found, 1), of.branches["b"].expander(
+        of.branches["b"].encoder(given.b.view.transpose(1, 2))
+    )
 
 
 @pytest.mark.parametrize("targets", [H, 1])

@@ -114,8 +114,8 @@ class Conditioned(OfSamples):
 
 @dataclass
 class Following(OfSamples):
-    """Several targets of each sample for branch b, one after the other in time: view [B, K, ...], the last K
-    of `horizon` steps."""
+    """Several targets of each sample for branch b, one after the other in time, as a clip of them: view [B,
+    C, K, ...], the last K of `horizon` steps."""
 
     view: Tensor
     horizon: int
@@ -123,11 +123,11 @@ class Following(OfSamples):
     @property
     def targets(self) -> int:
         """Of each sample."""
-        return self.view.shape[1]
+        return self.view.shape[2]
 
     def rows(self) -> Tensor:
         """Each target as a view of its own, sample by sample: [B K, ...]."""
-        return self.view.flatten(0, 1)
+        return self.view.transpose(1, 2).flatten(0, 1)
 
 
 def unconditioned(view):

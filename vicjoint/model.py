@@ -220,7 +220,7 @@ class Model(nn.Module):
         films = isinstance(clip, Tensor) and isinstance(after, Tensor)
         if self.looks_back and self.branches[a] is self.branches[b] and films:
             # targets are further frames of the clip: batch norm sees them together, as one space needs it
-            after = after.transpose(1, 2) if isinstance(view_b, Following) else after[:, :, None]
+            after = after if isinstance(view_b, Following) else after[:, :, None]
             with record_function("forward a"):
                 z = self.branches[a](torch.cat([clip, after], 2), True)
             z_a, z_b = z[:, : clip.shape[2]], z[:, clip.shape[2] :].flatten(0, 1)

@@ -190,7 +190,9 @@ def check(path: str, family: str, spec: dict, prefix: str = "", own: Collection[
     found = [f"{path}.{key}: {words}" for key, words in wrong.items()]
     for key, inner in known.components.items():
         value = spec.get(key) if key not in wrong else None
-        parts = {"": value} if isinstance(value, dict) else {f".{i}": v for i, v in enumerate(value or ())}
+        parts = {"": value} if isinstance(value, dict) else {}
+        if isinstance(value, list):
+            parts = {f".{i}": part for i, part in enumerate(value)}
         for place, part in parts.items():
             found += check(f"{path}.{key}{place}", inner.family, part, inner.prefix)
     return found

@@ -8,7 +8,7 @@ pair: {name: augment, size: 224, views: {global: 2, local: 6}, local_size: 96}  
 
 # C = 3 channels, K crops of one image
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from vicjoint.pairs.by_columns import ByColumns
 from vicjoint.parts import Modality, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.transforms import images
-from vicjoint.transforms.compose import TransformList
+from vicjoint.transforms.compose import TransformList, Where
 
 # VICReg's official augmentations.py: the views differ in blur and solarization
 CROP_AND_COLOUR = (
@@ -65,7 +65,7 @@ class Augment(ByColumns):
         a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         b: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         centre: PositiveShare = 0.875,
-        colour: Literal["worker", "device"] = "worker",
+        colour: Where = "worker",
         views: dict[str, int] | None = None,
         local_size: Size = 96,
         distinct: str | None = None,
@@ -78,12 +78,14 @@ class Augment(ByColumns):
             raise ValueError(
                 f"pair.views: {views} is not known. Expected {{global: 2, local: n}} with n of 0 or more."
             )
-        self.size, self.centre, self.colour, self.local = size, centre, colour, counts["local"]
+        self.size, self.centre, self.local = size, centre, counts["local"]
         specs = {"a": VIEW_A if a is None else a, "b": VIEW_B if b is None else b}
         if self.local:
-            self.small = TransformList("pair.a", _with_area(specs["a"], LOCAL_AREA), local_size)
+            self.small = TransformList("pair.a", _with_area(specs["a"], LOCAL_AREA), local_size, colour)
             specs = {branch: _with_area(spec, GLOBAL_AREA) for branch, spec in specs.items()}
-        self.a, self.b = (TransformList(f"pair.{branch}", list(spec), size) for branch, spec in specs.items())
+        self.a, self.b = (
+            TransformList(f"pair.{branch}", list(spec), size, colour) for branch, spec in specs.items()
+        )
         self.probe_steps = (
             images.RandomResizedCrop(size, interpolation="bilinear"),
             images.HorizontalFlip(size),
@@ -103,12 +105,12 @@ class Augment(ByColumns):
 
     def sample(self, record: Record, rng: np.random.Generator):
         """Raw views of both branches. Raises ImageError where the image cannot be read."""
-        pixels, deferred = read_record(record), self.colour == "device"
+        pixels = read_record(record)
         if self.boxed:
-            return self.a.boxed(pixels, rng, deferred), self.b.boxed(pixels, rng, deferred)
-        a, b = self.a(pixels, rng, deferred), self.b(pixels, rng, deferred)
+            return self.a.boxed(pixels, rng), self.b.boxed(pixels, rng)
+        a, b = self.a(pixels, rng), self.b(pixels, rng)
         if self.local:
-            a = Crops([a, *(self.small(pixels, rng, deferred) for _ in range(self.local))])
+            a = Crops([a, *(self.small(pixels, rng) for _ in range(self.local))])
         return a, b
 
     def views(

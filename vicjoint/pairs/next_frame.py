@@ -19,10 +19,10 @@ from vicjoint.files.cells import opened, path_of
 from vicjoint.options import Ascending, ComponentOf, Count, Natural, Positive, PositiveShare, Share
 from vicjoint.pairs.by_columns import ByColumns
 from vicjoint.pairs.condition import Condition
-from vicjoint.parts import Modality, Reading, Record, Side, View
+from vicjoint.parts import Modality, Raw, Reading, Record, Side, View
 from vicjoint.registry import register
 from vicjoint.sliding import Sliding
-from vicjoint.transforms.compose import TransformList
+from vicjoint.transforms.compose import Resized, TransformList, Where, as_clips
 from vicjoint.transforms.images import cut, square_frames
 from vicjoint.transforms.squares import (
     Cache,
@@ -86,7 +86,8 @@ class NextFrame(ByColumns):
     a, b: transforms of the clip and of the frame, as in the pair augment, random_resized_crop first; null:
     none. Each view draws its own once per window, the same for all frames of a clip; b: same draws once for
     clip and frame together. Where both see one transform, the place of things in the picture is the easiest
-    to predict, and a representation learns little else (docs/results.md).
+    to predict, and a representation learns little else (docs/results.md). colour: where colours are changed,
+    as in the pair augment.
     horizon: steps that are predicted, `gap` apart, each from the prediction of the one before or, by a
     predictor such as extrapolate, all at once; above 1 it needs a predictor. train_on: the targets of which
     step are compared: of all, or of the last.
@@ -120,6 +121,7 @@ class NextFrame(ByColumns):
         at: tuple[Share, Share] = (0.5, 0.5),
         a: list[Annotated[dict, ComponentOf("transform")]] | None = None,
         b: list[Annotated[dict, ComponentOf("transform")]] | Literal["same"] | None = None,
+        colour: Where = "worker",
         cache_mb: Natural = 0,
         cache: Cache = "memory",
         distinct: str | None = None,
@@ -148,13 +150,17 @@ class NextFrame(ByColumns):
         self.frames, self.stride, self.seconds, self.gap = frames, stride, seconds, gap
         self.size, self.area, self.flip = size, area, flip
         self.squares = Squares(centre, at, cache_mb=cache_mb, cache=cache)
-        self.a = TransformList("pair.a", a, size) if a else None
-        self.together = b == "same"
-        self.b = TransformList("pair.b", b, size) if b and not self.together else None
+        self.plain = not a and b in (None, "same", [])
+        self.a = TransformList("pair.a", a, size, colour) if a else Resized(size)
+        if b == "same":
+            self.b = self.a
+        else:
+            self.b = TransformList("pair.b", b, size, colour) if b else Resized(size)
         self.windows, self.stretch = windows, stretch
         self.samples_per_record = windows
         self.evenly = gap == (stride if seconds is None else 1)
         self.horizon, self.targets = horizon, horizon if train_on == "all" else 1
+        self.single = frames == 1, horizon == 1  # whether a view is pictures and no clips
         self.condition = Condition(condition, frames=True, rows=gap if seconds is None else None)
         self.conditions = self.condition.standardised
 
@@ -188,15 +194,14 @@ class NextFrame(ByColumns):
         place = {n: i for i, n in enumerate(wanted)}
         contexts = [[place[n] for n in w.context] for w in windows]
         followed = [[place[n] for n in compared(w)] for w in windows]
-        if self.a is None and self.b is None:  # each frame is resized once, not once a window
+        if self.plain:  # each frame is resized once, not once a window
             frames = square_frames(frames, self.size)
-            clip, targets = clips_of(frames, contexts), torch.stack([frames[own] for own in followed])
+            clip, targets = (clips_of(frames, numbers) for numbers in (contexts, followed))
+            clip, targets = (x[:, :, 0] if one else x for x, one in zip((clip, targets), self.single))
         else:
-            views = [self.own_views(frames[c], frames[t], rng) for c, t in zip(contexts, followed)]
-            clips, targets = (torch.stack(of_side) for of_side in zip(*views))
-            clip = as_view(clips)
+            clip, targets = self.own_views([(frames[c], frames[t]) for c, t in zip(contexts, followed)], rng)
         a = Conditioned(clip, conditions[0]) if conditions else clip
-        return a, targets.flatten(0, 1) if self.horizon == 1 else Following(targets, self.horizon)
+        return a, targets if self.horizon == 1 else Following(targets, self.horizon)
 
     def between(self, record: Record, windows: Sequence[Window], info: VideoInfo) -> Tensor:
         """Conditions [W, C] of windows of a video, up to the first target. Raises CellError."""
@@ -210,15 +215,23 @@ class NextFrame(ByColumns):
     def conditions_of(self, record: Record) -> Tensor:
         return self.condition.some(record)
 
-    def own_views(self, clip: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 [T, 3, size, size] and [K, 3, size, size] of a window's frames [T or K, 3, S, S]."""
-        if self.together and self.a is not None:
-            both = self.a(torch.cat([clip, target]), rng)
-            return both[: len(clip)], both[len(clip) :]
-        return tuple(
-            square_frames(frames, self.size) if own is None else own(frames, rng)
-            for own, frames in ((self.a, clip), (self.b, target))
-        )
+    def own_views(self, windows: list[tuple[Tensor, Tensor]], rng: np.random.Generator) -> list[Raw]:
+        """Clips and targets, of the frames [T, 3, S, S] and [K, 3, S, S] of each window."""
+        drawn = []
+        for frames in windows:
+            if self.b is self.a:
+                both, numbers = self.a.crop(torch.cat(frames), rng), self.a.draw(rng)
+                drawn.append([(pixels, numbers) for pixels in both.split([len(of) for of in frames])])
+            else:
+                drawn.append(
+                    [(own.crop(of, rng), own.draw(rng)) for own, of in zip((self.a, self.b), frames)]
+                )
+        views = []
+        for own, one, of_side in zip((self.a, self.b), self.single, zip(*drawn)):
+            pixels, numbers = zip(*of_side)
+            pixels = torch.cat(pixels) if one else torch.stack(pixels)
+            views.append(own.coloured(pixels, np.concatenate(numbers)))
+        return views
 
     def views(
         self, record: Record, side: Side, rng: np.random.Generator | None = None, read: bool = True
@@ -254,7 +267,7 @@ class NextFrame(ByColumns):
         return [
             self._view(
                 record,
-                as_view(frames[[place[n] for n in numbers]][None]),
+                as_view(frames[[place[n] for n in numbers]]),
                 f"frames {numbers[0]}-{numbers[-1]}",
                 _file(record) if side == "a" else "",  # of a frame its picture says more than the film
                 seconds if side == "a" else None,
@@ -351,9 +364,8 @@ class NextFrame(ByColumns):
     def slide(self, value: str, side: Side, every: float) -> Sliding:
         """Clips for a, whether or not a frame follows; single frames for b. Raises VideoError."""
         choose = lambda info: self._along(info, side, every, value)
-        view = lambda frames: as_view(frames[None])
         how = self.video_backend, self.frame_rate
-        return SlidingVideo(value, *how, self.squares, self.size, choose, view)
+        return SlidingVideo(value, *how, self.squares, self.size, choose, as_view)
 
     def _along(self, info: VideoInfo, side: Side, every: float, path: str) -> list[Choice]:
         found = []
@@ -371,7 +383,7 @@ class NextFrame(ByColumns):
     def slide_followed(self, value: str, every: float) -> Sliding:
         """(clip, the frame after it). Raises VideoError."""
         choose = lambda info: self._followed(info, every, value)
-        view = lambda frames: (as_view(frames[None, :-1]), frames[-1:])
+        view = lambda frames: (as_view(frames[:-1]), frames[-1:])
         how = self.video_backend, self.frame_rate
         return SlidingVideo(value, *how, self.squares, self.size, choose, view)
 
@@ -404,16 +416,16 @@ def _file(record: Record) -> str:
     return "" if {"bytes", "offset"} & set(record) else path_of(record)
 
 
-def as_view(clips: Tensor) -> Tensor:
-    """[W, T, 3, H, W] -> clips [W, 3, T, H, W], or of one frame pictures [W, 3, H, W]."""
-    return clips[:, 0] if clips.shape[1] == 1 else clips.transpose(1, 2).contiguous()
+def as_view(frames: Tensor) -> Tensor:
+    """[T, 3, S, S] -> a clip [1, 3, T, S, S], or of one frame a picture [1, 3, S, S]."""
+    return as_clips(frames if len(frames) == 1 else frames[None])
 
 
 def clips_of(frames: Tensor, numbers: list[list[int]]) -> Tensor:
-    """The view of these frames of [F, 3, S, S], as of `as_view`; windows share frames, whose colours are put
+    """Clips [W, 3, T, S, S] of these frames of [F, 3, S, S]; windows share frames, whose colours are put
     apart once."""
     if len(numbers[0]) == 1:
-        return as_view(torch.stack([frames[own] for own in numbers]))
+        return as_clips(torch.stack([frames[own] for own in numbers]))
     frames_CFSS = frames.transpose(0, 1).contiguous()
     clips = frames.new_empty(len(numbers), 3, len(numbers[0]), *frames.shape[2:])
     for clip, own in zip(clips, numbers):
