@@ -33,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.measure import table, write
 from vicjoint.video import Video, index
 from vicjoint.video.backends import PyAV
+from vicjoint.video.colours import Part
 
 FRAMES, HEIGHT, WIDTH, CLIP = 250, 256, 340, 9
 B_FRAMES = {"preset": "veryfast", "bf": "3"}
@@ -50,6 +51,7 @@ CODECS = {  # ours: (FFmpeg's encoder, ending, options)
     "prores": ("prores_ks", "mov", {}),
 }
 
+NOTHING = Part(0, 0, 0, 0)
 PIXELS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}
 ALL_KEYS = {"mjpeg", "prores"}
 
@@ -99,12 +101,12 @@ class Bare(PyAV):
         with setting("VICJOINT_VIDEO_INDEX", "0"):  # the packets stay where they are counted
             super().__init__(path)
 
-    def _image(self, number: int, frame) -> np.ndarray:
+    def _image(self, number: int, frame, part: Part) -> np.ndarray:
         return np.zeros(0)
 
     def decode(self, clips: list[np.ndarray]) -> None:
         self._walk = None
-        for _ in self._each(np.unique(np.concatenate(clips)).tolist(), last=True):
+        for _ in self._each(np.unique(np.concatenate(clips)).tolist(), NOTHING, last=True):
             pass
 
 

@@ -183,7 +183,7 @@ def test_samples_carry_the_rows_of_their_own_windows(source):
     assert rows.shape == (FRAMES, 2)
     a, _ = made.sample(record, np.random.default_rng(1))
     assert isinstance(a, Conditioned) and a.condition.shape == (2, 6) and len(a) == 2
-    frames = lambda n: made.transform(video.read([n]))[0]
+    frames = lambda n: made.frames_of(video, [n])[0]
     with Video(record["path"], "pyav") as video:
         for clip, condition in zip(a.view, a.condition):
             last = next(n for n in range(1, FRAMES - 3) if torch.equal(frames(n), clip[:, -1]))

@@ -350,7 +350,7 @@ def test_a_clip_of_a_stride_slides(place):
         assert sliding.spans[-1] == (3.0, pytest.approx(82 / 24))
         (view,) = sliding.read(1, 2)
     with Video(path) as video:
-        frames = clip.squares.of(video.read([12, 15, 18, 21]))
+        frames = clip.squares.frames(video, [12, 15, 18, 21])
     assert torch.equal(
         view[0, :, 0, :, :],
         torch.nn.functional.interpolate(frames[:1], (16, 16), mode="bilinear", antialias=True)[0],
@@ -361,8 +361,8 @@ def test_frames_that_windows_share_are_decoded_once_and_not_held(place, monkeypa
     path, decoded = paths(place, "videos")[2], []
     each = Video.each
 
-    def counted(self, numbers):
-        for number, frame in zip(numbers, each(self, numbers)):
+    def counted(self, numbers, part):
+        for number, frame in zip(numbers, each(self, numbers, part)):
             decoded.append(number)
             yield frame
 
@@ -407,7 +407,7 @@ def test_next_frame_slides_without_a_target(place):
         assert next(clips.read(31, 32)).shape == (1, 3, 3, 16, 16)
         target = task.pair.views({"id": path, "path": path}, "b")[0]
         with Video(path) as video:
-            shown = task.pair.transform(video.read([6]))
+            shown = task.pair.frames_of(video, [6])
         assert torch.equal(next(frames.read(1, 2)), shown) and target.raw.shape == shown.shape
 
 

@@ -12,7 +12,7 @@ from test_video import B_FRAMES, BACKENDS, codes, write
 
 from benchmarks.films import copy
 from vicjoint.pairs.next_frame import NextFrame
-from vicjoint.video import Video, VideoError, VideoInfo, backends, read
+from vicjoint.video import Video, VideoError, VideoInfo, backends, colours, read
 from vicjoint.video.others import OTHERS
 
 H, W = 48, 64
@@ -221,7 +221,7 @@ def test_a_turn_is_known_beside_side_data_that_is_not():
         def side_data(self):
             raise ValueError("31 is not a valid Type")
 
-    assert np.allclose(backends._turn(Frame()), [[0, 1], [-1, 0]])
+    assert np.allclose(colours.turn_of(Frame()), [[0, 1], [-1, 0]])
 
 
 # ---- colours ----

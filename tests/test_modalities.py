@@ -242,25 +242,27 @@ def test_what_does_not_fit_or_is_damaged_is_read_frame_by_frame(counting, tmp_pa
     expected = Clip(**options).read(counting)
     asked, read = [], squares.Video.read
     monkeypatch.setattr(
-        squares.Video, "read", lambda self, numbers: asked.append(list(numbers)) or read(self, numbers)
+        squares.Video,
+        "read",
+        lambda self, numbers, part: asked.append(list(numbers)) or read(self, numbers, part),
     )
     clip = Clip(**options, cache_mb=1)
     clip.squares.kept.room = 3 * 48 * 32 * 32 - 1
     assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] and len(clip.squares.kept) == 0
     clip.squares.kept.room += 1
-    monkeypatch.setattr(squares, "MOST_DECODED", 3 * 48 * 32 * 48 - 1)
+    monkeypatch.setattr(squares, "MOST_DECODED", 3 * 48 * 32 * 32 - 1)
     assert torch.equal(clip.read(counting), expected) and asked == [[23, 24]] * 2
-    monkeypatch.setattr(squares, "MOST_DECODED", 3 * 48 * 32 * 48)
+    monkeypatch.setattr(squares, "MOST_DECODED", 3 * 48 * 32 * 32)
     assert (
         torch.equal(clip.read(counting), expected)
         and asked[2:] == [list(range(48))]
         and clip.squares.kept.room == 0
     )
 
-    def damaged(self, numbers):
+    def damaged(self, numbers, part):
         if 40 in numbers:
             raise VideoError("frame 40 is damaged")
-        return read(self, numbers)
+        return read(self, numbers, part)
 
     clip = Clip(**options, cache_mb=1)
     monkeypatch.setattr(squares.Video, "read", damaged)

@@ -14,9 +14,9 @@ from vicjoint.video import VideoError, VideoInfo
 from vicjoint.video.write import write_mp4
 
 
-def info(times) -> VideoInfo:
+def info(times, height=8, width=8) -> VideoInfo:
     times = np.asarray(times, dtype=float)
-    return VideoInfo(frames=len(times), fps=25.0, height=8, width=8, timestamps_seconds=times)
+    return VideoInfo(frames=len(times), fps=25.0, height=height, width=width, timestamps_seconds=times)
 
 
 class Memory:
@@ -25,7 +25,7 @@ class Memory:
     frames_THWC = None
 
     def __init__(self, path, backend="auto", frame_rate=25.0):
-        self.info = info(np.arange(len(self.frames_THWC)) / 25)
+        self.info = info(np.arange(len(self.frames_THWC)) / 25, *self.frames_THWC.shape[1:3])
 
     def __enter__(self):
         return self
@@ -33,8 +33,8 @@ class Memory:
     def __exit__(self, *_):
         pass
 
-    def read(self, frames):
-        return self.frames_THWC[list(frames)]
+    def read(self, frames, part):
+        return part.of(self.frames_THWC[list(frames)])
 
 
 def bound(backend="auto", **options) -> NextFrame:
@@ -157,7 +157,7 @@ def test_views_of_their_own_are_drawn_once_for_a_window(memory, b):
     assert len({clip.numpy().tobytes() for clip in clips}) == 3, "each window draws anew"
     alike = [bool(torch.equal(clip[:, 0], frame)) for clip, frame in zip(clips, frames)]
     assert alike == [b == "same"] * 3
-    plain = pair.transform(memory.frames_THWC[:1])
+    plain = pair.frames_of(memory("x"), [0])
     assert all(torch.equal(frame, plain[0]) for frame in frames) == (b is None)
 
 
@@ -200,17 +200,19 @@ def test_views_spread_over_a_video_and_over_seconds_of_it(memory):
         pair.spread(record, "a", 3, (0.4, 0.45))
 
 
-def test_centre_is_what_training_and_evaluation_look_at():
+def test_centre_is_what_training_and_evaluation_look_at(memory):
+    def seen(pair, frames):
+        memory.frames_THWC = frames
+        return pair.frames_of(memory("x"), [0])
+
     frames = np.zeros((1, 40, 60, 3), np.uint8)
     frames[:, 10:30, 20:40] = 255  # the square of half the shorter side, in the middle
     half = bound(size=20, centre=0.5)
-    assert (half.transform(frames) == 255).all()
+    assert (seen(half, frames) == 255).all()
     corner = np.roll(frames, (-10, -20), (1, 2))
-    assert (bound(size=20, centre=0.5, at=(0.0, 0.0)).transform(corner) == 255).all()
+    assert (seen(bound(size=20, centre=0.5, at=(0.0, 0.0)), corner) == 255).all()
     frames[:, 10] = 0  # and not less than that square
-    assert (half.transform(frames)[..., 0, :] == 0).all() and (
-        half.transform(frames)[..., 1:, :] == 255
-    ).all()
+    assert (seen(half, frames)[..., 0, :] == 0).all() and (seen(half, frames)[..., 1:, :] == 255).all()
 
 
 def test_no_frame_after_the_context_reaches_the_clip(memory):

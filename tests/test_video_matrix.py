@@ -9,6 +9,7 @@ from test_video import BACKENDS
 from benchmarks import right_frames
 from benchmarks.films import B_FRAMES, FRAMES, MATRIX, copy, film, sequential, wishes
 from vicjoint.video import Video, VideoError, backends
+from vicjoint.video.colours import Part
 from vicjoint.video.others import OTHERS
 
 FREE = {"h264.mp4", "h264.mkv", "h264.mov", "one_key.mp4", "no_pyramid.mp4", "strict_pyramid.mp4"}
@@ -16,6 +17,7 @@ FREE |= {"many_references.mp4", "few_numbers.mp4", "slices.mkv", "h264_10.mp4", 
 FREE |= {"variable.mp4", "variable.mkv", "hevc.mp4", "hevc_open.mkv", "hevc_10.mp4", "hevc_layers.mp4"}
 FREE |= {"hevc_pyramid.mp4", "hevc_no_pyramid.mkv", "hevc_fields.mp4"}
 
+SQUARE = Part(7, 11, 50, 50)
 NOT_CLEAN = {"open.mp4", "refreshed.mp4"}  # key frames at which decoding cannot begin
 TEN_BITS = {"h264_10.mp4", "hevc_10.mp4", "av1.mkv"}  # of which other decoders make other colours
 
@@ -31,6 +33,7 @@ def check(path, backend):
             half = len(wanted) // 2
             found = [*video.each(wanted[:half]), *video.each(wanted[half:])]
             assert np.array_equal(found, truth[wanted]), wanted
+            assert np.array_equal(list(video.each(wanted, SQUARE)), SQUARE.of(truth[wanted])), wanted
         if video._decoder is video._own:
             assert video._own.fast or path.name in NOT_CLEAN  # all of it without another try
         stopped = video.each(range(0, frames, 5))
@@ -39,7 +42,7 @@ def check(path, backend):
         assert np.array_equal(next(stopped), truth[10])
     for wanted in wishes(frames):  # and opened for each
         with Video(path, backend) as video:
-            assert np.array_equal(video.read(wanted), truth[wanted]), wanted
+            assert np.array_equal(video.read(wanted, SQUARE), SQUARE.of(truth[wanted])), wanted
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -12,6 +12,7 @@ from test_mutated import mutated, outcome
 
 from benchmarks.films import HEVC, VP9, film, sequential
 from vicjoint.video.backends import PyAV
+from vicjoint.video.colours import Part
 
 FILMS = {
     "a.mp4": {},
@@ -37,7 +38,8 @@ def frames_of(path, numbers, fast):
     try:
         decoder.fast = fast
         numbers = [n for n in numbers if n < decoder.info.frames]
-        return decoder.read(numbers, np.arange(len(numbers)))
+        whole = Part(0, 0, decoder.info.height, decoder.info.width)
+        return decoder.read(numbers, np.arange(len(numbers)), whole)
     finally:
         decoder.close()
 

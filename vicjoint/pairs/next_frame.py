@@ -262,7 +262,7 @@ class NextFrame(ByColumns):
             told = [None] * number
             if self.conditions and side == "a":
                 told = list(self.between(record, chosen, video.info).split(1))
-            frames, seen = self.transform(video.read(wanted)), [seconds_of(video.info, n) for n in shown]
+            frames, seen = self.frames_of(video, wanted), [seconds_of(video.info, n) for n in shown]
         place = {n: i for i, n in enumerate(wanted)}
         return [
             self._view(
@@ -406,9 +406,9 @@ class NextFrame(ByColumns):
             found["shape"] = [3, self.size, self.size]
         return found | {"seconds_between": self.seconds if many else None}
 
-    def transform(self, frames: np.ndarray) -> Tensor:
-        """uint8 [F, H, W, 3] -> [F, 3, size, size]: the squares, as in evaluation."""
-        return square_frames(self.squares.of(frames), self.size)
+    def frames_of(self, video: Video, numbers: Sequence[int]) -> Tensor:
+        """uint8 [F, 3, size, size] of frames of an open video, as in evaluation. Raises VideoError."""
+        return square_frames(self.squares.frames(video, numbers), self.size)
 
 
 def _file(record: Record) -> str:

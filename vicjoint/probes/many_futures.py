@@ -138,7 +138,7 @@ class ManyFutures(Probe):
                         f"{path}: no window of this pair ends at frame {moment}, where the futures part, with"
                         " its target in the video."
                     )
-                frames = pair.transform(video.read(range(video.info.frames)))
+                frames = pair.frames_of(video, range(video.info.frames))
             ahead = window.target - moment
             later = [
                 t

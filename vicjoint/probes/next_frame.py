@@ -175,7 +175,7 @@ class NextFrameRetrieval(Probe):
             windows = [possible[p] for p in picks]
             candidates = [self._candidate_frames(w, video.info.frames) for w in windows]
             wanted = sorted({n for w, c in zip(windows, candidates) for n in [*w.context, *c]})
-            frames = pair.transform(video.read(wanted))
+            frames = pair.frames_of(video, wanted)
             conditions = pair.along(record, windows, video.info) if pair.conditions else None
         place = {n: i for i, n in enumerate(wanted)}
         queries = []

@@ -146,7 +146,7 @@ def read_windows(record: Record, pair: NextFrame, steps: int, queries: int, cand
         ]
         several = [number for of in others for numbers in of for number in numbers]
         wanted = sorted({*several, *(n for w in windows for n in [*w.context, *w.targets])})
-        frames = pair.transform(video.read(wanted))
+        frames = pair.frames_of(video, wanted)
         conditions = pair.along(record, windows, video.info) if pair.conditions else None
     place = {n: i for i, n in enumerate(wanted)}
     return Rolled(

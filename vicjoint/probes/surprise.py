@@ -90,7 +90,7 @@ class Surprise(Probe):
         with opened(record) as path, pair.open(path) as video:
             windows = list(pair.possible_windows(video.info, path)[: self.frames])
             wanted = sorted({n for w in windows for n in [*w.context, w.target]})
-            frames = pair.transform(video.read(wanted))
+            frames = pair.frames_of(video, wanted)
             conditions = pair.between(record, windows, video.info) if pair.conditions else None
         place, targets = {n: i for i, n in enumerate(wanted)}, [w.target for w in windows]
         return Watched(

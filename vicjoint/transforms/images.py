@@ -169,18 +169,6 @@ def of_picture(size: int, share: float) -> dict[str, Any]:
     }
 
 
-def middle_square(frames: Tensor, centre: float, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """The square [F, 3, S, S] of frames [F, 3, H, W] whose side is `centre` of the shorter one of theirs, and
-    whose middle is `at` these shares of the width and the height, or as near as the frame allows."""
-    height, width = frames.shape[-2:]
-    side = max(1, round(min(height, width) * centre))
-    left, top = (
-        min(max(0, math.floor(length * place - side / 2)), length - side)
-        for length, place in zip((width, height), at)
-    )
-    return frames[..., top : top + side, left : left + side]
-
-
 def cut(squares: Tensor, rng: np.random.Generator | None, area: tuple[float, float], flip: float) -> Tensor:
     """One crop [F, 3, S', S'] of squares [F, 3, S, S], a random `area` (share: least, most) of them, for all
     frames, mirrored with probability `flip`. Without rng the whole square."""

@@ -7,6 +7,7 @@ frames_TCSS = squares.read("clip.mp4", "auto", 25.0, lambda info: [3, 5, 7])    
 # T frames, H height, W width, S side of the squares
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from torch import Tensor
 from vicjoint.files.kept import Kept
 from vicjoint.files.mapped import Mapped
 from vicjoint.sliding import Sliding, Span
-from vicjoint.transforms.images import middle_square, square_frames
+from vicjoint.transforms.images import square_frames
 from vicjoint.video import Video, VideoError, VideoInfo
+from vicjoint.video.colours import Part
 from vicjoint.video.frames import is_frames
 from vicjoint.video.index import settled
 
@@ -27,12 +29,13 @@ Choice = tuple[Span, list[int]]
 """When a window is, and the numbers of its frames."""
 
 Cache = Literal["memory", "disk"]
-MOST_DECODED = 2**30  # bytes of all frames of a video at once, for their squares to be kept
+MOST_DECODED = 2**30  # bytes of a video's squares before they are reduced, for them to be kept
 
 
 class Squares:
-    """centre, at: side and middle of the square (`middle_square`). reduce: side that larger squares are
-    brought to; None: as they are. cache_mb: room for the squares of whole videos; the first that fit stay,
+    """centre: side of the square, as a share of a frame's shorter side; at: where its middle is, as shares of
+    the frame's width and height, or as near as the frame allows. reduce: side that larger squares are brought
+    to; None: as they are. cache_mb: room for the squares of whole videos; the first that fit stay,
     the others are decoded each time. cache: memory, of this process, or disk, the folder `squares` of the
     cache folder, for all processes and runs."""
 
@@ -67,9 +70,9 @@ class Squares:
             if whole is not None:
                 return [whole[numbers] for numbers in chosen]
             if len(chosen) == 1:
-                return [self.of(video.read(chosen[0]))]
+                return [self.frames(video, chosen[0])]
             wanted = sorted({number for numbers in chosen for number in numbers})
-            squares = self.of(video.read(wanted))
+            squares = self.frames(video, wanted)
             place = {number: i for i, number in enumerate(wanted)}
             return [squares[[place[number] for number in numbers]] for numbers in chosen]
 
@@ -87,24 +90,38 @@ class Squares:
                 )
         return None
 
-    def of(self, frames: np.ndarray) -> Tensor:
-        """[T, H, W, 3] -> [T, 3, S, S]."""
-        squares = middle_square(torch.from_numpy(frames).permute(0, 3, 1, 2), self.centre, self.at)
-        if self.reduce is None or squares.shape[-1] <= self.reduce:
-            return squares
-        return square_frames(squares, self.reduce)
+    def part(self, info: VideoInfo) -> Part:
+        """Where in a video's frames the square is."""
+        side = max(1, round(min(info.height, info.width) * self.centre))
+        left, top = (
+            min(max(0, math.floor(length * place - side / 2)), length - side)
+            for length, place in zip((info.width, info.height), self.at)
+        )
+        return Part(top, left, side, side)
+
+    def frames(self, video: Video, numbers: Sequence[int]) -> Tensor:
+        """Squares [T, 3, S, S] of frames of an open video, by number. Raises VideoError."""
+        return self._reduced(video.read(numbers, self.part(video.info)))
+
+    def each(self, video: Video, numbers: Sequence[int]) -> Iterator[Tensor]:
+        """Squares [1, 3, S, S] of frames of increasing numbers, one after the other. Raises VideoError."""
+        return (self._reduced(square[None]) for square in video.each(numbers, self.part(video.info)))
+
+    def _reduced(self, squares: np.ndarray) -> Tensor:
+        """[T, S, S, 3] -> [T, 3, S', S']."""
+        x = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        return x if self.reduce is None or x.shape[-1] <= self.reduce else square_frames(x, self.reduce)
 
     def _keep(self, name: str, video: Video) -> Tensor | None:
         """The squares of all frames, from now on kept; None where there is no room, or a frame cannot be
         decoded."""
         info = video.info
-        shorter = min(info.height, info.width)
-        side = min(max(1, round(shorter * self.centre)), self.reduce or shorter)
-        size = 3 * info.frames * side**2
-        if not self.kept.fits(size) or 3 * info.frames * info.height * info.width > MOST_DECODED:
+        side = self.part(info).height
+        size = 3 * info.frames * min(side, self.reduce or side) ** 2
+        if not self.kept.fits(size) or 3 * info.frames * side**2 > MOST_DECODED:
             return None
         try:
-            squares = self.of(video.read(range(info.frames))).clone()  # not a view of the whole frames
+            squares = self.frames(video, range(info.frames))
         except VideoError:  # the cause only of views that hold that frame
             return None
         self.kept.add(name, (info, squares), size)
@@ -189,12 +206,12 @@ class SlidingVideo(Sliding):
     def read(self, first: int, last: int) -> Iterator[Tensor]:
         windows = self._numbers[first:last]
         wanted = sorted({number for numbers in windows for number in numbers})
-        coming = zip(wanted, self._video.each(wanted))
+        coming = zip(wanted, self._squares.each(self._video, wanted))
         held: dict[int, Tensor] = {}
         for window, after in zip(windows, [*windows[1:], []]):
             while window[-1] not in held:
-                number, frame = next(coming)
-                held[number] = square_frames(self._squares.of(frame[None]), self._size)
+                number, square = next(coming)
+                held[number] = square_frames(square, self._size)
             yield self._as_view(torch.cat([held[number] for number in window]))
             held = {number: x for number, x in held.items() if after and number >= after[0]}
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from vicjoint.files.films import TIFF_SUFFIXES
 from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.colours import Part
 from vicjoint.video.frames import Frames, is_frames
 from vicjoint.video.others import OTHERS
 
@@ -49,33 +50,36 @@ class Video:
         if is_frames(self.path):
             self._own = self._decoder = Frames(self.path, frame_rate)
             self.info, self.backend = self._own.info, "frames"
+            self._whole = Part(0, 0, self.info.height, self.info.width)
             return
         self._own = PyAV(self.path)
         try:
             self.info = self._own.info
+            self._whole = Part(0, 0, self.info.height, self.info.width)
             self.backend = "pyav" if backend == "auto" else backend
             self._decoder = OTHERS[backend](self.path, self._own) if backend in OTHERS else self._own
         except BaseException:
             self._own.close()
             raise
 
-    def read(self, frames) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed; decoded in one
-        forward pass."""
+    def read(self, frames, part: Part | None = None) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed, or that part of
+        them; decoded in one forward pass."""
         numbers = self._checked(frames)
+        part = self._whole if part is None else part
         if not numbers.size:
-            return np.empty((0, self.info.height, self.info.width, 3), dtype=np.uint8)
+            return np.empty((0, part.height, part.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
-        return self._decoder.read(unique.tolist(), places)
+        return self._decoder.read(unique.tolist(), places, part)
 
-    def each(self, frames) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3], RGB, of increasing, distinct numbers, one after the other: one pass forward
-        in the memory of a few, which goes on where the last one ended."""
+    def each(self, frames, part: Part | None = None) -> Iterator[np.ndarray]:
+        """Frames uint8 [H, W, 3], RGB, of increasing, distinct numbers, or that part of them, one after the
+        other: one pass forward in the memory of a few, which goes on where the last one ended."""
         numbers = self._checked(frames).tolist()
         while numbers and self._decoder is not self._own:
-            yield from self.read(numbers[:AT_ONCE])
+            yield from self.read(numbers[:AT_ONCE], part)
             numbers = numbers[AT_ONCE:]
-        yield from self._own.each(numbers)
+        yield from self._own.each(numbers, part or self._whole)
 
     def _checked(self, frames) -> np.ndarray:
         numbers = np.asarray(list(frames), dtype=np.int64)

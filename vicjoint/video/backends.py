@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from vicjoint.files.guard import no_file, no_media
 from vicjoint.files.media import best_stream, open_media
+from vicjoint.video.colours import Colours, Part, turn_of, upright_size
 from vicjoint.video.hevc import HEVC
 from vicjoint.video.index import (
     COLOURS,
@@ -39,7 +39,6 @@ from vicjoint.video.units import H264
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
 MOST_PIXELS = 1 << 26
 UNITS = {"h264": H264, "hevc": HEVC}
-UPRIGHT = np.eye(2)
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
@@ -93,8 +92,7 @@ class PyAV:
         self._ends = False  # nothing is wanted after them
         self._cut = False  # this walk ended before its packets did
         self._reads = 0
-        # one for all frames: making its tables anew costs more than the conversion
-        self._convert = VideoReformatter()
+        self._colours = Colours()
         self._container = _open(path)
         try:
             self._use_stream()
@@ -148,7 +146,7 @@ class PyAV:
         self._keys.sort()
         first = self._whole(0, [0])
         clean = all(key.is_clean for key in self._keys)
-        closed, turn = _closed(packets), _turn(first)
+        closed, turn = _closed(packets), turn_of(first)
         oddities = {
             STREAMS: len(self._container.streams.video) > 1,
             OPEN: not closed,
@@ -186,29 +184,30 @@ class PyAV:
         sure = references is not None and references.trusted
         return stamps, references.free if references and sure else [], sure or self._context.name != "h264"
 
-    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
-        out = np.empty((len(places), self.info.height, self.info.width, 3), dtype=np.uint8)
+    def read(self, numbers: list[int], places: np.ndarray, part: Part) -> np.ndarray:
+        """That part of frames of increasing, distinct numbers, uint8 [T, h, w, 3]. places: int [T], which
+        one each is."""
+        out = np.empty((len(places), part.height, part.width, 3), dtype=np.uint8)
         self._reads += 1
         # the first read is the only one, most often; one that is followed by others goes on
-        for place, image in enumerate(self._each(numbers, last=self._reads == 1)):
+        for place, image in enumerate(self._each(numbers, part, last=self._reads == 1)):
             out[places == place] = image
         if self._reads == 1:
             self._walk = None
         return out
 
-    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one. Goes on where the last call
-        ended, and jumps to a later key frame where nothing before it is wanted."""
-        yield from self._each(numbers, last=False)
+    def each(self, numbers: list[int], part: Part) -> Iterator[np.ndarray]:
+        """That part of frames of increasing, distinct numbers, uint8 [h, w, 3], one by one. Goes on where
+        the last call ended, and jumps to a later key frame where nothing before it is wanted."""
+        yield from self._each(numbers, part, last=False)
 
-    def _each(self, numbers: list[int], last: bool) -> Iterator[np.ndarray]:
+    def _each(self, numbers: list[int], part: Part, last: bool) -> Iterator[np.ndarray]:
         """last: whether the decoder may be emptied, which ends its walk, as soon as it got what is wanted."""
         idle = self._idle_among(numbers)
         for place, number in enumerate(numbers):
             self._idle = idle if self.fast else set()
             self._coming, self._ends = numbers[place:], last
-            yield self._image(number, self._whole(number, self._coming))
+            yield self._image(number, self._whole(number, self._coming), part)
 
     def _idle_among(self, numbers: list[int]) -> set[int]:
         """Times of the frames before the last of these numbers on which neither they nor others lean."""
@@ -219,22 +218,20 @@ class PyAV:
         last = bisect.bisect_left(self._free, wanted[-1])
         return set(self._free[first:last].tolist()).difference(wanted.tolist())
 
-    def _image(self, number: int, frame) -> np.ndarray:
+    def _image(self, number: int, frame: av.VideoFrame, part: Part) -> np.ndarray:
+        height, width = upright_size(frame)
+        if (height, width) != (self.info.height, self.info.width):
+            raise VideoError(
+                f"{self.path}: frame {number} is {width}x{height}, the first frame "
+                f"{self.info.width}x{self.info.height}; the picture size must not change within a video."
+            )
         try:
-            # in one thread: several processes read side by side, and waking others costs more than they save
-            rgb = self._convert.reformat(frame, format="rgb24", threads=1)
-            image = _upright(rgb.to_ndarray(), _turn(frame))
+            return self._colours.rgb(frame, part)
         except av.FFmpegError as error:
             raise VideoError(
                 f"{self.path}: no colours can be made of its pixels (format {frame.format.name}, colour"
                 f" space {frame.colorspace}: {_cause(error)}). Convert the file."
             ) from None
-        if image.shape != (self.info.height, self.info.width, 3):
-            raise VideoError(
-                f"{self.path}: frame {number} is {image.shape[1]}x{image.shape[0]}, the first frame "
-                f"{self.info.width}x{self.info.height}; the picture size must not change within a video."
-            )
-        return image
 
     def _whole(self, number: int, wanted: list[int]):
         """The frame. Decoded from the beginning of the file where it cannot be from its key frame on (which
@@ -407,26 +404,6 @@ def _info(times: list, first, stream) -> VideoInfo:
     seconds = in_seconds(times, float(stream.time_base)) if usable else np.arange(len(times)) / rate
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
-    height, width = _upright(np.empty((first.height, first.width, 0)), _turn(first)).shape[:2]
+    height, width = upright_size(first)
     start = (stream.container.start_time or 0) / av.time_base if usable else 0.0
     return VideoInfo(len(times), rate, height, width, seconds, start)
-
-
-def _turn(frame) -> np.ndarray:
-    """The 2 x 2 matrix by which a frame is to be shown: (x, y) @ it is where a stored pixel goes, x to the
-    right and y down."""
-    try:
-        matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
-    except KeyError:
-        return UPRIGHT
-    except ValueError:  # PyAV lists no side data where one is of a kind that it does not know
-        angle = np.deg2rad(frame.rotation)
-        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return matrix.reshape(3, 3)[:2, :2] / (1 << 16)
-
-
-def _upright(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """[H, W, C], mirrored and turned by right angles; other angles go to the nearest one."""
-    if abs(turn[0, 1]) > abs(turn[0, 0]):
-        image, turn = image.swapaxes(0, 1), turn[::-1]
-    return image[:: -1 if turn[1, 1] < 0 else 1, :: -1 if turn[0, 0] < 0 else 1]

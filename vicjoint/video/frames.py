@@ -16,6 +16,7 @@ from vicjoint.files import films, images
 from vicjoint.files.guard import no_file
 from vicjoint.files.kept import Kept
 from vicjoint.video.backends import VideoError, VideoInfo
+from vicjoint.video.colours import Part
 
 LISTED = Kept(64)  # (names, height, width) by folder; in each process
 
@@ -87,8 +88,8 @@ class Frames:
             raise VideoError(f"{self.path}: {self.name(number)}: {cause}.") from None
         return pixels.permute(1, 2, 0).numpy()
 
-    def each(self, numbers: list[int]) -> Iterator[np.ndarray]:
-        """Frames uint8 [H, W, 3] of increasing, distinct numbers, one by one."""
+    def each(self, numbers: list[int], part: Part) -> Iterator[np.ndarray]:
+        """That part of frames of increasing, distinct numbers, uint8 [h, w, 3], one by one."""
         for number in numbers:
             frame = self._read(number)
             if frame.shape[:2] != (self.info.height, self.info.width):
@@ -96,11 +97,12 @@ class Frames:
                     f"{self.path}: {self.name(number)} is {frame.shape[1]}x{frame.shape[0]}, the first frame"
                     f" {self.info.width}x{self.info.height}; the picture size must not change within a video."
                 )
-            yield frame
+            yield part.of(frame)
 
-    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
-        images = list(self.each(numbers))
+    def read(self, numbers: list[int], places: np.ndarray, part: Part) -> np.ndarray:
+        """That part of frames of increasing, distinct numbers, uint8 [T, h, w, 3]. places: int [T], which
+        one each is."""
+        images = list(self.each(numbers, part))
         return np.stack([images[place] for place in places])
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from vicjoint.files.cells import as_path
 from vicjoint.files.inside import Inside
 from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.colours import Part
 from vicjoint.video.index import OPEN, STREAMS, TURNED
 
 
@@ -56,10 +57,11 @@ class _Other:
     def _differs(self, how: str) -> VideoError:
         return VideoError(f"{self.path}: {self.name} {how}. Use video_backend: auto.")
 
-    def read(self, numbers: list[int], places: np.ndarray) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] of increasing, distinct numbers. places: int [T], which one each is."""
+    def read(self, numbers: list[int], places: np.ndarray, part: Part) -> np.ndarray:
+        """That part of frames of increasing, distinct numbers, uint8 [T, h, w, 3]. places: int [T], which
+        one each is."""
         try:
-            images = self._decode(numbers)
+            images = np.ascontiguousarray(part.of(self._decode(numbers)))  # and no view of whole frames
         except Exception as error:
             raise VideoError(
                 f"{self.path}: {self.name} cannot decode frames {numbers[0]} to {numbers[-1]} "
