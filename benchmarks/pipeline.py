@@ -43,6 +43,10 @@ NEXT = (
     *("source.name=video_folder", "source.root={films}/12", "pair.stride=4", "pair.area=[0.3, 1.0]"),
     *("pair.size={size}", "objective={{name: vicreg}}"),
 )
+COLOURED = (
+    "pair.{side}=[{{name: random_resized_crop, area: [0.5, 1.0]}}, {{name: colour_jitter}},"
+    " {{name: greyscale}}, {{name: gaussian_blur}}]"
+)
 TEXT = (
     *(
         "source.root={films}/index.csv",
@@ -53,15 +57,30 @@ TEXT = (
     *("a.modality={{name: clip, frames: 8, stride: 4, size: {size}, area: [0.3, 1.0]}}",),
     *("data.video_backend=pyav", "data.clips_per_open={clips}"),
 )
-CASES = {
-    "the main recipe": ("video_next_frame", ("source.train={train}",), {}),
-    "224, next frame": ("video_next_frame", (*NEXT, "pair.windows=1"), {}),
-    "224, next frame, windows 4": ("video_next_frame", (*NEXT, "pair.windows=4"), {}),
-} | {
-    f"224, clip and text, keys {keys}, {clips} a file": ("image_text", TEXT, {"keys": keys, "clips": clips})
-    for keys in (12, 250)
-    for clips in (1, 4)
-}
+CASES = (
+    {
+        "the main recipe": ("video_next_frame", ("source.train={train}",), {}),
+        "224, next frame": ("video_next_frame", (*NEXT, "pair.windows=1"), {}),
+        "224, next frame, windows 4": ("video_next_frame", (*NEXT, "pair.windows=4"), {}),
+    }
+    | {
+        f"224, next frame, colours by the {where}": (
+            "video_next_frame",
+            (*NEXT, "pair.windows=1", COLOURED, COLOURED.replace("{side}", "b"), "pair.colour={where}"),
+            {"where": where, "side": "a"},
+        )
+        for where in ("worker", "device")
+    }
+    | {
+        f"224, clip and text, keys {keys}, {clips} a file": (
+            "image_text",
+            TEXT,
+            {"keys": keys, "clips": clips},
+        )
+        for keys in (12, 250)
+        for clips in (1, 4)
+    }
+)
 READERS = ("decord", "torchcodec", "plain", "ours")
 BATCH = 128  # samples of a step on the GPU
 STAGES = ("open", "decode", "convert", "transform", "order", "collate", "device")

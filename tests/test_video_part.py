@@ -34,8 +34,8 @@ def parts(height: int, width: int) -> list[Part]:
 @pytest.mark.parametrize("height, width", [(256, 340), (54, 97), (53, 98)])
 @pytest.mark.parametrize("name", sorted(BY_POINTS | OTHERS))
 def test_it_is_that_part_of_the_whole(name, height, width, monkeypatch):
-    cut, made = Colours._cut, []
-    monkeypatch.setattr(Colours, "_cut", lambda self, *given: made.append(cut(self, *given)) or made[-1])
+    cut, made = Colours.cut, []
+    monkeypatch.setattr(Colours, "cut", lambda self, *given: made.append(cut(self, *given)) or made[-1])
     colours = Colours()
     for matrix in (1, 5, 6):  # ITU-R 709, 601 twice (ITU-T H.273)
         frame = noise(name, height, width, matrix)
@@ -48,7 +48,7 @@ def test_it_is_that_part_of_the_whole(name, height, width, monkeypatch):
 
 def test_only_what_is_asked_for_is_turned_into_rgb():
     frame, colours = noise("yuv420p", 256, 340, 1), Colours()
-    seen = colours._cut(frame, Part(0, 42, 256, 256).even(256, 340))
+    seen = colours.cut(frame, Part(0, 42, 256, 256).even(256, 340))
     assert (seen.height, seen.width) == (256, 256)
     assert Part(3, 5, 4, 4).even(12, 12) == Part(2, 4, 6, 6) and Part(3, 5, 6, 4).even(9, 9) == Part(
         2, 4, 7, 5

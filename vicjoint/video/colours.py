@@ -51,13 +51,13 @@ class Colours:
         smaller = (even.height, even.width) != (frame.height, frame.width)
         by_points = frame.format.name in BY_POINTS and frame.height % 2 == 0 and not frame.interlaced_frame
         if smaller and by_points and turn is UPRIGHT:
-            frame = self._cut(frame, even)
+            frame = self.cut(frame, even)
             part = part._replace(top=part.top - even.top, left=part.left - even.left)
         # in one thread: several processes read side by side, and waking others costs more than they save
         rgb = self._convert.reformat(frame, format="rgb24", threads=1)
         return part.of(upright(rgb.to_ndarray(), turn))
 
-    def _cut(self, frame: av.VideoFrame, part: Part) -> av.VideoFrame:
+    def cut(self, frame: av.VideoFrame, part: Part) -> av.VideoFrame:
         """That part of a frame, of which nothing is copied."""
         key = frame.format.name, frame.height, frame.width, part
         if self._cutter is None or self._cutter[0] != key:
