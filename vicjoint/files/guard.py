@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 
-from vicjoint.files.inside import Inside, open_binary
+from vicjoint.files.inside import Inside, head_of
 
 MOST_BYTES = 1 << 30  # of a file that is read whole: above any image within the limit of pixels
 KINDS = (
@@ -69,8 +69,7 @@ def can_be_named(path: str) -> bool:
 def no_media(path: str) -> str | None:
     """Why FFmpeg must not open an existing file: it is a text that would send it to other files; None where
     it may."""
-    with open_binary(path) as file:
-        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    head = head_of(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n")
     return next(
         (
             f"{words}, not a media file: it names other files"

@@ -56,6 +56,14 @@ def open_binary(path: str) -> BinaryIO:
     return io.BufferedReader(_Window(path))
 
 
+def head_of(path: str, count: int) -> bytes:
+    """The first bytes of a file of any path. Raises OSError."""
+    if isinstance(path, Inside):
+        return content_of(path.part, count)
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
 def state_of(path: str) -> tuple[int, int]:
     """(size, time of its last change in ns). Raises OSError."""
     if not isinstance(path, Inside):

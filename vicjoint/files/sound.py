@@ -292,7 +292,7 @@ class _Film:
 
     def _open(self) -> None:
         try:
-            self._container = open_media(self.path)
+            self._container = open_media(self.path, probe="sound")
         except (av.FFmpegError, OSError, ValueError) as error:
             cause = getattr(error, "strerror", None) or error
             raise NotMedia(f"{self.path}: not a sound or video file that can be read ({cause}).") from None

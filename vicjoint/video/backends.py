@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from vicjoint.files.guard import no_file, no_media
-from vicjoint.files.media import best_stream, open_media
+from vicjoint.files.media import Probe, best_stream, open_media
 from vicjoint.video.colours import Colours, Part, turn_of, upright_size
 from vicjoint.video.hevc import HEVC
 from vicjoint.video.index import (
@@ -93,10 +93,16 @@ class PyAV:
         self._cut = False  # this walk ended before its packets did
         self._reads = 0
         self._colours = Colours()
-        self._container = _open(path)
+        _check(path)
+        index = kept(path)
+        # which of several streams is the one, FFmpeg decides by what it has seen of them
+        self._probe: Probe = (
+            "nothing" if index and index.shown is not None and STREAMS not in index.odd else "sound"
+        )
+        self._container = _open(path, self._probe)
         try:
             self._use_stream()
-            if (index := kept(path)) is None:
+            if index is None:
                 index = self._count()
                 keep(path, index)
             self.info, self._shown, self._keys, self.odd = index.info, index.shown, index.keys, index.odd
@@ -137,7 +143,7 @@ class PyAV:
         ]
         self._shown = _shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
-            self._packets = None
+            self._packets, self._probe = None, "all"
             frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
             if not frames:
                 raise VideoError(f"{self.path}: no frame can be decoded.")
@@ -240,6 +246,8 @@ class PyAV:
         frame, error = self._try(number)
         if frame is None and self.fast and self._shown is not None:
             self.fast, self._walk, self._idle = False, None, set()
+            self._probe = "all"
+            self._reopen()
             frame, error = self._try(number)
         if frame is None and self._shown is not None and self._straight is not False:
             self._straight = not self._straight
@@ -347,8 +355,11 @@ class PyAV:
         if start is not None:
             self._container.seek(start.dts, stream=self._stream, backward=True)
             return
-        self._container.close()  # not every container without an index can seek to its very first frame
-        self._container = _open(self.path)
+        self._reopen()  # not every container without an index can seek to its very first frame
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._container = _open(self.path, self._probe)
         self._use_stream()
 
     def close(self) -> None:
@@ -356,12 +367,15 @@ class PyAV:
         self._container.close()
 
 
-def _open(path: str):
-    """An open container with a video stream, or VideoError with the cause."""
+def _check(path: str) -> None:
     if cause := no_file(path, "video") or no_media(path):
         raise VideoError(f"{path}: {cause}.")
+
+
+def _open(path: str, probe: Probe):
+    """An open container with a video stream, or VideoError with the cause."""
     try:
-        container = open_media(path)
+        container = open_media(path, probe)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video file ({_cause(error)}).") from None
     if best_stream(container, "video") is None:
