@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from vicjoint.files.films import TIFF_SUFFIXES
-from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.backends import PyAV
 from vicjoint.video.colours import Part
 from vicjoint.video.frames import Frames, is_frames
+from vicjoint.video.index import VideoError, VideoInfo
 from vicjoint.video.others import OTHERS
 
 BACKENDS = ("auto", "decord", "nvdec", "pyav", "torchcodec")

@@ -8,14 +8,13 @@ numbers, in the order that is asked for. Others, beside it: vicjoint.video.other
 import bisect
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import av
 import numpy as np
 
 from vicjoint.files.guard import no_file, no_media
 from vicjoint.files.media import Probe, best_stream, open_media
-from vicjoint.video.colours import Colours, Part, turn_of, upright_size
+from vicjoint.video.colours import Colours, Part, sum_of, turn_of, upright_size
 from vicjoint.video.hevc import HEVC
 from vicjoint.video.index import (
     COLOURS,
@@ -30,10 +29,10 @@ from vicjoint.video.index import (
     Key,
     VideoError,
     VideoInfo,
-    in_seconds,
     keep,
     kept,
 )
+from vicjoint.video.packets import Stamp, are_closed, info_of, times_shown
 from vicjoint.video.units import H264
 
 # of a frame: twice 8K; a damaged header can claim any size, and frames are held uncompressed
@@ -41,32 +40,6 @@ MOST_PIXELS = 1 << 26
 UNITS = {"h264": H264, "hevc": HEVC}
 KEEP_BYTES = 64 << 20  # packets of files up to this size stay in memory, so nothing is read twice
 MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # colour spaces from which FFmpeg makes RGB (ITU-T H.273); 2: not stated
-# Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
-# decoded.
-TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
-TIMED_CODECS = {
-    "h264",
-    "hevc",
-    "av1",
-    "libdav1d",
-    "libaom-av1",
-    "vp9",
-    "libvpx-vp9",
-    "mpeg4",
-    "mjpeg",
-    "prores",
-}
-
-
-class Stamp(NamedTuple):
-    """What is remembered of every packet of a file."""
-
-    pts: int | None
-    dts: int | None
-    is_keyframe: bool
-    is_clean: bool  # Key.is_clean
-    is_discard: bool
-    is_corrupt: bool
 
 
 class PyAV:
@@ -91,6 +64,8 @@ class PyAV:
         self._coming: list[int] = []  # numbers that are wanted
         self._ends = False  # nothing is wanted after them
         self._cut = False  # this walk ended before its packets did
+        self._fresh = True  # no packet of the container was read yet
+        self._forward: Iterator | None = None  # packets of a film without times, after the one at `_fed`
         self._reads = 0
         self._colours = Colours()
         _check(path)
@@ -106,7 +81,7 @@ class PyAV:
                 index = self._count()
                 keep(path, index)
             self.info, self._shown, self._keys, self.odd = index.info, index.shown, index.keys, index.odd
-            self._single, self._free = index.single, index.free
+            self._single, self._free, self._sums = index.single, index.free, index.sums
         except av.FFmpegError as error:
             self.close()
             raise VideoError(f"{path}: the video data are damaged or cut off ({_cause(error)}).") from None
@@ -127,9 +102,9 @@ class PyAV:
             )
 
     def _count(self) -> Index:
-        """The frames, counted without decoding where `_shown` is sure (the first is, for its shape), else by
-        decoding all."""
-        self._single, self._free = False, np.zeros(0, np.int64)
+        """The frames, counted without decoding where their times are sure (the first is, for its shape), else
+        by decoding all."""
+        self._single, self._free, self._sums = False, np.zeros(0, np.int64), np.zeros(0, np.int64)
         packets, places, single = self._stamps()
         listed = len(self._stream.index_entries) if "mp4" in self._container.format.name else 0
         if any(p.is_corrupt for p in packets) or len(packets) < listed:
@@ -141,18 +116,15 @@ class PyAV:
             for n, p in enumerate(packets)
             if p.is_keyframe
         ]
-        self._shown = _shown(packets, self._container.format.name, self._context.name)
+        self._shown = times_shown(packets, self._container.format.name, self._context.name)
         if self._shown is None:
             self._packets, self._probe = None, "all"
-            frames = [(f.pts, f if n == 0 else None) for n, f in enumerate(self._decode_from(None))]
-            if not frames:
-                raise VideoError(f"{self.path}: no frame can be decoded.")
-            info = _info([pts for pts, _ in frames], frames[0][1], self._stream)
-            return Index(info, None, self._keys, frozenset({UNTIMED}), False, self._free)
+            info = self._count_decoded()
+            return Index(info, None, self._keys, frozenset({UNTIMED}), False, self._free, sums=self._sums)
         self._keys.sort()
         first = self._whole(0, [0])
         clean = all(key.is_clean for key in self._keys)
-        closed, turn = _closed(packets), turn_of(first)
+        closed, turn = are_closed(packets), turn_of(first)
         oddities = {
             STREAMS: len(self._container.streams.video) > 1,
             OPEN: not closed,
@@ -166,9 +138,27 @@ class PyAV:
         # pictures of an open group of HEVC, which lean on what is before their key frame, say so
         sure = clean and (closed or self._context.name == "hevc")
         free = sorted(packets[place].pts for place in places) if sure else []
-        info = _info(self._shown.tolist(), first, self._stream)
+        info = info_of(self._shown.tolist(), first, self._stream)
         second = float(self._stream.time_base)
         return Index(info, self._shown, self._keys, odd, single, np.array(free, np.int64), second)
+
+    def _count_decoded(self) -> VideoInfo:
+        """The frames of a film without times, their sums, and which of them key frames are, where decoding
+        can begin at those."""
+        times, sums, keys, first = [], [], [], None
+        for number, frame in enumerate(self._decode_from(None)):
+            first = first or frame
+            times.append(frame.pts)
+            sums.append(sum_of(frame))
+            keys += [number] if frame.key_frame else []
+        if first is None:
+            raise VideoError(f"{self.path}: no frame can be decoded.")
+        if None not in sums and 1 < len(keys) == len(self._keys):
+            self._keys = [key._replace(pts=number) for number, key in zip(keys, self._keys)]
+            self._sums = np.array(sums)
+            if self._try(keys[len(keys) // 2])[0] is None:
+                self._sums = np.zeros(0, np.int64)
+        return info_of(times, first, self._stream)
 
     def _stamps(self) -> tuple[list[Stamp], list[int], bool]:
         """Of all packets with content, the places of those on which no other one leans, and Index.single; the
@@ -176,9 +166,7 @@ class PyAV:
         stamps, packets, size = [], [], 0
         kind = UNITS.get(self._context.name)
         references = kind(self._context.extradata) if kind else None
-        for p in self._container.demux(self._stream):
-            if not p.size:
-                continue
+        for p in self._demux():
             clean = references.add(p) if references else True
             stamps.append(Stamp(p.pts, p.dts, p.is_keyframe, clean, p.is_discard, p.is_corrupt))
             size += p.size
@@ -249,7 +237,7 @@ class PyAV:
             self._probe = "all"
             self._reopen()
             frame, error = self._try(number)
-        if frame is None and self._shown is not None and self._straight is not False:
+        if frame is None and self._begins_at_keys and self._straight is not False:
             self._straight = not self._straight
             frame, _ = self._try(number)
             if frame is None:
@@ -264,30 +252,43 @@ class PyAV:
         """(the frame or None, the error or None)."""
         try:
             frame = self._walk_to(number)
-            return (None if frame is None or frame.is_corrupt else frame), None
+            wrong = frame is None or frame.is_corrupt or not self._is(number, frame)
+            return (None if wrong else frame), None
         except av.FFmpegError as error:
             self._walk = None
             return None, error
 
+    def _is(self, number: int, frame: av.VideoFrame) -> bool:
+        """Whether a frame of a film without times, of which decoding began at a key frame, is the one that
+        was counted."""
+        sure = self._straight or self._shown is not None or not len(self._sums)
+        return sure or sum_of(frame) == self._sums[number]
+
+    @property
+    def _begins_at_keys(self) -> bool:
+        return self._shown is not None or (self.fast and len(self._sums) > 0)
+
+    def _name(self, number: int) -> int:
+        """By which a walk knows a frame."""
+        return number if self._shown is None else int(self._shown[number])
+
     def _key(self, number: int) -> Key | None:
         """The last key frame that is not shown later; None: decoded from the beginning."""
-        if self._shown is None:
+        if not self._begins_at_keys:
             return None
-        after = bisect.bisect_right(self._keys, self._shown[number], key=lambda key: key.pts)
+        after = bisect.bisect_right(self._keys, self._name(number), key=lambda key: key.pts)
         return self._keys[max(after - 1, 0)]
 
     def _walk_to(self, number: int):
         """The frame, or None where the decoder does not give it."""
-        name = number if self._shown is None else self._shown[number]
+        name = self._name(number)
         start = self._key(number)
         jump = start is not None and self._straight is not True and start.place > self._fed
         if name <= self._walked or name in self._left or jump:
             self._walk = None
         for _ in range(2):
             if self._walk is None:
-                frames = self._decode_from(None if self._straight else start)
-                known = self._shown is not None
-                self._walk = ((frame.pts if known else n, frame) for n, frame in enumerate(frames))
+                self._walk = self._named(None if self._straight else start)
             for at, frame in self._walk:
                 self._walked = at
                 if at >= name:
@@ -297,6 +298,15 @@ class PyAV:
                 break
         return None
 
+    def _named(self, start: Key | None) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Every frame from a key frame on, or from the beginning, with its name."""
+        frames = self._decode_from(start)
+        if self._shown is not None:
+            return ((frame.pts, frame) for frame in frames)
+        if start is not None:  # those before it are shown, too, but lean on what is not there
+            frames = itertools.dropwhile(lambda frame: not frame.key_frame, frames)
+        return enumerate(frames, 0 if start is None else start.pts)
+
     def _decode_from(self, start: Key | None):
         """Every frame from a key frame on, or from the beginning, in order of presentation."""
         self._context.flush_buffers()
@@ -305,9 +315,11 @@ class PyAV:
         got, wanted = set[int](), next(groups, (None, None))[1]
         if start is not None and self._packets is not None:
             packets = iter(self._packets[start.place :])
+        elif start is not None and self._shown is None:
+            packets = self._read_on(start.place)
         else:
             self._rewind(start)
-            packets = (p for p in self._container.demux(self._stream) if p.size)
+            packets = self._demux()
             if start is not None:
                 packets = itertools.dropwhile(lambda p: p.pts != start.pts, packets)
         for self._fed, packet in enumerate(packets, 0 if start is None else start.place):
@@ -344,6 +356,8 @@ class PyAV:
         """Whether an error says no more than that decoding began in the middle of a film: frames before the
         first key frame lean on what is not there and are left out, as players do; and where that frame is not
         clean, those after it may command to forget what never was."""
+        if start is not None and self._shown is None:
+            return True  # the sums decide
         first = start or next(iter(self._keys), None)
         if first is None or packet.pts is None or first.pts is None:
             return False
@@ -351,15 +365,28 @@ class PyAV:
         cut = start is None and not first.is_clean and self._fed < group
         return cut or packet.pts < first.pts
 
+    def _demux(self) -> Iterator[av.Packet]:
+        """Packets with content, from where the container stands."""
+        self._fresh, self._forward = False, None
+        return (p for p in self._container.demux(self._stream) if p.size)
+
+    def _read_on(self, place: int) -> Iterator[av.Packet]:
+        """Packets from a place on; those before it are read, too, as no seeking is sure of the place."""
+        if self._forward is None or place <= self._fed:
+            self._rewind(None)
+            self._fed, self._forward = -1, self._demux()
+        forward = self._forward
+        return itertools.islice(forward, place - self._fed - 1, None)
+
     def _rewind(self, start: Key | None) -> None:
         if start is not None:
             self._container.seek(start.dts, stream=self._stream, backward=True)
-            return
-        self._reopen()  # not every container without an index can seek to its very first frame
+        elif not self._fresh:  # not every container without an index can seek to its very first frame
+            self._reopen()
 
     def _reopen(self) -> None:
         self._container.close()
-        self._container = _open(self.path, self._probe)
+        self._container, self._fresh = _open(self.path, self._probe), True
         self._use_stream()
 
     def close(self) -> None:
@@ -387,37 +414,3 @@ def _open(path: str, probe: Probe):
 
 def _cause(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _shown(packets: list, container: str, codec: str) -> np.ndarray | None:
-    """Timestamps int64 of the frames a player shows, sorted, or None where only decoding can tell."""
-    times = [p.pts for p in packets]
-    if not TIMED_CONTAINERS & set(container.split(",")) or codec not in TIMED_CODECS:
-        return None
-    if None in times or len(set(times)) < len(times) or not packets[0].is_keyframe:
-        return None
-    # an edit list discards frames that are only decoded
-    shown = sorted(p.pts for p in packets if not p.is_discard)
-    # frames before the first key frame lack what they refer to; decoders differ in showing them
-    return np.array(shown) if shown and shown[0] >= packets[0].pts else None
-
-
-def _closed(packets: list) -> bool:
-    """Whether no packet that follows a key frame is shown before it."""
-    key = packets[0].pts
-    for p in packets:
-        if p.pts < key:
-            return False
-        key = p.pts if p.is_keyframe else key
-    return True
-
-
-def _info(times: list, first, stream) -> VideoInfo:
-    rate = float(stream.average_rate or 25)
-    usable = None not in times and all(a < b for a, b in zip(times, times[1:]))
-    seconds = in_seconds(times, float(stream.time_base)) if usable else np.arange(len(times)) / rate
-    if len(times) > 1:
-        rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
-    height, width = upright_size(first)
-    start = (stream.container.start_time or 0) / av.time_base if usable else 0.0
-    return VideoInfo(len(times), rate, height, width, seconds, start)

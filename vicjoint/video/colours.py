@@ -4,6 +4,7 @@ wherever that gives the same to the last bit.
     image_HWC = Colours().rgb(frame, Part(top=0, left=42, height=256, width=256))
 """
 
+import zlib
 from typing import Any, NamedTuple
 
 import av
@@ -71,6 +72,18 @@ class Colours:
         graph = self._cutter[1]
         graph.push(frame)
         return graph.pull()
+
+
+def sum_of(frame: av.VideoFrame) -> int | None:
+    """Adler-32 of its points as they were decoded, [0, 2^32); None: of a format in which they do not lie
+    open."""
+    if frame.format.name not in BY_POINTS:
+        return None
+    found = 1
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        found = zlib.adler32(np.ascontiguousarray(rows), found)
+    return found
 
 
 def turn_of(frame: av.VideoFrame) -> np.ndarray:

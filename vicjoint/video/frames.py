@@ -15,8 +15,8 @@ from PIL import Image
 from vicjoint.files import films, images
 from vicjoint.files.guard import no_file
 from vicjoint.files.kept import Kept
-from vicjoint.video.backends import VideoError, VideoInfo
 from vicjoint.video.colours import Part
+from vicjoint.video.index import VideoError, VideoInfo
 
 LISTED = Kept(64)  # (names, height, width) by folder; in each process
 

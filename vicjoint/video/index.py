@@ -8,7 +8,7 @@ the cache folder (off: VICJOINT_VIDEO_INDEX=0).
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import av
@@ -20,7 +20,7 @@ from vicjoint.files.small import SmallFiles
 
 COUNTED = Kept(64)  # indexes by file; in each process
 ON_DISK = SmallFiles("video_index", 1 << 18)  # of 0.1 to 0.4 kB, of an hour 7
-FORM = 2  # of an index on the disk: another number where its meaning changes
+FORM = 3  # of an index on the disk: another number where its meaning changes
 UNTIMED, UNCLEAN, OPEN = "frames without times", "key frames that are no beginning", "open groups of pictures"
 STREAMS, INTERLACED, COLOURS = "several video streams", "interlaced pictures", "a colour space of its own"
 TURNED, MIRRORED = "turned pictures", "mirrored pictures"
@@ -64,7 +64,9 @@ class Index:
     tells. keys: in order of time where `shown` is known. odd: words above, what some decoders are
     wrong about. single: whether each packet is sure to be one whole frame. free: int64 [frames], times,
     increasing, of the frames on which no other one leans, as far as that is sure. second: of the time base,
-    where `shown` is known."""
+    where `shown` is known. sums: int64 [frames], `colours.sum_of` each, by which frames of a film without
+    times are known where decoding begins at a key frame, whose `pts` is then its number; empty: it does not.
+    """
 
     info: VideoInfo
     shown: np.ndarray | None
@@ -73,6 +75,7 @@ class Index:
     single: bool
     free: np.ndarray
     second: float = 0.0
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def to_bytes(self) -> bytes:
         facts = asdict(self.info)
@@ -82,7 +85,7 @@ class Index:
             shown = times.astype(np.float64).view(np.int64)
         else:
             shown = _differences(self.shown)
-        arrays = (shown, _differences(keys), _differences(self.free))
+        arrays = (shown, _differences(keys), _differences(self.free), self.sums)
         counts = [array.size for array in arrays]
         head = [facts, self.shown is not None, sorted(self.odd), self.single, self.second, counts]
         return json.dumps(head).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
@@ -95,7 +98,7 @@ class Index:
         numbers = np.frombuffer(data, np.int64)
         if len(numbers) != sum(counts):
             raise ValueError("not an index")
-        first, keys, free = np.split(numbers, np.cumsum(counts)[:-1])
+        first, keys, free, sums = np.split(numbers, np.cumsum(counts)[:-1])
         shown = first.cumsum() if has_shown else None
         times = first.view(np.float64) if shown is None else in_seconds(shown, second)
         listed = [
@@ -103,7 +106,7 @@ class Index:
             for pts, dts, place, clean in keys.reshape(-1, 4).cumsum(axis=0).tolist()
         ]
         info = VideoInfo(**facts, timestamps_seconds=times)
-        return cls(info, shown, listed, frozenset(odd), single, free.cumsum(), second)
+        return cls(info, shown, listed, frozenset(odd), single, free.cumsum(), second, sums)
 
 
 def in_seconds(shown, second: float) -> np.ndarray:

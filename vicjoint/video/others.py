@@ -13,9 +13,9 @@ import torch
 
 from vicjoint.files.cells import as_path
 from vicjoint.files.inside import Inside
-from vicjoint.video.backends import PyAV, VideoError, VideoInfo
+from vicjoint.video.backends import PyAV
 from vicjoint.video.colours import Part
-from vicjoint.video.index import OPEN, STREAMS, TURNED
+from vicjoint.video.index import OPEN, STREAMS, TURNED, VideoError, VideoInfo
 
 
 class _Other:
