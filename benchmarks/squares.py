@@ -19,7 +19,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from benchmarks.measure import interleaved, ratio, table, write
 from vicjoint.transforms.images import square_frames
-from vicjoint.video.colours import Colours, Part
+from vicjoint.video.colours import UPRIGHT, Colours, Part
 from vicjoint.video.write import write_mp4
 
 SIZES = {"340x256": (256, 340), "640x480": (480, 640), "1280x720": (720, 1280), "1920x1080": (1080, 1920)}
@@ -65,7 +65,7 @@ def roads(part: Part) -> dict[str, Callable[[av.VideoFrame], torch.Tensor]]:
         "whole": lambda frame: resized(
             part.of(whole.reformat(frame, format="rgb24", threads=1).to_ndarray())
         ),
-        "ours": lambda frame: resized(ours.rgb(frame, part)),
+        "ours": lambda frame: resized(ours.rgb(frame, UPRIGHT, part)),
         **{name: by_scaler(name) for name in SCALERS},
     }
 

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from vicjoint.video.colours import BY_POINTS, Colours, Part
+from vicjoint.video.colours import BY_POINTS, UPRIGHT, Colours, Part
 
 OTHERS = {"nv12", "yuv410p", "yuv420p10le", "yuv422p10le", "yuv444p10le", "gray", "gbrp", "rgb24", "pal8"}
 
@@ -41,7 +41,7 @@ def test_it_is_that_part_of_the_whole(name, height, width, monkeypatch):
         frame = noise(name, height, width, matrix)
         whole = frame.to_ndarray(format="rgb24")
         for part in parts(height, width):
-            assert np.array_equal(colours.rgb(frame, part), part.of(whole)), part
+            assert np.array_equal(colours.rgb(frame, UPRIGHT, part), part.of(whole)), part
     assert bool(made) == (name in BY_POINTS and height % 2 == 0)
     assert all(frame.height * frame.width < height * width for frame in made)
 
@@ -59,4 +59,4 @@ def test_a_film_of_several_sizes_gives_each_its_own_cut():
     colours = Colours()
     for height, width in ((64, 80), (48, 80), (64, 80)):
         frame, part = noise("yuv420p", height, width, 1), Part(2, 3, 20, 30)
-        assert np.array_equal(colours.rgb(frame, part), part.of(frame.to_ndarray(format="rgb24")))
+        assert np.array_equal(colours.rgb(frame, UPRIGHT, part), part.of(frame.to_ndarray(format="rgb24")))

@@ -183,9 +183,10 @@ class PyAV:
         one each is."""
         out = np.empty((len(places), part.height, part.width, 3), dtype=np.uint8)
         self._reads += 1
+        in_order = np.array_equal(places, np.arange(len(numbers)))
         # the first read is the only one, most often; one that is followed by others goes on
         for place, image in enumerate(self._each(numbers, part, last=self._reads == 1)):
-            out[places == place] = image
+            out[place if in_order else places == place] = image
         if self._reads == 1:
             self._walk = None
         return out
@@ -213,14 +214,15 @@ class PyAV:
         return set(self._free[first:last].tolist()).difference(wanted.tolist())
 
     def _image(self, number: int, frame: av.VideoFrame, part: Part) -> np.ndarray:
-        height, width = upright_size(frame)
+        turn = turn_of(frame)
+        height, width = upright_size(frame, turn)
         if (height, width) != (self.info.height, self.info.width):
             raise VideoError(
                 f"{self.path}: frame {number} is {width}x{height}, the first frame "
                 f"{self.info.width}x{self.info.height}; the picture size must not change within a video."
             )
         try:
-            return self._colours.rgb(frame, part)
+            return self._colours.rgb(frame, turn, part)
         except av.FFmpegError as error:
             raise VideoError(
                 f"{self.path}: no colours can be made of its pixels (format {frame.format.name}, colour"

@@ -1,7 +1,7 @@
 """From a decoded frame to RGB, upright: whole, or a part of it, to which it is cut before colours are made
 wherever that gives the same to the last bit.
 
-    image_HWC = Colours().rgb(frame, Part(top=0, left=42, height=256, width=256))
+    image_HWC = Colours().rgb(frame, turn_of(frame), Part(top=0, left=42, height=256, width=256))
 """
 
 import zlib
@@ -45,18 +45,18 @@ class Colours:
         self._convert = VideoReformatter()
         self._cutter: tuple[Any, av.filter.Graph] | None = None
 
-    def rgb(self, frame: av.VideoFrame, part: Part) -> np.ndarray:
+    def rgb(self, frame: av.VideoFrame, turn: np.ndarray, part: Part) -> np.ndarray:
         """uint8 [h, w, 3] of a part. Raises av.FFmpegError."""
-        turn = turn_of(frame)
-        even = part.even(frame.height, frame.width)
-        smaller = (even.height, even.width) != (frame.height, frame.width)
-        by_points = frame.format.name in BY_POINTS and frame.height % 2 == 0 and not frame.interlaced_frame
-        if smaller and by_points and turn is UPRIGHT:
-            frame = self.cut(frame, even)
-            part = part._replace(top=part.top - even.top, left=part.left - even.left)
+        height, width = frame.height, frame.width
+        if (part.height, part.width) != (height, width) and turn is UPRIGHT and height % 2 == 0:
+            even, by_points = part.even(height, width), frame.format.name in BY_POINTS
+            if by_points and not frame.interlaced_frame and (even.height, even.width) != (height, width):
+                frame = self.cut(frame, even)
+                part = part._replace(top=part.top - even.top, left=part.left - even.left)
         # in one thread: several processes read side by side, and waking others costs more than they save
-        rgb = self._convert.reformat(frame, format="rgb24", threads=1)
-        return part.of(upright(rgb.to_ndarray(), turn))
+        plane = self._convert.reformat(frame, format="rgb24", threads=1).planes[0]
+        image = np.ndarray((plane.height, plane.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+        return part.of(upright(image, turn))
 
     def cut(self, frame: av.VideoFrame, part: Part) -> av.VideoFrame:
         """That part of a frame, of which nothing is copied."""
@@ -101,11 +101,15 @@ def turn_of(frame: av.VideoFrame) -> np.ndarray:
 
 def upright(image: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """[H, W, C], mirrored and turned by right angles; other angles go to the nearest one."""
+    if turn is UPRIGHT:
+        return image
     if abs(turn[0, 1]) > abs(turn[0, 0]):
         image, turn = image.swapaxes(0, 1), turn[::-1]
     return image[:: -1 if turn[1, 1] < 0 else 1, :: -1 if turn[0, 0] < 0 else 1]
 
 
-def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width)."""
-    return upright(np.empty((frame.height, frame.width, 0)), turn_of(frame)).shape[:2]
+def upright_size(frame: av.VideoFrame, turn: np.ndarray) -> tuple[int, int]:
+    """(height, width) as it is to be shown."""
+    if turn is UPRIGHT:
+        return frame.height, frame.width
+    return upright(np.empty((frame.height, frame.width, 0)), turn).shape[:2]

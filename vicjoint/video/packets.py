@@ -5,7 +5,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from vicjoint.video.colours import upright_size
+from vicjoint.video.colours import turn_of, upright_size
 from vicjoint.video.index import VideoInfo, in_seconds
 
 # Containers that store every packet's presentation time. VP8 also stores packets that are never shown: it is
@@ -65,6 +65,6 @@ def info_of(times: list, first, stream) -> VideoInfo:
     seconds = in_seconds(times, float(stream.time_base)) if usable else np.arange(len(times)) / rate
     if len(times) > 1:
         rate = (len(times) - 1) / float(seconds[-1] - seconds[0])
-    height, width = upright_size(first)
+    height, width = upright_size(first, turn_of(first))
     start = (stream.container.start_time or 0) / av.time_base if usable else 0.0
     return VideoInfo(len(times), rate, height, width, seconds, start)
