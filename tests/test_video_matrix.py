@@ -8,7 +8,7 @@ from test_video import BACKENDS
 
 from benchmarks import right_frames
 from benchmarks.films import B_FRAMES, FRAMES, MATRIX, copy, film, sequential, wishes
-from vicjoint.video import Video, VideoError, backends
+from vicjoint.video import Video, VideoError, backends, colours
 from vicjoint.video.colours import Part
 from vicjoint.video.others import OTHERS
 
@@ -20,6 +20,11 @@ FREE |= {"hevc_pyramid.mp4", "hevc_no_pyramid.mkv", "hevc_fields.mp4"}
 SQUARE = Part(7, 11, 50, 50)
 NOT_CLEAN = {"open.mp4", "refreshed.mp4"}  # key frames at which decoding cannot begin
 TEN_BITS = {"h264_10.mp4", "hevc_10.mp4", "av1.mkv"}  # of which other decoders make other colours
+
+
+@pytest.fixture(autouse=True)
+def small_films_are_cut(monkeypatch):
+    monkeypatch.setattr(colours, "LEAST_SAVED", 1)
 
 
 def check(path, backend):

@@ -35,6 +35,7 @@ def parts(height: int, width: int) -> list[Part]:
 @pytest.mark.parametrize("name", sorted(BY_POINTS | OTHERS))
 def test_it_is_that_part_of_the_whole(name, height, width, monkeypatch):
     cut, made = Colours.cut, []
+    monkeypatch.setattr("vicjoint.video.colours.LEAST_SAVED", 1)
     monkeypatch.setattr(Colours, "cut", lambda self, *given: made.append(cut(self, *given)) or made[-1])
     colours = Colours()
     for matrix in (1, 5, 6):  # ITU-R 709, 601 twice (ITU-T H.273)
@@ -55,7 +56,8 @@ def test_only_what_is_asked_for_is_turned_into_rgb():
     )
 
 
-def test_a_film_of_several_sizes_gives_each_its_own_cut():
+def test_a_film_of_several_sizes_gives_each_its_own_cut(monkeypatch):
+    monkeypatch.setattr("vicjoint.video.colours.LEAST_SAVED", 1)
     colours = Colours()
     for height, width in ((64, 80), (48, 80), (64, 80)):
         frame, part = noise("yuv420p", height, width, 1), Part(2, 3, 20, 30)

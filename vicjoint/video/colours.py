@@ -16,6 +16,8 @@ UPRIGHT = np.eye(2)
 # they are no fields; of the others it mixes neighbours. Held against whole frames by tests/test_video_part.py
 BY_POINTS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 
+LEAST_SAVED = 1 << 14  # pixels of which no RGB is made, for the cut to be worth its 10 microseconds
+
 
 class Part(NamedTuple):
     """Of upright frames, in pixels."""
@@ -48,9 +50,9 @@ class Colours:
     def rgb(self, frame: av.VideoFrame, turn: np.ndarray, part: Part) -> np.ndarray:
         """uint8 [h, w, 3] of a part. Raises av.FFmpegError."""
         height, width = frame.height, frame.width
-        if (part.height, part.width) != (height, width) and turn is UPRIGHT and height % 2 == 0:
-            even, by_points = part.even(height, width), frame.format.name in BY_POINTS
-            if by_points and not frame.interlaced_frame and (even.height, even.width) != (height, width):
+        if height * width - part.height * part.width >= LEAST_SAVED and turn is UPRIGHT and height % 2 == 0:
+            if frame.format.name in BY_POINTS and not frame.interlaced_frame:
+                even = part.even(height, width)
                 frame = self.cut(frame, even)
                 part = part._replace(top=part.top - even.top, left=part.left - even.left)
         # in one thread: several processes read side by side, and waking others costs more than they save
