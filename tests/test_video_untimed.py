@@ -11,6 +11,17 @@ from vicjoint.files.kept import Kept
 from vicjoint.video import Video, index
 from vicjoint.video.backends import PyAV
 
+GROUPS = {"g": "12", "bf": "2"}
+MORE = {  # and whether decoding can begin at key frames
+    "vp8.webm": (dict(codec="libvpx", options={"g": "12", "auto-alt-ref": "1", "lag-in-frames": "9"}), True),
+    "mpeg2.ts": (dict(codec="mpeg2video", options=GROUPS), True),
+    "mpeg4.ts": (dict(codec="mpeg4", options=GROUPS), True),
+    "wmv.wmv": (dict(codec="wmv2", options={"g": "12"}), True),
+    "h264.flv": ({}, True),
+    "open.ts": (dict(params="open-gop=1:bframes=3:keyint=12:scenecut=0"), True),
+    "refreshed.ts": (dict(params="intra-refresh=1:keyint=12"), False),
+    "h264_10.avi": (dict(pixels="yuv420p10le", options={"g": "12", "bf": "0"}), False),
+}
 NAMES = ["h264.avi", "h264.ts", "hevc.ts", "mjpeg.avi", "mpeg1.mpg", "mpeg4.avi"]
 
 
@@ -70,6 +81,18 @@ def test_a_frame_that_is_not_the_counted_one_is_decoded_from_the_beginning(path,
         with Video(path, "pyav") as video:
             assert np.array_equal(video.read(wanted), truth[wanted])
             assert wrong != "sums" or video._own._straight
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_other_containers_and_codecs(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("VICJOINT_CACHE", str(tmp_path / "cache"))
+    options, begins = MORE[name]
+    path = film(tmp_path / name, **options)
+    truth = sequential(path)
+    for wanted in ([44], [9, 26], [13, 14, 24], [0, 43]):
+        with Video(path, "pyav") as video:
+            assert np.array_equal(video.read(wanted), truth[wanted])
+            assert video._own._begins_at_keys == begins and not video._own._straight
 
 
 def test_real_films(shared_data):
