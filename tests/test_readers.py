@@ -309,6 +309,7 @@ def test_torchrun_starts_a_dead_process_again(tmp_path, out):
             *(["out=run"] if out else []),
         ],
         cwd=tmp_path,
+        env=on_path(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -340,12 +341,17 @@ def script(tmp_path, part: str, **changes) -> subprocess.CompletedProcess:
     return run_script(tmp_path)
 
 
-def run_script(tmp_path) -> subprocess.CompletedProcess:
+def on_path() -> dict[str, str]:
+    """The environment of a process that finds these tests and the package."""
     path = os.pathsep.join([str(tiny.TESTS), str(tiny.TESTS.parent)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def run_script(tmp_path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=on_path(),
         capture_output=True,
         text=True,
         timeout=240,
@@ -380,6 +386,7 @@ made_in_main.__module__ = "__main__"
 
 def test_a_process_that_reads_does_not_train(monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "name", f"{readers.READER} 1")
+    monkeypatch.setattr(readers.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         vicjoint.train("video_next_frame")
     assert ended.value.code == readers.NO_GUARD

@@ -258,7 +258,7 @@ def starting():
 def refuse_in_a_reader() -> None:
     """End a process that reads, where it comes to train or to read by others, as its script would have it."""
     if multiprocessing.current_process().name.startswith(READER):
-        sys.exit(NO_GUARD)
+        os._exit(NO_GUARD)  # sys.exit's code would be lost by the process that forks
 
 
 def describe(exit_code: int) -> str:
