@@ -1,11 +1,11 @@
-"""The benchmark of the way from files to batches runs through in small, and its shares are of one whole."""
+"""The benchmarks of the way from files to batches run through in small; shares are of one whole."""
 
 import json
 import time
 
 import pytest
 
-from benchmarks import pipeline
+from benchmarks import pipeline, squares
 
 
 def test_all_cases_in_small(tmp_path, capsys):
@@ -20,6 +20,14 @@ def test_all_cases_in_small(tmp_path, capsys):
         assert row["cores"] == pytest.approx(row["cpu_ms"] * pipeline.BATCH / 10)
     printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("note: ")]
     assert len(printed) == 1 + len(rows)
+
+
+def test_roads_from_a_frame_to_a_square(tmp_path, monkeypatch):
+    monkeypatch.setattr(squares, "SIZES", {"340x256": squares.SIZES["340x256"]})
+    squares.main(["--seconds", "0", "--json", str(tmp_path / "found.json")])
+    (row,) = json.loads((tmp_path / "found.json").read_text()).values()
+    assert list(row["ms"]) == ["decoding", "whole", "ours", *squares.SCALERS]
+    assert all(0 < mean < most <= 255 for mean, most in row["differs"].values())
 
 
 def test_a_stage_has_no_time_of_those_within_it():
