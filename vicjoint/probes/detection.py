@@ -22,16 +22,8 @@ from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import evenly, held_out, named
 from vicjoint.probes.ridge import CONSTANT
-from vicjoint.probes.rollout import (
-    Rolled,
-    Steps,
-    by_rule,
-    check_one,
-    embed,
-    of_frames,
-    read_windows,
-    too_short,
-)
+from vicjoint.probes.rollout import Rolled, Steps, by_rule, check_one, embed, read_windows
+from vicjoint.probes.windows import of_frames, too_short
 from vicjoint.registry import register
 
 LEAST = {"train": 2, "test": 1}  # films that are needed

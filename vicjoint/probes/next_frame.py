@@ -21,9 +21,9 @@ from vicjoint.pairs.next_frame import NextFrame, Window
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import around, named, of_others
+from vicjoint.probes.windows import of_clips, of_frames, too_short
 from vicjoint.registry import register
 
-EMBED_AT_ONCE = 256  # frames, or clips' frames, in one forward pass
 SAME = "the candidate frames of the same video, the last context frame included"
 
 
@@ -133,9 +133,7 @@ class NextFrameRetrieval(Probe):
         self.step = step
 
     def misses(self, data: EvaluationData) -> str | None:
-        if data.pair.frames < 2 or not data.pair.gap:
-            return "it needs two context frames or more, and a frame after them (pair.frames, pair.gap)"
-        return None
+        return too_short(data)
 
     def check(self, features: Features) -> None:
         if self.step > 1 and features.latents > 1:
@@ -261,20 +259,15 @@ def embed(
 ) -> tuple[list[Embedded], list[Embedded] | None]:
     """All test videos through both branches of a row: with one prediction a query, of that step, and with
     every prediction of a latent where there is one."""
-    frames = torch.cat([v.frames for v in videos]).split(EMBED_AT_ONCE)
-    z_b = features.embed(row, "b", features.represent(row, "b", frames)).cpu()
+    z_b = of_frames(features, row, [v.frames for v in videos])
     clips = [v.frames[q.context] for v in videos for q in v.queries]
-    at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
-    parts = [torch.stack(clips[i : i + at_once]).transpose(1, 2) for i in range(0, len(clips), at_once)]
-    y_a = features.represent(row, "a", parts)
-    told = [v.conditions for v in videos if v.conditions is not None]
-    told = torch.cat(told).split(at_once) if told else ()
+    y_a, told = of_clips(features, row, clips, [v.conditions for v in videos])
     found = [features.rollout(row, y_a, step, told)[:, -1].cpu()]
     if features.latents > 1:
         told = [some[:, 0] for some in told]
         found.append(features.embed(row, "a", y_a, every=True, told=told).cpu().transpose(0, 1))
-    queries, counts = [len(v.queries) for v in videos], [len(v.frames) for v in videos]
-    each = [[Embedded(a, b) for a, b in zip(z_a.split(queries, dim=-2), z_b.split(counts))] for z_a in found]
+    queries = [len(v.queries) for v in videos]
+    each = [[Embedded(a, b) for a, b in zip(z_a.split(queries, dim=-2), z_b)] for z_a in found]
     return each[0], each[1] if len(each) > 1 else None
 
 

@@ -20,7 +20,8 @@ from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record, Want
 from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import around, evenly, named
-from vicjoint.probes.next_frame import EMBED_AT_ONCE, middle_rank, squared_distances
+from vicjoint.probes.next_frame import middle_rank, squared_distances
+from vicjoint.probes.windows import of_clips, of_frames, too_short
 from vicjoint.registry import register
 
 
@@ -115,13 +116,6 @@ class NextFrameRollout(Probe):
             yield f"chance/r1_{k}", float(np.mean([1 / len(numbers) for numbers in of]))
 
 
-def too_short(data: EvaluationData) -> str | None:
-    """Why there is no rollout and nothing to go straight on from, or None."""
-    if data.pair.frames < 2 or not data.pair.gap:
-        return "it needs two context frames or more, and a frame after them (pair.frames, pair.gap)"
-    return None
-
-
 def check_one(probe: str, features: Features) -> None:
     """Raises ValueError for a model with several predictions of one target."""
     if features.latents > 1:
@@ -160,23 +154,12 @@ def read_windows(record: Record, pair: NextFrame, steps: int, queries: int, cand
     )
 
 
-def of_frames(features: Features, row: str, frames: list[Tensor]) -> list[Tensor]:
-    """z_b [F, E] of each video's frames [F, 3, size, size]."""
-    together = torch.cat(frames).split(EMBED_AT_ONCE)
-    z_b = features.embed(row, "b", features.represent(row, "b", together)).cpu()
-    return list(z_b.split([len(of) for of in frames]))
-
-
 def embed(features: Features, row: str, videos: list[Rolled]) -> list[Steps]:
     """All videos through both branches of a row."""
     z_b = of_frames(features, row, [v.frames for v in videos])
     clips = [v.frames[context] for v in videos for context in v.contexts]
-    at_once = max(1, EMBED_AT_ONCE // len(clips[0]))
-    parts = [torch.stack(clips[i : i + at_once]).transpose(1, 2) for i in range(0, len(clips), at_once)]
-    told = [v.conditions for v in videos if v.conditions is not None]
-    told = torch.cat(told).split(at_once) if told else ()
-    steps = len(videos[0].targets[0])
-    z_a = features.rollout(row, features.represent(row, "a", parts), steps, told).cpu()
+    y_a, told = of_clips(features, row, clips, [v.conditions for v in videos])
+    z_a = features.rollout(row, y_a, len(videos[0].targets[0]), told).cpu()
     return [Steps(*of) for of in zip(z_a.split([len(v.contexts) for v in videos]), z_b)]
 
 

@@ -20,9 +20,8 @@ from vicjoint.pairs.next_frame import NextFrame
 from vicjoint.parts import EvaluationData, Features, Metric, Probe, Record
 from vicjoint.probes.interval import with_intervals
 from vicjoint.probes.labels import named, zero_or_one
-from vicjoint.probes.next_frame import EMBED_AT_ONCE
 from vicjoint.probes.regression import auc
-from vicjoint.probes.rollout import of_frames
+from vicjoint.probes.windows import EMBED_AT_ONCE, of_frames
 from vicjoint.registry import register
 from vicjoint.surprise import LEAST, surprise
 
