@@ -226,13 +226,9 @@ class SampleCells(Source):
         seed: Natural = 0,
     ):
         self.root, self.wells = cached_cells(train, test, wells, size, seed), wells
-        records = world.read_factors(self.root)
         self.train, self.test = (
-            [
-                r | {"profile": profile(r, i, seed)}
-                for i, r in enumerate(r for r in records if r["split"] == split)
-            ]
-            for split in world.SPLITS
+            [r | {"profile": profile(r, i, seed)} for i, r in enumerate(records)]
+            for records in world.by_split(world.read_factors(self.root))
         )
 
     def describe(self) -> str:

@@ -19,7 +19,16 @@ import numpy as np
 from vicjoint.options import Count, Natural
 from vicjoint.parts import Source
 from vicjoint.registry import need, register
-from vicjoint.samples.world import SIDE, SPLITS, EvenSide, cached_world, polar, read_factors, rounded
+from vicjoint.samples.world import (
+    SIDE,
+    SPLITS,
+    EvenSide,
+    by_split,
+    cached_world,
+    polar,
+    read_factors,
+    rounded,
+)
 from vicjoint.video.write import write_mp4
 
 VERSION = 1
@@ -59,8 +68,7 @@ class SampleDigits(Source):
             "stochastic": stochastic,
         }
         self.root = cached_world("sample_digits", VERSION, wanted, _make_record)
-        records = read_factors(self.root)
-        self.train, self.test = ([r for r in records if r["split"] == split] for split in SPLITS)
+        self.train, self.test = by_split(read_factors(self.root))
 
     def describe(self) -> str:
         return f"sample_digits {self.root}: {len(self.train):,} train, {len(self.test):,} test videos"

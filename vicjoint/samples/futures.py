@@ -28,6 +28,7 @@ from vicjoint.samples.world import (
     Scene,
     Sprite,
     bounce,
+    by_split,
     cached_world,
     draw_background,
     draw_sprite,
@@ -111,8 +112,7 @@ class SampleFutures(Source):
             }
             for r in read_factors(self.root)
         ]
-        self.train = [r for r in records if r["split"] == "train"]
-        self.test = [r for r in records if r["split"] == "test"]
+        self.train, self.test = by_split(records)
 
     def describe(self) -> str:
         return f"sample_futures {self.root}: {len(self.train)} train, {len(self.test)} test videos"

@@ -66,8 +66,7 @@ class SampleImages(Source):
 
     def __init__(self, train: Count = 2048, test: Count = 512, size: world.SmallSide = 96, seed: Natural = 0):
         self.root = cached_images(train, test, size, seed)
-        records = world.read_factors(self.root)
-        self.train, self.test = ([r for r in records if r["split"] == split] for split in ("train", "test"))
+        self.train, self.test = world.by_split(world.read_factors(self.root))
 
     def describe(self) -> str:
         return (

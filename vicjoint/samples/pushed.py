@@ -24,6 +24,7 @@ from vicjoint.samples.world import (
     EvenSide,
     Scene,
     Sprite,
+    by_split,
     cached_world,
     draw_still,
     polar,
@@ -78,8 +79,7 @@ class SamplePushed(Source):
         }
         self.root = cached_pushed(wanted)
         records = [r | {"forces": str(self.root / r["forces"])} for r in read_factors(self.root)]
-        self.train = [r for r in records if r["split"] == "train"]
-        self.test = [r for r in records if r["split"] == "test"]
+        self.train, self.test = by_split(records)
 
     def describe(self) -> str:
         return f"sample_pushed {self.root}: {len(self.train)} train, {len(self.test)} test videos"

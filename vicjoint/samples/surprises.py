@@ -23,6 +23,7 @@ from vicjoint.samples.world import (
     EvenSide,
     Scene,
     Sprite,
+    by_split,
     cached_world,
     draw_still,
     polar,
@@ -66,9 +67,7 @@ class SampleSurprises(Source):
             "looks": looks,
         }
         self.root = cached_world("sample_surprises", VERSION, wanted, _make_record)
-        records = read_factors(self.root)
-        self.train = [r for r in records if r["split"] == "train"]
-        self.test = [r for r in records if r["split"] == "test"]
+        self.train, self.test = by_split(read_factors(self.root))
 
     def describe(self) -> str:
         changed = sum(record["changed"] for record in self.test)

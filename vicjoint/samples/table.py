@@ -83,7 +83,7 @@ class SampleTable(Source):
     ):
         self.root = cached_table(train, test, frames, size, seed)
         records = [{**r, "folder": str(self.root)} for r in world.read_factors(self.root)]
-        self.train, self.test = ([r for r in records if r["split"] == split] for split in SPLITS)
+        self.train, self.test = world.by_split(records)
 
     def describe(self) -> str:
         return f"sample_table {self.root}: {len(self.train):,} train, {len(self.test):,} test records"

@@ -19,6 +19,7 @@ from vicjoint.samples.world import (
     VERSION,
     EvenSide,
     Sprite,
+    by_split,
     cached_world,
     make_world,
     read_factors,
@@ -46,8 +47,7 @@ class SampleVideos(Source):
     ):
         self.root = cached_videos(train, test, frames, size, seed)
         records = [r | labels([Sprite(**s) for s in r["sprites"]], frames) for r in read_factors(self.root)]
-        self.train = [r for r in records if r["split"] == "train"]
-        self.test = [r for r in records if r["split"] == "test"]
+        self.train, self.test = by_split(records)
 
     def describe(self) -> str:
         return f"sample_videos {self.root}: {len(self.train)} train, {len(self.test)} test videos"

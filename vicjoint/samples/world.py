@@ -322,3 +322,9 @@ def read_factors(folder: Path) -> list[dict]:
     with open(Path(folder) / "factors.jsonl") as lines:
         records = [json.loads(line) for line in lines]
     return [{"id": r["id"], "path": str(Path(folder) / r["id"]), **r} for r in records]
+
+
+def by_split(records: list[dict]) -> tuple[list[dict], list[dict]]:
+    """(those of training, those of test)."""
+    train, test = ([r for r in records if r["split"] == split] for split in SPLITS)
+    return train, test
