@@ -9,6 +9,14 @@ H, W, FRAMES = 64, 80, 45
 B_FRAMES = {"g": "12", "bf": "3", "sc_threshold": "0"}
 
 
+def plane_of_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """float64 [H, W, 3] around 128, whose power falls with frequency as a photograph's does."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 1 / 512
+    noise = np.fft.rfft2(rng.normal(size=(3, height, width)))
+    plane = np.fft.irfft2(noise / frequency**1.3, (height, width))
+    return 128 + 50 / plane.std() * plane.transpose(1, 2, 0)
+
+
 def film(path, codec="libx264", pixels="yuv420p", options=B_FRAMES, params=None, times=None):
     """FRAMES frames of coarse noise that drifts and changes; times: of each in ms, 25 a second where None."""
     plane = np.random.default_rng(0).integers(0, 256, (H // 8 + 8, W // 8 + 8, 3)).repeat(8, 0).repeat(8, 1)

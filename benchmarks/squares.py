@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from benchmarks.films import plane_of_noise
 from benchmarks.measure import interleaved, ratio, table, write
 from vicjoint.transforms.images import square_frames
 from vicjoint.video.colours import UPRIGHT, Colours, Part
@@ -28,11 +29,8 @@ SIZE, FRAMES = 224, 24
 
 
 def make_film(path: Path, height: int, width: int) -> None:
-    rng = np.random.default_rng(0)
-    shape = height + FRAMES, width + 2 * FRAMES
-    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])) + 1 / 512
-    plane = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, *shape))) / frequency**1.3, shape)
-    plane = (128 + 50 / plane.std() * plane.transpose(1, 2, 0)).clip(0, 255).astype(np.uint8)
+    plane = plane_of_noise(np.random.default_rng(0), height + FRAMES, width + 2 * FRAMES)
+    plane = plane.clip(0, 255).astype(np.uint8)
     write_mp4(path, np.stack([plane[n : n + height, 2 * n : 2 * n + width] for n in range(FRAMES)]), crf=23)
 
 

@@ -30,6 +30,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.films import plane_of_noise
 from benchmarks.measure import table, write
 from vicjoint.video import Video, index
 from vicjoint.video.backends import PyAV
@@ -60,9 +61,7 @@ def film(path: Path, codec: str, interval: int, frames: int) -> None:
     """A plane whose spectrum falls as natural images' does, which drifts, with new noise in each frame."""
     encoder, _, options = CODECS[codec]
     rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(1024)) + 1 / 512
-    plane = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, 512, 1024))) / frequency**1.3, (512, 1024))
-    plane = 128 + 50 / plane.std() * plane.transpose(1, 2, 0)
+    plane = plane_of_noise(rng, 512, 1024)
     with av.open(str(path), "w") as file:
         stream = file.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.gop_size = WIDTH, HEIGHT, interval
