@@ -42,13 +42,13 @@ class Uncoloured:
     def to(self, device, non_blocking: bool = False) -> Tensor:
         pixels = self.pixels.to(device, non_blocking=non_blocking)
         x = pixels.new_empty(pixels.shape, dtype=torch.float32)
-        images, coloured = pixels.flatten(0, -4), x.flatten(0, -4)
-        numbers = self.numbers.repeat(len(images) // len(pixels), 0)
+        each, coloured = pixels.flatten(0, -4), x.flatten(0, -4)
+        numbers = self.numbers.repeat(len(each) // len(pixels), 0)
         # a CPU works in its cache: some images at a time
-        at_once = max(1, CACHE_PIXELS // images[0, 0].numel()) if pixels.device.type == "cpu" else len(images)
-        for i in range(0, len(images), at_once):
+        at_once = max(1, CACHE_PIXELS // each[0, 0].numel()) if pixels.device.type == "cpu" else len(each)
+        for i in range(0, len(each), at_once):
             apply_colour(
-                torch.div(images[i : i + at_once], 255, out=coloured[i : i + at_once]),
+                torch.div(each[i : i + at_once], 255, out=coloured[i : i + at_once]),
                 numbers[i : i + at_once],
                 self.colour,
             )

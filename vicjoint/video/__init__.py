@@ -51,12 +51,10 @@ class Video:
         if is_frames(self.path):
             self._own = self._decoder = Frames(self.path, frame_rate)
             self.info, self.backend = self._own.info, "frames"
-            self._whole = Part(0, 0, self.info.height, self.info.width)
             return
         self._own = PyAV(self.path)
         try:
             self.info = self._own.info
-            self._whole = Part(0, 0, self.info.height, self.info.width)
             self.backend = "pyav" if backend == "auto" else backend
             self._decoder = OTHERS[backend](self.path, self._own) if backend in OTHERS else self._own
         except BaseException:
@@ -67,7 +65,7 @@ class Video:
         """Frames uint8 [T, H, W, 3], RGB, by true number, in any order, repeats allowed, or that part of
         them; decoded in one forward pass."""
         numbers = self._checked(frames)
-        part = self._whole if part is None else part
+        part = part or self._whole
         if not numbers.size:
             return np.empty((0, part.height, part.width, 3), dtype=np.uint8)
         unique, places = np.unique(numbers, return_inverse=True)
@@ -81,6 +79,10 @@ class Video:
             yield from self.read(numbers[:AT_ONCE], part)
             numbers = numbers[AT_ONCE:]
         yield from self._own.each(numbers, part or self._whole)
+
+    @property
+    def _whole(self) -> Part:
+        return Part(0, 0, self.info.height, self.info.width)
 
     def _checked(self, frames) -> np.ndarray:
         numbers = np.asarray(list(frames), dtype=np.int64)

@@ -377,8 +377,7 @@ class PyAV:
         if self._forward is None or place <= self._fed:
             self._rewind(None)
             self._fed, self._forward = -1, self._demux()
-        forward = self._forward
-        return itertools.islice(forward, place - self._fed - 1, None)
+        return itertools.islice(self._forward, place - self._fed - 1, None)
 
     def _rewind(self, start: Key | None) -> None:
         if start is not None:
